@@ -1,0 +1,247 @@
+"""`flexy`: a thin hand on the same assets the Dagster UI shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import click
+
+from resources.errors import BadInputError, FlexyError
+from resources.settings import Settings
+
+DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "even", "batch_size": 40}
+
+
+def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """Adds --json, prints what the command returns, and turns an error into one line and its exit status.
+
+    The command returns {"text": what a person reads, "status": exit status, …}; the rest is the JSON document.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="One JSON document and nothing else on standard output.")
+    @wraps(function)
+    def run(as_json: bool, **options: Any) -> None:
+        try:
+            answer = function(**options)
+        except FlexyError as error:
+            click.echo(f"flexy: {error}", err=True)
+            sys.exit(error.status)
+        text, status = answer.pop("text"), answer.pop("status", 0)
+        click.echo(json.dumps(answer) if as_json else text)
+        sys.exit(status)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Make images at many settings, score them, and learn which settings are best."""
+
+
+@main.command()
+@_command
+def demo() -> dict[str, Any]:
+    """A sweep of the mini model from plan to report; run again, it does only what is missing."""
+    return _announce(_sweep(_plan(DEMO)))
+
+
+@main.group()
+def sweep() -> None:
+    """Plan and run sweeps."""
+
+
+@sweep.command("new")
+@click.option("--engine", required=True, help="Which model makes the images.")
+@click.option("--images", type=int, required=True, help="How many images the run is to have.")
+@click.option("--steps", default="4:60", show_default=True, help="LOW:HIGH or LOW:HIGH:STRIDE.")
+@click.option("--guidance", default="0.5:12", show_default=True, help="LOW:HIGH or LOW:HIGH:STRIDE.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="A text file, one prompt a line.")
+@click.option("--negative-prompt", help="What the images should not show.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed plans the same images.")
+@click.option("--sampling", default="uniform", show_default=True, help="uniform or even.")
+@click.option("--size", type=int, default=0, help="Pixels along each side; the engine's own by default.")
+@click.option("--batch-size", type=int, default=100, show_default=True, help="Images a batch (partition).")
+@_command
+def sweep_new(prompts: Path | None, size: int, **options: Any) -> dict[str, Any]:
+    """Plan a sweep, or top one up: the same settings name the same run."""
+    plan = _plan(options | {"prompts_file": str(prompts) if prompts else "", "width": size, "height": size})
+    return plan | {
+        "text": f"run {plan['run']}: {plan['planned']} of {plan['target']} images still to be made,"
+        f" in {len(plan['batches'])} batches\nmake and score them: flexy sweep run {plan['run'][:8]}"
+    }
+
+
+@sweep.command("run")
+@click.argument("run")
+@_command
+def sweep_run(run: str) -> dict[str, Any]:
+    """Make and score what RUN (its id or the beginning of it) lacks, then the tables and the report."""
+    return _announce(_sweep(_find(run)))
+
+
+@main.command()
+@_command
+def status() -> dict[str, Any]:
+    """Per run and engine: images, target and, for each metric, scored, missing and failed."""
+    from flexy_assets.storage import queries
+    from flexy_assets.storage.migrate import migrate
+
+    database = _database()
+    migrate(database)
+    with database.begin(reading=True) as connection:
+        table = queries.status(connection)
+    lines = [f"{'run':8}  {'engine':16}  {'images':>13}  " + "  ".join(f"{m:>24}" for m in queries.SWEEP_METRICS)]
+    for entry in table:
+        counts = (entry[metric] for metric in queries.SWEEP_METRICS)
+        cells = (
+            f"{c['scored']} scored {c['missing']} missing" + (f" {c['failed']} failed" if c["failed"] else "")
+            for c in counts
+        )
+        images = f"{entry['images']}/{entry['target'] if entry['target'] is not None else '?'}"
+        lines.append(
+            f"{entry['run'][:8]}  {entry['engine'] or '?':16}  {images:>13}  " + "  ".join(f"{c:>24}" for c in cells)
+        )
+    return {"runs": table, "text": "\n".join(lines) if table else "no runs yet: flexy demo, or flexy sweep new"}
+
+
+@main.command()
+@click.argument("runs", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The CSV file to write.")
+@_command
+def export(runs: tuple[str, ...], out: Path) -> dict[str, Any]:
+    """Write FlexyFace's CSV of the images that have all four scores, of RUNS or of all runs."""
+    from flexy_assets.storage import queries
+    from flexy_assets.storage.migrate import migrate
+    from flexy_assets.sweep import csv
+
+    database = _database()
+    migrate(database)
+    wanted = [UUID(_find(run)["run"]) for run in runs]
+    with database.begin(reading=True) as connection:
+        rows = queries.csv_rows(connection, wanted)
+    csv.write(out, rows)
+    return {"file": str(out), "rows": len(rows), "text": f"{len(rows)} rows in {out}"}
+
+
+def _database() -> Any:
+    from resources.database import Database
+
+    return Database(Settings.read().database_url)
+
+
+def _plan(options: dict[str, Any]) -> dict[str, Any]:
+    """Materialise `sweep_plan` with these options."""
+    from flexy_assets.execution import dagster_instance, run_assets
+    from flexy_assets.sweep import assets
+
+    settings = Settings.read()
+    # Checked before a run is begun: what cannot be planned should leave no trace.
+    assets.SweepConfig(**options).sweep(settings)
+    _database().engine.connect().close()
+    with dagster_instance(settings) as instance:
+        result = run_assets(instance, _definitions(), [assets.sweep_plan], config=options)
+    metadata = result.asset_materializations_for_node("sweep_plan")[0].metadata
+    return _find(str(metadata["run"].value))
+
+
+def _find(run: str) -> dict[str, Any]:
+    """The run whose id begins with `run`: its id, target, batches and how many images it still lacks."""
+    from flexy_assets.storage import queries
+    from flexy_assets.storage.migrate import migrate
+    from flexy_assets.sweep import generation
+    from flexy_assets.sweep.plan import Sweep
+
+    database = _database()
+    migrate(database)
+    with database.begin(reading=True) as connection:
+        known = queries.runs(connection)
+    wanted = run.lower().replace("-", "")
+    found = [k for k in known if wanted and k.id.hex.startswith(wanted)]
+    if len(found) != 1:
+        cause = "is the beginning of several runs" if found else "does not exist"
+        raise BadInputError(f"run {run!r} {cause}: flexy status lists the runs")
+    if not found[0].plan:
+        raise BadInputError(f"run {run!r} was not planned by flexy sweep new: its images cannot be made again here")
+    plan = Sweep.from_json(found[0].plan).rows(0, found[0].target or 0)
+    return {
+        "run": str(found[0].id),
+        "engine": found[0].engine,
+        "target": found[0].target,
+        "planned": len(generation.missing(database, plan)),
+        "batches": plan["batch"].unique(maintain_order=True).to_list(),
+    }
+
+
+def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
+    """Materialise everything below `sweep_plan` for a run's batches, then the tables and the report."""
+    from flexy_assets.execution import dagster_instance, ranges, run_assets
+    from flexy_assets.storage import queries
+    from flexy_assets.sweep import assets
+
+    settings = Settings.read()
+    batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORES]
+    database = _database()
+    images = scores = 0
+    with dagster_instance(settings) as instance:
+        # A database may know batches that this Dagster instance has never seen.
+        instance.add_dynamic_partitions("seed_batches", plan["batches"])
+        for stretch in ranges(plan["batches"], instance.get_dynamic_partitions("seed_batches")):
+            result = run_assets(instance, _definitions(), batched, batches=stretch)
+            images += _added(result, "generated_images")
+            scores += sum(_added(result, asset.op.name) for asset in assets.SCORES)
+        results = (
+            assets.sweep_scores,
+            assets.sweep_csv,
+            assets.metric_correlations,
+            assets.sweep_regression,
+            assets.sweet_spots,
+            assets.sweep_report,
+        )
+        run_assets(instance, _definitions(), results)
+    with database.begin(reading=True) as connection:
+        entry = next(e for e in queries.status(connection) if e["run"] == plan["run"])
+    return entry | {
+        "images_made": images,
+        "scores_computed": scores,
+        "csv": str(settings.tables / "sweep.csv"),
+        "report": str(settings.tables / "sweep_report.html"),
+    }
+
+
+def _added(result: Any, asset: str) -> int:
+    """What a run's batches say they added; each batch's last event counts."""
+    from flexy_assets.sweep.assets import counts
+
+    batches = {event.partition: event.metadata for event in result.asset_materializations_for_node(asset)}
+    return sum(map(counts, batches.values()))
+
+
+def _announce(entry: dict[str, Any]) -> dict[str, Any]:
+    from flexy_assets.storage.queries import SWEEP_METRICS
+
+    lacking = {m: entry[m]["missing"] + entry[m]["failed"] for m in SWEEP_METRICS}
+    lines = [
+        f"run {entry['run'][:8]}: {entry['images_made']} images made, {entry['scores_computed']} scores computed now;"
+        f" {entry['images']} of {entry['target']} images are there",
+        *(f"{count} images have no {metric}: flexy status" for metric, count in lacking.items() if count),
+        f"CSV     {entry['csv']}",
+        f"report  {entry['report']}",
+        "see the lineage and every batch: make ui",
+    ]
+    return entry | {"text": "\n".join(lines), "status": 1 if any(lacking.values()) else 0}
+
+
+def _definitions() -> Any:
+    from flexy_assets.definitions import defs
+
+    return defs
+
+
+if __name__ == "__main__":
+    main()

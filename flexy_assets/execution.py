@@ -1,0 +1,100 @@
+"""Runs assets in this process on the user's Dagster instance, so that what the command does shows in the UI."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from resources.settings import Settings
+
+PROJECT = Path(__file__).parent.parent
+"""The folder of dagster.yaml, the embedded default's DAGSTER_HOME."""
+
+_PROCESS_TAG = "flexy/process"
+
+
+@contextmanager
+def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """The user's instance (`DAGSTER_HOME`), by default the embedded one below `FLEXY_HOME`."""
+    storage = settings.home / "dagster"
+    os.environ.setdefault("DAGSTER_HOME", str(PROJECT))
+    os.environ.setdefault("FLEXY_DAGSTER_STORAGE", str(storage))
+    storage.mkdir(parents=True, exist_ok=True)
+    with dg.DagsterInstance.get() as instance:
+        end_dead_runs(instance)
+        yield instance
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Record as failed the command's runs whose process was killed, and free the pool slots they held."""
+    open_runs = instance.get_runs(
+        dg.RunsFilter(
+            statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED]
+        )
+    )
+    for run in open_runs:
+        host, _, pid = run.tags.get(_PROCESS_TAG, "").rpartition("/")
+        if pid and host == socket.gethostname() and not _alive(int(pid), run.tags[_PROCESS_TAG]):
+            instance.report_run_failed(run, "its process was killed; what it had committed stays, run it again")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _alive(pid: int, tag: str) -> bool:
+    if tag == _process_tag():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _process_tag() -> str:
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def run_assets(
+    instance: dg.DagsterInstance,
+    definitions: dg.Definitions,
+    assets: Sequence[dg.AssetsDefinition],
+    batches: tuple[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> dg.ExecuteInProcessResult:
+    """One run of `assets`, over the partitions from the first to the last of `batches` where there are any.
+
+    An error in an asset is raised here as it was there.
+    """
+    tags = {_PROCESS_TAG: _process_tag()}
+    if batches:
+        tags |= {ASSET_PARTITION_RANGE_START_TAG: batches[0], ASSET_PARTITION_RANGE_END_TAG: batches[1]}
+    run_config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    if config:
+        run_config["ops"] = {asset.op.name: {"config": dict(config)} for asset in assets}
+    return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance,
+        asset_selection=[asset.key for asset in assets],
+        run_config=run_config,
+        tags=tags,
+        raise_on_error=True,
+    )
+
+
+def ranges(wanted: Sequence[str], keys: Sequence[str]) -> list[tuple[str, str]]:
+    """`wanted` partition keys as (first, last) of stretches without a gap in `keys`' order."""
+    place = {key: index for index, key in enumerate(keys)}
+    stretches: list[list[str]] = []
+    for key in sorted(wanted, key=place.__getitem__):
+        if stretches and place[stretches[-1][-1]] + 1 == place[key]:
+            stretches[-1].append(key)
+        else:
+            stretches.append([key])
+    return [(stretch[0], stretch[-1]) for stretch in stretches]

@@ -1,0 +1,18 @@
+"""Partitions, and how an asset says of each what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+seed_batches = dg.DynamicPartitionsDefinition(name="seed_batches")
+"""Batches of a sweep's images, keyed `<run>_<index>`; a run covers any range of them."""
+
+
+def report_batch(context: dg.AssetExecutionContext, batch: str, metadata: Mapping[str, Any]) -> None:
+    """Show a finished batch at once; without this a run over many batches shows nothing until its end."""
+    if len(context.partition_keys) > 1:
+        context.log_event(dg.AssetMaterialization(context.asset_key, partition=batch, metadata=metadata))
+    context.add_asset_metadata(metadata, partition_key=batch)

@@ -1,0 +1,1 @@
+"""The sweep: plan, images, scores, CSV, analysis, report."""

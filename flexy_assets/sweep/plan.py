@@ -1,0 +1,198 @@
+"""Which images a sweep is to have: settings in, one row an image out, the same rows every time.
+
+Row `i` depends on the sweep's settings and `i` alone, so a run is topped up by asking for more rows
+and resumed by asking which rows are there: nothing else needs to be remembered.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid5
+
+import numpy as np
+import polars as pl
+
+from resources.errors import BadInputError
+
+PLAN_SCHEMA = {
+    "image_id": pl.String,
+    "run_id": pl.String,
+    "index": pl.Int64,
+    "batch": pl.String,
+    "engine": pl.String,
+    "prompt": pl.String,
+    "negative_prompt": pl.String,
+    "steps": pl.Int64,
+    "guidance": pl.Float64,
+    "seed": pl.Int64,
+    "width": pl.Int64,
+    "height": pl.Int64,
+    "image_path": pl.String,
+}
+
+SAMPLINGS = ("uniform", "even")
+MAX_PROMPT = 2_000
+"""Characters; no text encoder here reads a tenth of it."""
+
+_NAMESPACE = UUID("6f0b1b0e-7d0c-5b43-9c5e-3d1f7a4c2e11")
+# Roberts' R2 sequence: the plane's most even additive recurrence, from the plastic number.
+_PLASTIC = 1.324717957244746
+_R2 = (1 / _PLASTIC, 1 / _PLASTIC**2)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values from `low` to `high`, both included; with a `stride`, only low, low + stride, …"""
+
+    low: float
+    high: float
+    stride: float | None = None
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> Range:
+        """`4:60`, `4:60:8` or one value. Raises `BadInputError` naming `name`."""
+        try:
+            numbers = [float(part) for part in text.split(":")]
+            low, high = numbers[0], numbers[min(1, len(numbers) - 1)]
+            stride = numbers[2] if len(numbers) > 2 else None
+        except (ValueError, IndexError):
+            numbers = []
+        if not 1 <= len(numbers) <= 3 or not all(map(math.isfinite, numbers)):
+            raise BadInputError(f"{name} {text!r} is no range: write LOW:HIGH or LOW:HIGH:STRIDE, as in 4:60")
+        if low > high or (stride is not None and stride <= 0):
+            raise BadInputError(f"{name} {text!r} is an empty range: put the lower value first and a stride above 0")
+        return cls(low, high, stride)
+
+    def at(self, share: float, whole: bool) -> float:
+        """The value at `share` (0 to 1, 1 excluded) of the way; `whole` for whole numbers, each equally likely."""
+        stride = self.stride or (1.0 if whole else None)
+        if stride is None:
+            return round(self.low + share * (self.high - self.low), 4)
+        count = math.floor((self.high - self.low) / stride + 1e-9) + 1
+        return self.low + stride * min(int(share * count), count - 1)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's settings, without how many images it is to have: that may grow.
+
+    `sampling` is "uniform" (independent) or "even" (a low-discrepancy sequence over steps × guidance).
+    """
+
+    engine: str
+    prompts: tuple[str, ...]
+    steps: Range
+    guidance: Range
+    seed: int = 0
+    sampling: str = "uniform"
+    negative_prompt: str | None = None
+    width: int = 512
+    height: int = 512
+    batch_size: int = 100
+
+    def __post_init__(self) -> None:
+        """Raises `BadInputError` for settings no image can be made with."""
+        if not self.prompts:
+            raise BadInputError("the sweep has no prompts: give a file with one prompt a line")
+        if self.sampling not in SAMPLINGS:
+            raise BadInputError(f"sampling {self.sampling!r} is unknown: use {' or '.join(SAMPLINGS)}")
+        whole = (self.steps.low, self.steps.high, self.steps.stride or 1)
+        if self.steps.low < 1 or self.steps.high > 1000 or any(value != int(value) for value in whole):
+            raise BadInputError("steps must be whole numbers from 1 to 1000")
+        if self.guidance.low < 0 or self.guidance.high > 100:
+            raise BadInputError("guidance must lie between 0 and 100")
+        if not 1 <= self.batch_size <= 10_000:
+            raise BadInputError(f"batch size {self.batch_size} is out of bounds: use 1 to 10000")
+        for side in (self.width, self.height):
+            if not 8 <= side <= 8192 or side % 8:
+                raise BadInputError(f"an image side of {side} is out of bounds: use a multiple of 8 from 8 to 8192")
+
+    @property
+    def run_id(self) -> UUID:
+        """The run these settings belong to: the same settings, the same run."""
+        return uuid5(_NAMESPACE, json.dumps(self.to_json(), sort_keys=True))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"prompts": list(self.prompts)}
+
+    @classmethod
+    def from_json(cls, settings: dict[str, Any]) -> Sweep:
+        ranges = {name: Range(**settings[name]) for name in ("steps", "guidance")}
+        return cls(**settings | ranges | {"prompts": tuple(settings["prompts"])})
+
+    def batch(self, index: int) -> str:
+        """The seed batch, and partition key, that image `index` belongs to."""
+        return f"{self.run_id.hex[:8]}_{index // self.batch_size:04d}"
+
+    def rows(self, start: int, stop: int) -> pl.DataFrame:
+        """Images `start` to `stop` (excluded) of the plan, in `PLAN_SCHEMA`."""
+        run_id, rows = self.run_id, []
+        for index in range(start, stop):
+            rng = np.random.default_rng([self.seed, index])
+            shares = rng.random(2)
+            if self.sampling == "even":
+                shift = np.random.default_rng(self.seed).random(2)
+                shares = (shift + index * np.array(_R2)) % 1
+            image_id, batch = uuid5(run_id, str(index)), self.batch(index)
+            rows.append(
+                {
+                    "image_id": str(image_id),
+                    "run_id": str(run_id),
+                    "index": index,
+                    "batch": batch,
+                    "engine": self.engine,
+                    "prompt": self.prompts[self._prompt(index)],
+                    "negative_prompt": self.negative_prompt,
+                    "steps": int(self.steps.at(shares[0], whole=True)),
+                    "guidance": self.guidance.at(shares[1], whole=False),
+                    "seed": int(rng.integers(2**31)),
+                    "width": self.width,
+                    "height": self.height,
+                    "image_path": f"{batch}/{index:06d}.png",
+                }
+            )
+        return pl.DataFrame(rows, schema=PLAN_SCHEMA)
+
+    def rows_of_batch(self, batch: str, target: int) -> pl.DataFrame:
+        """The batch's share of the first `target` images."""
+        start = int(batch.rpartition("_")[2]) * self.batch_size
+        return self.rows(start, max(start, min(start + self.batch_size, target)))
+
+    def _prompt(self, index: int) -> int:
+        """Every prompt comes once before any comes again, in an order of its own each round."""
+        turn, place = divmod(index, len(self.prompts))
+        return int(np.random.default_rng([self.seed, turn, len(self.prompts)]).permutation(len(self.prompts))[place])
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts in a UTF-8 text file, one a line; blank lines and lines that begin with # are passed over.
+
+    Raises `BadInputError` naming the file and, where there is one, the line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise BadInputError(
+            f"cannot read prompts {path}: {error.strerror}: name a text file, one prompt a line"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"prompts {path} are not UTF-8 text (byte {error.start}): save the file as UTF-8") from None
+    prompts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        prompt = line.strip()
+        if not prompt or prompt.startswith("#"):
+            continue
+        if not prompt.isprintable():
+            raise BadInputError(
+                f"prompts {path}, line {number}: control characters in it: one prompt a line, plain text"
+            )
+        if len(prompt) > MAX_PROMPT:
+            raise BadInputError(f"prompts {path}, line {number}: over {MAX_PROMPT} characters: shorten it")
+        prompts.append(prompt)
+    if not prompts:
+        raise BadInputError(f"prompts {path}: no prompt in it: write one a line")
+    return tuple(prompts)

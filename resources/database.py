@@ -1,0 +1,102 @@
+"""The results database: SQLite in WAL mode by default, Postgres in production."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from resources.errors import BadInputError, FlexyError
+
+
+class Database:
+    """Connections to one database. Nothing is opened before the first `begin`.
+
+    Raises `BadInputError` where the URL cannot be read or the database cannot be reached; the
+    messages hold the URL without its password.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @cached_property
+    def url(self) -> URL:
+        try:
+            url = make_url(self._url)
+        except ArgumentError:
+            # The text may hold a password, so it is not repeated.
+            raise BadInputError(
+                "FLEXY_DATABASE_URL cannot be read: write postgresql://USER:PASSWORD@HOST/NAME or sqlite:///FILE"
+            ) from None
+        if url.get_backend_name() not in ("sqlite", "postgresql"):
+            raise BadInputError(
+                f"FLEXY_DATABASE_URL names {url.get_backend_name()}, which Flexy does not keep results in:"
+                " use postgresql:// or sqlite:///"
+            )
+        return url
+
+    @cached_property
+    def engine(self) -> Engine:
+        try:
+            if self.url.get_backend_name() == "sqlite":
+                if self.url.database and self.url.database != ":memory:":
+                    Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+                engine = create_engine(self.url, connect_args={"timeout": 60})
+                event.listen(engine, "connect", _prepare_sqlite)
+                event.listen(engine, "begin", _begin_sqlite)
+            else:
+                engine = create_engine(self.url, pool_pre_ping=True)
+        except (NoSuchModuleError, ImportError, OSError) as error:
+            raise BadInputError(f"cannot use {self}: {_first_line(error)}") from None
+        return engine
+
+    @contextmanager
+    def begin(self, reading: bool = False) -> Iterator[Connection]:
+        """A connection in one transaction: committed at the end, rolled back on an error.
+
+        `reading` promises not to write, so that readers do not wait for a writer.
+        """
+        try:
+            with self.engine.execution_options(reading=reading).begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            if error.connection_invalidated or not self._reachable():
+                raise BadInputError(
+                    f"cannot reach {self}: {_first_line(error.orig)}: check FLEXY_DATABASE_URL and that it is running"
+                ) from None
+            raise FlexyError(f"{self} refused a statement: {_first_line(error.orig)}") from error
+
+    def _reachable(self) -> bool:
+        try:
+            with self.engine.connect():
+                return True
+        except DBAPIError:
+            return False
+
+    def __str__(self) -> str:
+        return self.url.render_as_string(hide_password=True)
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # Transactions are begun by us (below), not by the driver's guess at which statements need one.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # Taking the write lock at once lets writers wait for each other; a lock asked for later fails instead.
+    reading = connection.get_execution_options().get("reading")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _first_line(error: BaseException | None) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,155 @@
+"""Image files under one root: the only module that opens, writes and checks them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from resources.errors import FlexyError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 64_000_000
+"""A larger picture is refused before it is decoded: a small file can claim a billion pixels."""
+
+
+class UnreadableImageError(FlexyError):
+    """A picture that is missing, broken, too large, or outside the root."""
+
+
+class ImageStore:
+    """Images below `root`, a folder or an fsspec URL such as `s3://bucket/folder`.
+
+    Paths are relative to the root with forward slashes, as the rows of `bench_run_results` hold them.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    @cached_property
+    def _remote(self) -> tuple[Any, str] | None:
+        """The fsspec file system and folder of a URL; None for a plain folder."""
+        if "://" not in self.root:
+            return None
+        import fsspec
+
+        return fsspec.core.url_to_fs(self.root)
+
+    def _locate(self, path: str) -> str:
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\\" in path:
+            raise UnreadableImageError(f"image path {path!r} leads outside the image root {self.root}")
+        if self._remote:
+            return f"{self._remote[1]}/{parts}"
+        located = Path(self.root, parts)
+        if not located.resolve().is_relative_to(Path(self.root).resolve()):
+            raise UnreadableImageError(f"image path {path!r} leads outside the image root {self.root}")
+        return str(located)
+
+    def write(self, path: str, image: Image) -> str:
+        """Write `image` as PNG, whole or not at all, and return its SHA-256.
+
+        The bytes are on disk (temporary file, fsync, rename) before this returns. Raises `FlexyError`
+        where they cannot be, a full disk for one.
+        """
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", compress_level=4)
+        content = buffer.getvalue()
+        located = self._locate(path)
+        try:
+            if self._remote:
+                self._remote[0].pipe_file(located, content)
+            else:
+                write_atomically(Path(located), content)
+        except OSError as error:
+            raise FlexyError(f"cannot write image {located}: {describe(error)}") from error
+        return hashlib.sha256(content).hexdigest()
+
+    def read(self, path: str, sha256: str | None = None) -> Image:
+        """The picture at `path` in RGB; transparency is laid on white, EXIF rotation applied.
+
+        Raises `UnreadableImageError` with the reason; with `sha256` also where the file has changed.
+        """
+        from PIL import Image, ImageOps
+
+        located = self._locate(path)
+        try:
+            content = self._remote[0].cat_file(located) if self._remote else Path(located).read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            raise UnreadableImageError(f"image {located} is not the one recorded: its SHA-256 differs")
+        try:
+            file = Image.open(io.BytesIO(content))
+            if file.width * file.height > MAX_PIXELS:
+                raise UnreadableImageError(f"image {located} claims {file.width}×{file.height} pixels: too large")
+            picture: Image.Image = ImageOps.exif_transpose(file)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                white = Image.new("RGBA", picture.size, "white")
+                return Image.alpha_composite(white, picture).convert("RGB")
+            return picture.convert("RGB")
+        except UnreadableImageError:
+            raise
+        # Pillow raises all of these on hostile files.
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
+
+    def read_many(self, files: Sequence[tuple[str, str | None]]) -> list[Image | UnreadableImageError]:
+        """The pictures at (path, sha256) pairs, decoded in parallel; an error stands in an unreadable one's place."""
+
+        def one(file: tuple[str, str | None]) -> Image | UnreadableImageError:
+            try:
+                return self.read(*file)
+            except UnreadableImageError as error:
+                return error
+
+        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            return list(pool.map(one, files))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a local file whole or not at all: temporary file beside it, fsync, rename, fsync of the folder."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that takes its place if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp's file is its owner's alone; an image is for everybody the folder is for.
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def describe(error: OSError) -> str:
+    """Cause and remedy of a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: free some space and run again, what was made stays"
+    return f"{error.strerror or error}: check the folder's rights and run again"

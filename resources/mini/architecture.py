@@ -1,0 +1,119 @@
+"""The mini models' sizes: the very classes of production, small. Nothing here is trained yet."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+from resources.mini.world import ATTRIBUTES, CAPTIONS, SIDE
+
+TEXT_WIDTH = 128
+EMBEDDING = 128
+PROMPT_TOKENS = 32
+LATENT_SIDE = SIDE // 4
+LATENT_CHANNELS = 4
+
+
+def tokenizer() -> CLIPTokenizer:
+    """A byte-pair tokenizer in CLIP's form, learnt from the captions: no text is out of its vocabulary."""
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    learner.decoder = decoders.ByteLevel()
+    learner.train_from_iterator(
+        CAPTIONS, trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False)
+    )
+    merges: Any = [tuple(pair) for pair in _merges(learner)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
+    words = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={word: index for index, word in enumerate(words)},
+        merges=merges,
+        model_max_length=PROMPT_TOKENS,
+    )
+
+
+def _merges(learner: Tokenizer) -> list[list[str]]:
+    return json.loads(learner.to_str())["model"]["merges"]
+
+
+def clip(words: CLIPTokenizer) -> CLIPModel:
+    """CLIP with 8-pixel patches: 4 vision and 3 text layers of width 128."""
+    tower = {
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "num_attention_heads": 4,
+        "projection_dim": EMBEDDING,
+    }
+    text = tower | {
+        "vocab_size": len(words),
+        "num_hidden_layers": 3,
+        "max_position_embeddings": PROMPT_TOKENS,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    vision = tower | {"num_hidden_layers": 4, "image_size": SIDE, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING))
+
+
+def vae() -> AutoencoderKL:
+    """64×64 pictures to 16×16×4 latents; no attention in the middle, so that it trains on crops."""
+    return AutoencoderKL(
+        block_out_channels=(16, 24, 48),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=SIDE,
+        force_upcast=False,
+    )
+
+
+def unet() -> UNet2DConditionModel:
+    """SDXL's UNet: text reaches every level on the way down, so that shapes are told apart where they are drawn."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIDE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(32, 64, 96),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=[1, 2, 3],
+        norm_num_groups=8,
+        use_linear_projection=True,
+        cross_attention_dim=TEXT_WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=32,
+        projection_class_embeddings_input_dim=6 * 32 + EMBEDDING,
+    )
+
+
+def scheduler() -> EulerDiscreteScheduler:
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
+
+
+class AttributeHeads(nn.Module):
+    """Classifiers that teach CLIP's embeddings what can be asked of them; thrown away after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attributes = nn.ModuleDict({name: nn.Linear(EMBEDDING, len(v)) for name, v in ATTRIBUTES.items()})
+        self.looks = nn.Linear(EMBEDDING, 2)
+        """Cleanliness and composition, which an aesthetic head will later want to find."""

@@ -1,0 +1,105 @@
+"""Reads a picture of the drawn world by rule: no model, so that models can be held against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, label
+
+from resources.mini.world import CENTRES, PALETTE, RADII, SHAPES, SIDE, Scene, coverage
+
+_NAMES = tuple(PALETTE)
+_COLOURS = np.array([PALETTE[name] for name in _NAMES], dtype=np.float32)
+_SMALLEST_AREA = 60
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What stands in a picture. `scene` is None where no shape can be made out.
+
+    `deviation` (0–1) is the mean absolute difference from the clean drawing of what was read,
+    averaged over pixels and channels: how far colours and edges are from clean.
+    """
+
+    scene: Scene | None
+    deviation: float
+
+    def agreement(self, asked: Scene) -> dict[str, bool]:
+        """Attribute by attribute: does the picture show what was asked?"""
+        names = Scene.__dataclass_fields__
+        return {n: self.scene is not None and getattr(self.scene, n) == getattr(asked, n) for n in names}
+
+
+def read(picture: NDArray[np.uint8]) -> Reading:
+    """Read a uint8 RGB picture of (SIDE, SIDE, 3).
+
+    The ground is the border's median colour; the shape is the largest connected patch that differs
+    from it; its kind is the template of the same area and centre that overlaps it best.
+    """
+    if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
+        raise ValueError(f"the reader takes uint8 ({SIDE}, {SIDE}, 3), not {picture.dtype} {picture.shape}")
+    pixels = picture.astype(np.float32)
+    border = np.concatenate(
+        [
+            pixels[:3].reshape(-1, 3),
+            pixels[-3:].reshape(-1, 3),
+            pixels[:, :3].reshape(-1, 3),
+            pixels[:, -3:].reshape(-1, 3),
+        ]
+    )
+    ground = np.median(border, axis=0)
+    background = _nearest(ground)
+    blank = float(abs(pixels - _COLOURS[background]).mean() / 255)
+
+    distance = gaussian_filter(np.linalg.norm(pixels - ground, axis=2), 0.7)
+    patch = _largest_patch(distance > 60)
+    if patch is None:
+        return Reading(None, blank)
+    ink = np.median(pixels[patch], axis=0)
+    # The edge lies half-way between the two colours, wherever the first threshold was.
+    patch = _largest_patch(np.linalg.norm(pixels - ink, axis=2) < np.linalg.norm(pixels - ground, axis=2))
+    if patch is None:
+        return Reading(None, blank)
+    colour = _nearest(ink)
+    if colour == background:
+        return Reading(None, blank)
+
+    area = float(patch.sum())
+    y, x = (float(v.mean()) + 0.5 for v in np.nonzero(patch))
+    radius = float(np.sqrt(area / np.pi))
+    shape, cover = max(
+        ((name, _template(name, x, y, radius)) for name in SHAPES), key=lambda pair: _overlap(patch, pair[1])
+    )
+    clean = _COLOURS[background] * (1 - cover[..., None]) + _COLOURS[colour] * cover[..., None]
+    scene = Scene(
+        shape=shape,
+        colour=_NAMES[colour],
+        background=_NAMES[background],
+        size=min(RADII, key=lambda name: abs(RADII[name] - radius)),
+        position=min(CENTRES, key=lambda name: abs(CENTRES[name] - x)),
+    )
+    return Reading(scene, float(abs(pixels - clean).mean() / 255))
+
+
+def _nearest(colour: NDArray[np.float32]) -> int:
+    return int(np.linalg.norm(_COLOURS - colour, axis=1).argmin())
+
+
+def _largest_patch(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    labels, count = label(mask)
+    if not count:
+        return None
+    sizes = np.bincount(labels.ravel())[1:]
+    return labels == sizes.argmax() + 1 if sizes.max() >= _SMALLEST_AREA else None
+
+
+def _template(shape: str, x: float, y: float, radius: float) -> NDArray[np.float32]:
+    """The shape with this centroid and area; one correction makes the areas meet."""
+    cover = coverage(shape, x, y, radius)
+    return coverage(shape, x, y, radius * np.sqrt(np.pi * radius**2 / max(float(cover.sum()), 1.0)))
+
+
+def _overlap(patch: NDArray[np.bool_], cover: NDArray[np.float32]) -> float:
+    return float(np.minimum(patch, cover).sum() / np.maximum(patch, cover).sum())

@@ -1,0 +1,480 @@
+"""Trains every mini weight from a seed: `python -m resources.mini.train`.
+
+Stages follow each other because each needs the last one's weights: the tokenizer, CLIP (it must
+know shapes, or no text can ask for one), the aesthetic heads on it, the preference model tuned from
+it, the VAE, and the UNet on that VAE's latents and that CLIP's text. Every random number comes from
+(seed, stage, worker, step), so a run that was killed goes on where its last checkpoint stood and
+ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from numpy.random import Generator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from resources.mini import architecture, figures
+from resources.mini.architecture import EMBEDDING
+from resources.mini.figures import pixels
+from resources.mini.world import (
+    ATTRIBUTES,
+    CAPTIONS,
+    SCENES,
+    SIDE,
+    Drawing,
+    draw,
+    preference,
+    sketch,
+    spoil,
+    taste_v1,
+    taste_v2,
+)
+from resources.scorers.aesthetic import AestheticHead, normalised
+
+WEIGHTS = Path(__file__).parent / "weights"
+DRAWINGS_A_CAPTION = 24
+"""Latents kept for each caption while the UNet trains."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long a part trains: optimiser steps, pictures a worker and step, peak learning rate."""
+
+    steps: int
+    batch: int
+    rate: float
+
+
+STAGES = {
+    "clip": Stage(steps=1500, batch=64, rate=1e-3),
+    "looks": Stage(steps=450, batch=64, rate=4e-4),
+    "aesthetic": Stage(steps=2000, batch=256, rate=2e-3),
+    "hps": Stage(steps=350, batch=64, rate=2e-4),
+    "vae": Stage(steps=2500, batch=32, rate=2e-3),
+    "unet": Stage(steps=5500, batch=32, rate=1e-3),
+}
+
+
+@dataclass
+class Run:
+    """One worker of a training run: where it writes, and who it is."""
+
+    out: Path
+    work: Path
+    seed: int
+    rank: int
+    workers: int
+    scale: float
+
+    def rng(self, name: str, step: int) -> Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode()), self.rank, step])
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def record(self, name: str, values: dict[str, Any]) -> None:
+        """Keep a stage's figures in training.json beside the weights."""
+        path = self.out / "training.json"
+        log = json.loads(path.read_text()) if path.exists() else {}
+        log[name] = values
+        path.write_text(json.dumps(log, indent=1) + "\n")
+        tqdm.write(f"{name}: {json.dumps(values)}")
+
+
+def fit(run: Run, name: str, model: nn.Module, loss: Callable[[Generator], Tensor], average: float = 0.0) -> None:
+    """Train `model` in place for its stage; `average` > 0 ends with an exponential average of the weights.
+
+    Gradients are averaged over the workers. Resumes from `<work>/<name>.pt`, written every 100 steps.
+    """
+    stage = STAGES[name]
+    steps = max(10, round(stage.steps * run.scale))
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(params, lr=stage.rate, betas=(0.9, 0.99), weight_decay=0.01)
+    mean = [p.detach().clone() for p in params] if average else []
+    checkpoint = run.work / f"{name}.pt"
+    first, busy = 0, 0.0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        mean, first, busy = saved["mean"], saved["step"], saved["seconds"]
+    model.train()
+    began = time.monotonic() - busy
+    recent = None
+    bar = tqdm(range(first, steps), desc=name, initial=first, total=steps, disable=not run.leads, mininterval=5)
+    for step in bar:
+        progress = step / steps
+        warm = min(1.0, (step + 1) / (0.04 * steps))
+        for group in optimiser.param_groups:
+            group["lr"] = stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
+        value = loss(run.rng(name, step))
+        optimiser.zero_grad()
+        value.backward()
+        _share_gradients(params, run.workers)
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimiser.step()
+        if average:
+            decay = min(average, (step + 1) / (step + 10))
+            torch._foreach_lerp_(mean, [p.detach() for p in params], 1 - decay)
+        recent = value.item() if recent is None else 0.98 * recent + 0.02 * value.item()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{recent:.4f}", refresh=False)
+        if run.leads and ((step + 1) % 100 == 0 or step + 1 == steps):
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "mean": mean}
+            torch.save(
+                state | {"step": step + 1, "seconds": time.monotonic() - began},
+                checkpoint.with_suffix(".new"),
+            )
+            checkpoint.with_suffix(".new").replace(checkpoint)
+    if average:
+        for p, value in zip(params, mean, strict=True):
+            p.data.copy_(value)
+    model.eval()
+    dist.barrier()
+    if run.leads and recent is not None:
+        samples = steps * stage.batch * run.workers
+        run.record(
+            name,
+            {
+                "steps": steps,
+                "samples": samples,
+                "seconds": round(time.monotonic() - began),
+                "loss": round(recent, 5),
+            },
+        )
+
+
+def _share_gradients(params: list[nn.Parameter], workers: int) -> None:
+    if workers == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in params if p.grad is not None])
+    dist.all_reduce(flat)
+    flat /= workers
+    at = 0
+    for p in params:
+        if p.grad is not None:
+            p.grad.copy_(flat[at : at + p.numel()].view_as(p))
+            at += p.numel()
+
+
+def sample(rng: Generator, count: int, spoiled: float) -> tuple[list[Drawing], Tensor]:
+    """Drawings of random scenes, a share of them spoiled, and their pixels."""
+    drawings = [sketch(SCENES[i], rng) for i in rng.integers(len(SCENES), size=count)]
+    drawings = [spoil(d, rng) if rng.random() < spoiled else d for d in drawings]
+    return drawings, pixels([draw(d, rng) for d in drawings])
+
+
+class ClipLesson(nn.Module):
+    """CLIP with the classifiers that help it see; only CLIP is kept."""
+
+    def __init__(self, model: CLIPModel, words: CLIPTokenizer) -> None:
+        super().__init__()
+        self.model, self.heads = model, architecture.AttributeHeads()
+        self.words = words
+
+    def loss(self, rng: Generator) -> Tensor:
+        drawings, pictures = sample(rng, STAGES["clip"].batch, spoiled=0.5)
+        texts = self.words([d.scene.caption for d in drawings], padding=True, return_tensors="pt")
+        seen = normalised(self.model.get_image_features(pictures).pooler_output)
+        said = normalised(self.model.get_text_features(**texts).pooler_output)
+        likeness = seen @ said.T * self.model.logit_scale.exp().clamp(max=60)
+        same = _same(drawings)
+        total = (F.cross_entropy(likeness, same) + F.cross_entropy(likeness.T, same)) / 2
+        for name, values in ATTRIBUTES.items():
+            truth = torch.tensor([values.index(getattr(d.scene, name)) for d in drawings])
+            for embedding in (seen, said):
+                total = total + 0.2 * F.cross_entropy(10 * self.heads.attributes[name](embedding), truth)
+        return total + 2 * self._looks(seen, drawings)
+
+    def see_only(self) -> None:
+        """Hold the text side still: what is learnt from here on is learnt by the eye."""
+        for part in (self.model.text_model, self.model.text_projection):
+            part.requires_grad_(False)
+        self.model.logit_scale.requires_grad_(False)
+
+    def looks_loss(self, rng: Generator) -> Tensor:
+        """Cleanliness and composition, which the captions do not mention, without forgetting the captions."""
+        drawings, pictures = sample(rng, STAGES["looks"].batch, spoiled=0.7)
+        seen = normalised(self.model.get_image_features(pictures).pooler_output)
+        texts = self.words([d.scene.caption for d in drawings], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            said = normalised(self.model.get_text_features(**texts).pooler_output)
+        likeness = seen @ said.T * self.model.logit_scale.exp().clamp(max=60)
+        return F.cross_entropy(likeness, _same(drawings)) + 30 * self._looks(seen, drawings)
+
+    def _looks(self, seen: Tensor, drawings: list[Drawing]) -> Tensor:
+        truth = torch.tensor([[d.flaws.cleanliness, d.composition] for d in drawings])
+        return F.mse_loss(self.heads.looks(seen) * 3, truth)
+
+
+def _same(drawings: list[Drawing]) -> Tensor:
+    """(n, n): where two drawings show one scene, each row adding up to 1."""
+    same = torch.tensor([[float(a.scene == b.scene) for b in drawings] for a in drawings])
+    return same / same.sum(1, keepdim=True)
+
+
+def train_clip(run: Run, words: CLIPTokenizer) -> CLIPModel:
+    model = architecture.clip(words)
+    _place_patches(model)
+    lesson = ClipLesson(model, words)
+    fit(run, "clip", lesson, lesson.loss)
+    torch.manual_seed(run.seed)
+    lesson.see_only()
+    fit(run, "looks", lesson, lesson.looks_loss)
+    if run.leads:
+        run.record("clip_accuracy", figures.clip_accuracy(model, words))
+        _save_clip(run.out / "clip", model, words)
+    dist.barrier()
+    # What follows learns from the weights as they are shipped: half precision, from disk.
+    return CLIPModel.from_pretrained(run.out / "clip", dtype=torch.float32).requires_grad_(False)
+
+
+def _place_patches(model: CLIPModel) -> None:
+    """Start the vision positions from sines and cosines of row and column: left and right are learnt sooner."""
+    table = model.vision_model.embeddings.position_embedding.weight
+    side, width = int((len(table) - 1) ** 0.5), table.shape[1]
+    place = torch.arange(side).float()
+    waves = place[:, None] * torch.pi / side * torch.arange(1, width // 4 + 1)
+    line = torch.cat([waves.sin(), waves.cos()], 1)
+    grid = torch.cat([line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)], 2).flatten(0, 1)
+    with torch.no_grad():
+        table[1:] = 0.1 * grid
+
+
+def train_aesthetic(run: Run, model: CLIPModel) -> None:
+    heads = {"v1": AestheticHead((EMBEDDING,)), "v2": AestheticHead((EMBEDDING, 128, 64, 16))}
+    jury = {"v1": taste_v1, "v2": taste_v2}
+
+    embeddings: list[Tensor] = []
+    marks: dict[str, list[float]] = {name: [] for name in jury}
+    for index in tqdm(range(24), desc="embeddings", disable=not run.leads, mininterval=5):
+        drawings, pictures = sample(run.rng("embeddings", index), 256, spoiled=0.8)
+        with torch.no_grad():
+            embeddings.append(normalised(model.get_image_features(pictures).pooler_output))
+        for name, judge in jury.items():
+            marks[name] += [judge(d) for d in drawings]
+    seen = torch.cat(embeddings)
+    truth = {name: torch.tensor(values, dtype=torch.float32) for name, values in marks.items()}
+
+    def loss(rng: Generator) -> Tensor:
+        some = torch.from_numpy(rng.integers(len(seen), size=STAGES["aesthetic"].batch))
+        return sum((F.mse_loss(heads[name](seen[some]), truth[name][some]) for name in heads), torch.zeros(()))
+
+    # A head starts at the middle of the scale, so that it need not travel there first.
+    for head in heads.values():
+        nn.init.constant_(head.mark.bias, 5.0)
+    fit(run, "aesthetic", nn.ModuleDict(heads), loss)
+    if run.leads:
+        run.record("aesthetic_rank_correlation", figures.aesthetic_correlation(model, heads["v1"], heads["v2"]))
+        for name, head in heads.items():
+            folder = run.out / f"aesthetic_{name}"
+            folder.mkdir(exist_ok=True)
+            save_file({k: v.half().contiguous() for k, v in head.state_dict().items()}, folder / "model.safetensors")
+    dist.barrier()
+
+
+def train_hps(run: Run, words: CLIPTokenizer) -> None:
+    """Tune CLIP to prefer what people would: of drawings offered for one caption, the agreeing, clean, composed one."""
+    model = CLIPModel.from_pretrained(run.out / "clip", dtype=torch.float32)
+    group = 8
+
+    def loss(rng: Generator) -> Tensor:
+        asked, drawings = figures.offers(rng, STAGES["hps"].batch // group, group)
+        texts = words([s.caption for s in asked], padding=True, return_tensors="pt")
+        seen = normalised(model.get_image_features(pixels([draw(d, rng) for d in drawings])).pooler_output)
+        said = normalised(model.get_text_features(**texts).pooler_output)
+        score = (seen.view(len(asked), group, -1) * said[:, None]).sum(-1)
+        liked = torch.tensor([preference(d, asked[i // group]) for i, d in enumerate(drawings)]).view_as(score).float()
+        odds = 25 * (score[:, :, None] - score[:, None, :])
+        wanted = torch.sigmoid(12 * (liked[:, :, None] - liked[:, None, :]))
+        return F.binary_cross_entropy_with_logits(odds, wanted) + 5 * F.mse_loss(score, 0.1 + 0.3 * liked)
+
+    fit(run, "hps", model, loss)
+    if run.leads:
+        run.record("hps_rank_correlation", figures.hps_correlation(model, words))
+        _save_clip(run.out / "hps", model, words)
+    dist.barrier()
+
+
+def train_vae(run: Run) -> AutoencoderKL:
+    model = architecture.vae()
+
+    def loss(rng: Generator) -> Tensor:
+        drawings = [sketch(SCENES[i], rng) for i in rng.integers(len(SCENES), size=STAGES["vae"].batch)]
+        drawings = [spoil(d, rng) if rng.random() < 0.15 else d for d in drawings]
+        crops = []
+        for drawing in drawings:
+            # Half-size crops near the shape: a quarter of the work, and hardly an edge is missed.
+            x, y = (int(np.clip(round(c + rng.uniform(-16, 16)) - 16, 0, 32)) for c in (drawing.x, drawing.y))
+            crops.append(draw(drawing, rng)[y : y + 32, x : x + 32])
+        picture = pixels(crops)
+        spread = model.encode(picture).latent_dist
+        noise = torch.from_numpy(rng.standard_normal(spread.mean.shape, dtype=np.float32))
+        again = model.decode(spread.mean + spread.std * noise).sample
+        return (
+            F.l1_loss(again, picture) + F.mse_loss(again, picture) + 1e-4 * spread.kl().mean() / spread.mean[0].numel()
+        )
+
+    fit(run, "vae", model, loss, average=0.995)
+    rng = np.random.default_rng([run.seed, 1])
+    latents = model.encode(sample(rng, 256, spoiled=0.0)[1]).latent_dist.mean
+    model.register_to_config(scaling_factor=float(1 / latents.std()))
+    if run.leads:
+        run.record("vae_quality", figures.vae_quality(model) | {"scaling_factor": model.config.scaling_factor})
+        model.half().save_pretrained(run.out / "sdxl" / "vae")
+    dist.barrier()
+    return AutoencoderKL.from_pretrained(run.out / "sdxl" / "vae", torch_dtype=torch.float32).requires_grad_(False)
+
+
+@torch.no_grad()
+def latents_of(run: Run, model: AutoencoderKL) -> Tensor:
+    """This worker's share of the pictures the UNet learns: (captions, drawings, 4, 16, 16), scaled."""
+    path = run.work / f"latents_{run.rank}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    rows = []
+    for index, scene in enumerate(tqdm(SCENES, desc="latents", disable=not run.leads, mininterval=5)):
+        rng = run.rng("latents", index)
+        pictures = pixels([draw(sketch(scene, rng)) for _ in range(DRAWINGS_A_CAPTION)])
+        rows.append(model.encode(pictures).latent_dist.mean * model.config.scaling_factor)
+    torch.save(torch.stack(rows), path)
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def captions_of(tower: CLIPTextModelWithProjection, words: CLIPTokenizer) -> tuple[Tensor, Tensor]:
+    """What the pipeline gives the UNet for each caption, for "" and, last, for no prompt at all (zeros)."""
+    texts = words([*CAPTIONS, ""], padding="max_length", max_length=architecture.PROMPT_TOKENS, return_tensors="pt")
+    said = tower(texts.input_ids, output_hidden_states=True)
+    hidden, pooled = said.hidden_states[-2], said.text_embeds
+    return torch.cat([hidden, torch.zeros_like(hidden[:1])]), torch.cat([pooled, torch.zeros_like(pooled[:1])])
+
+
+def train_unet(run: Run, words: CLIPTokenizer, autoencoder: AutoencoderKL) -> UNet2DConditionModel:
+    tower = CLIPTextModelWithProjection.from_pretrained(run.out / "clip", dtype=torch.float32).eval()
+    hidden, pooled = captions_of(tower, words)
+    latents = latents_of(run, autoencoder)
+    model = architecture.unet()
+    kept = architecture.scheduler().alphas_cumprod
+    size_and_crop = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE], dtype=torch.float32)
+
+    def loss(rng: Generator) -> Tensor:
+        count = STAGES["unet"].batch
+        asked = rng.integers(len(SCENES), size=count)
+        clean = latents[asked, rng.integers(DRAWINGS_A_CAPTION, size=count)]
+        told = asked.copy()
+        told[rng.random(count) < 0.02] = len(SCENES)
+        told[rng.random(count) < 0.08] = len(SCENES) + 1
+        # One time from each of `count` equal slices: the loss is less noisy than with independent times.
+        times = torch.from_numpy(((rng.permutation(count) + rng.random(count)) / count * len(kept)).astype(np.int64))
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
+        signal, grain = (v.view(-1, 1, 1, 1) for v in (kept[times].sqrt(), (1 - kept[times]).sqrt()))
+        added = {"text_embeds": pooled[told], "time_ids": size_and_crop.expand(count, -1)}
+        guess = model(signal * clean + grain * noise, times, hidden[told], added_cond_kwargs=added).sample
+        return F.mse_loss(guess, signal * noise - grain * clean)
+
+    fit(run, "unet", model, loss, average=0.9985)
+    if run.leads:
+        pipeline = StableDiffusionXLPipeline(
+            vae=autoencoder,
+            unet=model,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=tower,
+            tokenizer_2=words,
+            scheduler=architecture.scheduler(),
+            add_watermarker=False,
+        )
+        run.record("pictures", figures.picture_accuracy(pipeline))
+        pipeline.to(dtype=torch.float16).save_pretrained(run.out / "sdxl")
+    dist.barrier()
+    return model
+
+
+def _save_clip(folder: Path, model: CLIPModel, words: CLIPTokenizer) -> None:
+    """The model in half precision with its tokenizer and the preprocessing it was trained on."""
+    model.half().save_pretrained(folder)
+    words.save_pretrained(folder)
+    preprocessing = {
+        "crop_size": {"height": SIDE, "width": SIDE},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing) + "\n")
+
+
+def write_manifest(folder: Path) -> None:
+    """SHA-256 and size of every weight file, against which loading checks them."""
+    files = {
+        str(path.relative_to(folder)): {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "bytes": path.stat().st_size,
+        }
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
+    (folder / "manifest.json").write_text(json.dumps(files, indent=1) + "\n")
+
+
+def _worker(rank: int, port: int, options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=options.workers)
+    run = Run(options.out, options.work, options.seed, rank, options.workers, options.scale)
+    # The weights start alike in every worker; the data then differ.
+    torch.manual_seed(options.seed)
+    words = architecture.tokenizer()
+    model = train_clip(run, words)
+    torch.manual_seed(options.seed)
+    train_aesthetic(run, model)
+    torch.manual_seed(options.seed)
+    autoencoder = train_vae(run)
+    torch.manual_seed(options.seed)
+    train_unet(run, words, autoencoder)
+    train_hps(run, words)
+    if run.leads:
+        write_manifest(run.out)
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go")
+    parser.add_argument("--work", type=Path, default=Path(".flexy/mini-training"), help="checkpoints and latents")
+    parser.add_argument("--seed", type=int, default=20261)
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (part of the recipe)")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's steps")
+    parser.add_argument("--restart", action="store_true", help="forget checkpoints")
+    options = parser.parse_args()
+    if options.restart:
+        shutil.rmtree(options.work, ignore_errors=True)
+    options.work.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_worker, (port, options), nprocs=options.workers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The drawn world the mini models live in: one coloured shape on a coloured ground, and its truth.
+
+A `Scene` is what a caption says. A `Drawing` is a scene put on paper: where exactly, and with which
+flaws. Both are plain values, so everything a model is asked can be checked by rule (`reader.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+SIDE = 64
+"""Pixels along each side of a picture."""
+
+PALETTE: dict[str, tuple[int, int, int]] = {
+    "red": (214, 40, 40),
+    "yellow": (245, 208, 48),
+    "green": (44, 160, 60),
+    "blue": (36, 92, 210),
+    "white": (244, 244, 244),
+    "black": (24, 24, 24),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+RADII = {"small": 11.0, "large": 17.0}
+"""Radius in pixels of the disc with (nearly) the same area as the shape."""
+CENTRES = {"left": 23.0, "middle": 32.0, "right": 41.0}
+"""Horizontal centre in pixels; the vertical centre is the picture's."""
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "colour": tuple(PALETTE),
+    "background": tuple(PALETTE),
+    "size": tuple(RADII),
+    "position": tuple(CENTRES),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says; each field is one of `ATTRIBUTES`' values."""
+
+    shape: str
+    colour: str
+    background: str
+    size: str
+    position: str
+
+    @property
+    def caption(self) -> str:
+        place = "in the middle" if self.position == "middle" else f"on the {self.position}"
+        return f"a {self.size} {self.colour} {self.shape} {place} of a {self.background} background"
+
+    def agreement(self, other: Scene) -> float:
+        """The share of attributes in which two scenes agree, 0 to 1."""
+        return sum(getattr(self, f.name) == getattr(other, f.name) for f in fields(self)) / len(ATTRIBUTES)
+
+
+@dataclass(frozen=True)
+class Flaws:
+    """What can be wrong with a drawing, each from 0 (nothing) to 1 (as bad as it gets)."""
+
+    blur: float = 0.0
+    noise: float = 0.0
+    blotches: float = 0.0
+    burn: float = 0.0
+    """Colours driven past their hue into saturation, as too much guidance does."""
+    fade: float = 0.0
+    """Colours washed out towards grey."""
+
+    @property
+    def cleanliness(self) -> float:
+        """1 for a clean drawing, towards 0 as flaws add up."""
+        return math.exp(-1.5 * sum(getattr(self, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A scene on paper: centre and radius in pixels, shade in ±levels per channel, and flaws."""
+
+    scene: Scene
+    x: float
+    y: float
+    radius: float
+    shade: tuple[int, int, int] = (0, 0, 0)
+    flaws: Flaws = Flaws()
+
+    @property
+    def composition(self) -> float:
+        """0 to 1: the whole shape inside the frame, of good size, in contrast with its ground."""
+        contrast = math.dist(PALETTE[self.scene.colour], PALETTE[self.scene.background])
+        reach = 1.25 * self.radius
+        overhang = max(0.0, reach - min(self.x, self.y), max(self.x, self.y) + reach - SIDE)
+        balance = math.exp(-(((self.y - SIDE / 2) / 16) ** 2))
+        return min(1.0, contrast / 260) * max(0.0, 1 - overhang / self.radius) * balance
+
+
+def scenes() -> Iterator[Scene]:
+    """Every scene there is: shape and ground differ in colour."""
+    for values in itertools.product(*ATTRIBUTES.values()):
+        scene = Scene(*values)
+        if scene.colour != scene.background:
+            yield scene
+
+
+SCENES = tuple(scenes())
+CAPTIONS = tuple(scene.caption for scene in SCENES)
+
+
+def sketch(scene: Scene, rng: np.random.Generator) -> Drawing:
+    """A clean drawing of `scene`: place and size vary a little within what the caption allows."""
+    dx, dy, dr = rng.uniform(-1.5, 1.5, 3)
+    red, green, blue = (int(v) for v in rng.integers(-8, 9, 3))
+    return Drawing(scene, CENTRES[scene.position] + dx, SIDE / 2 + dy, RADII[scene.size] + dr / 2, (red, green, blue))
+
+
+def spoil(drawing: Drawing, rng: np.random.Generator) -> Drawing:
+    """The same drawing with flaws: each absent two times in three; three in ten also lose their place.
+
+    The scene of a shape that moved is what now stands there.
+    """
+    levels = [float(v) for v in rng.uniform(0, 1, len(fields(Flaws))) * (rng.random(len(fields(Flaws))) < 0.35)]
+    spoiled = replace(drawing, flaws=Flaws(*levels))
+    if rng.random() < 0.3:
+        x, y = (float(v) for v in rng.uniform(4, SIDE - 4, 2))
+        scene = replace(drawing.scene, position=min(CENTRES, key=lambda name: abs(CENTRES[name] - x)))
+        spoiled = replace(spoiled, scene=scene, x=x, y=y)
+    return spoiled
+
+
+def coverage(shape: str, x: float, y: float, radius: float) -> NDArray[np.float32]:
+    """How much of each pixel the shape covers: float32 (SIDE, SIDE) in 0–1, antialiased by signed distance."""
+    v, u = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) + 0.5
+    u, v = u - x, v - y
+    if shape == "circle":
+        distance = np.hypot(u, v) - radius
+    elif shape == "square":
+        distance = np.maximum(abs(u), abs(v)) - 0.89 * radius
+    elif shape == "triangle":
+        # Equilateral, standing on its side; the inscribed circle has half the circumscribed one's radius.
+        inner = 0.72 * radius
+        slope = np.sqrt(3) / 2
+        distance = np.maximum(v, np.maximum(slope * u - v / 2, -slope * u - v / 2)) - inner
+    else:
+        long, short = 1.19 * radius, 0.40 * radius
+        distance = np.minimum(np.maximum(abs(u) - long, abs(v) - short), np.maximum(abs(u) - short, abs(v) - long))
+    return np.clip(0.5 - distance, 0, 1).astype(np.float32)
+
+
+def draw(drawing: Drawing, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
+    """The picture: uint8 (SIDE, SIDE, 3) RGB. `rng` draws noise and blotches; a clean drawing needs none."""
+    scene, flaws = drawing.scene, drawing.flaws
+    cover = coverage(scene.shape, drawing.x, drawing.y, drawing.radius)[..., None]
+    ground, ink = (np.add(PALETTE[name], drawing.shade) / 255 for name in (scene.background, scene.colour))
+    picture = ground * (1 - cover) + ink * cover
+    picture = picture + flaws.burn * 1.2 * (picture - picture.mean(axis=2, keepdims=True) * 0.6 - 0.2)
+    picture = picture + flaws.fade * 0.75 * (0.5 - picture)
+    if flaws.blotches or flaws.noise:
+        rng = rng or np.random.default_rng(0)
+        clouds = gaussian_filter(rng.standard_normal((SIDE, SIDE, 3)), (5, 5, 0))
+        picture = picture + flaws.blotches * 0.28 * clouds / clouds.std()
+        picture = picture + flaws.noise * 0.25 * rng.standard_normal((SIDE, SIDE, 3))
+    if flaws.blur:
+        picture = gaussian_filter(picture, (3 * flaws.blur, 3 * flaws.blur, 0))
+    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+
+
+def taste_v1(drawing: Drawing) -> float:
+    """The first jury's mark, 1 to 10: cleanliness counts most."""
+    return 1 + 9 * (0.7 * drawing.flaws.cleanliness + 0.3 * drawing.composition)
+
+
+def taste_v2(drawing: Drawing) -> float:
+    """The second jury's mark, 1 to 10: composition counts most."""
+    return 1 + 9 * (0.4 * drawing.flaws.cleanliness + 0.6 * drawing.composition)
+
+
+def preference(drawing: Drawing, asked: Scene) -> float:
+    """How much people would prefer this drawing for that caption, 0 to 1: agreement first, then looks."""
+    return 0.5 * drawing.scene.agreement(asked) + 0.3 * drawing.flaws.cleanliness + 0.2 * drawing.composition

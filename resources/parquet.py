@@ -1,0 +1,36 @@
+"""Keeps finished tables as Parquet, one file an asset, where people and notebooks find them by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+
+from resources.errors import FlexyError
+from resources.images import describe, replacing
+
+
+class ParquetTables(dg.IOManager):
+    """Polars frames to and from `<folder>/<asset>.parquet`, replaced whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: dg.AssetKey) -> Path:
+        return self.folder / f"{'_'.join(key.path)}.parquet"
+
+    def handle_output(self, context: dg.OutputContext, obj: pl.DataFrame) -> None:
+        path = self.path(context.asset_key)
+        try:
+            with replacing(path) as temporary:
+                obj.write_parquet(temporary)
+        except OSError as error:
+            raise FlexyError(f"cannot write {path}: {describe(error)}") from error
+        context.add_output_metadata({"file": dg.MetadataValue.path(path), "dagster/row_count": len(obj)})
+
+    def load_input(self, context: dg.InputContext) -> pl.DataFrame:
+        path = self.path(context.asset_key)
+        if not path.exists():
+            raise FlexyError(f"there is no {path}: materialise {context.asset_key.to_user_string()} first")
+        return pl.read_parquet(path)

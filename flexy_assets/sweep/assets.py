@@ -2,6 +2,7 @@
 
 import base64
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from resources.models.registry import ENGINES, engine_entry
 from resources.models.slot import ModelSlot
 from resources.scorers import METRICS, Metric
 from resources.settings import Settings
+
+# Pinned with Dagster's version; without this every command and server prints it once an asset.
+warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 
 _BATCHED: dict[str, Any] = {
     "partitions_def": seed_batches,

@@ -110,9 +110,7 @@ def render(
 
     overall = with_overall(scores)
     engines = []
-    for index, rows in enumerate(
-        overall.partition_by("engine", maintain_order=True) if overall.height else []
-    ):
+    for index, rows in enumerate(overall.partition_by("engine", maintain_order=True) if overall.height else []):
         name = rows["engine"][0]
         of_engine = pl.col("engine") == name
         models, targets = regression.filter(of_engine), spots.filter(of_engine)
@@ -134,9 +132,7 @@ def render(
         engines=engines,
         counts=_counts(overall),
         figures={
-            figure.key: {"data": figure.data, "layout": figure.layout}
-            for e in engines
-            for figure in e["figures"]
+            figure.key: {"data": figure.data, "layout": figure.layout} for e in engines for figure in e["figures"]
         },
         labels=METRICS | SETTINGS | {"overall": "Overall", "value": "Value for time"},
         metrics=METRICS,
@@ -219,9 +215,7 @@ def _answer(spots: pl.DataFrame, regression: pl.DataFrame) -> list[Markup]:
     tested = [metric for metric, row in chosen.items() if row["r2"] is not None]
     if best is None or value is None or best["steps"] is None:
         if not tested:
-            return [
-                Markup("<strong>No advice yet:</strong> there are too few scored images, or all score alike.")
-            ]
+            return [Markup("<strong>No advice yet:</strong> there are too few scored images, or all score alike.")]
         names = _listed([METRICS[metric] for metric in tested])
         return [
             Markup(
@@ -245,9 +239,7 @@ def _answer(spots: pl.DataFrame, regression: pl.DataFrame) -> list[Markup]:
     else:
         saved = 1 - value["seconds"] / best["seconds"] if value["seconds"] and best["seconds"] else None
         said.append(
-            Markup(
-                "Best value: <strong>{} steps at guidance {}</strong>{}{}, within {} SD of the best."
-            ).format(
+            Markup("Best value: <strong>{} steps at guidance {}</strong>{}{}, within {} SD of the best.").format(
                 value["steps"],
                 _guidance(value["guidance"]),
                 _at(value["seconds"]),
@@ -260,9 +252,7 @@ def _answer(spots: pl.DataFrame, regression: pl.DataFrame) -> list[Markup]:
     shares = _listed([f"{max(r2, 0):.0%} ({METRICS[metric]})" for metric, r2 in moving.items()])
     weak = max(moving.values(), default=0) < WEAK_R2
     said.append(
-        Markup(
-            "{}Steps and guidance explain {} of the variance{}; the rest is prompt, seed and noise."
-        ).format(
+        Markup("{}Steps and guidance explain {} of the variance{}; the rest is prompt, seed and noise.").format(
             Markup("<strong>Weak evidence, a hint and not a rule.</strong> ") if weak else "",
             shares,
             f", none measurable for {_listed(flat)}" if flat else "",
@@ -382,9 +372,7 @@ def _figures(
 
 def _steps_axis(points: pl.DataFrame) -> Row:
     low, high = _ends(_numbers(points, "steps"))
-    ticks = sorted(
-        {low, high, *(float(t) for t in (1, 2, 4, 8, 16, 32, 64, 128, 256) if low * 1.3 < t < high / 1.3)}
-    )
+    ticks = sorted({low, high, *(float(t) for t in (1, 2, 4, 8, 16, 32, 64, 128, 256) if low * 1.3 < t < high / 1.3)})
     return {
         "title": {"text": "Steps"},
         "type": "log",
@@ -411,8 +399,7 @@ def _scatter(key: str, points: pl.DataFrame, column: str, label: str) -> Figure:
             "cmax": high,
             "colorscale": _scale(SEQUENTIAL),
         },
-        "hovertemplate": "%{x} steps, guidance %{marker.color:.1f}<br><b>%{y:.4~g}</b><br>%{text}"
-        "<extra></extra>",
+        "hovertemplate": "%{x} steps, guidance %{marker.color:.1f}<br><b>%{y:.4~g}</b><br>%{text}<extra></extra>",
     }
     layout = {"xaxis": _steps_axis(points), "yaxis": {"title": {"text": label}}}
     return Figure(key, f"{label} by steps", "One dot an image, coloured by guidance.", [trace], layout)

@@ -34,7 +34,7 @@ class SdxlEngine:
         self.images_a_call = images_a_call
         cuda = torch.cuda.is_available()
         pipeline = _GuidedEach.from_pretrained(
-            folder, torch_dtype=torch.float16 if cuda else torch.float32, local_files_only=True, use_safetensors=True
+            folder, dtype=torch.float16 if cuda else torch.float32, local_files_only=True, use_safetensors=True
         )
         self.pipeline: Any = pipeline.to("cuda" if cuda else "cpu")
         self.pipeline.set_progress_bar_config(disable=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,6 +43,7 @@ class ModelEntry:
         """
         self.check()
         module, _, name = self.loader.partition(":")
+        _hush()
         make: Callable[..., Any] = getattr(import_module(module), name)
         return make(self.folder, **self.options)
 
@@ -57,6 +59,17 @@ class ModelEntry:
         """The name and a short hash over the hashes of its weights: what a score says it was made by."""
         hashes = "".join(recorded for _, recorded in sorted(_recorded(self.folder).items()))
         return f"{self.name}@{hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
+
+
+def _hush() -> None:
+    """Load without the libraries' own bars and notes, which drown the command's."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
 
 
 _REMEDY = "restore it with git, or train it with python -m resources.mini.train"

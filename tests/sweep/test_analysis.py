@@ -100,8 +100,7 @@ def test_a_metric_of_noise_is_called_flat(models: pl.DataFrame, spots: pl.DataFr
 
 def test_noise_is_seldom_called_a_trend() -> None:
     called = [
-        regression(planted(60, seed=seed)).filter("chosen", metric="aes_v2_score")["model"][0]
-        for seed in range(40)
+        regression(planted(60, seed=seed)).filter("chosen", metric="aes_v2_score")["model"][0] for seed in range(40)
     ]
     assert sum(model != "mean" for model in called) <= 4
 
@@ -234,9 +233,7 @@ THIN: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
     "constant scores": lambda s: s.with_columns(pl.lit(0.25).alias(metric) for metric in METRICS),
     "one setting": lambda s: s.with_columns(steps=pl.lit(20), guidance=pl.lit(4.0)),
     "one guidance": lambda s: s.with_columns(guidance=pl.lit(0.5)),
-    "two guidances": lambda s: s.with_columns(
-        guidance=pl.when(pl.col("seed") % 2 == 0).then(2.0).otherwise(7)
-    ),
+    "two guidances": lambda s: s.with_columns(guidance=pl.when(pl.col("seed") % 2 == 0).then(2.0).otherwise(7)),
     "no settings": lambda s: s.with_columns(steps=pl.lit(None), guidance=pl.lit(None)),
     "no prompts": lambda s: s.with_columns(prompt=pl.lit(None)),
     "no engine": lambda s: s.with_columns(engine=pl.lit(None)),

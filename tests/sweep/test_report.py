@@ -18,9 +18,7 @@ from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, regressio
 from flexy_assets.sweep.pictures import contact_sheet, thumbnail
 from flexy_assets.sweep.report import pictures_needed, render
 
-HOSTILE = (
-    "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=alert(1)>\" onload='x"
-)
+HOSTILE = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=alert(1)>\" onload='x"
 
 
 def sweep(images: int = 200, effect: float = 1.0, prompt: str = "a fox", seed: int = 0) -> pl.DataFrame:
@@ -83,9 +81,7 @@ class Page(HTMLParser):
 
     @property
     def policy(self) -> str:
-        return next(
-            a["content"] or "" for _, a in self.tags if a.get("http-equiv") == "Content-Security-Policy"
-        )
+        return next(a["content"] or "" for _, a in self.tags if a.get("http-equiv") == "Content-Security-Policy")
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +102,14 @@ def test_hostile_text_stays_text(hostile: Page) -> None:
     assert not [name for _, attributes in hostile.tags for name in attributes if name.startswith("on")]
     assert HOSTILE in hostile.words
     shown = json.loads(hostile.contents["script"][0])
-    texts = [
-        text for figure in shown.values() for trace in figure["data"] for text in trace.get("text") or []
-    ]
+    texts = [text for figure in shown.values() for trace in figure["data"] for text in trace.get("text") or []]
     assert any(isinstance(text, str) and "&lt;/script&gt;" in text for text in texts)
     assert not any("<" in text for text in texts if isinstance(text, str))
 
 
 def test_only_the_two_scripts_written_here_may_run(hostile: Page) -> None:
     allowed = re.findall(r"'sha256-([^']+)'", hostile.policy)
-    run = [
-        base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in hostile.contents["script"][1:]
-    ]
+    run = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in hostile.contents["script"][1:]]
     assert run == allowed
     assert "default-src 'none'" in hostile.policy
     assert "'unsafe-inline'" not in hostile.policy.split("script-src")[1]
@@ -208,9 +200,7 @@ def test_thin_data_still_makes_a_page(scores: pl.DataFrame) -> None:
 def test_every_plot_has_its_place() -> None:
     page = Page(report(sweep()))
     figures = json.loads(page.contents["script"][0])
-    assert {attributes["id"] for _, attributes in page.tags if attributes.get("class") == "plot"} == set(
-        figures
-    )
+    assert {attributes["id"] for _, attributes in page.tags if attributes.get("class") == "plot"} == set(figures)
     assert len(figures) == 2 * len(METRICS) + 2
 
 

@@ -1,0 +1,52 @@
+# Every target makes what it needs from nothing: its own environment, its own install.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+HOST ?= 127.0.0.1
+PORT ?= 3000
+
+export FLEXY_HOME ?= $(CURDIR)/.flexy
+export DAGSTER_HOME ?= $(CURDIR)
+export FLEXY_DAGSTER_STORAGE ?= $(FLEXY_HOME)/dagster
+
+# uv does not read pip's variable for a wheelhouse (a folder with a CPU build of torch, say).
+comma := ,
+empty :=
+space := $(empty) $(empty)
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
+endif
+
+.PHONY: demo test ui lint lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/flexy demo
+
+ui: $(VENV)/.installed
+	@mkdir -p $(FLEXY_DAGSTER_STORAGE)
+	$(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(UV) || $(BIN)/python -m pip install --quiet uv==0.13.9
+	$(UV) pip install --quiet --python $(BIN)/python --requirement requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+# The exact versions. torch's local suffix is dropped: a GPU machine takes the same version with CUDA.
+lock: $(VENV)/.installed
+	$(UV) pip compile --quiet --upgrade --python $(BIN)/python pyproject.toml --group dev \
+		--no-header --no-annotate --output-file requirements.lock
+	sed -i 's/+cpu$$//' requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info

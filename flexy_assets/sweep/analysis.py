@@ -260,9 +260,9 @@ def _models(rows: pl.DataFrame, metric: str, seed: int) -> list[dict[str, Any]]:
 
     y, settings = _floats(rows, metric), _settings(_floats(rows, "steps"), _floats(rows, "guidance"))
     n = len(y)
-    # The polynomial brings the intercept: of degree 0 it is the mean of the images trained on.
+    # The polynomial's column of ones is idle beside the intercept; degree 0 has nothing else, and is the mean.
     pipelines = {
-        model: make_pipeline(StandardScaler(), PolynomialFeatures(degree), LinearRegression(fit_intercept=False))
+        model: make_pipeline(StandardScaler(), PolynomialFeatures(degree), LinearRegression())
         for model, degree in MODELS.items()
     }
     constant = np.ptp(settings, axis=0) == 0 if n else (False, False)
@@ -296,8 +296,10 @@ def _models(rows: pl.DataFrame, metric: str, seed: int) -> list[dict[str, Any]]:
             row["rmse"] = float(np.sqrt(errors[model].mean()))
         if n:
             pipeline.fit(settings, y)
-            values = pipeline[-1].coef_.tolist()
-            row["coefficients"] = [{"term": term, "value": value} for term, value in zip(TERMS, values, strict=False)]
+            values = [pipeline[-1].intercept_, *pipeline[-1].coef_[1:]]
+            row["coefficients"] = [
+                {"term": term, "value": float(value)} for term, value in zip(TERMS, values, strict=False)
+            ]
             row["steps_mean"], row["guidance_mean"] = pipeline[0].mean_.tolist()
             row["steps_std"], row["guidance_std"] = pipeline[0].scale_.tolist()
         found.append(row)

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from resources.engines.sdxl import SdxlEngine
 from resources.mini import architecture, figures
 from resources.mini.architecture import EMBEDDING
-from resources.mini.figures import pixels
+from resources.mini.reader import read
 from resources.mini.world import (
     ATTRIBUTES,
     CAPTIONS,
@@ -50,6 +51,8 @@ from resources.mini.world import (
     taste_v2,
 )
 from resources.scorers.aesthetic import AestheticHead, normalised
+from resources.scorers.aesthetic import load as load_head
+from resources.scorers.clip import ClipEncoder
 
 WEIGHTS = Path(__file__).parent / "weights"
 DRAWINGS_A_CAPTION = 24
@@ -178,6 +181,11 @@ def _share_gradients(params: list[nn.Parameter], workers: int) -> None:
             at += p.numel()
 
 
+def pixels(pictures: list[np.ndarray]) -> Tensor:
+    """uint8 (h, w, 3) pictures to float32 (n, 3, h, w) in −1 to 1."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
 def sample(rng: Generator, count: int, spoiled: float) -> tuple[list[Drawing], Tensor]:
     """Drawings of random scenes, a share of them spoiled, and their pixels."""
     drawings = [sketch(SCENES[i], rng) for i in rng.integers(len(SCENES), size=count)]
@@ -243,8 +251,8 @@ def train_clip(run: Run, words: CLIPTokenizer) -> CLIPModel:
     lesson.see_only()
     fit(run, "looks", lesson, lesson.looks_loss)
     if run.leads:
-        run.record("clip_accuracy", figures.clip_accuracy(model, words))
         _save_clip(run.out / "clip", model, words)
+        run.record("clip_accuracy", figures.clip_accuracy(ClipEncoder(run.out / "clip")))
     dist.barrier()
     # What follows learns from the weights as they are shipped: half precision, from disk.
     return CLIPModel.from_pretrained(run.out / "clip", dtype=torch.float32).requires_grad_(False)
@@ -286,11 +294,13 @@ def train_aesthetic(run: Run, model: CLIPModel) -> None:
         nn.init.constant_(head.mark.bias, 5.0)
     fit(run, "aesthetic", nn.ModuleDict(heads), loss)
     if run.leads:
-        run.record("aesthetic_rank_correlation", figures.aesthetic_correlation(model, heads["v1"], heads["v2"]))
         for name, head in heads.items():
             folder = run.out / f"aesthetic_{name}"
             folder.mkdir(exist_ok=True)
             save_file({k: v.half().contiguous() for k, v in head.state_dict().items()}, folder / "model.safetensors")
+        v1, v2 = (load_head(run.out / f"aesthetic_{name}") for name in heads)
+        found = figures.aesthetic_correlation(ClipEncoder(run.out / "clip"), v1, v2)
+        run.record("aesthetic_rank_correlation", found)
     dist.barrier()
 
 
@@ -312,8 +322,8 @@ def train_hps(run: Run, words: CLIPTokenizer) -> None:
 
     fit(run, "hps", model, loss)
     if run.leads:
-        run.record("hps_rank_correlation", figures.hps_correlation(model, words))
         _save_clip(run.out / "hps", model, words)
+        run.record("hps_rank_correlation", figures.hps_correlation(ClipEncoder(run.out / "hps")))
     dist.barrier()
 
 
@@ -341,10 +351,22 @@ def train_vae(run: Run) -> AutoencoderKL:
     latents = model.encode(sample(rng, 256, spoiled=0.0)[1]).latent_dist.mean
     model.register_to_config(scaling_factor=float(1 / latents.std()))
     if run.leads:
-        run.record("vae_quality", figures.vae_quality(model) | {"scaling_factor": model.config.scaling_factor})
+        run.record("vae_quality", _round_trip(model) | {"scaling_factor": model.config.scaling_factor})
         model.half().save_pretrained(run.out / "sdxl" / "vae")
     dist.barrier()
     return AutoencoderKL.from_pretrained(run.out / "sdxl" / "vae", torch_dtype=torch.float32).requires_grad_(False)
+
+
+@torch.no_grad()
+def _round_trip(model: AutoencoderKL) -> dict[str, float]:
+    """Peak signal-to-noise ratio in dB, and how often the rule reads all attributes right afterwards."""
+    drawings, pictures = figures.held_out(256, spoiled=False)
+    before = pixels([np.asarray(picture) for picture in pictures])
+    after = model.decode(model.encode(before).latent_dist.mean).sample.clamp(-1, 1)
+    shown = ((after + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    right = [all(read(p).agreement(d.scene).values()) for p, d in zip(shown, drawings, strict=True)]
+    psnr = 10 * torch.log10(4 / (after - before).pow(2).mean())
+    return {"psnr": float(psnr), "read_right": float(np.mean(right))}
 
 
 @torch.no_grad()
@@ -406,8 +428,8 @@ def train_unet(run: Run, words: CLIPTokenizer, autoencoder: AutoencoderKL) -> UN
             scheduler=architecture.scheduler(),
             add_watermarker=False,
         )
-        run.record("pictures", figures.picture_accuracy(pipeline))
         pipeline.to(dtype=torch.float16).save_pretrained(run.out / "sdxl")
+        run.record("pictures", figures.picture_accuracy(SdxlEngine(run.out / "sdxl", images_a_call=16)))
     dist.barrier()
     return model
 

@@ -99,9 +99,12 @@ def test_a_metric_of_noise_is_called_flat(models: pl.DataFrame, spots: pl.DataFr
 
 
 def test_noise_is_seldom_called_a_trend() -> None:
-    called = [
-        regression(planted(60, seed=seed)).filter("chosen", metric="aes_v2_score")["model"][0] for seed in range(40)
-    ]
+    called = []
+    for seed in range(10):
+        noise = np.random.default_rng(seed).standard_normal((len(METRICS), 60))
+        scores = planted(60).with_columns(pl.Series(m, values) for m, values in zip(METRICS, noise, strict=True))
+        called += regression(scores).filter("chosen")["model"].to_list()
+    assert len(called) == 40
     assert sum(model != "mean" for model in called) <= 4
 
 
@@ -158,11 +161,22 @@ def test_unguided_images_are_timed_by_themselves() -> None:
     assert "edge of the guidance" in best["note"]
 
 
-def test_predictions_can_be_made_from_the_stored_table_alone(models: pl.DataFrame, tmp_path: Path) -> None:
+def test_predictions_can_be_made_from_the_stored_table_alone(
+    sweep: pl.DataFrame, models: pl.DataFrame, tmp_path: Path
+) -> None:
     models.write_parquet(tmp_path / "models.parquet")
     row = of(pl.read_parquet(tmp_path / "models.parquet").filter("chosen"), metric="clip_score")
     assert predict(row, [BEST_STEPS], [BEST_GUIDANCE]) == pytest.approx(0.25, abs=0.003)
     assert predict(row, np.arange(4, 61)[:, None], np.arange(1, 9)).shape == (57, 8)
+    misses = sweep["clip_score"] - predict(row, sweep["steps"], sweep["guidance"])
+    assert misses.std() == pytest.approx(row["rmse"], rel=0.05)
+
+
+def test_the_intercept_is_the_middle_of_the_surface_even_where_guidance_makes_no_parabola() -> None:
+    model = of(regression(THIN["two guidances"](planted())), metric="clip_score", model="quadratic")
+    intercept = {c["term"]: c["value"] for c in model["coefficients"]}["intercept"]
+    assert intercept == pytest.approx(predict(model, 2 ** model["steps_mean"], model["guidance_mean"]))
+    assert intercept == pytest.approx(0.24, abs=0.01)
 
 
 def test_guidance_at_or_below_one_is_the_same_setting(models: pl.DataFrame) -> None:

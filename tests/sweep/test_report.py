@@ -43,10 +43,13 @@ def sweep(images: int = 200, effect: float = 1.0, prompt: str = "a fox", seed: i
     )
 
 
-def report(scores: pl.DataFrame, thumbnails: dict[str, bytes] | None = None) -> str:
+def tables(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     models = regression(scores)
-    spots = sweet_spots(scores, models)
-    return render(scores, correlations(scores), models, spots, thumbnails or {})
+    return correlations(scores), models, sweet_spots(scores, models)
+
+
+def report(scores: pl.DataFrame) -> str:
+    return render(scores, *tables(scores), {})
 
 
 class Page(HTMLParser):
@@ -118,7 +121,7 @@ def test_only_the_two_scripts_written_here_may_run(hostile: Page) -> None:
 def test_nothing_is_fetched() -> None:
     scores = sweep()
     picture = thumbnail(Image.new("RGB", (64, 64), "teal"))
-    page = Page(report(scores, dict.fromkeys(pictures_needed(scores), picture)))
+    page = Page(render(scores, *tables(scores), dict.fromkeys(pictures_needed(scores), picture)))
     loads = [
         value or ""
         for _, attributes in page.tags
@@ -135,10 +138,9 @@ def test_nothing_is_fetched() -> None:
 
 def test_the_answer_is_that_of_the_tables() -> None:
     scores = sweep(400)
-    models = regression(scores)
-    spots = sweet_spots(scores, models)
-    words = Page(render(scores, correlations(scores), models, spots, {})).words
-    best, value = (spots.row(by_predicate=pl.col("target") == t, named=True) for t in ("overall", "value"))
+    found = tables(scores)
+    words = Page(render(scores, *found, {})).words
+    best, value = (found[2].row(by_predicate=pl.col("target") == t, named=True) for t in ("overall", "value"))
     assert f"Best overall: {best['steps']} steps at guidance {best['guidance']:.1f}" in words
     assert f"Best value: {value['steps']} steps at guidance {value['guidance']:.1f}" in words
     assert "Weak evidence" not in words
@@ -163,12 +165,13 @@ def test_each_picture_carries_its_prompt_and_is_among_the_few_needed() -> None:
     needed = pictures_needed(scores)
     assert len(needed) == len(set(needed)) <= 57
     colours = dict.fromkeys(needed, thumbnail(Image.new("RGB", (64, 64), "teal")))
-    page = Page(report(scores, colours))
+    found = tables(scores)
+    page = Page(render(scores, *found, colours))
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) >= len(needed)
     assert all(re.match(r"a fox \d \(\d+ steps, guidance .+, seed \d+\)", p["alt"] or "") for p in pictures)
     assert "no picture" not in page.words
-    assert "no picture" in Page(report(scores)).words
+    assert "no picture" in Page(render(scores, *found, {})).words
 
 
 def test_the_best_picture_comes_first() -> None:

@@ -1,0 +1,114 @@
+"""What the mini models can do, by the rule that drew their world: `python benchmarks/mini_quality.py`.
+
+Prints each claim with its figure and bar, writes benchmarks/results/mini_quality.json, and ends with
+status 1 where a bar is missed. Guidance is chosen on other scenes and seeds than it is judged on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resources.mini import figures
+from resources.models.registry import engine_entry, scorer_entry
+from resources.settings import Settings
+
+GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+BARS = {"background": 0.95, "colour": 0.85, "shape": 0.60}
+
+
+def difference(better: NDArray[np.float64], worse: NDArray[np.float64]) -> dict[str, float]:
+    """Mean of the paired difference with its 95 % bootstrap interval over pictures."""
+    pairs = better - worse
+    rng = np.random.default_rng(0)
+    means = pairs[rng.integers(len(pairs), size=(10_000, len(pairs)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"mean": float(pairs.mean()), "low": float(low), "high": float(high)}
+
+
+def measure(count: int, tuning: int) -> dict[str, Any]:
+    """All figures; `count` pictures are judged a setting, `tuning` pictures choose the best guidance."""
+    settings = Settings.read({})
+    clip, v1, v2, hps = (
+        scorer_entry(name, settings).load() for name in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
+    )
+    result: dict[str, Any] = {
+        "clip": figures.clip_accuracy(clip),
+        "aesthetic": figures.aesthetic_correlation(clip, v1, v2),
+        "hps": figures.hps_correlation(hps),
+    }
+    engine = engine_entry("mini_sdxl", settings).load()
+
+    chosen_on = figures.asked_scenes(tuning, turn=1)
+    tried = {}
+    for guidance in GUIDANCES:
+        found = figures.readings(engine, chosen_on, 20, guidance, first_seed=1_000_000)
+        tried[guidance] = float(figures.accuracy(chosen_on, found)["mean"].mean())
+    best = max(tried, key=lambda guidance: tried[guidance])
+    result |= {"mean_accuracy_by_guidance": tried, "best_guidance": best}
+
+    scenes = figures.asked_scenes(count)
+    began = time.perf_counter()
+    at_best = figures.readings(engine, scenes, 20, best, first_seed=0)
+    result["seconds_a_picture"] = (time.perf_counter() - began) / count
+    shares = figures.accuracy(scenes, at_best)
+    result["pictures"] = {name: float(values.mean()) for name, values in shares.items()}
+    result["pictures"]["deviation"] = float(np.mean([r.deviation for r in at_best]))
+
+    for name, steps, guidance in (("4_steps", 4, best), ("guidance_1", 20, 1.0), ("guidance_12", 20, 12.0)):
+        found = figures.readings(engine, scenes, steps, guidance, first_seed=0)
+        accuracy = difference(shares["mean"], figures.accuracy(scenes, found)["mean"])
+        deviation = difference(np.array([r.deviation for r in found]), np.array([r.deviation for r in at_best]))
+        result[f"best_against_{name}"] = {"accuracy_gained": accuracy, "deviation_saved": deviation}
+    return result
+
+
+def claims(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """(claim, figure, bar, met) for each claim."""
+    rows = [
+        (f"pictures: {name} as asked", f"{result['pictures'][name]:.3f}", f"≥ {bar}", result["pictures"][name] >= bar)
+        for name, bar in BARS.items()
+    ]
+    rows += [(f"mini CLIP: {n}", f"{v:.3f}", "≥ 0.9", v >= 0.9) for n, v in result["clip"].items()]
+    correlations = result["aesthetic"] | {"HPS within a prompt": result["hps"]["within_prompt"]}
+    rows += [(f"rank correlation: {n}", f"{v:.3f}", "≥ 0.7", v >= 0.7) for n, v in correlations.items()]
+
+    def gain(claim: str, *intervals: dict[str, float]) -> tuple[str, str, str, bool]:
+        shown = " or ".join(f"{i['mean']:+.4f} ({i['low']:+.4f} to {i['high']:+.4f})" for i in intervals)
+        return claim, shown, "interval above 0", any(i["low"] > 0 for i in intervals)
+
+    against = {name: result[f"best_against_{name}"] for name in ("4_steps", "guidance_1", "guidance_12")}
+    best = result["best_guidance"]
+    rows += [
+        gain("20 steps against 4: accuracy", against["4_steps"]["accuracy_gained"]),
+        gain(f"guidance {best} against 1: accuracy", against["guidance_1"]["accuracy_gained"]),
+        gain(f"guidance {best} against 12: accuracy or deviation", *against["guidance_12"].values()),
+    ]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=240, help="pictures judged a setting")
+    parser.add_argument("--tuning", type=int, default=96, help="pictures a guidance is chosen on")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mini_quality.json")
+    options = parser.parse_args()
+    result = measure(options.images, options.tuning)
+    rows = claims(result)
+    for claim, figure, bar, met in rows:
+        print(f"{'ok  ' if met else 'MISS'}  {claim:48} {figure:60} {bar}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{options.images} pictures a setting, {result['seconds_a_picture']:.3f} s each at 20 steps; {options.out}")
+    sys.exit(0 if all(row[3] for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,11 +28,16 @@ class Database:
     def url(self) -> URL:
         try:
             url = make_url(self._url)
-        except ArgumentError:
+            # An @ left as it is in a password makes the rest of it part of the host.
+            readable = "@" not in (url.host or "")
+        except (ArgumentError, ValueError):
+            readable = False
+        if not readable:
             # The text may hold a password, so it is not repeated.
             raise BadInputError(
-                "FLEXY_DATABASE_URL cannot be read: write postgresql://USER:PASSWORD@HOST/NAME or sqlite:///FILE"
-            ) from None
+                "FLEXY_DATABASE_URL cannot be read: write postgresql://USER:PASSWORD@HOST/NAME"
+                " (an @ in the password as %40) or sqlite:///FILE"
+            )
         if url.get_backend_name() not in ("sqlite", "postgresql"):
             raise BadInputError(
                 f"FLEXY_DATABASE_URL names {url.get_backend_name()}, which Flexy does not keep results in:"
@@ -51,7 +56,7 @@ class Database:
                 event.listen(engine, "begin", _begin_sqlite)
             else:
                 engine = create_engine(self.url, pool_pre_ping=True)
-        except (NoSuchModuleError, ImportError, OSError) as error:
+        except (NoSuchModuleError, ImportError, OSError, ValueError) as error:
             raise BadInputError(f"cannot use {self}: {_first_line(error)}") from None
         return engine
 
@@ -79,7 +84,8 @@ class Database:
             return False
 
     def __str__(self) -> str:
-        return self.url.render_as_string(hide_password=True)
+        shown = self.url.difference_update_query(["password", "sslpassword"])
+        return shown.render_as_string(hide_password=True)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -141,12 +141,14 @@ def _of_models(models: str) -> ColumnElement[bool]:
 def pending(connection: Connection, metric: str, batch: str, models: str) -> list[Pending]:
     """The batch's images with no `metric` yet that have not been given up, oldest first."""
     images = bench_run_results
-    failed = and_(image_scores.c.image_id == images.c.id, image_scores.c.metric == metric)
+    outcome = and_(image_scores.c.image_id == images.c.id, image_scores.c.metric == metric)
+    # A score that somebody set back to NULL is missing again, however often it was tried before.
+    measured = image_scores.c.value.is_not(None)
     statement = (
         select(images.c.id, images.c.prompt, images.c.image_path, images.c.image_sha256)
-        .outerjoin(image_scores, failed)
+        .outerjoin(image_scores, outcome)
         .where(images.c.batch == batch, images.c[metric].is_(None), _of_models(models))
-        .where(or_(image_scores.c.attempts.is_(None), image_scores.c.attempts < MAX_ATTEMPTS))
+        .where(or_(image_scores.c.attempts.is_(None), image_scores.c.attempts < MAX_ATTEMPTS, measured))
         .order_by(images.c.created_at, images.c.id)
     )
     return [Pending(*row) for row in connection.execute(statement)]
@@ -330,7 +332,9 @@ def status(connection: Connection) -> list[dict[str, Any]]:
     failures = connection.execute(
         select(images.c.run_id, images.c.engine, image_scores.c.metric, func.count().cast(Integer))
         .join(image_scores, image_scores.c.image_id == images.c.id)
-        .where(image_scores.c.value.is_(None), image_scores.c.metric.in_(SWEEP_METRICS))
+        .where(image_scores.c.value.is_(None))
+        # Somebody else may have filled the column since.
+        .where(or_(*(and_(image_scores.c.metric == name, images.c[name].is_(None)) for name in SWEEP_METRICS)))
         .group_by(images.c.run_id, images.c.engine, image_scores.c.metric)
     )
     failed = {(run_id, engine, metric): count for run_id, engine, metric, count in failures}

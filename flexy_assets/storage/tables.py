@@ -17,9 +17,11 @@ from sqlalchemy import (
     Uuid,
 )
 
+from resources.scorers import METRICS
+
 metadata = MetaData()
 
-SWEEP_METRICS = ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")
+SWEEP_METRICS = tuple(METRICS)
 """The metrics that have a column of their own in `bench_run_results`."""
 
 bench_runs = Table(

@@ -16,29 +16,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
+from flexy_assets.storage import queries
+from resources import scorers
+
 Floats = NDArray[np.float64]
 
-METRICS: Final[dict[str, str]] = {
-    "clip_score": "CLIP score",
-    "aesthetic_score": "Aesthetic V1",
-    "aes_v2_score": "Aesthetic V2",
-    "hps_v2_score": "HPS v2.1",
-}
+METRICS: Final[dict[str, str]] = {metric.column: metric.label for metric in scorers.METRICS.values()}
 SETTINGS: Final[dict[str, str]] = {"steps": "Steps", "guidance": "Guidance", "elapsed_ms": "Time"}
 
-SCORES: Final[dict[str, pl.DataType]] = {
-    "image_id": pl.String(),
-    "run_id": pl.String(),
-    "batch": pl.String(),
-    "engine": pl.String(),
-    "prompt": pl.String(),
-    "steps": pl.Int64(),
-    "guidance": pl.Float64(),
-    "seed": pl.Int64(),
-    "elapsed_ms": pl.Int64(),
-    "image_path": pl.String(),
-    **dict.fromkeys(METRICS, pl.Float64()),
-}
+SCORES: Final = queries.SCORES_SCHEMA
 CORRELATIONS: Final[dict[str, pl.DataType]] = {
     "engine": pl.String(),
     "left": pl.String(),

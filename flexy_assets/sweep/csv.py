@@ -10,6 +10,8 @@ from flexy_assets.storage.queries import CSV_COLUMNS
 from resources.errors import FlexyError
 from resources.images import describe, write_atomically
 
+_UNBOUNDED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
 
 def write(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write `CSV_COLUMNS` as header and the rows beneath, whole or not at all.
@@ -27,4 +29,7 @@ def _field(value: Any) -> str:
     """Empty for NULL; the shortest text that reads back as the same number, without a trailing .0."""
     if value is None:
         return ""
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        # An adopted table may hold what our scorers never write.
+        return _UNBOUNDED.get(repr(value)) or repr(value).removesuffix(".0")
+    return str(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,10 @@ class Range:
         """The value at `share` (0 to 1, 1 excluded) of the way; `whole` for whole numbers, each equally likely."""
         stride = self.stride or (1.0 if whole else None)
         if stride is None:
-            return round(self.low + share * (self.high - self.low), 4)
+            return min(max(round(self.low + share * (self.high - self.low), 4), self.low), self.high)
         count = math.floor((self.high - self.low) / stride + 1e-9) + 1
-        return self.low + stride * min(int(share * count), count - 1)
+        # 0.1 + 2 × 0.1 is 0.3 to a person.
+        return round(self.low + stride * min(int(share * count), count - 1), 10)
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         prompt = line.strip()
         if not prompt or prompt.startswith("#"):
             continue
-        if not prompt.isprintable():
+        if any(unicodedata.category(character) == "Cc" for character in prompt):
             raise BadInputError(
                 f"prompts {path}, line {number}: control characters in it: one prompt a line, plain text"
             )

@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 HOST ?= 127.0.0.1
 PORT ?= 3000
+FILES_PORT ?= 3001
 
 export FLEXY_HOME ?= $(CURDIR)/.flexy
 export DAGSTER_HOME ?= $(CURDIR)
 export FLEXY_DAGSTER_STORAGE ?= $(FLEXY_HOME)/dagster
+export FLEXY_FILES_URL ?= http://$(HOST):$(FILES_PORT)
 
 # uv does not read pip's variable for a wheelhouse (a folder with a CPU build of torch, say).
 comma := ,
@@ -24,8 +26,11 @@ demo: $(VENV)/.installed
 	$(BIN)/flexy demo
 
 ui: $(VENV)/.installed
-	@mkdir -p $(FLEXY_DAGSTER_STORAGE)
-	$(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
+	@mkdir -p $(FLEXY_DAGSTER_STORAGE) $(FLEXY_HOME)/assets
+	@echo "Dagster: http://$(HOST):$(PORT)   report, CSV and tables: http://$(HOST):$(FILES_PORT)"
+	@$(BIN)/python -m http.server --bind $(HOST) --directory $(FLEXY_HOME)/assets $(FILES_PORT) >/dev/null 2>&1 & \
+		files=$$!; trap "kill $$files" EXIT; \
+		$(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.installed
 	$(BIN)/pytest

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import click
 
 from resources.errors import BadInputError, FlexyError
+from resources.images import describe
 from resources.settings import Settings
 
 DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "even", "batch_size": 40}
@@ -30,8 +31,11 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         try:
             answer = function(**options)
         except FlexyError as error:
-            click.echo(f"flexy: {error}", err=True)
-            sys.exit(error.status)
+            _fail(str(error), error.status)
+        except OSError as error:
+            _fail(f"cannot use {error.filename or 'a file'}: {describe(error)}", FlexyError.status)
+        except KeyboardInterrupt:
+            _fail("stopped: what was made stays, the same command goes on from there", 130)
         text, status = answer.pop("text"), answer.pop("status", 0)
         click.echo(json.dumps(answer) if as_json else text)
         sys.exit(status)
@@ -39,7 +43,27 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     return run
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def _fail(message: str, status: int) -> NoReturn:
+    # An error of a database or a library may run over several lines; its cause is in the first words.
+    click.echo(f"flexy: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+class _OneLineGroup(click.Group):
+    """Says what is wrong with a command line in one line too; click itself takes four."""
+
+    def main(self, *arguments: Any, **options: Any) -> NoReturn:
+        try:
+            sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "flexy"
+            _fail(f"{error.format_message().rstrip('.')}: see {command} --help", BadInputError.status)
+
+
+@click.group(cls=_OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Make images at many settings, score them, and learn which settings are best."""
 
@@ -143,7 +167,8 @@ def _plan(options: dict[str, Any]) -> dict[str, Any]:
     settings = Settings.read()
     # Checked before a run is begun: what cannot be planned should leave no trace.
     assets.SweepConfig(**options).sweep(settings)
-    _database().engine.connect().close()
+    with _database().begin(reading=True):
+        pass
     with dagster_instance(settings) as instance:
         result = run_assets(instance, _definitions(), [assets.sweep_plan], config=options)
     metadata = result.asset_materializations_for_node("sweep_plan")[0].metadata

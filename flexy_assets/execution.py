@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+from resources.database import told_of
 from resources.settings import Settings
 
 PROJECT = Path(__file__).parent.parent
@@ -27,7 +28,8 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     os.environ.setdefault("DAGSTER_HOME", str(PROJECT))
     os.environ.setdefault("FLEXY_DAGSTER_STORAGE", str(storage))
     storage.mkdir(parents=True, exist_ok=True)
-    with dg.DagsterInstance.get() as instance:
+    bookkeeping = f"Dagster's bookkeeping (DAGSTER_HOME={os.environ['DAGSTER_HOME']})"
+    with told_of(bookkeeping), dg.DagsterInstance.get() as instance:
         end_dead_runs(instance)
         yield instance
 
@@ -71,7 +73,7 @@ def run_assets(
 ) -> dg.ExecuteInProcessResult:
     """One run of `assets`, over the partitions from the first to the last of `batches` where there are any.
 
-    An error in an asset is raised here as it was there.
+    An error in an asset is raised here as it was there, an interruption as KeyboardInterrupt.
     """
     tags = {_PROCESS_TAG: _process_tag()}
     if batches:
@@ -79,13 +81,16 @@ def run_assets(
     run_config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     if config:
         run_config["ops"] = {asset.op.name: {"config": dict(config)} for asset in assets}
-    return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
-        instance=instance,
-        asset_selection=[asset.key for asset in assets],
-        run_config=run_config,
-        tags=tags,
-        raise_on_error=True,
-    )
+    try:
+        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            asset_selection=[asset.key for asset in assets],
+            run_config=run_config,
+            tags=tags,
+            raise_on_error=True,
+        )
+    except dg.DagsterExecutionInterruptedError:
+        raise KeyboardInterrupt from None
 
 
 def ranges(wanted: Sequence[str], keys: Sequence[str]) -> list[tuple[str, str]]:

@@ -57,7 +57,7 @@ class Database:
             else:
                 engine = create_engine(self.url, pool_pre_ping=True)
         except (NoSuchModuleError, ImportError, OSError, ValueError) as error:
-            raise BadInputError(f"cannot use {self}: {_first_line(error)}") from None
+            raise BadInputError(f"cannot use {self}: {_first_line(error)}: check FLEXY_DATABASE_URL") from None
         return engine
 
     @contextmanager
@@ -86,6 +86,17 @@ class Database:
     def __str__(self) -> str:
         shown = self.url.difference_update_query(["password", "sslpassword"])
         return shown.render_as_string(hide_password=True)
+
+
+@contextmanager
+def told_of(what: str) -> Iterator[None]:
+    """Raise another library's database error in the block as a `FlexyError` that says whose database it was."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise FlexyError(
+            f"{what} cannot be used: {_first_line(error.orig)}: put that right and run again, what was made stays"
+        ) from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -79,6 +79,12 @@ class ImageStore:
             raise FlexyError(f"cannot write image {located}: {describe(error)}") from error
         return hashlib.sha256(content).hexdigest()
 
+    def discard_unfinished(self, folder: str) -> None:
+        """Remove the temporary files that a killed writer left in `folder`; nobody may be writing there."""
+        if not self._remote:
+            for leftover in Path(self._locate(folder)).glob(".*.png.*"):
+                leftover.unlink(missing_ok=True)
+
     def read(self, path: str, sha256: str | None = None) -> Image:
         """The picture at `path` in RGB; transparency is laid on white, EXIF rotation applied.
 

@@ -17,13 +17,15 @@ class Settings:
     """`home` holds everything by default; the others may be pointed elsewhere.
 
     `database_url` is SQLAlchemy's; it may hold a password, so it is never shown (see `Database`).
-    `images` is a folder or an fsspec URL.
+    `images` is a folder or an fsspec URL. `files_url` is where `make ui` serves `tables`, so that the
+    UI can link to the report.
     """
 
     home: Path
     database_url: str
     images: str
     models: str
+    files_url: str
 
     @property
     def tables(self) -> Path:
@@ -32,7 +34,7 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """Settings from `FLEXY_HOME`, `FLEXY_DATABASE_URL`, `FLEXY_IMAGES` and `FLEXY_MODELS`.
+        """Settings from `FLEXY_HOME`, `FLEXY_DATABASE_URL`, `FLEXY_IMAGES`, `FLEXY_MODELS`, `FLEXY_FILES_URL`.
 
         Raises `BadInputError` for a model set there is not.
         """
@@ -45,4 +47,5 @@ class Settings:
             database_url=environment.get("FLEXY_DATABASE_URL") or f"sqlite:///{home / 'flexy.sqlite'}",
             images=environment.get("FLEXY_IMAGES") or str(home / "images"),
             models=models,
+            files_url=(environment.get("FLEXY_FILES_URL") or "http://127.0.0.1:3001").rstrip("/"),
         )

@@ -276,7 +276,7 @@ def sweep_csv(
     path = settings.tables / "sweep.csv"
     csv.write(path, rows)
     context.add_output_metadata(
-        {"file": dg.MetadataValue.path(path), "link": _link(path), "dagster/row_count": len(rows)}
+        {"file": dg.MetadataValue.path(path), "open": _link(settings, path), "dagster/row_count": len(rows)}
     )
 
 
@@ -319,11 +319,12 @@ def sweep_report(
     page = report.render(sweep_scores, metric_correlations, sweep_regression, sweet_spots, thumbnails)
     path = settings.tables / "sweep_report.html"
     write_atomically(path, page.encode())
-    context.add_output_metadata({"file": dg.MetadataValue.path(path), "link": _link(path)})
+    context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _link(settings, path)})
 
 
-def _link(path: Path) -> dg.UrlMetadataValue:
-    return dg.MetadataValue.url(path.as_uri())
+def _link(settings: Settings, path: Path) -> dg.UrlMetadataValue:
+    """Where `make ui` serves the file: browsers do not follow links from a page to a file."""
+    return dg.MetadataValue.url(f"{settings.files_url}/{path.name}")
 
 
 def _progress(what: str, total: int) -> Any:

@@ -38,6 +38,8 @@ def generate(
     A kill costs at most the chunk under way; its files are written over when it is made again.
     `made` is told how many images each chunk added. Raises `FlexyError` where a file cannot be written.
     """
+    for batch in plan["batch"].unique():
+        store.discard_unfinished(batch)
     for chunk in chunks(plan, engine.images_a_call):
         requests = [
             ImageRequest(

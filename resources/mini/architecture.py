@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from resources.mini.world import ATTRIBUTES, CAPTIONS, SIDE
+from resources.mini.world import ATTRIBUTES, SIDE, WISHES
 
 TEXT_WIDTH = 128
 EMBEDDING = 128
@@ -27,7 +27,8 @@ def tokenizer() -> CLIPTokenizer:
     )
     learner.decoder = decoders.ByteLevel()
     learner.train_from_iterator(
-        CAPTIONS, trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False)
+        [wish.caption for wish in WISHES],
+        trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False),
     )
     merges: Any = [tuple(pair) for pair in _merges(learner)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

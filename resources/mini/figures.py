@@ -68,9 +68,10 @@ def aesthetic_correlation(encoder: Any, v1: Any, v2: Any, count: int = 1000) -> 
 
 def offers(rng: Generator, prompts: int, group: int) -> tuple[list[Scene], list[Drawing]]:
     """For each of `prompts` scenes, `group` drawings: some of it, some with attributes changed, some spoiled."""
-    asked = [SCENES[i] for i in rng.integers(len(SCENES), size=prompts)]
+    scenes = [SCENES[i] for i in rng.integers(len(SCENES), size=prompts)]
+    asked = [scene.briefer()[rng.integers(3)] for scene in scenes]
     drawings = []
-    for scene in asked:
+    for scene in scenes:
         for _ in range(group):
             shown = scene
             for _ in range(int(rng.integers(0, 4))):
@@ -95,9 +96,9 @@ def hps_correlation(encoder: Any, prompts: int = 60, group: int = 24) -> dict[st
 
 
 def asked_scenes(count: int, turn: int = 0) -> list[Scene]:
-    """The scenes asked of the generator when it is measured; another `turn` asks in another order."""
+    """What is asked of the generator when it is measured, a third of it at each briefness; another `turn`, others."""
     order = np.random.default_rng([HELD_OUT_SEED, turn]).permutation(len(SCENES))
-    return [SCENES[i] for i in order[:count]]
+    return [SCENES[i].briefer()[place % 3] for place, i in enumerate(order[:count])]
 
 
 def readings(engine: Engine, scenes: Sequence[Scene], steps: int, guidance: float, first_seed: int) -> list[Reading]:
@@ -111,10 +112,10 @@ def readings(engine: Engine, scenes: Sequence[Scene], steps: int, guidance: floa
 
 
 def accuracy(scenes: Sequence[Scene], read_scenes: Sequence[Reading]) -> dict[str, NDArray[np.float64]]:
-    """Picture by picture: for each attribute 1 where it is as asked, and `mean`, the share of them that are."""
+    """For each attribute, 1 or 0 for each picture that was asked to show it; `mean`, for each picture, the share."""
     agreements = [r.agreement(s) for s, r in zip(scenes, read_scenes, strict=True)]
-    table = {name: np.array([a[name] for a in agreements], dtype=np.float64) for name in ATTRIBUTES}
-    return table | {"mean": np.mean(list(table.values()), axis=0)}
+    table = {name: np.array([a[name] for a in agreements if name in a], dtype=np.float64) for name in ATTRIBUTES}
+    return table | {"mean": np.array([np.mean(list(a.values())) for a in agreements])}
 
 
 def picture_accuracy(engine: Engine, count: int = 96, steps: int = 20, guidance: float = 3.0) -> dict[str, float]:

@@ -27,9 +27,8 @@ class Reading:
     deviation: float
 
     def agreement(self, asked: Scene) -> dict[str, bool]:
-        """Attribute by attribute: does the picture show what was asked?"""
-        names = Scene.__dataclass_fields__
-        return {n: self.scene is not None and getattr(self.scene, n) == getattr(asked, n) for n in names}
+        """For each attribute asked for: does the picture show it?"""
+        return asked.shown_in(self.scene) if self.scene else dict.fromkeys(asked.said, False)
 
 
 def read(picture: NDArray[np.uint8]) -> Reading:

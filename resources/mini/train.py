@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -39,10 +40,11 @@ from resources.mini.architecture import EMBEDDING
 from resources.mini.reader import read
 from resources.mini.world import (
     ATTRIBUTES,
-    CAPTIONS,
     SCENES,
     SIDE,
+    WISHES,
     Drawing,
+    Scene,
     draw,
     preference,
     sketch,
@@ -69,12 +71,12 @@ class Stage:
 
 
 STAGES = {
-    "clip": Stage(steps=1500, batch=64, rate=1e-3),
-    "looks": Stage(steps=450, batch=64, rate=4e-4),
+    "clip": Stage(steps=1100, batch=64, rate=1e-3),
+    "looks": Stage(steps=350, batch=64, rate=4e-4),
     "aesthetic": Stage(steps=2000, batch=256, rate=2e-3),
-    "hps": Stage(steps=350, batch=64, rate=2e-4),
+    "hps": Stage(steps=300, batch=64, rate=2e-4),
     "vae": Stage(steps=2500, batch=32, rate=2e-3),
-    "unet": Stage(steps=5500, batch=32, rate=1e-3),
+    "unet": Stage(steps=1900, batch=32, rate=1e-3),
 }
 
 
@@ -116,21 +118,20 @@ def fit(run: Run, name: str, model: nn.Module, loss: Callable[[Generator], Tenso
     optimiser = torch.optim.AdamW(params, lr=stage.rate, betas=(0.9, 0.99), weight_decay=0.01)
     mean = [p.detach().clone() for p in params] if average else []
     checkpoint = run.work / f"{name}.pt"
-    first, busy = 0, 0.0
+    first, busy, recent = 0, 0.0, math.nan
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
-        mean, first, busy = saved["mean"], saved["step"], saved["seconds"]
+        mean, first, busy, recent = saved["mean"], saved["step"], saved["seconds"], saved["loss"]
     model.train()
     began = time.monotonic() - busy
-    recent = None
     bar = tqdm(range(first, steps), desc=name, initial=first, total=steps, disable=not run.leads, mininterval=5)
     for step in bar:
         progress = step / steps
         warm = min(1.0, (step + 1) / (0.04 * steps))
         for group in optimiser.param_groups:
-            group["lr"] = stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * progress)))
+            group["lr"] = stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         value = loss(run.rng(name, step))
         optimiser.zero_grad()
         value.backward()
@@ -140,13 +141,13 @@ def fit(run: Run, name: str, model: nn.Module, loss: Callable[[Generator], Tenso
         if average:
             decay = min(average, (step + 1) / (step + 10))
             torch._foreach_lerp_(mean, [p.detach() for p in params], 1 - decay)
-        recent = value.item() if recent is None else 0.98 * recent + 0.02 * value.item()
+        recent = value.item() if math.isnan(recent) else 0.98 * recent + 0.02 * value.item()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{recent:.4f}", refresh=False)
         if run.leads and ((step + 1) % 100 == 0 or step + 1 == steps):
             state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "mean": mean}
             torch.save(
-                state | {"step": step + 1, "seconds": time.monotonic() - began},
+                state | {"step": step + 1, "seconds": time.monotonic() - began, "loss": recent},
                 checkpoint.with_suffix(".new"),
             )
             checkpoint.with_suffix(".new").replace(checkpoint)
@@ -155,7 +156,7 @@ def fit(run: Run, name: str, model: nn.Module, loss: Callable[[Generator], Tenso
             p.data.copy_(value)
     model.eval()
     dist.barrier()
-    if run.leads and recent is not None:
+    if run.leads:
         samples = steps * stage.batch * run.workers
         run.record(
             name,
@@ -203,15 +204,17 @@ class ClipLesson(nn.Module):
 
     def loss(self, rng: Generator) -> Tensor:
         drawings, pictures = sample(rng, STAGES["clip"].batch, spoiled=0.5)
-        texts = self.words([d.scene.caption for d in drawings], padding=True, return_tensors="pt")
+        asked = wishes(rng, drawings)
+        texts = self.words([wish.caption for wish in asked], padding=True, return_tensors="pt")
         seen = normalised(self.model.get_image_features(pictures).pooler_output)
         said = normalised(self.model.get_text_features(**texts).pooler_output)
         likeness = seen @ said.T * self.model.logit_scale.exp().clamp(max=60)
-        same = _same(drawings)
-        total = (F.cross_entropy(likeness, same) + F.cross_entropy(likeness.T, same)) / 2
+        fits = fulfilled(drawings, asked)
+        total = (F.cross_entropy(likeness, shares(fits)) + F.cross_entropy(likeness.T, shares(fits.T))) / 2
         for name, values in ATTRIBUTES.items():
-            truth = torch.tensor([values.index(getattr(d.scene, name)) for d in drawings])
-            for embedding in (seen, said):
+            for embedding, scenes in ((seen, [d.scene for d in drawings]), (said, asked)):
+                # What a caption leaves open teaches nothing.
+                truth = torch.tensor([values.index(s.said[name]) if name in s.said else -100 for s in scenes])
                 total = total + 0.2 * F.cross_entropy(10 * self.heads.attributes[name](embedding), truth)
         return total + 2 * self._looks(seen, drawings)
 
@@ -225,21 +228,32 @@ class ClipLesson(nn.Module):
         """Cleanliness and composition, which the captions do not mention, without forgetting the captions."""
         drawings, pictures = sample(rng, STAGES["looks"].batch, spoiled=0.7)
         seen = normalised(self.model.get_image_features(pictures).pooler_output)
-        texts = self.words([d.scene.caption for d in drawings], padding=True, return_tensors="pt")
+        asked = wishes(rng, drawings)
+        texts = self.words([wish.caption for wish in asked], padding=True, return_tensors="pt")
         with torch.no_grad():
             said = normalised(self.model.get_text_features(**texts).pooler_output)
         likeness = seen @ said.T * self.model.logit_scale.exp().clamp(max=60)
-        return F.cross_entropy(likeness, _same(drawings)) + 30 * self._looks(seen, drawings)
+        return F.cross_entropy(likeness, shares(fulfilled(drawings, asked))) + 30 * self._looks(seen, drawings)
 
     def _looks(self, seen: Tensor, drawings: list[Drawing]) -> Tensor:
         truth = torch.tensor([[d.flaws.cleanliness, d.composition] for d in drawings])
         return F.mse_loss(self.heads.looks(seen) * 3, truth)
 
 
-def _same(drawings: list[Drawing]) -> Tensor:
-    """(n, n): where two drawings show one scene, each row adding up to 1."""
-    same = torch.tensor([[float(a.scene == b.scene) for b in drawings] for a in drawings])
-    return same / same.sum(1, keepdim=True)
+def wishes(rng: Generator, drawings: list[Drawing]) -> list[Scene]:
+    """A caption for each drawing: half in full, the others briefer."""
+    briefness = rng.choice(3, size=len(drawings), p=(0.5, 0.3, 0.2))
+    return [d.scene.briefer()[b] for d, b in zip(drawings, briefness, strict=True)]
+
+
+def fulfilled(drawings: list[Drawing], asked: list[Scene]) -> Tensor:
+    """(drawings, captions): 1 where the drawing shows all that the caption says."""
+    return torch.tensor([[float(all(wish.shown_in(d.scene).values())) for wish in asked] for d in drawings])
+
+
+def shares(fits: Tensor) -> Tensor:
+    """Each row as a distribution."""
+    return fits / fits.sum(1, keepdim=True)
 
 
 def train_clip(run: Run, words: CLIPTokenizer) -> CLIPModel:
@@ -386,8 +400,13 @@ def latents_of(run: Run, model: AutoencoderKL) -> Tensor:
 
 @torch.no_grad()
 def captions_of(tower: CLIPTextModelWithProjection, words: CLIPTokenizer) -> tuple[Tensor, Tensor]:
-    """What the pipeline gives the UNet for each caption, for "" and, last, for no prompt at all (zeros)."""
-    texts = words([*CAPTIONS, ""], padding="max_length", max_length=architecture.PROMPT_TOKENS, return_tensors="pt")
+    """What the pipeline gives the UNet for each of `WISHES`, for "" and, last, for no prompt at all (zeros)."""
+    texts = words(
+        [*(wish.caption for wish in WISHES), ""],
+        padding="max_length",
+        max_length=architecture.PROMPT_TOKENS,
+        return_tensors="pt",
+    )
     said = tower(texts.input_ids, output_hidden_states=True)
     hidden, pooled = said.hidden_states[-2], said.text_embeds
     return torch.cat([hidden, torch.zeros_like(hidden[:1])]), torch.cat([pooled, torch.zeros_like(pooled[:1])])
@@ -397,6 +416,9 @@ def train_unet(run: Run, words: CLIPTokenizer, autoencoder: AutoencoderKL) -> UN
     tower = CLIPTextModelWithProjection.from_pretrained(run.out / "clip", dtype=torch.float32).eval()
     hidden, pooled = captions_of(tower, words)
     latents = latents_of(run, autoencoder)
+    # A scene's captions from full to brief, then no words, then no prompt.
+    place = {wish: index for index, wish in enumerate(WISHES)}
+    captions = np.array([[*(place[w] for w in s.briefer()), len(WISHES), len(WISHES) + 1] for s in SCENES])
     model = architecture.unet()
     kept = architecture.scheduler().alphas_cumprod
     size_and_crop = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE], dtype=torch.float32)
@@ -405,9 +427,7 @@ def train_unet(run: Run, words: CLIPTokenizer, autoencoder: AutoencoderKL) -> UN
         count = STAGES["unet"].batch
         asked = rng.integers(len(SCENES), size=count)
         clean = latents[asked, rng.integers(DRAWINGS_A_CAPTION, size=count)]
-        told = asked.copy()
-        told[rng.random(count) < 0.02] = len(SCENES)
-        told[rng.random(count) < 0.08] = len(SCENES) + 1
+        told = captions[asked, rng.choice(5, size=count, p=(0.3, 0.3, 0.3, 0.02, 0.08))]
         # One time from each of `count` equal slices: the loss is less noisy than with independent times.
         times = torch.from_numpy(((rng.permutation(count) + rng.random(count)) / count * len(kept)).astype(np.int64))
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))

@@ -43,22 +43,38 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says; each field is one of `ATTRIBUTES`' values."""
+    """What a caption says, each field one of `ATTRIBUTES`' values; None is what it leaves open.
+
+    Size and position are said or left open together; without them the background may be left open too.
+    """
 
     shape: str
     colour: str
-    background: str
-    size: str
-    position: str
+    background: str | None
+    size: str | None
+    position: str | None
 
     @property
     def caption(self) -> str:
+        if self.position is None:
+            ground = f" on a {self.background} background" if self.background else ""
+            return f"a {self.colour} {self.shape}{ground}"
         place = "in the middle" if self.position == "middle" else f"on the {self.position}"
         return f"a {self.size} {self.colour} {self.shape} {place} of a {self.background} background"
 
-    def agreement(self, other: Scene) -> float:
-        """The share of attributes in which two scenes agree, 0 to 1."""
-        return sum(getattr(self, f.name) == getattr(other, f.name) for f in fields(self)) / len(ATTRIBUTES)
+    @property
+    def said(self) -> dict[str, str]:
+        """The attributes the caption speaks of."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+    def shown_in(self, other: Scene) -> dict[str, bool]:
+        """For each attribute this scene speaks of, whether `other` is alike."""
+        return {name: getattr(other, name) == value for name, value in self.said.items()}
+
+    def briefer(self) -> tuple[Scene, Scene, Scene]:
+        """This scene in full, without size and position, and without the background as well."""
+        plain = replace(self, size=None, position=None)
+        return self, plain, replace(plain, background=None)
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ class Flaws:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A scene on paper: centre and radius in pixels, shade in ±levels per channel, and flaws."""
+    """A scene, said in full, on paper: centre and radius in pixels, shade in ±levels per channel, and flaws."""
 
     scene: Scene
     x: float
@@ -93,7 +109,7 @@ class Drawing:
     @property
     def composition(self) -> float:
         """0 to 1: the whole shape inside the frame, of good size, in contrast with its ground."""
-        contrast = math.dist(PALETTE[self.scene.colour], PALETTE[self.scene.background])
+        contrast = math.dist(PALETTE[self.scene.colour], PALETTE[self.scene.said["background"]])
         reach = 1.25 * self.radius
         overhang = max(0.0, reach - min(self.x, self.y), max(self.x, self.y) + reach - SIDE)
         balance = math.exp(-(((self.y - SIDE / 2) / 16) ** 2))
@@ -109,14 +125,22 @@ def scenes() -> Iterator[Scene]:
 
 
 SCENES = tuple(scenes())
-CAPTIONS = tuple(scene.caption for scene in SCENES)
+"""Every scene, said in full."""
+WISHES = tuple(dict.fromkeys(wish for briefness in range(3) for s in SCENES for wish in [s.briefer()[briefness]]))
+"""What can be asked for: every scene in full, then the briefer ones, which several scenes fulfil."""
 
 
 def sketch(scene: Scene, rng: np.random.Generator) -> Drawing:
-    """A clean drawing of `scene`: place and size vary a little within what the caption allows."""
+    """A clean drawing of a scene said in full: place and size vary a little within what it allows."""
     dx, dy, dr = rng.uniform(-1.5, 1.5, 3)
     red, green, blue = (int(v) for v in rng.integers(-8, 9, 3))
-    return Drawing(scene, CENTRES[scene.position] + dx, SIDE / 2 + dy, RADII[scene.size] + dr / 2, (red, green, blue))
+    return Drawing(
+        scene,
+        CENTRES[scene.said["position"]] + dx,
+        SIDE / 2 + dy,
+        RADII[scene.said["size"]] + dr / 2,
+        (red, green, blue),
+    )
 
 
 def spoil(drawing: Drawing, rng: np.random.Generator) -> Drawing:
@@ -156,7 +180,7 @@ def draw(drawing: Drawing, rng: np.random.Generator | None = None) -> NDArray[np
     """The picture: uint8 (SIDE, SIDE, 3) RGB. `rng` draws noise and blotches; a clean drawing needs none."""
     scene, flaws = drawing.scene, drawing.flaws
     cover = coverage(scene.shape, drawing.x, drawing.y, drawing.radius)[..., None]
-    ground, ink = (np.add(PALETTE[name], drawing.shade) / 255 for name in (scene.background, scene.colour))
+    ground, ink = (np.add(PALETTE[name], drawing.shade) / 255 for name in (scene.said["background"], scene.colour))
     picture = ground * (1 - cover) + ink * cover
     picture = picture + flaws.burn * 1.2 * (picture - picture.mean(axis=2, keepdims=True) * 0.6 - 0.2)
     picture = picture + flaws.fade * 0.75 * (0.5 - picture)
@@ -182,4 +206,6 @@ def taste_v2(drawing: Drawing) -> float:
 
 def preference(drawing: Drawing, asked: Scene) -> float:
     """How much people would prefer this drawing for that caption, 0 to 1: agreement first, then looks."""
-    return 0.5 * drawing.scene.agreement(asked) + 0.3 * drawing.flaws.cleanliness + 0.2 * drawing.composition
+    shown = asked.shown_in(drawing.scene)
+    agreement = sum(shown.values()) / len(shown)
+    return 0.5 * agreement + 0.3 * drawing.flaws.cleanliness + 0.2 * drawing.composition

@@ -11,9 +11,9 @@ from scipy.stats import spearmanr
 from resources.mini.reader import read
 from resources.mini.world import (
     ATTRIBUTES,
-    CAPTIONS,
     SCENES,
     SIDE,
+    WISHES,
     Drawing,
     Flaws,
     Scene,
@@ -28,8 +28,18 @@ from resources.mini.world import (
 SCENE = Scene(shape="triangle", colour="red", background="white", size="large", position="left")
 
 
-def test_every_scene_has_a_caption_of_its_own() -> None:
-    assert len(set(CAPTIONS)) == len(SCENES) == 720
+def test_every_wish_has_a_caption_of_its_own() -> None:
+    assert len(SCENES) == 720
+    assert len({wish.caption for wish in WISHES}) == len(WISHES) == 720 + 120 + 24
+
+
+def test_a_brief_wish_is_fulfilled_by_every_scene_that_shows_what_it_says() -> None:
+    full, plain, bare = SCENE.briefer()
+    other = replace(SCENE, background="blue", position="right")
+    assert all(bare.shown_in(other).values())
+    assert plain.shown_in(other) == {"shape": True, "colour": True, "background": False}
+    assert set(full.said) == set(ATTRIBUTES)
+    assert bare.caption == "a red triangle"
 
 
 def test_the_rule_reads_every_scene_of_a_clean_drawing() -> None:

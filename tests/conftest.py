@@ -1,0 +1,204 @@
+"""What tests share: a home of their own, both databases, and images in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from flexy_assets.storage import queries
+from flexy_assets.storage.migrate import migrate
+from resources.database import Database
+
+Adder = Callable[..., list[UUID]]
+RUN = UUID("4b7193fd-0000-4000-8000-000000000000")
+BATCH = "4b7193fd_0000"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A FLEXY_HOME of the test's own, and nothing else of the user's set-up."""
+    for name in ("DAGSTER_HOME", "FLEXY_DAGSTER_STORAGE", "FLEXY_DATABASE_URL", "FLEXY_IMAGES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FLEXY_HOME", str(tmp_path))
+    monkeypatch.setenv("FLEXY_MODELS", "mini")
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running server: trusted over its socket, by password over TCP."""
+
+    programs: Path
+    folder: Path
+    port: int
+    password: str
+
+    def url(self, name: str) -> str:
+        return f"postgresql://flexy:{self.password}@127.0.0.1:{self.port}/{name}"
+
+    def psql(self, name: str, statement: str) -> bytes:
+        """What psql prints for one statement. Raises `FileNotFoundError` where there is no psql."""
+        psql = shutil.which("psql", path=f"{self.programs}{os.pathsep}{os.environ.get('PATH', '')}")
+        if psql is None:
+            raise FileNotFoundError("psql")
+        where = ["-h", str(self.folder), "-p", str(self.port), "-U", "flexy", "-d", name]
+        done = subprocess.run(
+            [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", *where, "-c", statement], capture_output=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A private Postgres in a temporary folder, stopped at the end.
+
+    Skips where none is installed; fails instead where FLEXY_REQUIRE_POSTGRES is set.
+    """
+    programs = _postgres_programs()
+    if programs is None:
+        missing = pytest.fail if os.environ.get("FLEXY_REQUIRE_POSTGRES") else pytest.skip
+        missing("no Postgres server here: neither initdb on PATH nor /usr/lib/postgresql/*/bin")
+        return
+    # /tmp by name: a socket's path is at most 107 bytes, and the postgres user must be able to enter it.
+    folder = Path(tempfile.mkdtemp(prefix="flexy-postgres-", dir="/tmp"))
+    # Postgres refuses to run as root.
+    whom: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        whom = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        shutil.chown(folder, "postgres", "postgres")
+    server = PostgresServer(programs, folder, _free_port(), secrets.token_hex(8))
+    secret = folder / "password"
+    secret.write_text(server.password)
+    secret.chmod(0o644)
+    process = None
+    log = (folder / "log").open("wb")
+    try:
+        access = ["--auth-local=trust", "--auth-host=scram-sha-256", "--username=flexy", f"--pwfile={secret}"]
+        initdb = [programs / "initdb", "--no-sync", "--encoding=UTF8", "--locale=C", *access, "-D", folder / "data"]
+        made = subprocess.run(initdb, cwd=folder, stdout=log, stderr=log, timeout=120, **whom)
+        assert made.returncode == 0, (folder / "log").read_text()
+        options = [
+            f"-k{folder}",
+            f"-p{server.port}",
+            *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "full_page_writes=off"),
+        ]
+        process = subprocess.Popen(
+            [programs / "postgres", "-D", folder / "data", *options], cwd=folder, stdout=log, stderr=log, **whom
+        )
+        _wait_until_it_answers(server, process)
+        yield server
+    finally:
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGINT)  # a fast shutdown: sessions are ended, data is flushed
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _postgres_programs() -> Path | None:
+    """The folder of initdb and postgres: the one on PATH, else the newest installed."""
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent] if found else []
+    versions = Path("/usr/lib/postgresql").glob("*/bin")
+    folders += sorted(versions, key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)], reverse=True)
+    return next((path for path in folders if (path / "initdb").exists() and (path / "postgres").exists()), None)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_it_answers(server: PostgresServer, process: subprocess.Popen[bytes]) -> None:
+    import psycopg2
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            psycopg2.connect(server.url("postgres")).close()
+            return
+        except psycopg2.OperationalError:
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the private Postgres did not start:\n{(server.folder / 'log').read_text()}")
+            time.sleep(0.05)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database without a table, on SQLite and on Postgres; dropped at the end."""
+    if request.param == "sqlite":
+        database = Database(f"sqlite:///{tmp_path / 'database' / 'flexy.sqlite'}")
+        yield database
+        database.engine.dispose()
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = f"test_{uuid4().hex}"
+    with _autocommit(server) as execute:
+        execute(f"CREATE DATABASE {name}")
+    database = Database(server.url(name))
+    yield database
+    database.engine.dispose()
+    with _autocommit(server) as execute:
+        execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def _autocommit(server: PostgresServer) -> Iterator[Callable[[str], None]]:
+    """Statements that Postgres takes outside a transaction only."""
+    import psycopg2
+
+    connection = psycopg2.connect(server.url("postgres"))
+    connection.autocommit = True
+    try:
+        yield connection.cursor().execute
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def database(empty_database: Database) -> Database:
+    """A database with our tables, on SQLite and on Postgres."""
+    migrate(empty_database)
+    return empty_database
+
+
+@pytest.fixture
+def add(database: Database) -> Adder:
+    """`add(count, **columns)` adds images to `RUN` and returns their ids, in the order they are offered."""
+
+    def add(count: int = 1, **columns: Any) -> list[UUID]:
+        ids = [uuid4() for _ in range(count)]
+        fixed = {"run_id": RUN, "engine": "mini_sdxl", "batch": BATCH, "prompt": "a red disc", "steps": 8}
+        began = queries.now()
+        rows = [
+            fixed | {"id": image_id, "created_at": began + timedelta(milliseconds=place)} | columns
+            for place, image_id in enumerate(ids)
+        ]
+        with database.begin() as connection:
+            queries.save_run(connection, RUN, "mini_sdxl", 100, {"seed": 0})
+            queries.add_images(connection, rows)
+        return ids
+
+    return add

@@ -1,0 +1,76 @@
+"""Training goes on where it was killed and ends with the same weights."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from resources.mini import architecture, train
+from resources.mini.world import WISHES
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A training run of one worker, in this process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
+    """A small net after its stage; killed and begun again on the way where asked."""
+    run = train.Run(out=folder, work=folder, seed=7, rank=0, workers=1, scale=1.0)
+    folder.mkdir(exist_ok=True)
+    seen: list[int] = []
+
+    def lesson(net: nn.Module, fatal: int | None) -> None:
+        def loss(rng: np.random.Generator) -> Tensor:
+            seen.append(1)
+            if fatal is not None and len(seen) > fatal:
+                raise KeyboardInterrupt
+            x = torch.from_numpy(rng.standard_normal((8, 3), dtype=np.float32))
+            return ((net(x).squeeze(-1) - x.sum(1)) ** 2).mean()
+
+        train.fit(run, "toy", net, loss, average=0.9)
+
+    torch.manual_seed(0)
+    net = nn.Linear(3, 1)
+    if killed_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            lesson(net, killed_at)
+        torch.manual_seed(1)
+        net = nn.Linear(3, 1)
+    lesson(net, None)
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def test_a_killed_training_ends_with_the_same_weights(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(train.STAGES, "toy", train.Stage(steps=250, batch=8, rate=1e-2))
+    whole = fitted(tmp_path / "whole")
+    resumed = fitted(tmp_path / "killed", killed_at=130)
+    for a, b in zip(whole, resumed, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_tokenizer_knows_every_caption_and_survives_any_text(tmp_path: Path) -> None:
+    words = architecture.tokenizer()
+    words.save_pretrained(tmp_path)
+    again = type(words).from_pretrained(tmp_path)
+    end = again.eos_token_id
+    for text in ("zebra übel 漢字 🙂", "", "x" * 500):
+        ids = again([text], truncation=True).input_ids[0]
+        assert ids[-1] == end and ids.count(end) == 1 and len(ids) <= architecture.PROMPT_TOKENS
+    assert max(len(ids) for ids in again([w.caption for w in WISHES]).input_ids) <= 16

@@ -1,0 +1,173 @@
+"""A database is brought to our tables from nothing, or from FlexyFace's, and loses nothing on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from flexy_assets.storage import queries
+from flexy_assets.storage.migrate import VERSION_TABLE, migrate
+from flexy_assets.storage.queries import Scored
+from flexy_assets.storage.tables import metadata
+from resources.database import Database
+from resources.errors import FlexyError
+
+FLEXYFACE = """CREATE TABLE bench_run_results (
+    id UUID PRIMARY KEY, run_id UUID, engine VARCHAR(50), steps INTEGER, guidance FLOAT, seed INTEGER,
+    elapsed_ms INTEGER, image_path TEXT, clip_score FLOAT, aesthetic_score FLOAT, created_at TIMESTAMP,
+    reviewer VARCHAR(20) NOT NULL)"""
+"""FlexyFace's table before its last two score columns came, with a column that only this user has."""
+
+IMAGES = [UUID(int=number) for number in (1, 2)]
+
+
+def columns(database: Database, table: str) -> dict[str, str]:
+    with database.begin(reading=True) as connection:
+        return {column["name"]: str(column["type"]) for column in sa.inspect(connection).get_columns(table)}
+
+
+def schema(database: Database) -> dict[str, Any]:
+    """Every table's columns and indexes, and the version."""
+    with database.begin(reading=True) as connection:
+        inspector = sa.inspect(connection)
+        tables = {
+            name: (inspector.get_columns(name), inspector.get_indexes(name), inspector.get_foreign_keys(name))
+            for name in inspector.get_table_names()
+        }
+        return {name: str(parts) for name, parts in tables.items()} | {
+            "version": rows(connection, f"SELECT * FROM {VERSION_TABLE}")
+        }
+
+
+def rows(connection: sa.Connection, statement: str) -> Sequence[sa.Row[Any]]:
+    return connection.execute(sa.text(statement)).all()
+
+
+@pytest.fixture
+def flexyface(empty_database: Database) -> Database:
+    """A FlexyFace database: two images, one of them scored, and Alembic's usual table for itself."""
+    written = [id.hex if empty_database.url.get_backend_name() == "sqlite" else str(id) for id in IMAGES]
+    with empty_database.begin() as connection:
+        connection.exec_driver_sql(FLEXYFACE)
+        connection.exec_driver_sql(
+            f"""INSERT INTO bench_run_results VALUES
+            ('{written[0]}', '{written[1]}', 'realvis_xl', 20, 7.25, 11, 1834, 'a.png', 0.25, 5.5,
+             '2025-03-01 12:00:00', 'ann'),
+            ('{written[1]}', NULL, 'realvis_xl', 30, 0.1, 12, 2750, 'b.png', NULL, NULL,
+             '2025-03-01 12:00:01', 'bob')"""
+        )
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('flexyface_17')")
+    return empty_database
+
+
+def test_a_database_without_tables_gets_all_of_them(empty_database: Database) -> None:
+    migrate(empty_database)
+    for table in metadata.sorted_tables:
+        assert set(columns(empty_database, table.name)) == set(table.columns.keys()), table.name
+
+
+def test_migrating_again_changes_nothing(database: Database) -> None:
+    before = schema(database)
+    migrate(database)
+    assert schema(database) == before
+
+
+def test_what_the_queries_expect_is_what_the_migrations_made(database: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with database.begin(reading=True) as connection:
+        differences = compare_metadata(
+            MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE, "compare_type": True}),
+            metadata,
+        )
+    # Comments are for who reads tables.py; the databases do not carry them.
+    assert [d for d in differences if "comment" not in str(d[0])] == []
+
+
+def test_a_fresh_postgres_has_flexyfaces_types(database: Database) -> None:
+    if database.url.get_backend_name() != "postgresql":
+        pytest.skip("SQLite has no such types")
+    with database.begin(reading=True) as connection:
+        found = rows(
+            connection,
+            "SELECT column_name, data_type, character_maximum_length FROM information_schema.columns"
+            " WHERE table_name = 'bench_run_results' ORDER BY ordinal_position",
+        )
+    assert [tuple(row) for row in found[:13]] == [
+        ("id", "uuid", None),
+        ("run_id", "uuid", None),
+        ("engine", "character varying", 50),
+        ("steps", "integer", None),
+        ("guidance", "double precision", None),
+        ("seed", "integer", None),
+        ("elapsed_ms", "integer", None),
+        ("image_path", "text", None),
+        ("clip_score", "double precision", None),
+        ("aesthetic_score", "double precision", None),
+        ("aes_v2_score", "double precision", None),
+        ("hps_v2_score", "double precision", None),
+        ("created_at", "timestamp without time zone", None),
+    ]
+
+
+def test_flexyfaces_table_gains_columns_and_keeps_everything(flexyface: Database) -> None:
+    types = columns(flexyface, "bench_run_results")
+    everything = f"SELECT {', '.join(types)} FROM bench_run_results ORDER BY steps"
+    with flexyface.begin(reading=True) as connection:
+        before = rows(connection, everything)
+
+    migrate(flexyface)
+
+    after = columns(flexyface, "bench_run_results")
+    assert {name: after[name] for name in types} == types
+    assert set(after) == set(types) | set(metadata.tables["bench_run_results"].columns.keys())
+    with flexyface.begin(reading=True) as connection:
+        assert rows(connection, everything) == before
+        assert [tuple(row) for row in rows(connection, "SELECT * FROM alembic_version")] == [("flexyface_17",)]
+        added = ", ".join(set(after) - set(types))
+        assert all(value is None for row in rows(connection, f"SELECT {added} FROM bench_run_results") for value in row)
+
+
+def test_an_adopted_image_can_be_scored_and_exported(flexyface: Database) -> None:
+    migrate(flexyface)
+    with flexyface.begin() as connection:
+        for metric in ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score"):
+            queries.record_scores(connection, metric, "test", [Scored(IMAGES[0], 0.5)])
+        assert queries.csv_rows(connection) == [(20, 7.25, 0.25, 5.5, 0.5, 0.5, 1834, 11)]
+
+
+def test_a_flexyface_bench_runs_of_its_own_is_adopted_too(flexyface: Database) -> None:
+    with flexyface.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE bench_runs (id UUID PRIMARY KEY, title TEXT)")
+    migrate(flexyface)
+    assert set(columns(flexyface, "bench_runs")) == {"id", "title", "engine", "target", "plan", "created_at"}
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(flexyface: Database) -> None:
+    with flexyface.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE text_embeddings (mine INTEGER)")
+    before = columns(flexyface, "bench_run_results")
+    with pytest.raises(FlexyError, match="text_embeddings"):
+        migrate(flexyface)
+    assert columns(flexyface, "bench_run_results") == before
+    with flexyface.begin(reading=True) as connection:
+        assert set(sa.inspect(connection).get_table_names()) == {
+            "bench_run_results",
+            "alembic_version",
+            "text_embeddings",
+        }
+
+
+def test_processes_that_migrate_at_once_do_not_hurt_each_other(empty_database: Database) -> None:
+    url = empty_database.url.render_as_string(hide_password=False)
+    with ThreadPoolExecutor(4) as pool:
+        for outcome in [pool.submit(migrate, Database(url)) for _ in range(4)]:
+            outcome.result()
+    assert set(columns(empty_database, "bench_run_results")) == set(metadata.tables["bench_run_results"].columns.keys())

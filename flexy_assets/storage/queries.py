@@ -120,12 +120,14 @@ def made(connection: Connection, image_ids: Collection[UUID]) -> set[UUID]:
 
 def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to `bench_run_results`; one that is already there is left as it is."""
+    if not rows:
+        return
     statement = _insert(connection, bench_run_results).on_conflict_do_nothing(index_elements=["id"])
     connection.execute(statement, [{"created_at": now(), **row} for row in rows])
 
 
 def images_of_batch(connection: Connection, batch: str) -> pl.DataFrame:
-    """The batch's images and scores, in the order they were planned."""
+    """The batch's images and scores, oldest first."""
     return _frame(connection, _table.where(bench_run_results.c.batch == batch))
 
 
@@ -319,6 +321,17 @@ def csv_rows(connection: Connection, run_ids: Collection[UUID] = ()) -> list[tup
     return [tuple(row) for row in connection.execute(statement.order_by(images.steps, images.guidance, images.id))]
 
 
+def last_failure(connection: Connection, run_id: UUID) -> str | None:
+    """Why the run's last score to fail is missing."""
+    statement = (
+        select(image_scores.c.error)
+        .join(bench_run_results, image_scores.c.image_id == bench_run_results.c.id)
+        .where(bench_run_results.c.run_id == run_id, image_scores.c.value.is_(None))
+        .order_by(image_scores.c.scored_at.desc())
+    )
+    return connection.scalars(statement.limit(1)).first()
+
+
 def status(connection: Connection) -> list[dict[str, Any]]:
     """Per run and engine: images, target and, for each metric, scored, missing and failed.
 
@@ -341,7 +354,7 @@ def status(connection: Connection) -> list[dict[str, Any]]:
     known = {run.id: run for run in runs(connection)}
     table = [
         {
-            "run": str(row.run_id),
+            "run": str(row.run_id) if row.run_id else None,
             "engine": row.engine,
             "images": row.images,
             "target": known[row.run_id].target if row.run_id in known else None,

@@ -68,6 +68,10 @@ class Range:
             raise BadInputError(f"{name} {text!r} is an empty range: put the lower value first and a stride above 0")
         return cls(low, high, stride)
 
+    def __str__(self) -> str:
+        numbers = (self.low, self.high) if self.stride is None else (self.low, self.high, self.stride)
+        return ":".join(f"{number:g}" for number in numbers)
+
     def at(self, share: float, whole: bool) -> float:
         """The value at `share` (0 to 1, 1 excluded) of the way; `whole` for whole numbers, each equally likely."""
         stride = self.stride or (1.0 if whole else None)
@@ -104,9 +108,9 @@ class Sweep:
             raise BadInputError(f"sampling {self.sampling!r} is unknown: use {' or '.join(SAMPLINGS)}")
         whole = (self.steps.low, self.steps.high, self.steps.stride or 1)
         if self.steps.low < 1 or self.steps.high > 1000 or any(value != int(value) for value in whole):
-            raise BadInputError("steps must be whole numbers from 1 to 1000")
+            raise BadInputError(f"steps {self.steps} cannot be: steps must be whole numbers from 1 to 1000")
         if self.guidance.low < 0 or self.guidance.high > 100:
-            raise BadInputError("guidance must lie between 0 and 100")
+            raise BadInputError(f"guidance {self.guidance} cannot be: guidance must lie between 0 and 100")
         if not 1 <= self.batch_size <= 10_000:
             raise BadInputError(f"batch size {self.batch_size} is out of bounds: use 1 to 10000")
         for side in (self.width, self.height):

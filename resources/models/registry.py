@@ -81,9 +81,12 @@ def _recorded(folder: Path) -> dict[Path, str]:
     try:
         files = json.loads(manifest.read_text())
         recorded = {MINI_WEIGHTS / name: entry["sha256"] for name, entry in files.items()}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FlexyError(f"cannot read the weights' manifest {manifest}: {error}: {_REMEDY}") from None
-    return {path: sha256 for path, sha256 in recorded.items() if path.is_relative_to(folder)}
+    of_folder = {path: sha256 for path, sha256 in recorded.items() if path.is_relative_to(folder)}
+    if not of_folder and folder.is_relative_to(MINI_WEIGHTS):
+        raise FlexyError(f"the weights' manifest {manifest} says nothing of {folder}: {_REMEDY}")
+    return of_folder
 
 
 @cache

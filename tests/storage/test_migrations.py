@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
@@ -167,7 +168,27 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(flexyface: Databas
 
 def test_processes_that_migrate_at_once_do_not_hurt_each_other(empty_database: Database) -> None:
     url = empty_database.url.render_as_string(hide_password=False)
-    with ThreadPoolExecutor(4) as pool:
-        for outcome in [pool.submit(migrate, Database(url)) for _ in range(4)]:
-            outcome.result()
+    program = (
+        "import sys; from flexy_assets.storage.migrate import migrate; from resources.database import Database;"
+        "print('ready', flush=True); sys.stdin.readline(); migrate(Database(sys.argv[1]))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
     assert set(columns(empty_database, "bench_run_results")) == set(metadata.tables["bench_run_results"].columns.keys())

@@ -1,0 +1,110 @@
+"""What is wrong with a database is said in one line, and never with its password."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from resources.database import Database
+from resources.errors import BadInputError, FlexyError
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServer
+
+PASSWORD = "opensesame"
+
+
+def complaint(url: str) -> str:
+    with pytest.raises(BadInputError) as caught, Database(url).begin():
+        pass
+    message = str(caught.value)
+    assert "\n" not in message
+    assert PASSWORD not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "nonsense",
+        f"u:{PASSWORD}@host/name",
+        f"postgresql://u:{PASSWORD}@host:port/name",
+        # An @ that is not written %40: the rest of the password reads as the host's beginning.
+        f"postgresql://u:p@{PASSWORD}@127.0.0.1:1/name",
+        f"postgresql://u:p@x:{PASSWORD}@127.0.0.1:1/name",
+    ],
+)
+def test_a_url_that_cannot_be_read(url: str) -> None:
+    assert "FLEXY_DATABASE_URL cannot be read: write postgresql://USER:PASSWORD@HOST/NAME" in complaint(url)
+
+
+def test_a_database_we_do_not_keep_results_in() -> None:
+    message = complaint(f"mysql://u:{PASSWORD}@host/name")
+    assert "mysql" in message and "use postgresql:// or sqlite:///" in message
+
+
+def test_a_driver_that_is_not_there() -> None:
+    assert "asyncpg" in complaint(f"postgresql+asyncpg://u:{PASSWORD}@host/name")
+
+
+@pytest.mark.parametrize("spelling", ["u:{0}@{1}/name", "u@{1}/name?password={0}", "u:p%40{0}@{1}/name"])
+def test_a_postgres_that_does_not_answer(spelling: str) -> None:
+    with socket.socket() as held:
+        # Bound but not listening: nobody answers here, and nobody else can take it.
+        held.bind(("127.0.0.1", 0))
+        message = complaint("postgresql://" + spelling.format(PASSWORD, f"127.0.0.1:{held.getsockname()[1]}"))
+    assert "Connection refused" in message and "check FLEXY_DATABASE_URL" in message
+
+
+def test_a_postgres_that_refuses_the_password(postgres_server: PostgresServer) -> None:
+    message = complaint(f"postgresql://flexy:{PASSWORD}@127.0.0.1:{postgres_server.port}/postgres")
+    assert "password authentication failed" in message
+
+
+def test_a_postgres_that_has_no_such_database(postgres_server: PostgresServer) -> None:
+    message = complaint(postgres_server.url("nowhere"))
+    assert '"nowhere" does not exist' in message
+    assert postgres_server.password not in message
+
+
+def test_a_sqlite_file_where_no_folder_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = complaint(f"sqlite:///{tmp_path / 'file' / 'flexy.sqlite'}")
+    assert str(tmp_path / "file") in message
+
+
+def test_a_sqlite_file_that_is_a_folder(tmp_path: Path) -> None:
+    assert str(tmp_path) in complaint(f"sqlite:///{tmp_path}")
+
+
+def test_a_sqlite_file_that_is_something_else(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("not a database " * 100)
+    assert "file is not a database" in complaint(f"sqlite:///{file}")
+    assert file.read_text().startswith("not a database")
+
+
+def test_nothing_is_opened_before_it_is_needed(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'new' / 'flexy.sqlite'}")
+    assert str(database) and list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_statement_is_work_that_failed_in_one_line(empty_database: Database) -> None:
+    with pytest.raises(FlexyError) as caught, empty_database.begin() as connection:
+        connection.exec_driver_sql("SELECT * FROM nowhere")
+    assert not isinstance(caught.value, BadInputError)
+    message = str(caught.value)
+    assert "nowhere" in message and "\n" not in message
+    assert (empty_database.url.password or PASSWORD) not in message
+
+
+def test_what_was_written_before_an_error_is_rolled_back(empty_database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), empty_database.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")
+        raise ZeroDivisionError
+    with empty_database.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")

@@ -1,0 +1,236 @@
+"""A plan is a function of its settings: the same rows every time, well spread, and refused where it makes no sense."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare, kstest, qmc
+
+from flexy_assets.sweep.plan import MAX_PROMPT, PLAN_SCHEMA, Range, Sweep, read_prompts
+from resources.errors import BadInputError
+
+SWEEP = Sweep("mini_sdxl", ("a red disc", "a blue disc", "a tree"), Range(4, 60), Range(0.5, 12), seed=7)
+
+
+def shares(sweep: Sweep, images: int) -> np.ndarray:
+    """Where the images lie in the sweep's rectangle, (n, 2) from 0 to 1; steps in the middle of their cell."""
+    rows = sweep.rows(0, images)
+    steps = (rows["steps"].to_numpy() - sweep.steps.low + 0.5) / (sweep.steps.high - sweep.steps.low + 1)
+    guidance = (rows["guidance"].to_numpy() - sweep.guidance.low) / (sweep.guidance.high - sweep.guidance.low)
+    return np.stack([steps, guidance], axis=1)
+
+
+# The same rows
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "even"])
+def test_the_same_settings_give_the_same_rows(sampling: str) -> None:
+    sweep = replace(SWEEP, sampling=sampling)
+    rows = sweep.rows(0, 50)
+    assert rows.schema == PLAN_SCHEMA
+    assert rows.equals(replace(SWEEP, sampling=sampling).rows(0, 50))
+
+
+def test_the_rows_of_a_run_that_was_begun_long_ago_are_still_the_same() -> None:
+    # A run begun with one version of Flexy is topped up with the next: these values may never change.
+    sweep = replace(SWEEP, steps=Range.parse("4:60", "steps"), guidance=Range.parse("0.5:12", "guidance"))
+    row = sweep.rows(101, 102).row(0, named=True)
+    assert row["run_id"] == "e73f0f98-d16b-543a-afaf-1f8bf8b0f317"
+    assert row["image_id"] == "6098710d-28a0-57ef-89f2-0b9e5694f3d4"
+    assert [row[name] for name in ("prompt", "steps", "guidance", "seed")] == ["a blue disc", 45, 11.4779, 1074753670]
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "even"])
+def test_topping_up_keeps_the_first_rows(sampling: str) -> None:
+    sweep = replace(SWEEP, sampling=sampling)
+    assert sweep.rows(0, 120).head(60).equals(sweep.rows(0, 60))
+    assert sweep.rows(0, 120).slice(60).equals(sweep.rows(60, 120))
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "even"])
+def test_another_seed_gives_other_images_in_another_run(sampling: str) -> None:
+    one, other = replace(SWEEP, sampling=sampling), replace(SWEEP, sampling=sampling, seed=8)
+    assert one.run_id != other.run_id
+    first, second = one.rows(0, 100), other.rows(0, 100)
+    assert not set(first["image_id"]) & set(second["image_id"])
+    assert not set(first["seed"]) & set(second["seed"])
+    assert (first["guidance"] == second["guidance"]).mean() < 0.05
+
+
+def test_no_two_images_share_an_id_or_a_seed() -> None:
+    rows = SWEEP.rows(0, 2000)
+    assert rows["image_id"].n_unique() == rows["image_path"].n_unique() == rows["seed"].n_unique() == 2000
+    assert rows["seed"].min() >= 0 and rows["seed"].max() < 2**31
+
+
+def test_settings_come_back_from_json_as_the_same_run() -> None:
+    for sweep in (SWEEP, replace(SWEEP, steps=Range.parse("4:60:8", "steps"), negative_prompt="blurred — 赤")):
+        again = Sweep.from_json(json.loads(json.dumps(sweep.to_json())))
+        assert again == sweep
+        assert again.run_id == sweep.run_id
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engine": "realvis_xl"},
+        {"prompts": ("a red disc",)},
+        {"steps": Range(4, 59)},
+        {"guidance": Range(0.5, 12, 0.5)},
+        {"sampling": "even"},
+        {"negative_prompt": ""},
+        {"width": 256},
+        {"batch_size": 50},
+    ],
+)
+def test_other_settings_are_another_run(change: dict[str, Any]) -> None:
+    assert replace(SWEEP, **change).run_id != SWEEP.run_id
+
+
+# Batches
+
+
+def test_batches_are_full_and_in_order() -> None:
+    sweep = replace(SWEEP, batch_size=30)
+    rows = sweep.rows(0, 100)
+    prefix = sweep.run_id.hex[:8]
+    keys = rows["batch"].unique(maintain_order=True).to_list()
+    assert keys == [f"{prefix}_{number:04d}" for number in range(4)]
+    assert [rows.filter(batch=key).height for key in keys] == [30, 30, 30, 10]
+    assert all(sweep.rows_of_batch(key, 100).equals(rows.filter(batch=key)) for key in keys)
+    assert sweep.rows_of_batch(f"{prefix}_0004", 100).is_empty()
+    assert rows["image_path"][31] == f"{prefix}_0001/000031.png"
+
+
+# The spread
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "even"])
+def test_steps_are_whole_and_guidance_within_its_range(sampling: str) -> None:
+    rows = replace(SWEEP, sampling=sampling).rows(0, 2000)
+    assert rows["steps"].dtype == PLAN_SCHEMA["steps"]
+    assert set(rows["steps"]) == set(range(4, 61))
+    assert rows["guidance"].is_between(0.5, 12).all()
+
+
+def test_every_step_count_is_about_equally_likely() -> None:
+    counts = Counter(SWEEP.rows(0, 4000)["steps"])
+    assert chisquare([counts[steps] for steps in range(4, 61)]).pvalue > 0.01
+
+
+def test_uniform_is_uniform_and_its_columns_have_nothing_to_do_with_each_other() -> None:
+    points = shares(SWEEP, 4000)
+    assert kstest(points[:, 1], "uniform").pvalue > 0.01
+    assert abs(np.corrcoef(points.T)[0, 1]) < 0.05
+
+
+def test_a_stride_is_kept_to() -> None:
+    sweep = replace(SWEEP, steps=Range.parse("4:60:8", "steps"), guidance=Range.parse("0.1:1:0.1", "guidance"))
+    rows = sweep.rows(0, 500)
+    assert set(rows["steps"]) == {4, 12, 20, 28, 36, 44, 52, 60}
+    # As a person writes them: 0.3, not 0.30000000000000004.
+    assert set(rows["guidance"]) == {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0}
+
+
+def test_a_range_of_one_value_is_that_value() -> None:
+    rows = replace(SWEEP, steps=Range.parse("8", "steps"), guidance=Range.parse("7.12345", "guidance")).rows(0, 20)
+    assert set(rows["steps"]) == {8}
+    assert set(rows["guidance"]) == {7.12345}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_even_sampling_is_more_even(seed: int) -> None:
+    uniform, even = (replace(SWEEP, seed=seed, sampling=sampling) for sampling in ("uniform", "even"))
+    # Also while it grows, and three times over: one lucky draw does not do it.
+    for images in (100, 400):
+        assert qmc.discrepancy(shares(even, images)) < qmc.discrepancy(shares(uniform, images)) / 3
+
+
+def test_every_prompt_is_used_once_before_any_is_used_twice() -> None:
+    prompts = tuple(f"prompt {number}" for number in range(17))
+    used = replace(SWEEP, prompts=prompts).rows(0, 17 * 4)["prompt"].to_list()
+    rounds = [used[start : start + 17] for start in range(0, len(used), 17)]
+    assert all(sorted(each) == sorted(prompts) for each in rounds)
+    assert len({tuple(each) for each in rounds}) == 4
+
+
+# Refusals
+
+
+def complaint(what: Any, *arguments: Any, **named: Any) -> str:
+    with pytest.raises(BadInputError) as caught:
+        what(*arguments, **named)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("text", ["", "a", "4:", ":60", "4:60:8:1", "4-60", "nan", "4:inf", "1e999", "4:60:x"])
+def test_what_is_no_range_is_said(text: str) -> None:
+    assert complaint(Range.parse, text, "steps").startswith(f"steps {text!r} is no range: write LOW:HIGH")
+
+
+@pytest.mark.parametrize("text", ["60:4", "4:60:0", "4:60:-1"])
+def test_an_empty_range_is_said(text: str) -> None:
+    assert complaint(Range.parse, text, "guidance").startswith(f"guidance {text!r} is an empty range")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"prompts": ()}, "no prompts"),
+        ({"steps": Range(0, 60)}, "steps"),
+        ({"steps": Range(4, 1001)}, "steps"),
+        ({"steps": Range(4.5, 60)}, "steps"),
+        ({"steps": Range(4, 60, 0.5)}, "steps"),
+        ({"guidance": Range(-1, 12)}, "guidance"),
+        ({"guidance": Range(1, 101)}, "guidance"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"sampling": "grid"}, "'grid'"),
+        ({"width": 500}, "500"),
+        ({"height": 0}, "0"),
+    ],
+)
+def test_settings_no_image_can_be_made_with_are_refused(change: dict[str, Any], named: str) -> None:
+    assert named in complaint(replace, SWEEP, **change)
+
+
+# Prompts files
+
+
+def test_prompts_are_read_as_written(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeff# mine\r\n\r\n  a red disc \r\n赤い　円 👩‍🔬\r\nca\u00a0va #1".encode())
+    assert read_prompts(file) == ("a red disc", "赤い　円 👩‍🔬", "ca\u00a0va #1")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "no prompt in it"),
+        (b"\n  \n", "no prompt in it"),
+        (b"# one\n#two\n", "no prompt in it"),
+        ("déjà vu".encode("latin-1"), "not UTF-8 text (byte 1)"),
+        ("a red disc".encode("utf-16"), "not UTF-8 text (byte 0)"),
+        (b"a red disc\na\0b\n", "line 2: control characters"),
+        (b"fine\n\n\x1b[31mred\n", "line 3: control characters"),
+        (b"x" * (MAX_PROMPT + 1), f"line 1: over {MAX_PROMPT} characters"),
+    ],
+)
+def test_a_prompts_file_with_no_prompts_in_it_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(content)
+    message = complaint(read_prompts, file)
+    assert str(file) in message and reason in message
+
+
+def test_a_prompts_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, reason in [(tmp_path / "missing.txt", "No such file"), (tmp_path, "Is a directory")]:
+        message = complaint(read_prompts, path)
+        assert str(path) in message and reason in message

@@ -22,7 +22,8 @@ DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "eve
 def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     """Adds --json, prints what the command returns, and turns an error into one line and its exit status.
 
-    The command returns {"text": what a person reads, "status": exit status, …}; the rest is the JSON document.
+    The command returns {"text": what a person reads, "failed": what went wrong, if anything did, …}; the rest
+    is the JSON document.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="One JSON document and nothing else on standard output.")
@@ -36,9 +37,10 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
             _fail(f"cannot use {error.filename or 'a file'}: {describe(error)}", FlexyError.status)
         except KeyboardInterrupt:
             _fail("stopped: what was made stays, the same command goes on from there", 130)
-        text, status = answer.pop("text"), answer.pop("status", 0)
+        text, failed = answer.pop("text"), answer.pop("failed", None)
         click.echo(json.dumps(answer) if as_json else text)
-        sys.exit(status)
+        if failed:
+            _fail(failed, FlexyError.status)
 
     return run
 
@@ -129,7 +131,8 @@ def status() -> dict[str, Any]:
         )
         images = f"{entry['images']}/{entry['target'] if entry['target'] is not None else '?'}"
         lines.append(
-            f"{entry['run'][:8]}  {entry['engine'] or '?':16}  {images:>13}  " + "  ".join(f"{c:>24}" for c in cells)
+            f"{(entry['run'] or '?')[:8]:8}  {entry['engine'] or '?':16}  {images:>13}  "
+            + "  ".join(f"{c:>24}" for c in cells)
         )
     return {"runs": table, "text": "\n".join(lines) if table else "no runs yet: flexy demo, or flexy sweep new"}
 
@@ -248,18 +251,23 @@ def _added(result: Any, asset: str) -> int:
 
 
 def _announce(entry: dict[str, Any]) -> dict[str, Any]:
-    from flexy_assets.storage.queries import SWEEP_METRICS
+    from flexy_assets.storage import queries
 
-    lacking = {m: entry[m]["missing"] + entry[m]["failed"] for m in SWEEP_METRICS}
     lines = [
         f"run {entry['run'][:8]}: {entry['images_made']} images made, {entry['scores_computed']} scores computed now;"
         f" {entry['images']} of {entry['target']} images are there",
-        *(f"{count} images have no {metric}: flexy status" for metric, count in lacking.items() if count),
         f"CSV     {entry['csv']}",
         f"report  {entry['report']}",
         "see the lineage and every batch: make ui",
     ]
-    return entry | {"text": "\n".join(lines), "status": 1 if any(lacking.values()) else 0}
+    lacking = {m: entry[m]["missing"] + entry[m]["failed"] for m in queries.SWEEP_METRICS}
+    if not any(lacking.values()):
+        return entry | {"text": "\n".join(lines)}
+    with _database().begin(reading=True) as connection:
+        reason = queries.last_failure(connection, UUID(entry["run"])) or "they were not offered to a scorer"
+    missing = ", ".join(f"{count} {metric}" for metric, count in lacking.items() if count)
+    failed = f"scores are missing ({missing}): {reason}: mend that and run again; flexy status counts them"
+    return entry | {"text": "\n".join(lines), "failed": failed}
 
 
 def _definitions() -> Any:

@@ -42,26 +42,39 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
         )
     )
     for run in open_runs:
-        host, _, pid = run.tags.get(_PROCESS_TAG, "").rpartition("/")
-        if pid and host == socket.gethostname() and not _alive(int(pid), run.tags[_PROCESS_TAG]):
+        process = run.tags.get(_PROCESS_TAG)
+        # A run that the UI started again bears its parent's tags, but Dagster looks after it.
+        if process and not run.parent_run_id and not _alive(process):
             instance.report_run_failed(run, "its process was killed; what it had committed stays, run it again")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
 
-def _alive(pid: int, tag: str) -> bool:
-    if tag == _process_tag():
-        return True
+def _alive(process: str) -> bool:
+    """Whether the process a run is tagged with is there; one of another machine is taken to be."""
+    host, _, here = process.partition("/")
+    return host != socket.gethostname() or here == _identity(int(here.partition("/")[0]))
+
+
+def _identity(pid: int) -> str | None:
+    """Number and start of a process, None where there is none: the number alone is given out again in time."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        return None if state == "Z" else f"{pid}/{fields[18]}"
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self").exists():
+            return None
+    # Other systems tell only whether the number is in use.
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
+        return None
     except PermissionError:
-        return True
-    return True
+        pass
+    return f"{pid}/"
 
 
 def _process_tag() -> str:
-    return f"{socket.gethostname()}/{os.getpid()}"
+    return f"{socket.gethostname()}/{_identity(os.getpid())}"
 
 
 def run_assets(

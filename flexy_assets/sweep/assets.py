@@ -1,7 +1,6 @@
 """The sweep's lineage. Each asset asks, calls and records; the thinking stands in the modules beside it."""
 
 import base64
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -125,12 +124,10 @@ def generated_images(
     wanted = {batch: generation.missing(database, plan) for batch, plan in plans.items()}
     with _progress("images made", sum(map(len, wanted.values()))) as bar:
         for batch, plan in wanted.items():
-            began = time.monotonic()
             if len(plan):
                 engine = slot.get(engine_entry(plan["engine"][0], settings))
                 generation.generate(database, images, engine, plan, bar.update)
-            seconds = time.monotonic() - began
-            report_batch(context, batch, _images_metadata(database, images, batch, len(plan), seconds))
+            report_batch(context, batch, _images_metadata(database, images, batch, len(plan)))
 
 
 def _plan_of(database: Database, batch: str) -> pl.DataFrame:
@@ -142,7 +139,7 @@ def _plan_of(database: Database, batch: str) -> pl.DataFrame:
     raise BadInputError(f"batch {batch} belongs to no run: materialise sweep_plan, or see flexy status for the runs")
 
 
-def _images_metadata(database: Database, images: ImageStore, batch: str, made: int, seconds: float) -> dict[str, Any]:
+def _images_metadata(database: Database, images: ImageStore, batch: str, made: int) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
         rows = queries.images_of_batch(connection, batch)
     shown = rows.sort("steps", "guidance").gather_every(max(1, len(rows) // 40))
@@ -155,8 +152,9 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, made: i
         "steps": "{} to {}".format(*rows.select(pl.min("steps"), high=pl.max("steps")).row(0)),
         "guidance": "{} to {}".format(*rows.select(pl.min("guidance"), high=pl.max("guidance")).row(0)),
     }
-    if made:
-        metadata["seconds an image"] = round(seconds / made, 4)
+    elapsed = rows["elapsed_ms"].drop_nulls()
+    if len(elapsed):
+        metadata["seconds an image"] = round(elapsed.sum() / len(elapsed) / 1000, 4)
     if found:
         sheet = base64.b64encode(pictures.contact_sheet(found)).decode()
         metadata["contact sheet"] = dg.MetadataValue.md(f"![{len(found)} images](data:image/png;base64,{sheet})")

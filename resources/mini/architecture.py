@@ -101,12 +101,14 @@ def unet() -> UNet2DConditionModel:
 
 
 def scheduler() -> EulerDiscreteScheduler:
+    """SDXL's own, but for the v-prediction: Euler steps, leading spacing."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
-        timestep_spacing="trailing",
+        timestep_spacing="leading",
+        steps_offset=1,
     )
 
 

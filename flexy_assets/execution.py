@@ -18,7 +18,8 @@ from resources.settings import Settings
 PROJECT = Path(__file__).parent.parent
 """The folder of dagster.yaml, the embedded default's DAGSTER_HOME."""
 
-_PROCESS_TAG = "flexy/process"
+PROCESS_TAG = "flexy/process"
+"""The process a run is made by: host, number and start."""
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
         )
     )
     for run in open_runs:
-        process = run.tags.get(_PROCESS_TAG)
+        process = run.tags.get(PROCESS_TAG)
         # A run that the UI started again bears its parent's tags, but Dagster looks after it.
         if process and not run.parent_run_id and not _alive(process):
             instance.report_run_failed(run, "its process was killed; what it had committed stays, run it again")
@@ -73,7 +74,7 @@ def _identity(pid: int) -> str | None:
     return f"{pid}/"
 
 
-def _process_tag() -> str:
+def process_tag() -> str:
     return f"{socket.gethostname()}/{_identity(os.getpid())}"
 
 
@@ -88,7 +89,7 @@ def run_assets(
 
     An error in an asset is raised here as it was there, an interruption as KeyboardInterrupt.
     """
-    tags = {_PROCESS_TAG: _process_tag()}
+    tags = {PROCESS_TAG: process_tag()}
     if batches:
         tags |= {ASSET_PARTITION_RANGE_START_TAG: batches[0], ASSET_PARTITION_RANGE_END_TAG: batches[1]}
     run_config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

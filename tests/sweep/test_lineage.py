@@ -203,6 +203,8 @@ def test_a_finished_sweep_that_is_run_again_makes_nothing_and_says_so(at: House,
 def test_topping_a_run_up_makes_only_what_is_new(at: House, finished: Finished) -> None:
     rows, scores = at.images(finished.plan["run"]), at.table("image_scores")
     files = {path: path.stat().st_mtime_ns for path in (at.home / "images").rglob("*.png")}
+    half_written = at.home / "images" / finished.plan["batches"][1] / ".000007.png.k7x_2m"
+    half_written.write_bytes(b"what a killed run leaves")
     topped = at.new(9, seed=1)
     assert (topped["run"], topped["target"], topped["planned"]) == (finished.plan["run"], 9, 2)
     answer = at.answer("sweep", "run", topped["run"])
@@ -210,6 +212,7 @@ def test_topping_a_run_up_makes_only_what_is_new(at: House, finished: Finished) 
     assert [row for row in at.images(topped["run"]) if row in rows] == rows
     assert [score for score in at.table("image_scores") if score in scores] == scores
     assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert not half_written.exists()
 
 
 def test_asking_for_fewer_images_than_there_are_takes_none_away(at: House, finished: Finished) -> None:

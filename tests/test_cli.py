@@ -1,0 +1,318 @@
+"""What a person sees of `flexy` when something is wrong: one line, the right exit status, nothing half done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from click.testing import CliRunner, Result
+
+from flexy_assets.cli import main
+from flexy_assets.storage import queries
+from flexy_assets.storage.migrate import migrate
+from resources.database import Database
+from resources.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+Flexy = Callable[..., Result]
+
+
+@pytest.fixture
+def flexy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flexy:
+    """The command, run in this process, on a home of the test's own."""
+    # Set, so that what the command itself sets by default is undone with them.
+    monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
+    monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))
+
+    def flexy(*arguments: str) -> Result:
+        # The definitions read the settings as they are loaded.
+        monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
+        return CliRunner().invoke(main, arguments, prog_name="flexy")
+
+    return flexy
+
+
+def process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command as a process of its own, run by the code in `folder`."""
+    command = [sys.executable, "-m", "flexy_assets.cli", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
+
+
+def the_line(stderr: str) -> str:
+    """The one line there is on standard error: thing, cause and remedy, and no traceback."""
+    assert "Traceback" not in stderr
+    (line,) = stderr.splitlines()
+    assert line.startswith("flexy: ")
+    assert line.count(": ") >= 2, f"no remedy in {line!r}"
+    return line
+
+
+def refused(result: Result) -> str:
+    """The line a command that was asked for the impossible leaves."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    return the_line(result.stderr)
+
+
+def planned(answer: Result) -> str:
+    """The id of the run that `sweep new --json` planned."""
+    assert answer.exit_code == 0, answer.output
+    return json.loads(answer.stdout)["run"]
+
+
+# Bad input: status 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--engine", "dall_e"], "engine 'dall_e' is unknown"),
+        (["--images", "0"], "0 images"),
+        (["--images", "-3"], "-3 images"),
+        (["--images", "many"], "'many' is not a valid integer"),
+        (["--steps", "60:4"], "steps '60:4' is an empty range"),
+        (["--steps", "abc"], "steps 'abc' is no range"),
+        (["--steps", "0:5"], "steps must be whole numbers from 1"),
+        (["--steps", "4:5.5"], "steps must be whole numbers from 1"),
+        (["--steps", "4:60:0"], "steps '4:60:0' is an empty range"),
+        (["--steps", "1:2:3:4"], "steps '1:2:3:4' is no range"),
+        (["--guidance", "-1:5"], "guidance must lie between 0 and 100"),
+        (["--guidance", "nan"], "guidance 'nan' is no range"),
+        (["--seed", "-1"], "seed -1 is negative"),
+        (["--size", "100"], "image side of 100"),
+        (["--batch-size", "0"], "batch size 0"),
+        (["--sampling", "lucky"], "sampling 'lucky' is unknown"),
+        (["--colour", "red"], "No such option '--colour'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_sweep_that_cannot_be_is_refused_in_one_line_and_leaves_no_run(
+    flexy: Flexy, home: Path, arguments: list[str], words: str
+) -> None:
+    # Of an option that is given twice, the last counts.
+    line = refused(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "2", *arguments))
+    assert words in line
+    assert not (home / "flexy.sqlite").exists()
+    assert not (home / "dagster").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        (b"", "no prompt in it"),
+        (b"\n  \n# only a remark\n", "no prompt in it"),
+        (b"a fox\n\xff\xfe\n", "not UTF-8 text (byte 6)"),
+        (b"a fox\na \x00 owl\n", "line 2: control characters"),
+        (b"a fox\n" + 2001 * b"x", "line 2: over 2000 characters"),
+    ],
+    ids=["missing", "empty", "blank", "not UTF-8", "binary", "endless"],
+)
+def test_a_prompt_file_that_cannot_be_used_is_named_with_the_line(
+    flexy: Flexy, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    file = tmp_path / "prompts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    line = refused(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "2", "--prompts", str(file)))
+    assert words in line
+    assert str(file) in line
+
+
+@pytest.mark.parametrize("command", [["status"], ["sweep", "new", "--engine", "mini_sdxl", "--images", "2"], ["demo"]])
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("hunter2", "FLEXY_DATABASE_URL cannot be read"),
+        ("://flexy:hunter2@somewhere/results", "FLEXY_DATABASE_URL cannot be read"),
+        ("postgresql://flexy:hunter2@127.0.0.1:port/results", "FLEXY_DATABASE_URL cannot be read"),
+        ("mysql://flexy:hunter2@127.0.0.1/results", "FLEXY_DATABASE_URL names mysql"),
+        # Nobody listens on port 1.
+        ("postgresql://flexy:hunter2@127.0.0.1:1/results", "cannot reach postgresql://flexy:***@127.0.0.1:1/results"),
+        ("sqlite:////dev/null/hunter2/flexy.sqlite", "cannot use sqlite:"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named_and_its_password_never_shown(
+    flexy: Flexy, monkeypatch: pytest.MonkeyPatch, command: list[str], url: str, words: str
+) -> None:
+    monkeypatch.setenv("FLEXY_DATABASE_URL", url)
+    line = refused(flexy(*command))
+    assert words in line
+    assert "hunter2@" not in line
+    assert ":hunter2" not in line
+
+
+@pytest.mark.parametrize("command", [["sweep", "run"], ["export", "--out", "sweep.csv"]])
+def test_a_run_must_exist_and_be_the_only_one_that_is_meant(
+    flexy: Flexy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    database = Database(Settings.read().database_url)
+    migrate(database)
+    with database.begin() as connection:
+        for run in ("4b7193fd-0000-4000-8000-000000000001", "4b7193fd-0000-4000-8000-000000000002"):
+            queries.save_run(connection, UUID(run), "mini_sdxl", 2, {})
+    assert "run '5' does not exist" in refused(flexy(*command, "5"))
+    assert "run '' does not exist" in refused(flexy(*command, ""))
+    assert "run '4b71' is the beginning of several runs" in refused(flexy(*command, "4b71"))
+    assert not (tmp_path / "sweep.csv").exists()
+
+
+@pytest.mark.parametrize("command", [["status"], ["demo"], ["sweep", "new", "--engine", "mini_sdxl", "--images", "2"]])
+def test_a_model_set_that_is_none_is_refused(flexy: Flexy, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setenv("FLEXY_MODELS", "nonsense")
+    assert "FLEXY_MODELS=nonsense is no model set: use mini or full" in refused(flexy(*command))
+
+
+def test_an_engine_of_another_model_set_is_refused(flexy: Flexy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXY_MODELS", "full")
+    line = refused(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "2"))
+    assert "engine 'mini_sdxl' is unknown to FLEXY_MODELS=full" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bake"], "No such command 'bake': see flexy --help"),
+        (["sweep", "new"], "Missing option '--engine': see flexy sweep new --help"),
+        (["sweep", "run"], "Missing argument 'RUN': see flexy sweep run --help"),
+        (["export"], "Missing option '--out': see flexy export --help"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_line_that_makes_no_sense_takes_one_line_too(flexy: Flexy, arguments: list[str], words: str) -> None:
+    assert words in refused(flexy(*arguments))
+
+
+# Work that fails half-way: status 1, and what was made stays
+
+
+def test_a_place_that_cannot_be_written_is_named(flexy: Flexy, tmp_path: Path) -> None:
+    planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "2", "--json"))
+    (tmp_path / "file").write_text("no folder")
+    result = flexy("export", "--out", str(tmp_path / "file" / "sweep.csv"))
+    assert result.exit_code == 1
+    assert str(tmp_path / "file" / "sweep.csv") in the_line(result.stderr)
+
+
+def test_damaged_and_missing_weights_are_named_and_what_was_made_before_stays(
+    flexy: Flexy, home: Path, tmp_path: Path
+) -> None:
+    run = planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "2", "--steps", "1", "--json"))
+    tree = tmp_path / "tree"
+    for part in ("flexy_assets", "resources"):
+        shutil.copytree(ROOT / part, tree / part)
+    weights = tree / "resources" / "mini" / "weights"
+    unet, clip = weights / "sdxl" / "unet" / "diffusion_pytorch_model.safetensors", weights / "clip"
+    whole = unet.read_bytes()
+    unet.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    done = process("sweep", "run", run, folder=tree)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"weights for mini_sdxl are damaged: {unet}" in the_line(done.stderr)
+    assert not (home / "images").exists()
+
+    unet.write_bytes(whole)
+    (clip / "model.safetensors").unlink()
+    done = process("sweep", "run", run, folder=tree)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"no weights for mini_clip: {clip / 'model.safetensors'} is missing" in the_line(done.stderr)
+    (entry,) = json.loads(flexy("status", "--json").stdout)["runs"]
+    assert entry["images"] == 2
+
+
+@pytest.fixture
+def disk(home: Path) -> Iterator[Callable[[str], None]]:
+    """A file system of its own below the image root; called with a size, it is given that size."""
+    folder = home / "images"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+
+    def resize(size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+
+    yield resize
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on(
+    flexy: Flexy, home: Path, disk: Callable[[str], None]
+) -> None:
+    # A 64×64 PNG takes one to four pages of 4 KiB: a chunk of 16 fits here, 96 images do not.
+    disk("288k")
+    run = planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "96", "--steps", "1", "--json"))
+    done = process("sweep", "run", run)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the disk is full: free some space and run again" in the_line(done.stderr)
+
+    with Database(Settings.read().database_url).begin(reading=True) as connection:
+        hashes = dict(
+            connection.exec_driver_sql("SELECT image_path, image_sha256 FROM bench_run_results").tuples().all()
+        )
+    assert 16 <= len(hashes) < 96
+    for path, sha256 in hashes.items():
+        assert hashlib.sha256((home / "images" / path).read_bytes()).hexdigest() == sha256
+
+    disk("4m")
+    result = flexy("sweep", "run", run, "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert (answer["images_made"], answer["images"], answer["scores_computed"]) == (96 - len(hashes), 96, 4 * 96)
+    assert [p.name for p in (home / "images").rglob(".*")] == [], "no half-written file is left"
+
+
+# --json
+
+
+def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, home: Path) -> None:
+    # As processes: what a library prints past Python would show here.
+    new = process("sweep", "new", "--engine", "mini_sdxl", "--images", "2", "--steps", "1", "--json")
+    assert (new.returncode, new.stderr) == (0, "")
+    plan = json.loads(new.stdout)
+    batch = f"{plan['run'][:8]}_0000"
+    assert plan == {"run": plan["run"], "engine": "mini_sdxl", "target": 2, "planned": 2, "batches": [batch]}
+
+    all_scored = {"scored": 2, "missing": 0, "failed": 0}
+    entry = {"run": plan["run"], "engine": "mini_sdxl", "images": 2, "target": 2} | dict.fromkeys(
+        ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score"), all_scored
+    )
+    run = process("sweep", "run", plan["run"][:8], "--json")
+    assert (run.returncode, run.stderr) == (0, "")
+    made = {"images_made": 2, "scores_computed": 8}
+    files = {"csv": str(home / "assets" / "sweep.csv"), "report": str(home / "assets" / "sweep_report.html")}
+    assert json.loads(run.stdout) == entry | made | files
+
+    status = flexy("status", "--json")
+    assert json.loads(status.stdout) == {"runs": [entry]}
+
+    out = home / "out.csv"
+    export = flexy("export", plan["run"], "--out", str(out), "--json")
+    assert json.loads(export.stdout) == {"file": str(out), "rows": 2}
+    assert out.read_bytes() == (home / "assets" / "sweep.csv").read_bytes()
+    assert [r.stdout.count("\n") for r in (new, run, status, export)] == [1, 1, 1, 1]
+
+
+def test_status_counts_scored_missing_and_failed_apart(flexy: Flexy) -> None:
+    assert "no runs yet" in flexy("status").stdout
+    assert json.loads(flexy("status", "--json").stdout) == {"runs": []}
+    run = UUID(planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "5", "--json")))
+    ids = [UUID(int=n) for n in range(3)]
+    rows = [{"id": i, "run_id": run, "engine": "mini_sdxl", "batch": "b", "prompt": "a fox"} for i in ids]
+    with Database(Settings.read().database_url).begin() as connection:
+        queries.add_images(connection, rows)
+        scores = [queries.Scored(ids[0], 0.2), queries.Scored(ids[1], None, "the file is gone")]
+        queries.record_scores(connection, "clip_score", "test", scores)
+    (entry,) = json.loads(flexy("status", "--json").stdout)["runs"]
+    assert (entry["images"], entry["target"]) == (3, 5)
+    assert entry["clip_score"] == {"scored": 1, "missing": 1, "failed": 1}
+    assert entry["hps_v2_score"] == {"scored": 0, "missing": 3, "failed": 0}
+    assert "1 scored 1 missing 1 failed" in flexy("status").stdout

@@ -1,0 +1,159 @@
+"""The code location: quick to load, named as agreed, and each room knowing only those it may know."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from resources.parquet import ParquetTables
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "diffusers", "transformers", "insightface", "onnxruntime"}
+SCORES = ("clip_scores", "aesthetic_scores", "aes_v2_scores", "hps_v2_scores")
+ANALYSIS = ("metric_correlations", "sweep_regression", "sweet_spots")
+BATCHED = ("generated_images", "clip_embeddings", *SCORES)
+RESULTS = ("sweep_scores", "sweep_csv", *ANALYSIS, "sweep_report")
+MADE_FROM = {
+    "sweep_plan": set(),
+    "generated_images": {"sweep_plan"},
+    "clip_embeddings": {"generated_images"},
+    "clip_scores": {"clip_embeddings"},
+    "aesthetic_scores": {"clip_embeddings"},
+    "aes_v2_scores": {"clip_embeddings"},
+    "hps_v2_scores": {"generated_images"},
+    "sweep_scores": set(SCORES),
+    "sweep_csv": {"sweep_scores"},
+    "metric_correlations": {"sweep_scores"},
+    "sweep_regression": {"sweep_scores"},
+    "sweet_spots": {"sweep_scores", "sweep_regression"},
+    "sweep_report": {"sweep_scores", "sweep_csv", *ANALYSIS},
+}
+"""The sweep's assets, under the names that notebooks and schedules use, and what each is made from."""
+
+
+@pytest.fixture(scope="module")
+def defs() -> dg.Definitions:
+    from flexy_assets.definitions import defs
+
+    return defs
+
+
+def spec(defs: dg.Definitions, name: str) -> dg.AssetSpec:
+    return defs.resolve_assets_def(dg.AssetKey(name)).get_asset_spec(dg.AssetKey(name))
+
+
+# The webserver, the daemon and every sensor tick load this module.
+
+
+def test_the_definitions_load_in_under_four_seconds_and_without_any_model_library(home: Path) -> None:
+    # The processor's seconds: those of the clock on an idle machine, and the same on a busy one.
+    script = (
+        "import json, sys, time; began = time.process_time(); import flexy_assets.definitions;"
+        " print(json.dumps([time.process_time() - began, sorted(sys.modules)]))"
+    )
+    seconds: list[float] = []
+    while len(seconds) < 3 and min(seconds, default=4) >= 4:
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        took, loaded = json.loads(done.stdout)
+        seconds.append(took)
+        assert not HEAVY & set(loaded)
+    assert min(seconds) < 4, f"the best of {len(seconds)} tries took {min(seconds):.1f} s"
+    assert list(home.iterdir()) == [], "loading alone writes nothing"
+
+
+# The names are a contract.
+
+
+def test_the_sweep_has_the_agreed_assets_and_no_others(defs: dg.Definitions) -> None:
+    groups = {
+        name: {s.key.to_user_string() for s in defs.resolve_all_asset_specs() if s.group_name == name}
+        for name in ("sweep", "results")
+    }
+    assert groups == {"sweep": {"sweep_plan", *BATCHED}, "results": set(RESULTS)}
+
+
+@pytest.mark.parametrize("name", MADE_FROM)
+def test_each_asset_is_made_from_what_the_lineage_says(defs: dg.Definitions, name: str) -> None:
+    assert {dep.asset_key.to_user_string() for dep in spec(defs, name).deps} == MADE_FROM[name]
+
+
+def test_images_and_scores_are_made_in_seed_batches_a_range_in_one_run_and_one_model_at_a_time(
+    defs: dg.Definitions,
+) -> None:
+    for name in MADE_FROM:
+        asset = defs.resolve_assets_def(dg.AssetKey(name))
+        if name in BATCHED:
+            assert isinstance(asset.partitions_def, dg.DynamicPartitionsDefinition), name
+            assert asset.partitions_def.name == "seed_batches"
+            assert asset.backfill_policy == dg.BackfillPolicy.single_run(), name
+            assert asset.op.pool == "gpu", name
+        else:
+            assert asset.partitions_def is None, name
+
+
+def test_every_asset_says_what_it_is(defs: dg.Definitions) -> None:
+    assert [s.key for s in defs.resolve_all_asset_specs() if not (s.description or "").strip()] == []
+
+
+def test_no_asset_is_kept_by_pickling(defs: dg.Definitions) -> None:
+    for asset in defs.resolve_asset_graph().assets_defs:
+        for key in asset.keys:
+            manager = (defs.resources or {})[asset.get_io_manager_key_for_asset_key(key)]
+            assert isinstance(manager, ParquetTables), f"{key.to_user_string()} is kept by {type(manager).__name__}"
+
+
+# Who may know whom.
+
+
+def imported(path: Path) -> set[str]:
+    """The modules a source file imports anywhere in it, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide which room is meant"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def sources(*rooms: str) -> Iterator[Path]:
+    for room in rooms:
+        yield from sorted((ROOT / room).rglob("*.py"))
+
+
+def breaches(paths: Iterator[Path], *forbidden: str) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in paths
+        for name in sorted(imported(path))
+        if name.split(".")[0] in forbidden
+    ]
+
+
+def test_resources_know_neither_assets_nor_sensors() -> None:
+    assert breaches(sources("resources"), "flexy_assets", "sensors") == []
+
+
+def test_the_thinking_beside_the_assets_needs_neither_dagster_nor_torch() -> None:
+    products = [p.parent.name for p in (ROOT / "flexy_assets").glob("*/assets.py")]
+    assert "sweep" in products
+    thinking = (p for name in products for p in sources(f"flexy_assets/{name}") if p.name != "assets.py")
+    assert breaches(thinking, "dagster", "torch") == []
+
+
+def test_sql_is_spoken_only_in_storage() -> None:
+    allowed = ROOT / "resources" / "database.py", ROOT / "flexy_assets" / "storage"
+    others = (
+        path
+        for path in sources("flexy_assets", "resources", "sensors")
+        if not any(path.is_relative_to(place) for place in allowed)
+    )
+    assert breaches(others, "sqlalchemy", "alembic", "psycopg2", "sqlite3") == []

@@ -17,12 +17,13 @@ from resources.errors import BadInputError, FlexyError
 class Database:
     """Connections to one database. Nothing is opened before the first `begin`.
 
-    Raises `BadInputError` where the URL cannot be read or the database cannot be reached; the
-    messages hold the URL without its password.
+    Raises `BadInputError` where the URL cannot be read or the database cannot be reached, `FlexyError`
+    where it can no longer be; the messages hold the URL without its password.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._reached = False
 
     @cached_property
     def url(self) -> URL:
@@ -68,10 +69,12 @@ class Database:
         """
         try:
             with self.engine.execution_options(reading=reading).begin() as connection:
+                self._reached = True
                 yield connection
         except DBAPIError as error:
             if error.connection_invalidated or not self._reachable():
-                raise BadInputError(
+                kind = FlexyError if self._reached else BadInputError
+                raise kind(
                     f"cannot reach {self}: {_first_line(error.orig)}: check FLEXY_DATABASE_URL and that it is running"
                 ) from None
             raise FlexyError(f"{self} refused a statement: {_first_line(error.orig)}") from error

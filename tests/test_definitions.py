@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,14 +54,18 @@ def spec(defs: dg.Definitions, name: str) -> dg.AssetSpec:
 
 
 def test_the_definitions_load_in_under_four_seconds_and_without_any_model_library(home: Path) -> None:
-    # The processor's seconds: those of the clock on an idle machine, and the same on a busy one.
+    # The processor's seconds: those of the clock on an idle machine, and the same on a busy one. The first
+    # import after an install compiles every module, and keeps the result unless it is told not to.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     script = (
         "import json, sys, time; began = time.process_time(); import flexy_assets.definitions;"
         " print(json.dumps([time.process_time() - began, sorted(sys.modules)]))"
     )
     seconds: list[float] = []
     while len(seconds) < 3 and min(seconds, default=4) >= 4:
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
         took, loaded = json.loads(done.stdout)
         seconds.append(took)
         assert not HEAVY & set(loaded)

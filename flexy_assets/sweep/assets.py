@@ -8,9 +8,9 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
-from tqdm import tqdm
 
 from flexy_assets.partitions import report_batch, seed_batches
+from flexy_assets.progress import progress
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep import analysis, csv, generation, pictures, report, scoring
@@ -122,7 +122,7 @@ def generated_images(
     """Image files and their rows in `bench_run_results`; those that are there are not made again."""
     plans = {batch: _plan_of(database, batch) for batch in context.partition_keys}
     wanted = {batch: generation.missing(database, plan) for batch, plan in plans.items()}
-    with _progress("images made", sum(map(len, wanted.values()))) as bar:
+    with progress("images made", sum(map(len, wanted.values()))) as bar:
         for batch, plan in wanted.items():
             if len(plan):
                 engine = slot.get(engine_entry(plan["engine"][0], settings))
@@ -174,7 +174,7 @@ def clip_embeddings(
     name = work.encoder_name("clip")
     with database.begin(reading=True) as connection:
         wanted = sum(len(queries.unembedded(connection, name, b, settings.models)) for b in context.partition_keys)
-    with _progress("images embedded", wanted) as bar:
+    with progress("images embedded", wanted) as bar:
         for batch in context.partition_keys:
             outcome = scoring.embed(work, batch, told=bar.update)
             report_batch(context, batch, {"embedded now": outcome.done, "failed": outcome.failed, "encoder": name})
@@ -201,7 +201,7 @@ def _score_asset(
         with database.begin(reading=True) as connection:
             keys = context.partition_keys
             wanted = sum(len(queries.pending(connection, metric.column, b, settings.models)) for b in keys)
-        with _progress(metric.column, wanted) as bar:
+        with progress(metric.column, wanted) as bar:
             for batch in context.partition_keys:
                 outcome = score(work, metric, batch, bar.update)
                 report_batch(context, batch, _scores_metadata(database, metric, batch, outcome))
@@ -220,7 +220,8 @@ def _scores_metadata(database: Database, metric: Metric, batch: str, outcome: Ou
         "missing": column.null_count(),
     }
     if len(values):
-        metadata |= {"lowest": values.min(), "mean": values.mean(), "highest": values.max()}
+        lowest, mean, highest = values.to_frame("v").select(pl.min("v"), m=pl.mean("v"), h=pl.max("v")).row(0)
+        metadata |= {"lowest": round(lowest, 4), "mean": round(mean, 4), "highest": round(highest, 4)}
     return metadata
 
 
@@ -323,11 +324,6 @@ def sweep_report(
 def _link(settings: Settings, path: Path) -> dg.UrlMetadataValue:
     """Where `make ui` serves the file: browsers do not follow links from a page to a file."""
     return dg.MetadataValue.url(f"{settings.files_url}/{path.name}")
-
-
-def _progress(what: str, total: int) -> Any:
-    """A bar with rate and time left on a terminal; nothing where no terminal is."""
-    return tqdm(total=total, desc=f"{what:<16}", unit=" images", disable=None if total else True)
 
 
 def counts(metadata: Mapping[str, Any]) -> int:

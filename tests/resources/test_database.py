@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,18 @@ def test_a_database_we_do_not_keep_results_in() -> None:
 
 def test_a_driver_that_is_not_there() -> None:
     assert "asyncpg" in complaint(f"postgresql+asyncpg://u:{PASSWORD}@host/name")
+
+
+def test_a_database_lost_on_the_way_is_work_that_failed(tmp_path: Path) -> None:
+    file = tmp_path / "results" / "flexy.sqlite"
+    database = Database(f"sqlite:///{file}")
+    with database.begin():
+        pass
+    database.engine.dispose()
+    shutil.rmtree(file.parent)
+    with pytest.raises(FlexyError, match="cannot reach") as caught, database.begin():
+        pass
+    assert caught.value.status == 1
 
 
 @pytest.mark.parametrize("spelling", ["u:{0}@{1}/name", "u@{1}/name?password={0}", "u:p%40{0}@{1}/name"])

@@ -449,6 +449,7 @@ def train_unet(run: Run, words: CLIPTokenizer, autoencoder: AutoencoderKL) -> UN
             add_watermarker=False,
         )
         pipeline.to(dtype=torch.float16).save_pretrained(run.out / "sdxl")
+        _forget_origin(run.out / "sdxl" / "vae" / "config.json")
         run.record("pictures", figures.picture_accuracy(SdxlEngine(run.out / "sdxl", images_a_call=16)))
     dist.barrier()
     return model
@@ -464,6 +465,12 @@ def _save_clip(folder: Path, model: CLIPModel, words: CLIPTokenizer) -> None:
         "image_std": [0.5, 0.5, 0.5],
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing) + "\n")
+
+
+def _forget_origin(config: Path) -> None:
+    """Take the folder that the model was loaded from out of its config: it means nothing elsewhere."""
+    settings = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+    config.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def write_manifest(folder: Path) -> None:

@@ -77,7 +77,9 @@ class Database:
                 raise kind(
                     f"cannot reach {self}: {_first_line(error.orig)}: check FLEXY_DATABASE_URL and that it is running"
                 ) from None
-            raise FlexyError(f"{self} refused a statement: {_first_line(error.orig)}") from error
+            raise FlexyError(
+                f"{self} refused a statement: {_first_line(error.orig)}: mend that and run again, what was made stays"
+            ) from error
 
     def _reachable(self) -> bool:
         try:

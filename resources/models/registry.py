@@ -144,8 +144,11 @@ def scorer_entry(name: str, settings: Settings) -> ModelEntry:
 
 def _entry(models: dict[str, dict[str, ModelEntry]], kind: str, name: str, settings: Settings) -> ModelEntry:
     known = models[settings.models]
-    if not known:
-        raise BadInputError(f"FLEXY_MODELS={settings.models} has no {kind} {name!r}: use FLEXY_MODELS=mini")
+    if not name:
+        raise BadInputError(f"FLEXY_MODELS={settings.models} has no {kind}: use FLEXY_MODELS=mini")
     if name not in known:
-        raise BadInputError(f"{kind} {name!r} is unknown to FLEXY_MODELS={settings.models}: use {', '.join(known)}")
+        raise BadInputError(
+            f"{kind} {name!r} is unknown to FLEXY_MODELS={settings.models}:"
+            f" use {', '.join(known) or 'FLEXY_MODELS=mini'}"
+        )
     return known[name]

@@ -20,7 +20,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 endif
 
-.PHONY: demo test ui lint lock clean
+.PHONY: demo test ui lint lock references clean
 
 demo: $(VENV)/.installed
 	$(BIN)/flexy demo
@@ -32,7 +32,7 @@ ui: $(VENV)/.installed
 		files=$$!; trap "kill $$files" EXIT; \
 		$(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(VENV)/references/.installed
 	$(BIN)/pytest
 
 lint: $(VENV)/.installed
@@ -47,11 +47,19 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-# The exact versions. torch's local suffix is dropped: a GPU machine takes the same version with CUDA.
+references: $(VENV)/references/.installed
+
+# What scores are held against: apart from the environment, because their pins cannot all be kept.
+$(VENV)/references/.installed: benchmarks/references.txt $(VENV)/.installed
+	$(UV) pip install --quiet --no-deps --python $(BIN)/python --target $(VENV)/references \
+		--requirement benchmarks/references.txt
+	touch $@
+
+# The exact versions. torch's local suffix and its CUDA packages are dropped: each machine takes its own build.
 lock: $(VENV)/.installed
 	$(UV) pip compile --quiet --upgrade --python $(BIN)/python pyproject.toml --group dev \
 		--no-header --no-annotate --output-file requirements.lock
-	sed -i 's/+cpu$$//' requirements.lock
+	sed -i -E -e 's/\+cpu$$//' -e '/^(cuda-|nvidia-|triton=)/d' requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resources.mini import figures
-from resources.models.registry import engine_entry, scorer_entry
+from resources.models import registry
 from resources.settings import Settings
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -37,14 +37,14 @@ def measure(count: int, tuning: int) -> dict[str, Any]:
     """All figures; `count` pictures are judged a setting, `tuning` pictures choose the best guidance."""
     settings = Settings.read({})
     clip, v1, v2, hps = (
-        scorer_entry(name, settings).load() for name in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
+        registry.scorer(name, settings).load() for name in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
     )
     result: dict[str, Any] = {
         "clip": figures.clip_accuracy(clip),
         "aesthetic": figures.aesthetic_correlation(clip, v1, v2),
         "hps": figures.hps_correlation(hps),
     }
-    engine = engine_entry("mini_sdxl", settings).load()
+    engine = registry.engine("mini_sdxl", settings).load()
 
     chosen_on = figures.asked_scenes(tuning, turn=1)
     tried = {}

@@ -86,7 +86,7 @@ def sweep() -> None:
 @click.option("--engine", required=True, help="Which model makes the images.")
 @click.option("--images", type=int, required=True, help="How many images the run is to have.")
 @click.option("--steps", default="4:60", show_default=True, help="LOW:HIGH or LOW:HIGH:STRIDE.")
-@click.option("--guidance", default="0.5:12", show_default=True, help="LOW:HIGH or LOW:HIGH:STRIDE.")
+@click.option("--guidance", default="", show_default="0.5:12", help="LOW:HIGH or LOW:HIGH:STRIDE.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A text file, one prompt a line.")
 @click.option("--negative-prompt", help="What the images should not show.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed plans the same images.")
@@ -122,9 +122,9 @@ def status() -> dict[str, Any]:
     migrate(database)
     with database.begin(reading=True) as connection:
         table = queries.status(connection)
-    lines = [f"{'run':8}  {'engine':16}  {'images':>13}  " + "  ".join(f"{m:>24}" for m in queries.SWEEP_METRICS)]
+    lines = [f"{'run':8}  {'engine':16}  {'images':>13}  " + "  ".join(f"{m:>24}" for m in queries.METRICS)]
     for entry in table:
-        counts = (entry[metric] for metric in queries.SWEEP_METRICS)
+        counts = (entry[metric] for metric in queries.METRICS)
         cells = (
             f"{c['scored']} scored {c['missing']} missing" + (f" {c['failed']} failed" if c["failed"] else "")
             for c in counts
@@ -154,6 +154,42 @@ def export(runs: tuple[str, ...], out: Path) -> dict[str, Any]:
         rows = queries.csv_rows(connection, wanted)
     csv.write(out, rows)
     return {"file": str(out), "rows": len(rows), "text": f"{len(rows)} rows in {out}"}
+
+
+@main.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document and nothing else on standard output.")
+@click.pass_context
+def models(context: click.Context, as_json: bool) -> None:
+    """The models there are: which are here, what they take, under what licence."""
+    if context.invoked_subcommand is None:
+        context.invoke(models_list, as_json=as_json)
+
+
+@models.command("list")
+@_command
+def models_list() -> dict[str, Any]:
+    """List the models of both sets, as flexy models alone does."""
+    from resources.models.catalogue import catalogue, table
+
+    rows = catalogue(Settings.read())
+    return {"models": rows, "text": f"{table(rows)}\nbring a missing one: flexy models fetch NAME"}
+
+
+@models.command("fetch")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@_command
+def models_fetch(names: tuple[str, ...]) -> dict[str, Any]:
+    """Bring models of the set full from the Hugging Face hub, with what they need; it goes on where it was."""
+    from resources.models.fetch import fetch
+
+    brought = list(fetch(names, Settings.read()))
+    came = {model.name: model.received for model in brought if model.received is not None}
+    return {
+        "fetched": list(came),
+        "already": [model.name for model in brought if model.name not in came],
+        "bytes": sum(came.values()),
+        "text": "\n".join(map(str, brought)),
+    }
 
 
 def _database() -> Any:
@@ -215,13 +251,14 @@ def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
     settings = Settings.read()
     batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORES]
     database = _database()
-    images = scores = 0
+    images, scores, failed = 0, 0, []
     with dagster_instance(settings) as instance:
         # A database may know batches that this Dagster instance has never seen.
         instance.add_dynamic_partitions("seed_batches", plan["batches"])
         for stretch in ranges(plan["batches"], instance.get_dynamic_partitions("seed_batches")):
             result = run_assets(instance, _definitions(), batched, batches=stretch)
             images += _added(result, "generated_images")
+            failed += _last_failures(result)
             scores += sum(_added(result, asset.op.name) for asset in assets.SCORES)
         results = (
             assets.sweep_scores,
@@ -239,7 +276,15 @@ def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
         "scores_computed": scores,
         "csv": str(settings.tables / "sweep.csv"),
         "report": str(settings.tables / "sweep_report.html"),
+        "image_failures": failed,
     }
+
+
+def _last_failures(result: Any) -> list[str]:
+    """Why images of the run's batches could not be made: each batch's last reason."""
+    events = result.asset_materializations_for_node("generated_images")
+    reasons = {event.partition: event.metadata.get("last failure") for event in events}
+    return [str(reason.value) for reason in reasons.values() if reason]
 
 
 def _added(result: Any, asset: str) -> int:
@@ -260,7 +305,12 @@ def _announce(entry: dict[str, Any]) -> dict[str, Any]:
         f"report  {entry['report']}",
         "see the lineage and every batch: make ui",
     ]
-    lacking = {m: entry[m]["missing"] + entry[m]["failed"] for m in queries.SWEEP_METRICS}
+    if entry["image_failures"]:
+        unmade = entry["target"] - entry["images"]
+        reason = entry["image_failures"][-1]
+        failed = f"{unmade} image{'s' * (unmade > 1)} could not be made: {reason}: run again"
+        return entry | {"text": "\n".join(lines), "failed": failed}
+    lacking = {m: entry[m]["missing"] + entry[m]["failed"] for m in queries.METRICS}
     if not any(lacking.values()):
         return entry | {"text": "\n".join(lines)}
     with _database().begin(reading=True) as connection:

@@ -1,0 +1,5 @@
+"""What assets are made with: models, database, image files, services."""
+
+from resources import torchvision_import
+
+torchvision_import.install()

@@ -7,17 +7,21 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from resources.errors import FlexyError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+KEPT_BYTES = 2_000_000_000
+"""How much `read_for` keeps: two thousand and more pictures of 512 × 512."""
 
 MAX_PIXELS = 64_000_000
 """A larger picture is refused before it is decoded: a small file can claim a billion pixels."""
@@ -35,6 +39,9 @@ class ImageStore:
 
     def __init__(self, root: str) -> None:
         self.root = root
+        self._kept: dict[tuple[str, str | None], tuple[Image, set[str]]] = {}
+        self._kept_bytes = 0
+        self._lock = Lock()
 
     @cached_property
     def _remote(self) -> tuple[Any, str] | None:
@@ -121,6 +128,28 @@ class ImageStore:
         except Exception as error:
             raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
 
+    def read_for(self, reader: str, readers: Collection[str], path: str, sha256: str | None = None) -> Image:
+        """`read` for one of several `readers`, each of which wants the picture: it is decoded for the first.
+
+        It is let go of when the last has had it. What would go beyond `KEPT_BYTES` is not kept. Safe to call
+        from several threads.
+        """
+        key = path, sha256
+        with self._lock:
+            picture, left = self._kept.get(key, (None, set()))
+            if picture is not None:
+                left.discard(reader)
+                if not left:
+                    self._kept_bytes -= _bytes(self._kept.pop(key)[0])
+                return picture
+        picture = self.read(path, sha256)
+        left = set(readers) - {reader}
+        with self._lock:
+            if left and key not in self._kept and self._kept_bytes + _bytes(picture) <= KEPT_BYTES:
+                self._kept[key] = picture, left
+                self._kept_bytes += _bytes(picture)
+        return picture
+
     def read_many(self, files: Sequence[tuple[str, str | None]]) -> list[Image | UnreadableImageError]:
         """The pictures at (path, sha256) pairs, decoded in parallel; an error stands in an unreadable one's place."""
 
@@ -132,6 +161,10 @@ class ImageStore:
 
         with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
             return list(pool.map(one, files))
+
+
+def _bytes(picture: Image) -> int:
+    return picture.width * picture.height * len(picture.getbands())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

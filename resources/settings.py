@@ -10,6 +10,7 @@ from pathlib import Path
 from resources.errors import BadInputError
 
 MODEL_SETS = ("mini", "full")
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Settings:
 
     `database_url` is SQLAlchemy's; it may hold a password, so it is never shown (see `Database`).
     `images` is a folder or an fsspec URL. `files_url` is where `make ui` serves `tables`, so that the
-    UI can link to the report.
+    UI can link to the report. `precision` is what models compute in (`auto`: half on a GPU, fp32 on a CPU),
+    `model_registry` a TOML file that names folders of models, `hps_root` the HPS checkpoint's folder.
     """
 
     home: Path
@@ -26,6 +28,9 @@ class Settings:
     images: str
     models: str
     files_url: str
+    precision: str = "auto"
+    model_registry: Path | None = None
+    hps_root: Path | None = None
 
     @property
     def tables(self) -> Path:
@@ -34,18 +39,25 @@ class Settings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """Settings from `FLEXY_HOME`, `FLEXY_DATABASE_URL`, `FLEXY_IMAGES`, `FLEXY_MODELS`, `FLEXY_FILES_URL`.
+        """Settings from the variables of the README's table.
 
-        Raises `BadInputError` for a model set there is not.
+        Raises `BadInputError` for a model set or a precision there is not.
         """
         home = Path(environment.get("FLEXY_HOME") or ".flexy").expanduser().absolute()
         models = environment.get("FLEXY_MODELS") or "mini"
         if models not in MODEL_SETS:
             raise BadInputError(f"FLEXY_MODELS={models} is no model set: use {' or '.join(MODEL_SETS)}")
+        precision = environment.get("FLEXY_PRECISION") or "auto"
+        if precision not in PRECISIONS:
+            raise BadInputError(f"FLEXY_PRECISION={precision} is no precision: use {', '.join(PRECISIONS)}")
+        registry, hps_root = (environment.get(name) for name in ("FLEXY_MODEL_REGISTRY", "HPS_ROOT"))
         return cls(
             home=home,
             database_url=environment.get("FLEXY_DATABASE_URL") or f"sqlite:///{home / 'flexy.sqlite'}",
             images=environment.get("FLEXY_IMAGES") or str(home / "images"),
             models=models,
             files_url=(environment.get("FLEXY_FILES_URL") or "http://127.0.0.1:3001").rstrip("/"),
+            precision=precision,
+            model_registry=Path(registry).expanduser() if registry else None,
+            hps_root=Path(hps_root).expanduser() if hps_root else None,
         )

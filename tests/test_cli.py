@@ -289,7 +289,7 @@ def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, 
     assert (run.returncode, run.stderr) == (0, "")
     made = {"images_made": 2, "scores_computed": 8}
     files = {"csv": str(home / "assets" / "sweep.csv"), "report": str(home / "assets" / "sweep_report.html")}
-    assert json.loads(run.stdout) == entry | made | files
+    assert json.loads(run.stdout) == entry | made | files | {"image_failures": []}
 
     status = flexy("status", "--json")
     assert json.loads(status.stdout) == {"runs": [entry]}

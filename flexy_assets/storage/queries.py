@@ -38,6 +38,7 @@ from flexy_assets.storage.tables import (
     image_scores,
     text_embeddings,
 )
+from resources.models.registry import METRICS
 
 MAX_ATTEMPTS = 3
 """How often an image is offered to a scorer that fails on it, before it is left for a person."""
@@ -140,6 +141,19 @@ def _of_models(models: str) -> ColumnElement[bool]:
     return mini if models == "mini" else ~func.coalesce(mini, False)
 
 
+def _value(metric: str) -> ColumnElement[float | None]:
+    """An image's value of `metric`: its column, or what `image_scores` holds of a metric that has none."""
+    if metric in SWEEP_METRICS:
+        return bench_run_results.c[metric]
+    kept = image_scores.alias(f"kept_{metric}")
+    return (
+        select(kept.c.value)
+        .where(kept.c.image_id == bench_run_results.c.id, kept.c.metric == metric)
+        .scalar_subquery()
+        .label(metric)
+    )
+
+
 def pending(connection: Connection, metric: str, batch: str, models: str) -> list[Pending]:
     """The batch's images with no `metric` yet that have not been given up, oldest first."""
     images = bench_run_results
@@ -149,7 +163,7 @@ def pending(connection: Connection, metric: str, batch: str, models: str) -> lis
     statement = (
         select(images.c.id, images.c.prompt, images.c.image_path, images.c.image_sha256)
         .outerjoin(image_scores, outcome)
-        .where(images.c.batch == batch, images.c[metric].is_(None), _of_models(models))
+        .where(images.c.batch == batch, _value(metric).is_(None), _of_models(models))
         .where(or_(image_scores.c.attempts.is_(None), image_scores.c.attempts < MAX_ATTEMPTS, measured))
         .order_by(images.c.created_at, images.c.id)
     )
@@ -157,16 +171,16 @@ def pending(connection: Connection, metric: str, batch: str, models: str) -> lis
 
 
 def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequence[Scored]) -> int:
-    """Write each value to its column and each outcome to `image_scores`; returns how many values were written.
+    """Write each value to its column, if it has one, and each outcome to `image_scores`.
 
-    A value that is there is never overwritten.
+    Returns how many values were written. A value that is there is never overwritten.
     """
     if not scores:
         return 0
-    column = bench_run_results.c[metric]
     measured = [s for s in scores if s.value is not None]
-    written = 0
-    if measured:
+    written = len(measured)
+    if measured and metric in SWEEP_METRICS:
+        column = bench_run_results.c[metric]
         statement = (
             update(bench_run_results)
             .where(bench_run_results.c.id == bindparam("image"), column.is_(None))
@@ -287,12 +301,13 @@ SCORES_SCHEMA = {
     "seed": pl.Int64,
     "elapsed_ms": pl.Int64,
     "image_path": pl.String,
-    **dict.fromkeys(SWEEP_METRICS, pl.Float64),
+    **dict.fromkeys(METRICS, pl.Float64),
 }
 """The columns of `sweep_scores`: one row an image, NULL where a score is missing."""
 
 _table = select(
-    bench_run_results.c.id.label("image_id"), *(bench_run_results.c[name] for name in list(SCORES_SCHEMA)[1:])
+    bench_run_results.c.id.label("image_id"),
+    *(_value(name) if name in METRICS else bench_run_results.c[name] for name in list(SCORES_SCHEMA)[1:]),
 ).order_by(bench_run_results.c.batch, bench_run_results.c.created_at, bench_run_results.c.id)
 
 
@@ -318,7 +333,9 @@ def csv_rows(connection: Connection, run_ids: Collection[UUID] = ()) -> list[tup
     statement = statement.where(*(images[name].is_not(None) for name in SWEEP_METRICS))
     if run_ids:
         statement = statement.where(images.run_id.in_(list(run_ids)))
-    return [tuple(row) for row in connection.execute(statement.order_by(images.steps, images.guidance, images.id))]
+    # Postgres puts NULL last by itself, SQLite first.
+    order = (images.steps.nulls_last(), images.guidance.nulls_last(), images.id)
+    return [tuple(row) for row in connection.execute(statement.order_by(*order))]
 
 
 def last_failure(connection: Connection, run_id: UUID) -> str | None:
@@ -339,7 +356,7 @@ def status(connection: Connection) -> list[dict[str, Any]]:
     """
     images = bench_run_results
     counts: list[Column[Any] | ColumnElement[Any]] = [images.c.run_id, images.c.engine, func.count().label("images")]
-    counts += [func.count(images.c[name]).label(name) for name in SWEEP_METRICS]
+    counts += [func.count(_value(name)).label(name) for name in METRICS]
     grouped = connection.execute(select(*counts).group_by(images.c.run_id, images.c.engine)).all()
 
     failures = connection.execute(
@@ -347,7 +364,7 @@ def status(connection: Connection) -> list[dict[str, Any]]:
         .join(image_scores, image_scores.c.image_id == images.c.id)
         .where(image_scores.c.value.is_(None))
         # Somebody else may have filled the column since.
-        .where(or_(*(and_(image_scores.c.metric == name, images.c[name].is_(None)) for name in SWEEP_METRICS)))
+        .where(or_(*(and_(image_scores.c.metric == name, _value(name).is_(None)) for name in METRICS)))
         .group_by(images.c.run_id, images.c.engine, image_scores.c.metric)
     )
     failed = {(run_id, engine, metric): count for run_id, engine, metric, count in failures}
@@ -365,12 +382,12 @@ def status(connection: Connection) -> list[dict[str, Any]]:
                 "missing": row.images - getattr(row, name) - failed.get((row.run_id, row.engine, name), 0),
                 "failed": failed.get((row.run_id, row.engine, name), 0),
             }
-            for name in SWEEP_METRICS
+            for name in METRICS
         }
         for row in grouped
     ]
     begun = {row.run_id for row in grouped}
-    nothing = {name: {"scored": 0, "missing": 0, "failed": 0} for name in SWEEP_METRICS}
+    nothing = {name: {"scored": 0, "missing": 0, "failed": 0} for name in METRICS}
     table += [
         {"run": str(run.id), "engine": run.engine, "images": 0, "target": run.target} | nothing
         for run in known.values()

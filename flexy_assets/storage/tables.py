@@ -17,12 +17,12 @@ from sqlalchemy import (
     Uuid,
 )
 
-from resources.scorers import METRICS
+from resources.models.registry import METRICS
 
 metadata = MetaData()
 
-SWEEP_METRICS = tuple(METRICS)
-"""The metrics that have a column of their own in `bench_run_results`."""
+SWEEP_METRICS = tuple(name for name, metric in METRICS.items() if metric.column)
+"""The metrics that have a column of their own in `bench_run_results`; the others are kept in `image_scores`."""
 
 bench_runs = Table(
     "bench_runs",

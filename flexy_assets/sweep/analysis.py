@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, Final
 
 import numpy as np
@@ -17,11 +17,11 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from flexy_assets.storage import queries
-from resources import scorers
+from resources.models import registry
 
 Floats = NDArray[np.float64]
 
-METRICS: Final[dict[str, str]] = {metric.column: metric.label for metric in scorers.METRICS.values()}
+METRICS: Final[dict[str, str]] = {metric.name: metric.label for metric in registry.METRICS.values()}
 SETTINGS: Final[dict[str, str]] = {"steps": "Steps", "guidance": "Guidance", "elapsed_ms": "Time"}
 
 SCORES: Final = queries.SCORES_SCHEMA
@@ -82,7 +82,7 @@ SPOT_DRAWS: Final = 100
 VALUE_TOLERANCE: Final = 0.1
 """What the value setting may lose against the best, in standard deviations between images (a small effect
 is 0.2 by Cohen's convention; half of it is hard to see)."""
-FLAT: Final = "does not move with steps or guidance"
+NO_GUIDANCE: Final = "the engine has no guidance"
 
 
 def measured(scores: pl.DataFrame) -> pl.DataFrame:
@@ -95,8 +95,16 @@ def measured(scores: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def tried(rows: pl.DataFrame) -> list[str]:
+    """The settings of one engine's images: `steps` and `guidance`, or `steps` alone where no image has a guidance."""
+    return ["steps", "guidance"] if rows["guidance"].count() else ["steps"]
+
+
 def effective_guidance(guidance: ArrayLike) -> Floats:
-    """Guidance as diffusers applies it: switched off at 1 and below, so 0.5 and 1.0 make the same image."""
+    """Guidance as diffusers applies it: switched off at 1 and below, so 0.5 and 1.0 make the same image.
+
+    NaN stays: it is no guidance at all.
+    """
     return np.maximum(np.asarray(guidance, dtype=np.float64), 1.0)
 
 
@@ -111,15 +119,15 @@ def with_overall(scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def correlations(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
-    """Pearson and Spearman with 95 % intervals for every two metrics and every setting with every metric.
+    """Pearson and Spearman with 95 % intervals for every two metrics and every setting there is with every metric.
 
     Pearson's interval is Fisher's z; Spearman's is the percentile bootstrap over images, ranked anew.
     Both take images as independent, so with few prompts they are too narrow. Guidance is the effective one.
     Returns `CORRELATIONS`.
     """
-    pairs = [*combinations(METRICS, 2), *((setting, metric) for setting in SETTINGS for metric in METRICS)]
     found = []
     for engine, rows in _engines(scores):
+        pairs = [*combinations(METRICS, 2), *product([*tried(rows), "elapsed_ms"], METRICS)]
         columns = {name: _floats(rows, name) for name in (*METRICS, *SETTINGS)}
         columns["guidance"] = effective_guidance(columns["guidance"])
         for left, right in pairs:
@@ -136,18 +144,22 @@ def regression(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     the mean of the same training folds, so `r2` is below 0 where a model is worse than no model. `chosen` is
     the simplest model whose error is within one standard error of the best one's (Breiman et al. 1984),
     which keeps a flat metric from being called otherwise by luck. `coefficients` are refitted on all images.
-    Returns `REGRESSION`, three rows an engine and metric.
+    An engine without guidance is one that never varies it. Returns `REGRESSION`, three rows an engine and metric.
     """
     found = []
     for engine, rows in _engines(scores):
+        settings = tried(rows)
         for metric in METRICS:
-            usable = rows.drop_nulls([metric, "steps", "guidance"])
-            found += [{"engine": engine, "metric": metric, **row} for row in _models(usable, metric, seed)]
+            usable = rows.drop_nulls([metric, *settings])
+            found += [{"engine": engine, "metric": metric, **row} for row in _models(usable, metric, settings, seed)]
     return _frame(found, REGRESSION)
 
 
 def predict(model_row: Mapping[str, Any], steps: ArrayLike, guidance: ArrayLike) -> Floats:
-    """The metric that one row of `regression` expects at these settings (broadcast); NaN without a fit."""
+    """The metric that one row of `regression` expects at these settings (broadcast); NaN without a fit.
+
+    For an engine without guidance, NaN is its guidance.
+    """
     values = [coefficient["value"] for coefficient in model_row["coefficients"] or []]
     if not values:
         return np.full(np.broadcast(steps, guidance).shape, np.nan)
@@ -162,7 +174,7 @@ def sweet_spots(scores: pl.DataFrame, regression: pl.DataFrame, seed: int = 0) -
     setting whose overall prediction is at most `VALUE_TOLERANCE` below the best. `predicted` is in the
     metric's own unit, or in those standard deviations. `seconds` an image come from a straight line in
     steps. Low and high are the 5th and 95th percentile of the best setting over refits to resampled images.
-    Returns `SPOTS`.
+    Guidance is null where the engine has none. Returns `SPOTS`.
     """
     chosen = {(row["engine"], row["metric"]): row for row in regression.filter("chosen").iter_rows(named=True)}
     found = []
@@ -225,9 +237,9 @@ def _correlation(x: Floats, y: Floats, seed: int) -> dict[str, Any]:
 
 
 def _settings(steps: ArrayLike, guidance: ArrayLike) -> Floats:
-    """(..., 2) log2(steps) and effective guidance, broadcast."""
+    """(..., 2) log2(steps) and effective guidance, broadcast; none counts as switched off, a constant."""
     log_steps = np.log2(np.maximum(np.asarray(steps, dtype=np.float64), 1))
-    return np.stack(np.broadcast_arrays(log_steps, effective_guidance(guidance)), axis=-1)
+    return np.stack(np.broadcast_arrays(log_steps, np.nan_to_num(effective_guidance(guidance), nan=1.0)), axis=-1)
 
 
 def _design(steps: ArrayLike, guidance: ArrayLike, model_row: Mapping[str, Any]) -> Floats:
@@ -238,7 +250,7 @@ def _design(steps: ArrayLike, guidance: ArrayLike, model_row: Mapping[str, Any])
     return np.stack([np.ones_like(s), s, g, s * s, s * g, g * g], axis=-1)
 
 
-def _models(rows: pl.DataFrame, metric: str, seed: int) -> list[dict[str, Any]]:
+def _models(rows: pl.DataFrame, metric: str, names: list[str], seed: int) -> list[dict[str, Any]]:
     from sklearn.linear_model import LinearRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -252,7 +264,9 @@ def _models(rows: pl.DataFrame, metric: str, seed: int) -> list[dict[str, Any]]:
         for model, degree in MODELS.items()
     }
     constant = np.ptp(settings, axis=0) == 0 if n else (False, False)
-    notes = [f"{name} never varies" for name, same in zip(("steps", "guidance"), constant, strict=True) if same]
+    notes = [f"{name} never varies" for name, same in zip(names, constant, strict=False) if same]
+    if "guidance" not in names:
+        notes.append(NO_GUIDANCE)
     chosen, folds_by = "mean", None
     errors: dict[str, Floats] = {}
     if n < LEAST_IMAGES:
@@ -303,13 +317,18 @@ def _simplest(errors: Mapping[str, Floats]) -> str:
 
 
 def _spots(rows: pl.DataFrame, models: Mapping[str, Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
-    rows = rows.drop_nulls(["steps", "guidance"])
+    settings = tried(rows)
+    rows = rows.drop_nulls(settings)
     moving = [metric for metric, model in models.items() if model["model"] != "mean" and rows[metric].count()]
-    found: dict[str, dict[str, Any]] = {metric: {"n": 0, "note": FLAT} for metric in METRICS}
+    them = " or ".join(settings)
+    flat = f"does not move with {them}"
+    found: dict[str, dict[str, Any]] = {metric: {"n": 0, "note": flat} for metric in METRICS}
     for metric, model in models.items():
-        found[metric] = {"n": model["n"], "note": model["note"] or FLAT}
+        # Flat is what was judged so; too few images are another matter.
+        notes = [flat if model["r2"] is not None else None, model["note"]]
+        found[metric] = {"n": model["n"], "note": "; ".join(filter(None, notes))}
     for target in ("overall", "value"):
-        found[target] = {"n": rows.height, "note": "no metric moves with steps or guidance"}
+        found[target] = {"n": rows.height, "note": f"no metric moves with {them}"}
     if not moving:
         return [{"target": target, **row} for target, row in found.items()]
 
@@ -332,6 +351,8 @@ def _spots(rows: pl.DataFrame, models: Mapping[str, Mapping[str, Any]], seed: in
         ]
         if target not in moving:
             notes.insert(0, "over " + ", ".join(METRICS[metric] for metric in moving))
+        if "guidance" not in settings:
+            notes.append(NO_GUIDANCE)
         steps_low, steps_high = np.quantile(steps[drawn], [0.05, 0.95]).round()
         guidance_low, guidance_high = np.quantile(guidance[drawn], [0.05, 0.95])
         found[target] |= {

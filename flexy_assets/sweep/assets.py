@@ -2,7 +2,7 @@
 
 import base64
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from flexy_assets.progress import progress
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep import analysis, csv, generation, pictures, report, scoring
+from flexy_assets.sweep.generation import Made
 from flexy_assets.sweep.plan import Range, Sweep, read_prompts
 from flexy_assets.sweep.scoring import Outcome, Scoring
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore, write_atomically
-from resources.models.registry import ENGINES, engine_entry
+from resources.models import registry
+from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
-from resources.scorers import METRICS, Metric
+from resources.scorers import Metric
 from resources.settings import Settings
 
 # Pinned with Dagster's version; without this every command and server prints it once an asset.
@@ -38,14 +40,15 @@ _BATCHED: dict[str, Any] = {
 class SweepConfig(dg.Config):
     """A new sweep, or more images for one: the same settings name the same run.
 
-    `steps` and `guidance` are LOW:HIGH or LOW:HIGH:STRIDE. Prompts come from the list, the file (one
+    `steps` and `guidance` are LOW:HIGH or LOW:HIGH:STRIDE; guidance is 0.5:12 unless said otherwise, and
+    none for an engine that has none. Prompts come from the list, the file (one
     a line) or, without either, the engine's own.
     """
 
     engine: str = ""
     images: int = 120
     steps: str = "4:60"
-    guidance: str = "0.5:12"
+    guidance: str = ""
     prompts: list[str] = []
     prompts_file: str = ""
     negative_prompt: str | None = None
@@ -61,15 +64,23 @@ class SweepConfig(dg.Config):
             raise BadInputError(f"{self.images} images cannot be made: ask for at least 1")
         if self.seed < 0:
             raise BadInputError(f"seed {self.seed} is negative: use 0 or more")
-        known = ENGINES[settings.models]
-        entry = engine_entry(self.engine or next(iter(known), ""), settings)
+        engine = self.engine or next(iter(registry.models("engine", settings)))
+        entry = registry.find(engine, "engine", settings)
+        for setting in entry.ignores:
+            if getattr(self, setting):
+                raise BadInputError(f"{engine} has no {setting.replace('_', ' ')}: leave it out")
+        for side in (self.width, self.height):
+            if side % entry.multiple:
+                raise BadInputError(
+                    f"an image side of {side} is out of bounds for {engine}: use a multiple of {entry.multiple}"
+                )
         file = Path(self.prompts_file) if self.prompts_file else entry.prompts
         prompts = tuple(self.prompts) or (read_prompts(file) if file else ())
         return Sweep(
             engine=entry.name,
             prompts=prompts,
             steps=Range.parse(self.steps, "steps"),
-            guidance=Range.parse(self.guidance, "guidance"),
+            guidance=None if "guidance" in entry.ignores else Range.parse(self.guidance or "0.5:12", "guidance"),
             seed=self.seed,
             sampling=self.sampling,
             negative_prompt=self.negative_prompt,
@@ -104,6 +115,7 @@ def sweep_plan(
             "run": str(sweep.run_id),
             "engine": sweep.engine,
             "target": target,
+            "ignored by the engine": ", ".join(sorted(registry.MODELS[sweep.engine].ignores)) or "nothing",
             "images still to be made": len(wanted),
             "batches": dg.MetadataValue.md(", ".join(plan["batch"].unique(maintain_order=True).to_list()[:50])),
         }
@@ -124,10 +136,11 @@ def generated_images(
     wanted = {batch: generation.missing(database, plan) for batch, plan in plans.items()}
     with progress("images made", sum(map(len, wanted.values()))) as bar:
         for batch, plan in wanted.items():
+            outcome = Made()
             if len(plan):
-                engine = slot.get(engine_entry(plan["engine"][0], settings))
-                generation.generate(database, images, engine, plan, bar.update)
-            report_batch(context, batch, _images_metadata(database, images, batch, len(plan)))
+                engine = slot.get(registry.engine(plan["engine"][0], settings))
+                outcome = generation.generate(database, images, engine, plan, bar.update)
+            report_batch(context, batch, _images_metadata(database, images, batch, outcome))
 
 
 def _plan_of(database: Database, batch: str) -> pl.DataFrame:
@@ -139,19 +152,20 @@ def _plan_of(database: Database, batch: str) -> pl.DataFrame:
     raise BadInputError(f"batch {batch} belongs to no run: materialise sweep_plan, or see flexy status for the runs")
 
 
-def _images_metadata(database: Database, images: ImageStore, batch: str, made: int) -> dict[str, Any]:
+def _images_metadata(database: Database, images: ImageStore, batch: str, outcome: Made) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
         rows = queries.images_of_batch(connection, batch)
     shown = rows.sort("steps", "guidance").gather_every(max(1, len(rows) // 40))
     found = [
         p for p in images.read_many([(path, None) for path in shown["image_path"]]) if not isinstance(p, Exception)
     ]
-    metadata: dict[str, Any] = {
-        "images": len(rows),
-        "made now": made,
-        "steps": "{} to {}".format(*rows.select(pl.min("steps"), high=pl.max("steps")).row(0)),
-        "guidance": "{} to {}".format(*rows.select(pl.min("guidance"), high=pl.max("guidance")).row(0)),
-    }
+    metadata: dict[str, Any] = {"images": len(rows), "made now": outcome.made}
+    if outcome.failed:
+        metadata |= {"failed now": len(outcome.failed), "last failure": outcome.failed[-1]}
+    for setting in ("steps", "guidance"):
+        if rows[setting].count():
+            lowest, highest = rows.select(pl.min(setting), high=pl.max(setting)).row(0)
+            metadata[setting] = f"{lowest} to {highest}"
     elapsed = rows["elapsed_ms"].drop_nulls()
     if len(elapsed):
         metadata["seconds an image"] = round(elapsed.sum() / len(elapsed) / 1000, 4)
@@ -170,26 +184,26 @@ def clip_embeddings(
     settings: dg.ResourceParam[Settings],
 ) -> None:
     """L2-normalised image vectors, and text vectors of the distinct prompts: three scores rest on them."""
-    work = Scoring(database, images, slot, settings)
-    name = work.encoder_name("clip")
+    work, keys = Scoring(database, images, slot, settings), context.partition_keys
+    mark = work.mark("clip")
     with database.begin(reading=True) as connection:
-        wanted = sum(len(queries.unembedded(connection, name, b, settings.models)) for b in context.partition_keys)
+        wanted = sum(len(queries.unembedded(connection, mark, batch, settings.models)) for batch in keys)
     with progress("images embedded", wanted) as bar:
-        for batch in context.partition_keys:
-            outcome = scoring.embed(work, batch, told=bar.update)
-            report_batch(context, batch, {"embedded now": outcome.done, "failed": outcome.failed, "encoder": name})
+        for batch, outcome in scoring.embed(work, keys, bar.update):
+            report_batch(context, batch, {"embedded now": outcome.done, "failed": outcome.failed, "encoder": mark})
 
 
-def _score_asset(
-    name: str,
-    metric: Metric,
-    source: dg.AssetsDefinition,
-    score: Callable[[Scoring, Metric, str, Callable[[int], None]], Outcome],
-    description: str,
-) -> dg.AssetsDefinition:
-    """An asset that fills one metric's column, batch by batch."""
+def _score_asset(metric: Metric) -> dg.AssetsDefinition:
+    """An asset that fills one metric, batch by batch."""
 
-    @dg.asset(name=name, group_name="sweep", kinds={"transformers"}, deps=[source], description=description, **_BATCHED)
+    @dg.asset(
+        name=f"{metric.name}s",
+        group_name="sweep",
+        kinds={"transformers"},
+        deps=[clip_embeddings if metric.reads else generated_images],
+        description=f"`{metric.name}` ({metric.label}): {metric.meaning}.",
+        **_BATCHED,
+    )
     def scores(
         context: dg.AssetExecutionContext,
         database: dg.ResourceParam[Database],
@@ -197,13 +211,11 @@ def _score_asset(
         slot: dg.ResourceParam[ModelSlot],
         settings: dg.ResourceParam[Settings],
     ) -> None:
-        work = Scoring(database, images, slot, settings)
+        work, keys = Scoring(database, images, slot, settings), context.partition_keys
         with database.begin(reading=True) as connection:
-            keys = context.partition_keys
-            wanted = sum(len(queries.pending(connection, metric.column, b, settings.models)) for b in keys)
-        with progress(metric.column, wanted) as bar:
-            for batch in context.partition_keys:
-                outcome = score(work, metric, batch, bar.update)
+            wanted = sum(len(queries.pending(connection, metric.name, batch, settings.models)) for batch in keys)
+        with progress(metric.name, wanted) as bar:
+            for batch, outcome in scoring.score(work, metric, keys, bar.update):
                 report_batch(context, batch, _scores_metadata(database, metric, batch, outcome))
 
     return scores
@@ -211,7 +223,7 @@ def _score_asset(
 
 def _scores_metadata(database: Database, metric: Metric, batch: str, outcome: Outcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
-        column = queries.images_of_batch(connection, batch)[metric.column]
+        column = queries.images_of_batch(connection, batch)[metric.name]
     values = column.drop_nulls()
     metadata: dict[str, Any] = {
         "scored": len(values),
@@ -225,38 +237,10 @@ def _scores_metadata(database: Database, metric: Metric, batch: str, outcome: Ou
     return metadata
 
 
-clip_scores = _score_asset(
-    "clip_scores",
-    METRICS["clip_score"],
-    clip_embeddings,
-    scoring.score_embeddings,
-    "`clip_score`: cosine of image and prompt (CLIP ViT-L/14), how well the image fits its prompt.",
-)
-aesthetic_scores = _score_asset(
-    "aesthetic_scores",
-    METRICS["aesthetic_score"],
-    clip_embeddings,
-    scoring.score_embeddings,
-    "`aesthetic_score`: LAION's aesthetic predictor V1, about 1 to 10.",
-)
-aes_v2_scores = _score_asset(
-    "aes_v2_scores",
-    METRICS["aes_v2_score"],
-    clip_embeddings,
-    scoring.score_embeddings,
-    "`aes_v2_score`: aesthetic predictor V2 (sac+logos+ava1), about 1 to 10.",
-)
-hps_v2_scores = _score_asset(
-    "hps_v2_scores",
-    METRICS["hps_v2_score"],
-    generated_images,
-    scoring.score_images,
-    "`hps_v2_score`: HPS v2.1, which image people would prefer for the prompt; comparable within one prompt.",
-)
-SCORES = (clip_scores, aesthetic_scores, aes_v2_scores, hps_v2_scores)
+SCORES = [_score_asset(metric) for metric in METRICS.values()]
 
 
-@dg.asset(group_name="results", kinds={"polars"}, deps=list(SCORES))
+@dg.asset(group_name="results", kinds={"polars"}, deps=SCORES)
 def sweep_scores(context: dg.AssetExecutionContext, database: dg.ResourceParam[Database]) -> pl.DataFrame:
     """One row an image with its settings and four scores; NULL where a score is missing."""
     with database.begin(reading=True) as connection:

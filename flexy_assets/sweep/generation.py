@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,9 @@ import polars as pl
 from flexy_assets.storage import queries
 from resources.database import Database
 from resources.engines import Engine, ImageRequest
+from resources.errors import FlexyError
 from resources.images import ImageStore
+from resources.models.compute import Halving
 
 
 def missing(database: Database, plan: pl.DataFrame) -> pl.DataFrame:
@@ -30,43 +33,53 @@ def chunks(plan: pl.DataFrame, size: int) -> Iterator[list[dict[str, Any]]]:
             yield chunk.to_dicts()
 
 
+@dataclass(frozen=True)
+class Made:
+    """What one pass made of a batch; `failed` are the reasons of the images that could not be made."""
+
+    made: int = 0
+    failed: tuple[str, ...] = ()
+
+
 def generate(
-    database: Database, store: ImageStore, engine: Engine, plan: pl.DataFrame, made: Callable[[int], None]
-) -> None:
+    database: Database, store: ImageStore, engine: Engine, plan: pl.DataFrame, told: Callable[[int], Any]
+) -> Made:
     """Make the images of `plan`: file first, then row, so that a row never lacks its file.
 
-    A kill costs at most the chunk under way; its files are written over when it is made again.
-    `made` is told how many images each chunk added. Raises `FlexyError` where a file cannot be written.
+    A kill costs at most the chunk under way; its files are written over when it is made again. An image that
+    alone is too much for the memory fails alone and has no row, so that the next run tries it again. `told`
+    hears how many images each chunk added. Raises `FlexyError` where a file cannot be written.
     """
     for batch in plan["batch"].unique():
         store.discard_unfinished(batch)
-    for chunk in chunks(plan, engine.images_a_call):
-        requests = [
-            ImageRequest(
-                row["prompt"],
-                row["negative_prompt"],
-                row["steps"],
-                row["guidance"],
-                row["seed"],
-                row["width"],
-                row["height"],
-            )
-            for row in chunk
-        ]
+    made, failed = 0, []
+    halving = Halving(engine.images_a_call)
+
+    def timed(requests: Sequence[ImageRequest]) -> list[tuple[Any, dict[str, int]]]:
         began = time.perf_counter()
         images = engine.generate(requests)
-        elapsed_ms = round(1000 * (time.perf_counter() - began) / len(chunk))
-        written = [
-            {name: value for name, value in row.items() if name not in ("image_id", "run_id", "index")}
-            | {
-                "id": UUID(row["image_id"]),
-                "run_id": UUID(row["run_id"]),
-                "elapsed_ms": elapsed_ms,
-                "images_in_call": len(chunk),
-                "image_sha256": store.write(row["image_path"], image),
-            }
-            for row, image in zip(chunk, images, strict=True)
-        ]
+        elapsed_ms = round(1000 * (time.perf_counter() - began) / len(requests))
+        return [(image, {"elapsed_ms": elapsed_ms, "images_in_call": len(requests)}) for image in images]
+
+    for chunk in chunks(plan, engine.images_a_call):
+        written = []
+        for row, result in zip(chunk, halving(timed, [_request(row) for row in chunk]), strict=True):
+            if isinstance(result, FlexyError):
+                failed.append(f"image {row['index']} ({row['width']}×{row['height']}): {result}")
+                continue
+            image, timing = result
+            written.append(
+                {name: value for name, value in row.items() if name not in ("image_id", "run_id", "index")}
+                | {"id": UUID(row["image_id"]), "run_id": UUID(row["run_id"])}
+                | {"image_sha256": store.write(row["image_path"], image)}
+                | timing
+            )
         with database.begin() as connection:
             queries.add_images(connection, written)
-        made(len(chunk))
+        made += len(written)
+        told(len(written))
+    return Made(made, tuple(failed))
+
+
+def _request(row: dict[str, Any]) -> ImageRequest:
+    return ImageRequest(**{field.name: row[field.name] for field in fields(ImageRequest)})

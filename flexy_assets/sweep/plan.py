@@ -86,13 +86,14 @@ class Range:
 class Sweep:
     """A sweep's settings, without how many images it is to have: that may grow.
 
-    `sampling` is "uniform" (independent) or "even" (a low-discrepancy sequence over steps × guidance).
+    `guidance` is None for an engine that has none. `sampling` is "uniform" (independent) or "even" (a
+    low-discrepancy sequence over steps × guidance).
     """
 
     engine: str
     prompts: tuple[str, ...]
     steps: Range
-    guidance: Range
+    guidance: Range | None
     seed: int = 0
     sampling: str = "uniform"
     negative_prompt: str | None = None
@@ -109,7 +110,7 @@ class Sweep:
         whole = (self.steps.low, self.steps.high, self.steps.stride or 1)
         if self.steps.low < 1 or self.steps.high > 1000 or any(value != int(value) for value in whole):
             raise BadInputError(f"steps {self.steps} cannot be: steps must be whole numbers from 1 to 1000")
-        if self.guidance.low < 0 or self.guidance.high > 100:
+        if self.guidance and (self.guidance.low < 0 or self.guidance.high > 100):
             raise BadInputError(f"guidance {self.guidance} cannot be: guidance must lie between 0 and 100")
         if not 1 <= self.batch_size <= 10_000:
             raise BadInputError(f"batch size {self.batch_size} is out of bounds: use 1 to 10000")
@@ -127,7 +128,7 @@ class Sweep:
 
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> Sweep:
-        ranges = {name: Range(**settings[name]) for name in ("steps", "guidance")}
+        ranges = {name: Range(**settings[name]) for name in ("steps", "guidance") if settings[name]}
         return cls(**settings | ranges | {"prompts": tuple(settings["prompts"])})
 
     def batch(self, index: int) -> str:
@@ -154,7 +155,7 @@ class Sweep:
                     "prompt": self.prompts[self._prompt(index)],
                     "negative_prompt": self.negative_prompt,
                     "steps": int(self.steps.at(shares[0], whole=True)),
-                    "guidance": self.guidance.at(shares[1], whole=False),
+                    "guidance": self.guidance.at(shares[1], whole=False) if self.guidance else None,
                     "seed": int(rng.integers(2**31)),
                     "width": self.width,
                     "height": self.height,

@@ -26,6 +26,7 @@ from flexy_assets.sweep.analysis import (
     VALUE_TOLERANCE,
     effective_guidance,
     predict,
+    tried,
     with_overall,
 )
 
@@ -66,7 +67,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class PictureGrid:
-    """Pictures by guidance (down) and steps (across); a cell without images is None."""
+    """Pictures by guidance (down; one row without a label where there is none) and steps (across).
+
+    A cell without images is None.
+    """
 
     steps: list[str] = field(default_factory=list)
     guidance: list[str] = field(default_factory=list)
@@ -112,13 +116,14 @@ def render(
     engines = []
     for index, rows in enumerate(overall.partition_by("engine", maintain_order=True) if overall.height else []):
         name = rows["engine"][0]
-        of_engine = pl.col("engine") == name
+        of_engine, settings = pl.col("engine") == name, " and ".join(tried(rows))
         models, targets = regression.filter(of_engine), spots.filter(of_engine)
         engines.append(
             {
                 "name": name,
                 "counts": _counts(rows),
-                "answer": _answer(targets, models),
+                "settings": settings,
+                "answer": _answer(targets, models, settings),
                 "spots": [_spot(row, models) for row in targets.iter_rows(named=True)],
                 "figures": _figures(f"figure-{index}", rows, correlations.filter(of_engine), models, targets),
                 "guidance_range": _ends(effective_guidance(_numbers(rows, "guidance"))),
@@ -207,7 +212,7 @@ def _counts(rows: pl.DataFrame) -> Row:
     }
 
 
-def _answer(spots: pl.DataFrame, regression: pl.DataFrame) -> list[Markup]:
+def _answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list[Markup]:
     """Two to four sentences: what to use, what to use in a hurry, and how far to trust it."""
     rows = {row["target"]: row for row in spots.iter_rows(named=True)}
     chosen = {row["metric"]: row for row in regression.filter("chosen").iter_rows(named=True)}
@@ -219,19 +224,13 @@ def _answer(spots: pl.DataFrame, regression: pl.DataFrame) -> list[Markup]:
         names = _listed([METRICS[metric] for metric in tested])
         return [
             Markup(
-                "<strong>No setting stands out.</strong> {} cannot be told from flat over the steps and "
-                "guidance tried: as far as these images can tell, the quickest setting is as good as any."
-            ).format(names)
+                "<strong>No setting stands out.</strong> {} cannot be told from flat over the {} "
+                "tried: as far as these images can tell, the quickest setting is as good as any."
+            ).format(names, settings)
         ]
     said = [
-        Markup(
-            "Best overall: <strong>{} steps at guidance {}</strong>{} ({} when the {} images are resampled)."
-        ).format(
-            best["steps"],
-            _guidance(best["guidance"]),
-            _at(best["seconds"]),
-            _between(best),
-            f"{best['n']:,}",
+        Markup("Best overall: <strong>{}</strong>{} ({} when the {} images are resampled).").format(
+            _setting(best), _at(best["seconds"]), _between(best), f"{best['n']:,}"
         )
     ]
     if (value["steps"], value["guidance"]) == (best["steps"], best["guidance"]):
@@ -239,9 +238,8 @@ def _answer(spots: pl.DataFrame, regression: pl.DataFrame) -> list[Markup]:
     else:
         saved = 1 - value["seconds"] / best["seconds"] if value["seconds"] and best["seconds"] else None
         said.append(
-            Markup("Best value: <strong>{} steps at guidance {}</strong>{}{}, within {} SD of the best.").format(
-                value["steps"],
-                _guidance(value["guidance"]),
+            Markup("Best value: <strong>{}</strong>{}{}, within {} SD of the best.").format(
+                _setting(value),
                 _at(value["seconds"]),
                 f", {saved:.0%} less time" if saved else "",
                 VALUE_TOLERANCE,
@@ -252,8 +250,9 @@ def _answer(spots: pl.DataFrame, regression: pl.DataFrame) -> list[Markup]:
     shares = _listed([f"{max(r2, 0):.0%} ({METRICS[metric]})" for metric, r2 in moving.items()])
     weak = max(moving.values(), default=0) < WEAK_R2
     said.append(
-        Markup("{}Steps and guidance explain {} of the variance{}; the rest is prompt, seed and noise.").format(
+        Markup("{}{} explain {} of the variance{}; the rest is prompt, seed and noise.").format(
             Markup("<strong>Weak evidence, a hint and not a rule.</strong> ") if weak else "",
+            settings.capitalize(),
             shares,
             f", none measurable for {_listed(flat)}" if flat else "",
         )
@@ -267,13 +266,21 @@ def _at(seconds: float | None) -> str:
     return "" if seconds is None else f", about {_number(seconds, 2)} s an image"
 
 
+def _setting(spot: Row) -> str:
+    guidance = "" if spot["guidance"] is None else f" at guidance {_guidance(spot['guidance'])}"
+    return f"{spot['steps']} steps{guidance}"
+
+
 def _between(spot: Row) -> str:
     """The bootstrap range of a spot in words."""
+    guidance = _guidance_range(spot)
     steps = _range(f"{spot['steps_low']}", f"{spot['steps_high']}")
-    return f"{steps} steps and guidance {_guidance_range(spot)}"
+    return f"{steps} steps" + (f" and guidance {guidance}" if guidance else "")
 
 
 def _guidance_range(spot: Row) -> str:
+    if spot["guidance"] is None:
+        return ""
     return _range(f"{spot['guidance_low']:.1f}", f"{spot['guidance_high']:.1f}")
 
 
@@ -292,7 +299,7 @@ def _spot(row: Row, regression: pl.DataFrame) -> Row:
     return row | {
         "r2": r2[0] if len(r2) else None,
         "steps_range": _range(str(row["steps_low"]), str(row["steps_high"])) if ranged else "",
-        "guidance_range": _guidance_range(row) if ranged else "",
+        "guidance_range": _guidance_range(row),
         "unit": " SD" if row["target"] in ("overall", "value") else "",
     }
 
@@ -317,12 +324,15 @@ def _extremes(rows: pl.DataFrame, metric: str) -> Extremes:
 
 
 def _picture_grid(rows: pl.DataFrame) -> PictureGrid:
-    placed = rows.drop_nulls(["steps", "guidance"])
+    settings = tried(rows)
+    placed = rows.drop_nulls(settings)
     if placed.is_empty():
         return PictureGrid()
-    guidance = effective_guidance(_numbers(placed, "guidance"))
     steps_bins, steps_labels = _bins(_numbers(placed, "steps"), lambda value: f"{value:.0f}")
-    guidance_bins, guidance_labels = _bins(guidance, lambda value: "≤1" if value <= 1 else f"{value:.1f}")
+    guidance_bins, guidance_labels = np.zeros(placed.height, int), [""]
+    if "guidance" in settings:
+        guidance = effective_guidance(_numbers(placed, "guidance"))
+        guidance_bins, guidance_labels = _bins(guidance, lambda value: "≤1" if value <= 1 else f"{value:.1f}")
     binned = placed.with_columns(pl.Series("column", steps_bins), pl.Series("row", guidance_bins))
     cells: list[list[Cell | None]] = [[None] * len(steps_labels) for _ in guidance_labels]
     for (row, column), group in binned.group_by("row", "column"):
@@ -343,7 +353,8 @@ def _bins(values: np.ndarray[Any, Any], write: Any) -> tuple[np.ndarray[Any, Any
 def _figures(
     key: str, rows: pl.DataFrame, correlations: pl.DataFrame, regression: pl.DataFrame, spots: pl.DataFrame
 ) -> list[Figure]:
-    points = rows.drop_nulls(["steps", "guidance"]).with_columns(seconds=pl.col("elapsed_ms") / 1000)
+    settings = tried(rows)
+    points = rows.drop_nulls(settings).with_columns(seconds=pl.col("elapsed_ms") / 1000)
     if points.is_empty():
         return []
     points = points.sample(min(points.height, MOST_POINTS), seed=0)
@@ -360,7 +371,8 @@ def _figures(
         figures.append(figure)
         if metric in moving and metric in chosen:
             figure.data.append(_model_line(points, chosen[metric], best[metric]["guidance"]))
-            figures.append(_surface(f"{key}-{metric}-surface", points, label, chosen[metric], best[metric]))
+            if "guidance" in settings:
+                figures.append(_surface(f"{key}-{metric}-surface", points, label, chosen[metric], best[metric]))
     if points["seconds"].count():
         figure = _scatter(f"{key}-seconds", points, "seconds", "Seconds an image")
         figure.layout["xaxis"] = {"title": {"text": "Steps"}}
@@ -385,40 +397,39 @@ def _scatter(key: str, points: pl.DataFrame, column: str, label: str) -> Figure:
     shown = points.drop_nulls(column)
     guidance = effective_guidance(_numbers(shown, "guidance"))
     low, high = _ends(effective_guidance(_numbers(points, "guidance")))
+    colours: Row = {"color": SEQUENTIAL[0]}
+    caption, hover = "One dot an image.", ""
+    if guidance.size:
+        colours = {"color": guidance.round(2).tolist(), "cmin": low, "cmax": high, "colorscale": _scale(SEQUENTIAL)}
+        caption, hover = "One dot an image, coloured by guidance.", ", guidance %{marker.color:.1f}"
     trace = {
         "type": "scatter",
         "mode": "markers",
         "x": shown["steps"].to_list(),
         "y": shown[column].to_list(),
         "text": [_inert(image_id) for image_id in shown["image_id"].fill_null("")],
-        "marker": {
-            "size": 5,
-            "opacity": 0.65,
-            "color": guidance.round(2).tolist(),
-            "cmin": low,
-            "cmax": high,
-            "colorscale": _scale(SEQUENTIAL),
-        },
-        "hovertemplate": "%{x} steps, guidance %{marker.color:.1f}<br><b>%{y:.4~g}</b><br>%{text}<extra></extra>",
+        "marker": {"size": 5, "opacity": 0.65, **colours},
+        "hovertemplate": f"%{{x}} steps{hover}<br><b>%{{y:.4~g}}</b><br>%{{text}}<extra></extra>",
     }
     layout = {"xaxis": _steps_axis(points), "yaxis": {"title": {"text": label}}}
-    return Figure(key, f"{label} by steps", "One dot an image, coloured by guidance.", [trace], layout)
+    return Figure(key, f"{label} by steps", caption, [trace], layout)
 
 
 def _scale(colours: Sequence[str]) -> list[tuple[float, str]]:
     return [(index / (len(colours) - 1), colour) for index, colour in enumerate(colours)]
 
 
-def _model_line(points: pl.DataFrame, model: Row, guidance: float) -> Row:
+def _model_line(points: pl.DataFrame, model: Row, guidance: float | None) -> Row:
     steps = np.geomspace(*_ends(_numbers(points, "steps").clip(1)), 40)
+    at = "" if guidance is None else f" at guidance {_guidance(guidance)}"
     return {
         "type": "scatter",
         "mode": "lines",
         "x": steps.tolist(),
-        "y": predict(model, steps, guidance).tolist(),
+        "y": predict(model, steps, np.nan if guidance is None else guidance).tolist(),
         "line": {"width": 2},
         "meta": "ink",
-        "hovertemplate": f"model at guidance {_guidance(guidance)}<br><b>%{{y:.4~g}}</b><extra></extra>",
+        "hovertemplate": f"model{at}<br><b>%{{y:.4~g}}</b><extra></extra>",
     }
 
 
@@ -443,7 +454,7 @@ def _surface(key: str, points: pl.DataFrame, label: str, model: Row, best: Row) 
         "y": [best["guidance"]],
         "marker": {"symbol": "circle-open", "size": 15, "line": {"width": 3}},
         "meta": "ink",
-        "hovertemplate": f"{best['steps']} steps, guidance {_guidance(best['guidance'])}<extra></extra>",
+        "hovertemplate": f"{_setting(best)}<extra></extra>",
     }
     caption = f"By the {model['model']} model (R² {_number(model['r2'], 2)}); the ring is its best setting."
     # A little room around the surface keeps a ring on its edge whole.
@@ -461,7 +472,7 @@ def _padded(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
 
 def _correlation_map(key: str, correlations: pl.DataFrame) -> Figure:
     pairs = {(row["left"], row["right"]): row for row in correlations.iter_rows(named=True)}
-    labels = METRICS | SETTINGS
+    labels = METRICS | {name: label for name, label in SETTINGS.items() if name in set(correlations["left"])}
     z: list[list[float | None]] = []
     words: list[list[str]] = []
     for left in reversed(labels):

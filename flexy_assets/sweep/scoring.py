@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +15,35 @@ from numpy.typing import NDArray
 from flexy_assets.storage import queries
 from flexy_assets.storage.queries import Pending, Scored
 from resources.database import Database
-from resources.images import ImageStore, UnreadableImageError
-from resources.models.registry import scorer_entry
+from resources.errors import FlexyError
+from resources.images import ImageStore
+from resources.models import registry
+from resources.models.compute import Halving
+from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
 from resources.scorers import Metric
 from resources.scorers.preprocessing import VERSION
 from resources.settings import Settings
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 CHUNK = 32
 """Images scored between two commits: what a kill costs at most."""
+
+AHEAD = 2
+"""Chunks that are read and prepared while the model computes one."""
+
+READERS = {metric.reads or metric.name for metric in registry.METRICS.values()}
+"""Who looks at pictures: the encoder whose embeddings are kept, and the metrics that have no part in them."""
+
+NO_PROMPT = "no prompt is recorded for this image"
+
+Chunk = Sequence[tuple[Pending, Any]]
+"""Rows with what a model reads of each: a prepared picture, the `FlexyError` why there is none, or nothing."""
+
+Told = Callable[[int], Any]
+"""Is told how many images each chunk settled."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +55,12 @@ class Scoring:
     slot: ModelSlot
     settings: Settings
 
-    def encoder_name(self, encoder: str) -> str:
-        """The fingerprint embeddings are kept under: weights and preprocessing."""
-        return f"{scorer_entry(encoder, self.settings).fingerprint}/pixels{VERSION}"
+    def model(self, name: str) -> LocalModel:
+        return registry.scorer(name, self.settings)
+
+    def mark(self, name: str) -> str:
+        """What scores and embeddings say they were made by: weights, precision and preprocessing."""
+        return f"{self.model(name).fingerprint}/pixels{VERSION}"
 
 
 @dataclass(frozen=True)
@@ -44,117 +71,186 @@ class Outcome:
     failed: int = 0
 
 
-def embed(scoring: Scoring, batch: str, encoder: str = "clip", told: Callable[[int], None] = lambda _: None) -> Outcome:
-    """Keep the image vectors the batch lacks, and the text vectors of its prompts."""
-    name = scoring.encoder_name(encoder)
+def embed(scoring: Scoring, batches: Sequence[str], told: Told, encoder: str = "clip") -> Iterator[tuple[str, Outcome]]:
+    """Keep the image vectors the batches lack, and the text vectors of their prompts; yields each batch as it ends."""
+    mark = scoring.mark(encoder)
     with scoring.database.begin(reading=True) as connection:
-        rows = queries.unembedded(connection, name, batch, scoring.settings.models)
-        prompts = sorted({row.prompt for row in rows if row.prompt})
-        known = queries.text_vectors(connection, name, prompts)
-    if not rows:
-        return Outcome()
-    model = scoring.slot.get(scorer_entry(encoder, scoring.settings))
-    fresh = [prompt for prompt in prompts if prompt not in known]
-    if fresh:
+        wanted = {batch: queries.unembedded(connection, mark, batch, scoring.settings.models) for batch in batches}
+    if not any(wanted.values()):
+        yield from ((batch, Outcome()) for batch in batches)
+        return
+    model = scoring.slot.get(scoring.model(encoder))
+    _embed_prompts(scoring, mark, model, wanted)
+    halving = Halving(model.images_a_call)
+
+    def settle(chunk: Chunk) -> tuple[int, int]:
+        readable, failures = _apart(chunk)
+        vectors = halving(model.images, [pixels for _, pixels in readable])
+        kept = {}
+        for (row, _), vector in zip(readable, vectors, strict=True):
+            if isinstance(vector, FlexyError):
+                failures.append(Scored(row.image_id, None, str(vector)))
+            elif not np.isfinite(vector).all():
+                failures.append(Scored(row.image_id, None, "the embedding is not finite"))
+            else:
+                kept[row.image_id] = vector
         with scoring.database.begin() as connection:
-            queries.record_text_embeddings(connection, name, dict(zip(fresh, model.texts(fresh), strict=True)))
-    done = failed = 0
-    for chunk in _chunks(rows):
-        pictures, failures = _read(scoring.store, chunk)
-        vectors = model.images([picture for _, picture in pictures]) if pictures else []
-        kept = {row.image_id: vector for (row, _), vector in zip(pictures, vectors, strict=True)}
-        broken = [image_id for image_id, vector in kept.items() if not np.isfinite(vector).all()]
-        failures += [Scored(image_id, None, "the embedding is not finite") for image_id in broken]
-        kept = {image_id: vector for image_id, vector in kept.items() if image_id not in broken}
-        with scoring.database.begin() as connection:
-            queries.record_image_embeddings(connection, name, kept, failures)
-        done, failed = done + len(kept), failed + len(failures)
-        told(len(chunk))
-    return Outcome(done, failed)
+            queries.record_image_embeddings(connection, mark, kept, failures)
+        return len(kept), len(failures)
+
+    yield from _by_batch(wanted, read_ahead(scoring.store, _chunks(wanted), model.prepare, encoder), settle, told)
 
 
-def score_embeddings(scoring: Scoring, metric: Metric, batch: str, told: Callable[[int], None]) -> Outcome:
-    """Score from vectors that `embed` kept: no picture is opened."""
-    encoder = scoring.encoder_name(metric.encoder)
-    head_entry = scorer_entry(metric.head, scoring.settings) if metric.head else None
-
-    def compute(chunk: Sequence[Pending]) -> list[Scored]:
-        ids = [row.image_id for row in chunk]
+def _embed_prompts(scoring: Scoring, mark: str, model: Any, wanted: Mapping[str, Sequence[Pending]]) -> None:
+    prompts = sorted({row.prompt for rows in wanted.values() for row in rows if row.prompt})
+    for start in range(0, len(prompts), CHUNK):
+        some = prompts[start : start + CHUNK]
         with scoring.database.begin(reading=True) as connection:
-            seen = queries.image_vectors(connection, encoder, ids)
-            said = queries.text_vectors(connection, encoder, {row.prompt for row in chunk if row.prompt})
+            known = queries.text_vectors(connection, mark, some)
+        fresh = [prompt for prompt in some if prompt not in known]
+        if fresh:
+            vectors = dict(zip(fresh, model.texts(fresh), strict=True))
+            with scoring.database.begin() as connection:
+                queries.record_text_embeddings(connection, mark, vectors)
+
+
+def score(scoring: Scoring, metric: Metric, batches: Sequence[str], told: Told) -> Iterator[tuple[str, Outcome]]:
+    """Fill what the batches lack of one metric; yields each batch as it ends."""
+    with scoring.database.begin(reading=True) as connection:
+        wanted = {batch: queries.pending(connection, metric.name, batch, scoring.settings.models) for batch in batches}
+    if not any(wanted.values()):
+        yield from ((batch, Outcome()) for batch in batches)
+        return
+    scorer = registry.SCORER_OF[metric.name]
+    mark = scoring.mark(scorer)
+    if metric.reads and metric.reads != scorer:
+        mark = f"{scoring.mark(metric.reads)}+{scoring.model(scorer).fingerprint}"
+
+    def record(scores: Sequence[Scored]) -> tuple[int, int]:
+        with scoring.database.begin() as connection:
+            done = queries.record_scores(connection, metric.name, mark, scores)
+        return done, sum(score.value is None for score in scores)
+
+    if metric.reads:
+        chunks: Iterator[Chunk] = ([(row, None) for row in rows] for rows in _chunks(wanted))
+        compute = _from_embeddings(scoring, metric.reads, None if metric.reads == scorer else scorer)
+    else:
+        model = scoring.slot.get(scoring.model(scorer))
+        chunks = read_ahead(scoring.store, _chunks(wanted), model.prepare, metric.name)
+        compute = _from_pictures(model)
+    yield from _by_batch(wanted, chunks, lambda chunk: record(compute(chunk)), told)
+
+
+def _from_embeddings(scoring: Scoring, encoder: str, head: str | None) -> Callable[[Chunk], list[Scored]]:
+    """Scores from vectors that `embed` kept, by a head or as the cosine with the prompt: no picture is opened."""
+    mark = scoring.mark(encoder)
+
+    def compute(chunk: Chunk) -> list[Scored]:
+        rows = [row for row, _ in chunk]
+        ids = [row.image_id for row in rows]
+        with scoring.database.begin(reading=True) as connection:
+            seen = queries.image_vectors(connection, mark, ids)
+            said = queries.text_vectors(connection, mark, {row.prompt for row in rows if row.prompt})
             reasons = queries.embedding_failures(connection, [i for i in ids if i not in seen])
         scores = [
             Scored(i, None, f"no embedding: {reasons.get(i, 'materialise clip_embeddings')}")
             for i in ids
             if i not in seen
         ]
-        there = [row for row in chunk if row.image_id in seen]
-        if head_entry and there:
-            marks = scoring.slot.get(head_entry).marks(np.stack([seen[row.image_id] for row in there]))
-            return scores + [Scored.of(row.image_id, float(mark)) for row, mark in zip(there, marks, strict=True)]
-        return scores + [_cosine(row, seen[row.image_id], said.get(row.prompt or "")) for row in there]
+        there = [row for row in rows if row.image_id in seen]
+        if head is None:
+            return scores + [_cosine(row, seen[row.image_id], said.get(row.prompt or "")) for row in there]
+        if there:
+            marks = scoring.slot.get(scoring.model(head)).marks(np.stack([seen[row.image_id] for row in there]))
+            scores += [Scored.of(row.image_id, float(mark)) for row, mark in zip(there, marks, strict=True)]
+        return scores
 
-    return _score(
-        scoring, metric, batch, f"{encoder}+{head_entry.fingerprint}" if head_entry else encoder, compute, told
-    )
+    return compute
 
 
-def score_images(scoring: Scoring, metric: Metric, batch: str, told: Callable[[int], None]) -> Outcome:
-    """Score from the pictures themselves, by an encoder whose vectors are not kept."""
-    entry = scorer_entry(metric.encoder, scoring.settings)
-    said: dict[str, NDArray[np.float32]] = {}
+def _from_pictures(model: Any) -> Callable[[Chunk], list[Scored]]:
+    halving = Halving(model.images_a_call)
 
-    def compute(chunk: Sequence[Pending]) -> list[Scored]:
-        model = scoring.slot.get(entry)
-        fresh = sorted({row.prompt for row in chunk if row.prompt} - said.keys())
-        if fresh:
-            said.update(zip(fresh, model.texts(fresh), strict=True))
-        pictures, scores = _read(scoring.store, chunk)
-        vectors = model.images([picture for _, picture in pictures]) if pictures else []
-        return scores + [
-            _cosine(row, vector, said.get(row.prompt or "")) for (row, _), vector in zip(pictures, vectors, strict=True)
+    def compute(chunk: Chunk) -> list[Scored]:
+        readable, failures = _apart(chunk)
+        failures += [Scored(row.image_id, None, NO_PROMPT) for row, _ in readable if not row.prompt]
+        asked = [(row, pixels) for row, pixels in readable if row.prompt]
+        values = halving(
+            lambda part: model.scores([pixels for _, pixels in part], [row.prompt for row, _ in part]), asked
+        )
+        return failures + [
+            Scored(row.image_id, None, str(value))
+            if isinstance(value, FlexyError)
+            else Scored.of(row.image_id, float(value))
+            for (row, _), value in zip(asked, values, strict=True)
         ]
 
-    return _score(scoring, metric, batch, scoring.encoder_name(metric.encoder), compute, told)
-
-
-def _score(
-    scoring: Scoring,
-    metric: Metric,
-    batch: str,
-    scorer: str,
-    compute: Callable[[Sequence[Pending]], list[Scored]],
-    told: Callable[[int], None],
-) -> Outcome:
-    with scoring.database.begin(reading=True) as connection:
-        rows = queries.pending(connection, metric.column, batch, scoring.settings.models)
-    done = failed = 0
-    for chunk in _chunks(rows):
-        scores = compute(chunk)
-        with scoring.database.begin() as connection:
-            done += queries.record_scores(connection, metric.column, scorer, scores)
-        failed += sum(score.value is None for score in scores)
-        told(len(chunk))
-    return Outcome(done, failed)
-
-
-def _chunks(rows: Sequence[Pending]) -> list[Sequence[Pending]]:
-    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-
-
-def _read(store: ImageStore, rows: Sequence[Pending]) -> tuple[list, list[Scored]]:
-    """(row, picture) for each that can be read, and the reasons of those that cannot."""
-    pictures, failures = [], []
-    for row, picture in zip(rows, store.read_many([(r.image_path or "", r.image_sha256) for r in rows]), strict=True):
-        if isinstance(picture, UnreadableImageError):
-            failures.append(Scored(row.image_id, None, str(picture)))
-        else:
-            pictures.append((row, picture))
-    return pictures, failures
+    return compute
 
 
 def _cosine(row: Pending, seen: NDArray[np.float32], said: NDArray[np.float32] | None) -> Scored:
     if said is None:
-        return Scored(row.image_id, None, "no prompt is recorded for this image")
+        return Scored(row.image_id, None, NO_PROMPT)
     return Scored.of(row.image_id, float(np.dot(seen.astype(np.float64), said.astype(np.float64))))
+
+
+def _apart(chunk: Chunk) -> tuple[list[tuple[Pending, Any]], list[Scored]]:
+    """The rows that could be read, and the reasons of those that could not."""
+    failures = [Scored(row.image_id, None, str(read)) for row, read in chunk if isinstance(read, FlexyError)]
+    return [(row, read) for row, read in chunk if not isinstance(read, FlexyError)], failures
+
+
+def _chunks(wanted: Mapping[str, Sequence[Pending]]) -> Iterator[Sequence[Pending]]:
+    """The rows in chunks, none of which spans two batches."""
+    for rows in wanted.values():
+        for start in range(0, len(rows), CHUNK):
+            yield rows[start : start + CHUNK]
+
+
+def read_ahead(
+    store: ImageStore, chunks: Iterable[Sequence[Pending]], prepare: Callable[[Image], Any], reader: str
+) -> Iterator[Chunk]:
+    """The chunks' rows, each with its prepared picture or the `FlexyError` why there is none.
+
+    While one chunk is being used the next `AHEAD` are read, decoded and prepared on other threads. `reader` is
+    one of `READERS`.
+    """
+
+    def one(row: Pending) -> Any:
+        try:
+            return prepare(store.read_for(reader, READERS, row.image_path or "", row.image_sha256))
+        except FlexyError as error:
+            return error
+
+    def collected() -> Chunk:
+        rows, reads = ahead.popleft()
+        return [(row, read.result()) for row, read in zip(rows, reads, strict=True)]
+
+    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="read-ahead")
+    ahead: deque[tuple[Sequence[Pending], list[Future[Any]]]] = deque()
+    try:
+        for rows in chunks:
+            ahead.append((rows, [pool.submit(one, row) for row in rows]))
+            if len(ahead) > AHEAD:
+                yield collected()
+        while ahead:
+            yield collected()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _by_batch(
+    wanted: Mapping[str, Sequence[Pending]],
+    chunks: Iterator[Chunk],
+    settle: Callable[[Chunk], tuple[int, int]],
+    told: Told,
+) -> Iterator[tuple[str, Outcome]]:
+    """Settle chunk after chunk and yield each batch, in order, once its last chunk is."""
+    for batch, rows in wanted.items():
+        done = failed = settled = 0
+        while settled < len(rows):
+            chunk = next(chunks)
+            now_done, now_failed = settle(chunk)
+            done, failed, settled = done + now_done, failed + now_failed, settled + len(chunk)
+            told(len(chunk))
+        yield batch, Outcome(done, failed)

@@ -6,56 +6,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL.Image import Image
 
 from resources.engines import ImageRequest
+from resources.engines.pipeline import GuidedEach, GuidedEngine
 
 
-class _GuidedEach(StableDiffusionXLPipeline):
-    """The pipeline, taking a guidance for each image as a (n, 1, 1, 1) tensor.
-
-    diffusers multiplies by the guidance but also asks whether it is above 1, as one number.
-    """
-
-    _guidance_scale: Any
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        return bool((torch.as_tensor(self._guidance_scale) > 1).any())
+class _Sdxl(GuidedEach, StableDiffusionXLPipeline):
+    pass
 
 
-class SdxlEngine:
-    """An SDXL pipeline; images of equal steps and size are made in one call, each with its guidance and seed."""
+class SdxlEngine(GuidedEngine):
+    """An SDXL pipeline; width and height must be multiples of 8."""
 
-    def __init__(self, folder: Path, images_a_call: int) -> None:
-        """Load a folder in diffusers' form, in half precision on a GPU and in full on a CPU."""
-        self.images_a_call = images_a_call
-        cuda = torch.cuda.is_available()
-        pipeline = _GuidedEach.from_pretrained(
-            folder, dtype=torch.float16 if cuda else torch.float32, local_files_only=True, use_safetensors=True
-        )
-        self.pipeline: Any = pipeline.to("cuda" if cuda else "cpu")
-        self.pipeline.set_progress_bar_config(disable=True)
+    kind = _Sdxl
 
-    def generate(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        """See `Engine.generate`. Guidance at or below 1 means none, as everywhere in diffusers."""
-        first = requests[0]
-        if any((r.steps, r.width, r.height) != (first.steps, first.width, first.height) for r in requests):
-            raise ValueError("one call makes images of equal steps, width and height")
-        guidance = torch.tensor([max(r.guidance, 1.0) for r in requests]).view(-1, 1, 1, 1)
-        negative = None
-        if any(r.negative_prompt is not None for r in requests):
-            negative = [r.negative_prompt or "" for r in requests]
-        # Generators on the CPU give the same noise on every device.
-        dice = [torch.Generator("cpu").manual_seed(r.seed) for r in requests]
-        return self.pipeline(
-            prompt=[r.prompt for r in requests],
-            negative_prompt=negative,
-            num_inference_steps=first.steps,
-            guidance_scale=guidance.to(self.pipeline.device, self.pipeline.unet.dtype),
-            generator=dice,
-            width=first.width,
-            height=first.height,
-        ).images
+    def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32") -> None:
+        """Load a folder in diffusers' form; see `load`."""
+        # diffusers would mark the images as soon as somebody installs invisible-watermark.
+        super().__init__(folder, images_a_call, precision, add_watermarker=False)
+
+    def make(self, requests: Sequence[ImageRequest]) -> list[Image]:
+        """Those with a negative prompt and those without in a call each: none is not an empty one here."""
+        bare = [request.negative_prompt is None for request in requests]
+        if all(bare) or not any(bare):
+            return super().make(requests)
+        without = iter(super().make([request for request in requests if request.negative_prompt is None]))
+        others = iter(super().make([request for request in requests if request.negative_prompt is not None]))
+        return [next(without if none else others) for none in bare]
+
+    def arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        """See `GuidedEngine.arguments`."""
+        arguments = super().arguments(requests)
+        return arguments | {"negative_prompt": None} if requests[0].negative_prompt is None else arguments

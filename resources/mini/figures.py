@@ -49,7 +49,7 @@ def clip_accuracy(encoder: Any, count: int = 512) -> dict[str, float]:
     drawings, pictures = held_out(count, spoiled=False)
     said = dict(zip(SCENES, encoder.texts([scene.caption for scene in SCENES]), strict=True))
     right = dict.fromkeys(ATTRIBUTES, 0)
-    for drawing, seen in zip(drawings, encoder.images(pictures), strict=True):
+    for drawing, seen in zip(drawings, encoder.embed(pictures), strict=True):
         for name, values in ATTRIBUTES.items():
             offered = [s for value in values if (s := replace(drawing.scene, **{name: value})) in said]
             right[name] += max(offered, key=lambda scene: float(said[scene] @ seen)) == drawing.scene
@@ -59,7 +59,7 @@ def clip_accuracy(encoder: Any, count: int = 512) -> dict[str, float]:
 def aesthetic_correlation(encoder: Any, v1: Any, v2: Any, count: int = 1000) -> dict[str, float]:
     """Spearman's rank correlation of each `AestheticHead` with the jury it learnt from."""
     drawings, pictures = held_out(count, spoiled=True)
-    seen = encoder.images(pictures)
+    seen = encoder.embed(pictures)
     return {
         "v1": float(spearmanr(v1.marks(seen), [taste_v1(d) for d in drawings]).statistic),
         "v2": float(spearmanr(v2.marks(seen), [taste_v2(d) for d in drawings]).statistic),
@@ -87,7 +87,7 @@ def hps_correlation(encoder: Any, prompts: int = 60, group: int = 24) -> dict[st
     """Spearman's rank correlation with the true preference: within one prompt (mean), and over all."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     asked, drawings = offers(rng, prompts, group)
-    seen = encoder.images([Image.fromarray(draw(d, rng)) for d in drawings]).reshape(prompts, group, -1)
+    seen = encoder.embed([Image.fromarray(draw(d, rng)) for d in drawings]).reshape(prompts, group, -1)
     score = np.einsum("pgw,pw->pg", seen, encoder.texts([scene.caption for scene in asked]))
     truth = np.array([preference(d, asked[i // group]) for i, d in enumerate(drawings)]).reshape(prompts, group)
     within = [spearmanr(a, b).statistic for a, b in zip(score, truth, strict=True)]

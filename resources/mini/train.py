@@ -312,7 +312,7 @@ def train_aesthetic(run: Run, model: CLIPModel) -> None:
             folder = run.out / f"aesthetic_{name}"
             folder.mkdir(exist_ok=True)
             save_file({k: v.half().contiguous() for k, v in head.state_dict().items()}, folder / "model.safetensors")
-        v1, v2 = (load_head(run.out / f"aesthetic_{name}") for name in heads)
+        v1, v2 = (load_head(run.out / f"aesthetic_{name}", version) for version, name in enumerate(heads, 1))
         found = figures.aesthetic_correlation(ClipEncoder(run.out / "clip"), v1, v2)
         run.record("aesthetic_rank_correlation", found)
     dist.barrier()

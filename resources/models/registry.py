@@ -1,154 +1,386 @@
-"""The models by name: where their files lie, how they are checked and what loads them.
+"""The models by name: one entry each. A new scorer, engine or editor is one file and one entry here.
 
-A loader is named by its module, which is imported only when the model is wanted: the webserver
-reads this registry and must not import torch.
+A loader is named by its module, which is imported only when the model is wanted: the webserver reads
+this registry and must not import torch. Licences, gating, hashes and sizes are those of the pinned commits.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from resources.errors import BadInputError
+from resources.models.entry import Kind, LocalModel, ModelEntry, Published
+from resources.models.weights import MINI, MINI_WEIGHTS, hub_folder, user_folders
+from resources.scorers import Metric
+from resources.settings import MODEL_SETS, Settings
 
-from resources.errors import BadInputError, FlexyError
-from resources.settings import Settings
+NOTHING_BUT_THE_PROMPT = frozenset({"guidance", "negative_prompt"})
+NO_NEGATIVE_PROMPT = frozenset({"negative_prompt"})
 
-MINI = Path(__file__).parent.parent / "mini"
-MINI_WEIGHTS = MINI / "weights"
+_PIPELINE = ("model_index.json", "*/*.json", "*/*.safetensors", "tokenizer*/*")
+"""The files of a pipeline in diffusers' form, without the single-file copies some repositories add."""
 
+_HALVES = ("*/*.fp16.*",)
+"""The half-precision copies that some repositories add to the full ones."""
 
-@dataclass(frozen=True)
-class ModelEntry:
-    """One model: `loader` is "module:callable", called with the folder and `options`."""
+_TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
 
-    name: str
-    folder: Path
-    loader: str
-    options: dict[str, Any] = field(default_factory=dict)
-    prompts: Path | None = None
-    """For an engine, the prompts a sweep uses when none are given."""
-    side: int = 512
-    """For an engine, the pixels along each side of an image unless the user asks otherwise."""
-    threads: int | None = None
-    """How many CPU threads it computes with; None leaves that to torch."""
+_CLIP_SHA256 = {
+    "config.json": "8a09b467700c58138c29d53c605b34ebc69beaadd13274a8a2af8ad2c2f4032a",
+    "merges.txt": "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a",
+    "model.safetensors": "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb",
+    "preprocessor_config.json": "910e70b3956ac9879ebc90b22fb3bc8a75b6a0677814500101a4c072bd7857bd",
+    "special_tokens_map.json": "f8c0d6c39aee3f8431078ef6646567b0aba7f2246e9c54b8b99d55c22b707cbf",
+    "tokenizer.json": "a83e0809aa4c3af7208b2df632a7a69668c6d48775b3c3fe4e1b1199d1f8b8f4",
+    "tokenizer_config.json": "deef455e52fa5e8151e339add0582e4235f066009601360999d3a9cda83b1129",
+    "vocab.json": "3f0c4f7d2086b61b38487075278ea9ed04edb53a03cbb045b86c27190fa8fb69",
+}
 
-    def load(self) -> Any:
-        """The model, ready to use, its files checked first.
+# A linear head is not bounded; the marks it learnt from go from 1 to 10.
+_MARKS = (-5, 15)
 
-        Raises `FlexyError` naming the file that is missing or not as it was published.
-        """
-        self.check()
-        module, _, name = self.loader.partition(":")
-        _hush()
-        if self.threads:
-            import torch
-
-            torch.set_num_threads(self.threads)
-        make: Callable[..., Any] = getattr(import_module(module), name)
-        return make(self.folder, **self.options)
-
-    def check(self) -> None:
-        for path, recorded in _recorded(self.folder).items():
-            if not path.exists():
-                raise FlexyError(f"no weights for {self.name}: {path} is missing: {_REMEDY}")
-            if _sha256(path, path.stat().st_mtime_ns) != recorded:
-                raise FlexyError(f"weights for {self.name} are damaged: {path} has another SHA-256: {_REMEDY}")
-
-    @property
-    def fingerprint(self) -> str:
-        """The name and a short hash over the hashes of its weights: what a score says it was made by."""
-        hashes = "".join(recorded for _, recorded in sorted(_recorded(self.folder).items()))
-        return f"{self.name}@{hashlib.sha256(hashes.encode()).hexdigest()[:12]}"
-
-
-def _hush() -> None:
-    """Load without the libraries' own bars and notes, which drown the command's."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-
-
-_REMEDY = "restore it with git, or train it with python -m resources.mini.train"
-
-
-def _recorded(folder: Path) -> dict[Path, str]:
-    """The weight files of a mini model and their SHA-256, from the manifest that training wrote."""
-    manifest = MINI_WEIGHTS / "manifest.json"
-    try:
-        files = json.loads(manifest.read_text())
-        recorded = {MINI_WEIGHTS / name: entry["sha256"] for name, entry in files.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise FlexyError(f"cannot read the weights' manifest {manifest}: {error}: {_REMEDY}") from None
-    of_folder = {path: sha256 for path, sha256 in recorded.items() if path.is_relative_to(folder)}
-    if not of_folder and folder.is_relative_to(MINI_WEIGHTS):
-        raise FlexyError(f"the weights' manifest {manifest} says nothing of {folder}: {_REMEDY}")
-    return of_folder
-
-
-@cache
-def _sha256(path: Path, _modified_ns: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _mini(name: str, loader: str, **more: Any) -> ModelEntry:
-    # So small a model gains a quarter from a second thread, and runs many times slower with it where
-    # another process wants that core: one thread is the better default.
-    return ModelEntry(f"mini_{name}", MINI_WEIGHTS / name, loader, threads=1, **more)
-
-
-ENGINES: dict[str, dict[str, ModelEntry]] = {
-    "mini": {
-        "mini_sdxl": _mini(
-            "sdxl",
-            "resources.engines.sdxl:SdxlEngine",
-            options={"images_a_call": 16},
-            prompts=MINI / "prompts.txt",
-            side=64,
+_ENTRIES = (
+    # Engines
+    ModelEntry(
+        "mini_sdxl",
+        "engine",
+        "resources.engines.sdxl:SdxlEngine",
+        embedded=MINI_WEIGHTS / "sdxl",
+        options={"images_a_call": 16},
+        prompts=MINI / "prompts.txt",
+        side=64,
+        multiple=8,
+    ),
+    ModelEntry(
+        "realvis_xl",
+        "engine",
+        "resources.engines.sdxl:SdxlEngine",
+        Published(
+            "SG161222/RealVisXL_V5.0",
+            "ac93e0dda1f6d448cae19bbfab8c5e720a5e48bc",
+            ("model_index.json", "*/*.json", "*/*.fp16.safetensors", "tokenizer*/*"),
+            "openrail++",
+            gigabytes=6.9,
+            sha256={
+                "unet/diffusion_pytorch_model.fp16.safetensors": (
+                    "ea10386073d39ffdde9fda426745b3f5e9dcd2af204c128ece0f4ea84570ffee"
+                )
+            },
         ),
-    },
-    "full": {},
-}
-"""The engines of each model set."""
+        options={"images_a_call": 8},
+        half="fp16",
+        memory=7,
+        multiple=8,
+    ),
+    ModelEntry(
+        "flux_schnell",
+        "engine",
+        "resources.engines.flux:FluxEngine",
+        Published(
+            "black-forest-labs/FLUX.1-schnell",
+            "741f7c3ce8b383c54771c7003378a50191e9efe9",
+            _PIPELINE,
+            "apache-2.0",
+            gigabytes=33.7,
+            gated=True,
+        ),
+        options={"images_a_call": 4},
+        half="bf16",
+        memory=34,
+        ignores=NOTHING_BUT_THE_PROMPT,
+    ),
+    ModelEntry(
+        "sd3",
+        "engine",
+        "resources.engines.sd3:Sd3Engine",
+        Published(
+            "stabilityai/stable-diffusion-3-medium-diffusers",
+            "ea42f8cef0f178587cf766dc8129abd379c90671",
+            _PIPELINE,
+            "stabilityai-nc-research-community",
+            gigabytes=15.5,
+            without=_HALVES,
+            gated=True,
+            commercial=False,
+        ),
+        options={"images_a_call": 8},
+        half="fp16",
+        memory=16,
+    ),
+    ModelEntry(
+        "sd35",
+        "engine",
+        "resources.engines.sd3:Sd3Engine",
+        Published(
+            "stabilityai/stable-diffusion-3.5-medium",
+            "b940f670f0eda2d07fbb75229e779da1ad11eb80",
+            _PIPELINE,
+            "stabilityai-ai-community",
+            gigabytes=16,
+            without=_HALVES,
+            gated=True,
+        ),
+        options={"images_a_call": 8},
+        half="bf16",
+        memory=17,
+    ),
+    ModelEntry(
+        "hidream",
+        "engine",
+        "resources.engines.hidream:HiDreamEngine",
+        # No public source states this repository's commit, so the branch is fetched and its commit recorded.
+        Published("HiDream-ai/HiDream-I1-Full", "main", _PIPELINE, "mit", gigabytes=47.2),
+        needs={"llama": "llama_31_8b"},
+        options={"images_a_call": 2},
+        half="bf16",
+        memory=63,
+        # It works at a megapixel whatever is asked for.
+        side=1024,
+    ),
+    ModelEntry(
+        "flux2_dev",
+        "engine",
+        "resources.engines.flux2:Flux2Engine",
+        Published(
+            "black-forest-labs/FLUX.2-dev",
+            "26afe3a78bb242c0a8bb181dcc8937bb16e5c66c",
+            _PIPELINE,
+            "flux-dev-non-commercial-license",
+            gigabytes=112,
+            gated=True,
+            commercial=False,
+        ),
+        options={"images_a_call": 2},
+        half="bf16",
+        memory=112,
+        ignores=NO_NEGATIVE_PROMPT,
+    ),
+    # Editors
+    ModelEntry(
+        "qwen_image_edit",
+        "editor",
+        "resources.engines.qwen_image_edit:QwenImageEditor",
+        Published(
+            "Qwen/Qwen-Image-Edit",
+            "ac7f9318f633fc4b5778c59367c8128225f1e3de",
+            (*_PIPELINE, "processor/*"),
+            "apache-2.0",
+            gigabytes=57.7,
+        ),
+        options={"images_a_call": 2},
+        half="bf16",
+        memory=58,
+    ),
+    ModelEntry(
+        "qwen_image_edit_plus",
+        "editor",
+        "resources.engines.qwen_image_edit:QwenImageEditPlusEditor",
+        Published(
+            "Qwen/Qwen-Image-Edit-2511",
+            "6f3ccc0b56e431dc6a0c2b2039706d7d26f22cb9",
+            (*_PIPELINE, "processor/*"),
+            "apache-2.0",
+            gigabytes=57.7,
+        ),
+        options={"images_a_call": 2},
+        half="bf16",
+        memory=58,
+    ),
+    ModelEntry(
+        "flux_kontext",
+        "editor",
+        "resources.engines.flux:KontextEditor",
+        Published(
+            "black-forest-labs/FLUX.1-Kontext-dev",
+            "24e9dedc4ef646698dc8eb4e18ae2cec3c9fea0d",
+            _PIPELINE,
+            "flux-1-dev-non-commercial-license",
+            gigabytes=33.7,
+            gated=True,
+            commercial=False,
+        ),
+        options={"images_a_call": 4},
+        half="bf16",
+        memory=34,
+    ),
+    # Scorers
+    ModelEntry(
+        "clip",
+        "scorer",
+        "resources.scorers.clip:ClipEncoder",
+        Published(
+            "openai/clip-vit-large-patch14",
+            "32bd64288804d66eefd0ccbe215aa642df71cc41",
+            ("config.json", "model.safetensors", "preprocessor_config.json", *_TOKENIZER),
+            "mit",
+            gigabytes=1.7,
+            sha256=_CLIP_SHA256,
+        ),
+        embedded=MINI_WEIGHTS / "clip",
+        half="fp16",
+        memory=1,
+        metric=Metric(
+            "clip_score",
+            "CLIP score",
+            "how well the image fits its prompt: the cosine of the two (CLIP ViT-L/14)",
+            *(-1, 1),
+            reads="clip",
+            column=True,
+        ),
+    ),
+    ModelEntry(
+        "aesthetic_v1",
+        "scorer",
+        "resources.scorers.aesthetic:load",
+        Published(
+            "shunk031/aesthetics-predictor-v1-vit-large-patch14",
+            "74fd3ab002ca9252b5593f079514e6a1eaa132f9",
+            ("model.safetensors",),
+            "none stated",
+            gigabytes=1.2,
+            commercial=None,
+        ),
+        embedded=MINI_WEIGHTS / "aesthetic_v1",
+        options={"version": 1},
+        metric=Metric(
+            "aesthetic_score",
+            "Aesthetic V1",
+            "LAION's aesthetic predictor, about 1 to 10",
+            *_MARKS,
+            reads="clip",
+            column=True,
+        ),
+    ),
+    ModelEntry(
+        "aesthetic_v2",
+        "scorer",
+        "resources.scorers.aesthetic:load",
+        Published(
+            "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
+            "684098de3856fa4678bf800efc05635de5b6cde5",
+            # There before safetensors were added, and read as tensors only.
+            ("pytorch_model.bin",),
+            "none stated",
+            gigabytes=1.2,
+            commercial=None,
+        ),
+        embedded=MINI_WEIGHTS / "aesthetic_v2",
+        options={"version": 2},
+        metric=Metric(
+            "aes_v2_score",
+            "Aesthetic V2",
+            "aesthetic predictor V2 (sac+logos+ava1), about 1 to 10",
+            *_MARKS,
+            reads="clip",
+            column=True,
+        ),
+    ),
+    ModelEntry(
+        "hps",
+        "scorer",
+        "resources.scorers.hps:HpsScorer",
+        Published(
+            "xswu/HPSv2",
+            "697403c78157020a1ae59d23f111aa58ced35b0a",
+            ("HPS_v2.1_compressed.pt",),
+            "apache-2.0",
+            gigabytes=2.0,
+            sha256={"HPS_v2.1_compressed.pt": "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"},
+        ),
+        embedded=MINI_WEIGHTS / "hps",
+        # The checkpoint brings no vocabulary; CLIP's is the same.
+        needs={"tokenizer": "clip"},
+        half="fp16",
+        memory=2,
+        metric=Metric(
+            "hps_v2_score",
+            "HPS v2.1",
+            "which image people would prefer for the prompt; comparable within one prompt",
+            *(-1, 1),
+            column=True,
+        ),
+    ),
+    ModelEntry(
+        "lpips",
+        "scorer",
+        "resources.scorers.perceptual:Lpips",
+        Published(
+            "timm/vgg16.tv_in1k",
+            "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f",
+            ("model.safetensors",),
+            "bsd-3-clause",
+            gigabytes=0.55,
+            sha256={"model.safetensors": "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8"},
+        ),
+        memory=0.1,
+    ),
+    # Parts of other models
+    ModelEntry(
+        "llama_31_8b",
+        "part",
+        "transformers:LlamaForCausalLM",
+        Published(
+            "meta-llama/Llama-3.1-8B-Instruct",
+            "0e9e39f249a16976918f6564b8830bc894c89659",
+            ("*.json", "model-*.safetensors"),
+            "llama3.1",
+            gigabytes=16.1,
+            gated=True,
+        ),
+        memory=16,
+    ),
+)
 
-SCORERS: dict[str, dict[str, ModelEntry]] = {
-    "mini": {
-        "clip": _mini("clip", "resources.scorers.clip:ClipEncoder"),
-        "hps": _mini("hps", "resources.scorers.clip:ClipEncoder"),
-        "aesthetic_v1": _mini("aesthetic_v1", "resources.scorers.aesthetic:load"),
-        "aesthetic_v2": _mini("aesthetic_v2", "resources.scorers.aesthetic:load"),
-    },
-    "full": {},
-}
-"""The models that score, of each model set, under the names the metrics know them by."""
+MODELS = {entry.name: entry for entry in _ENTRIES}
+"""Every model there is, by name."""
+
+METRICS = {entry.metric.name: entry.metric for entry in _ENTRIES if entry.metric}
+"""What images are scored by, by name."""
+
+SCORER_OF = {entry.metric.name: entry.name for entry in _ENTRIES if entry.metric}
+"""The scorer of each metric."""
 
 
-def engine_entry(name: str, settings: Settings) -> ModelEntry:
-    """The engine called `name`. Raises `BadInputError` with the known ones."""
-    return _entry(ENGINES, "engine", name, settings)
+def models(kind: Kind, settings: Settings) -> list[str]:
+    """The names of the set's models of one kind, the default first."""
+    return [entry.name for entry in _ENTRIES if entry.kind == kind and entry.in_set(settings.models)]
 
 
-def scorer_entry(name: str, settings: Settings) -> ModelEntry:
-    """The scoring model called `name`. Raises `BadInputError` with the known ones."""
-    return _entry(SCORERS, "scorer", name, settings)
-
-
-def _entry(models: dict[str, dict[str, ModelEntry]], kind: str, name: str, settings: Settings) -> ModelEntry:
-    known = models[settings.models]
-    if not name:
-        raise BadInputError(f"FLEXY_MODELS={settings.models} has no {kind}: use FLEXY_MODELS=mini")
+def find(name: str, kind: Kind, settings: Settings) -> ModelEntry:
+    """The model of the set called `name`. Raises `BadInputError` with the known ones."""
+    known = models(kind, settings)
     if name not in known:
+        other = next((m for m in MODEL_SETS if name in MODELS and MODELS[name].in_set(m)), None)
+        remedy = f"set FLEXY_MODELS={other}, or use" if other and other != settings.models else "use"
         raise BadInputError(
-            f"{kind} {name!r} is unknown to FLEXY_MODELS={settings.models}:"
-            f" use {', '.join(known) or 'FLEXY_MODELS=mini'}"
+            f"{kind} {name!r} is unknown to FLEXY_MODELS={settings.models}: {remedy} {', '.join(known)}"
         )
-    return known[name]
+    return MODELS[name]
+
+
+def local(entry: ModelEntry, settings: Settings) -> LocalModel:
+    """The model of `entry` on this machine: in the user's folder, else where its set keeps it."""
+    mini = settings.models == "mini" and entry.embedded is not None
+    user = None if mini else user_folders(settings, MODELS.keys()).get(entry.name)
+    published = None if mini or user else entry.published
+    return LocalModel(
+        name=f"mini_{entry.name.removeprefix('mini_')}" if mini else entry.name,
+        folder=user or (entry.embedded if mini else hub_folder(published) if published else None),
+        loader=entry.loader,
+        options=entry.options,
+        needs={} if mini else {a: local(MODELS[needed], settings) for a, needed in entry.needs.items()},
+        # So small a model gains a quarter from a second thread, and runs many times slower with it where
+        # another process wants that core: one thread is the better default.
+        threads=1 if mini else None,
+        half=None if mini else entry.half,
+        asked=settings.precision,
+        published=published,
+    )
+
+
+def engine(name: str, settings: Settings) -> LocalModel:
+    """The engine called `name`, on this machine."""
+    return local(find(name, "engine", settings), settings)
+
+
+def scorer(name: str, settings: Settings) -> LocalModel:
+    """The scoring model called `name`, on this machine."""
+    return local(find(name, "scorer", settings), settings)

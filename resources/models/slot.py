@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from typing import Any
 
-from resources.models.registry import ModelEntry
+from resources.models import compute
+from resources.models.entry import LocalModel
 
 
 class ModelSlot:
@@ -16,22 +15,18 @@ class ModelSlot:
     """
 
     def __init__(self) -> None:
-        self._name: str | None = None
+        self._held: LocalModel | None = None
         self._model: Any = None
 
-    def get(self, entry: ModelEntry) -> Any:
-        """The model of `entry`, loaded if it is not the one in memory; any other is freed before."""
-        if self._name != entry.name:
+    def get(self, model: LocalModel) -> Any:
+        """The loaded `model`, loaded now if it is not the one in memory; any other is freed before."""
+        if self._held != model:
             self.free()
-            self._model = entry.load()
-            self._name = entry.name
+            self._model = model.load()
+            self._held = model
         return self._model
 
     def free(self) -> None:
-        """Let go of the model and give its memory back to the device."""
-        self._name = self._model = None
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.synchronize()
+        """Let go of the model and give its memory back to the system and the GPU."""
+        self._held = self._model = None
+        compute.release()

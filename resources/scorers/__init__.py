@@ -1,34 +1,53 @@
-"""The sweep's metrics: each is a cosine with the prompt, or a head, on one encoder's embedding."""
+"""What a metric is, and the face of what computes it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
 class Metric:
     """One score of one image.
 
-    `column` is its column in `bench_run_results`, `label` what people call it; `encoder` and `head`
-    are names in the registry's `SCORERS`; without a head the score is the cosine of image and prompt.
-    `low` and `high` bound what can be true.
+    `name` is what its column in `bench_run_results` is called where it has one (`column`), and its name in
+    `image_scores`; `label` is what people call it, `meaning` what it says. `low` and `high` bound what can
+    be true. `reads` names the encoder whose kept embeddings it is computed from; without it, from pictures.
     """
 
-    column: str
+    name: str
     label: str
-    encoder: str
-    head: str | None
+    meaning: str
     low: float
     high: float
+    reads: str | None = None
+    column: bool = False
 
 
-METRICS = {
-    metric.column: metric
-    for metric in (
-        Metric("clip_score", "CLIP score", "clip", None, -1, 1),
-        # Linear heads are not bounded; the marks they learnt from go from 1 to 10.
-        Metric("aesthetic_score", "Aesthetic V1", "clip", "aesthetic_v1", -5, 15),
-        Metric("aes_v2_score", "Aesthetic V2", "clip", "aesthetic_v2", -5, 15),
-        Metric("hps_v2_score", "HPS v2.1", "hps", None, -1, 1),
-    )
-}
+class Head(Protocol):
+    """Scores kept embeddings: a metric that costs no pass over the pictures."""
+
+    def marks(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(n, width) L2-normalised image vectors to (n,) scores."""
+        ...
+
+
+class Scorer(Protocol):
+    """Scores pictures."""
+
+    images_a_call: int
+    """How many pictures one call scores at the most."""
+
+    def prepare(self, picture: Image) -> Any:
+        """What the model reads of an RGB picture of any size. Called from several threads, ahead of the model."""
+        ...
+
+    def scores(self, prepared: Sequence[Any], prompts: Sequence[str]) -> NDArray[np.float32]:
+        """(n,) scores of n prepared pictures, each with its prompt."""
+        ...

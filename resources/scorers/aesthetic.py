@@ -11,8 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from resources.errors import FlexyError
+from resources.scorers import checkpoint
+
+_FILES = ("model.safetensors", "pytorch_model.bin")
+# Where each version's head lies in its published file; a head by itself has no prefix.
+_PREFIXES = {1: ("predictor.", ""), 2: ("layers.", "")}
 
 
 class AestheticHead(nn.Sequential):
@@ -20,6 +26,9 @@ class AestheticHead(nn.Sequential):
 
     `widths` are the layers' inputs: `(768,)` is V1, `(768, 1024, 128, 64, 16)` is V2.
     """
+
+    folder: Path | None = None
+    """Where it was loaded from."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         outputs = (*widths[1:], 1)
@@ -44,16 +53,30 @@ class AestheticHead(nn.Sequential):
 
     @torch.inference_mode()
     def marks(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, width) image vectors to (n,) marks."""
+        """(n, width) image vectors to (n,) marks. Raises `FlexyError` where they are another CLIP's."""
+        width = self.state_dict()["0.weight"].shape[1]
+        if vectors.shape[1] != width:
+            raise FlexyError(
+                f"cannot use the aesthetic head in {self.folder}: it reads embeddings of {width} numbers, CLIP's have"
+                f" {vectors.shape[1]}: name the folder of this CLIP's head"
+            )
         return self(torch.from_numpy(np.ascontiguousarray(vectors))).numpy()
 
 
-def load(folder: Path) -> AestheticHead:
-    """The head in `folder`'s model.safetensors; its layers' sizes are read from the weights."""
-    state = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-    layers = sorted((int(name.partition(".")[0]), value) for name, value in state.items() if name.endswith("weight"))
-    head = AestheticHead(tuple(value.shape[1] for _, value in layers))
-    head.load_state_dict(state)
+def load(folder: Path, version: int) -> AestheticHead:
+    """The head of V1 or V2 in `folder`; its layers' sizes are read from the weights.
+
+    The published files hold the whole image tower too: only the head is read. Raises `FlexyError` where
+    there is no head in the file.
+    """
+    state = {name: value.float() for name, value in checkpoint.read(folder, _FILES, _PREFIXES[version]).items()}
+    if state.keys() == {"weight", "bias"}:
+        state = {f"0.{name}": value for name, value in state.items()}
+    with checkpoint.loading(folder):
+        layers = sorted((int(n.partition(".")[0]), value) for n, value in state.items() if n.endswith("weight"))
+        head = AestheticHead(tuple(value.shape[1] for _, value in layers))
+        head.load_state_dict(state)
+    head.folder = folder
     return head.eval()
 
 

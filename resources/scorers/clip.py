@@ -1,7 +1,8 @@
-"""Image and text embeddings by a CLIP model: ViT-L/14, HPS v2.1's ViT-H/14 and their mini kin."""
+"""Image and text embeddings by CLIP ViT-L/14 and its mini kin."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,38 +12,86 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
-from resources.errors import FlexyError
+from resources.models import compute
 from resources.scorers.aesthetic import normalised
+from resources.scorers.checkpoint import cannot_load, loading
 from resources.scorers.preprocessing import Preprocessing
 
 
 class ClipEncoder:
     """Turns pictures and prompts into L2-normalised float32 vectors of one space."""
 
-    def __init__(self, folder: Path) -> None:
+    images_a_call = 32
+
+    def __init__(self, folder: Path, precision: str = "fp32") -> None:
         """Load a folder in transformers' form, with the preprocessing written beside the weights.
 
-        Raises `FlexyError` where the weights do not fit the model.
+        Raises `FlexyError` where a file does not fit the model.
         """
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.model = CLIPModel.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        with loading(folder):
+            model, report = CLIPModel.from_pretrained(
+                folder,
+                dtype=compute.dtype(precision),
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                # A configuration may name another, to be fetched from the hub as code.
+                attn_implementation="sdpa",
             )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise FlexyError(f"cannot load {folder}: {str(error).splitlines()[0]}: restore its files") from error
-        self.model.eval().to(self.device)
-        self.words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        self.preprocessing = Preprocessing.read(folder / "preprocessor_config.json")
+        # transformers makes up what it does not find.
+        lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+        if lacking:
+            raise cannot_load(folder, f"{len(lacking)} weights are missing or of another size, as {lacking[0]}")
+        with loading(folder / "preprocessor_config.json"):
+            preprocessing = Preprocessing.read(folder / "preprocessor_config.json")
+        self._start(folder, model, tokenizer(folder), preprocessing)
+
+    def _start(self, folder: Path, model: CLIPModel, words: CLIPTokenizer, preprocessing: Preprocessing) -> None:
+        """Put the parts together. Raises `FlexyError` where they do not fit each other."""
+        if len(words) > model.config.text_config.vocab_size:
+            raise cannot_load(folder, f"its tokenizer knows {len(words)} words, which is more than the model does")
+        if preprocessing.side != (side := model.config.vision_config.image_size):
+            raise cannot_load(
+                folder, f"its pictures are to be {preprocessing.side} pixels wide, but the model takes {side}"
+            )
+        self.device = compute.device()
+        self.model = model.eval().to(self.device)
+        self.words = words
+        self.prepare = preprocessing
+        """(3, side, side) float32 pixels of an RGB picture; called from several threads, ahead of the model."""
+        with loading(folder):
+            tried = self.embed([Image.new("RGB", (8, 8))]), self.texts(["a"])
+        if not all(np.isfinite(vectors).all() for vectors in tried):
+            raise cannot_load(folder, "what it makes of a picture or a text is not finite")
 
     @torch.inference_mode()
-    def images(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """(n, width) vectors of RGB pictures of any size."""
-        pixels = torch.from_numpy(np.stack([self.preprocessing(picture) for picture in pictures]))
-        return normalised(self.model.get_image_features(pixels.to(self.device)).pooler_output).cpu().numpy()
+    def images(self, pixels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """(n, width) vectors of n prepared pictures."""
+        batch = torch.from_numpy(np.stack(pixels)).to(self.device, self.model.dtype)
+        return normalised(self.model.get_image_features(batch).pooler_output.float()).cpu().numpy()
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """(n, width) vectors of prompts; a long one is cut by the tokenizer, so that its end token stays."""
-        tokens = self.words(list(prompts), padding=True, truncation=True, return_tensors="pt").to(self.device)
-        return normalised(self.model.get_text_features(**tokens).pooler_output).cpu().numpy()
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = self.words(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
+        return normalised(self.model.get_text_features(**tokens.to(self.device)).pooler_output.float()).cpu().numpy()
+
+    def embed(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """(n, width) vectors of RGB pictures of any size."""
+        return self.images([self.prepare(picture) for picture in pictures])
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIP's tokenizer in `folder`. Raises `FlexyError` where it is not whole.
+
+    transformers makes do with a part of its files, or none, and then every text reads differently.
+    """
+    with loading(folder):
+        words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        merges = len(json.loads(words.backend_tokenizer.to_str())["model"]["merges"])
+    # Every word is a byte (512, half of them at a word's end), begins or ends a text, or is made by a merge.
+    if merges != len(words) - 512 - 2:
+        raise cannot_load(folder, f"its tokenizer is not whole: {len(words)} words and {merges} merges")
+    return words

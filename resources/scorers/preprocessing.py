@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-VERSION = 1
+from resources.errors import FlexyError
+
+VERSION = 2
 """Part of every scorer's fingerprint: raise it when the pixels change."""
+
+MAX_PIXELS = 16_000_000
+"""A picture that would be larger than this after its resize (1 pixel high, ten thousand wide) is refused."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +29,46 @@ class Preprocessing:
 
     @classmethod
     def read(cls, path: Path) -> Preprocessing:
-        """From a `preprocessor_config.json` in transformers' form."""
+        """From a `preprocessor_config.json` in transformers' form, old or new."""
         config = json.loads(path.read_text())
-        return cls(config["crop_size"]["height"], tuple(config["image_mean"]), tuple(config["image_std"]))
+        crop = config["crop_size"]
+        side = crop["height"] if isinstance(crop, dict) else crop
+        return cls(side, tuple(config["image_mean"]), tuple(config["image_std"]))
+
+    def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
+        """An RGB picture to float32 (3, side, side). Raises `FlexyError` for one too long and thin to resize."""
+        # Whole pixels are cut off, not rounded, as torchvision and transformers do.
+        short = min(picture.size)
+        width, height = (int(self.side * length / short) for length in picture.size)
+        if width * height > MAX_PIXELS:
+            raise FlexyError(f"a picture of {picture.width}×{picture.height} is too long and thin to score")
+        if (width, height) != picture.size:
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.side) // 2, (height - self.side) // 2
+        picture = picture.crop((left, top, left + self.side, top + self.side))
+        return self.normalise(np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / np.float32(255))
+
+    def normalise(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(3, h, w) from 0–1 to the model's scale."""
+        mean, std = (np.array(values, dtype=np.float32).reshape(3, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+
+@dataclass(frozen=True)
+class Letterbox(Preprocessing):
+    """HPS's own: longest side to `side` by antialiased bicubic on float pixels, black bars to a square.
+
+    The reference resizes by torch; Pillow's filter is the same (pixels differ by 2e-5 at most), and its threads
+    do not compete with the model's.
+    """
 
     def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
         """An RGB picture to float32 (3, side, side)."""
-        scale = self.side / min(picture.size)
-        size = (max(self.side, round(picture.width * scale)), max(self.side, round(picture.height * scale)))
-        if size != picture.size:
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
-        left, top = (size[0] - self.side) // 2, (size[1] - self.side) // 2
-        pixels = np.asarray(picture, dtype=np.float32)[top : top + self.side, left : left + self.side] / 255
-        mean, std = (np.array(values, dtype=np.float32) for values in (self.mean, self.std))
-        return ((pixels - mean) / std).transpose(2, 0, 1).astype(np.float32)
+        scale = self.side / max(picture.size)
+        width, height = (max(1, round(length * scale)) for length in picture.size)
+        left, top = (self.side - width) // 2, (self.side - height) // 2
+        pixels = np.zeros((3, self.side, self.side), dtype=np.float32)
+        for channel, plane in zip(pixels, picture.split(), strict=True):
+            resized = plane.convert("F").resize((width, height), Image.Resampling.BICUBIC)
+            channel[top : top + height, left : left + width] = np.asarray(resized) / np.float32(255)
+        return self.normalise(pixels)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from resources.mini import figures
-from resources.models.registry import MINI_WEIGHTS, engine_entry, scorer_entry
+from resources.models import registry
+from resources.models.weights import MINI_WEIGHTS
 from resources.settings import Settings
 
 SETTINGS = Settings.read({})
@@ -19,12 +20,12 @@ SETTINGS = Settings.read({})
 
 @pytest.fixture(scope="module")
 def clip() -> Any:
-    return scorer_entry("clip", SETTINGS).load()
+    return registry.scorer("clip", SETTINGS).load()
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
-    yield engine_entry("mini_sdxl", SETTINGS).load()
+    yield registry.engine("mini_sdxl", SETTINGS).load()
 
 
 def test_the_weights_are_small_and_as_recorded() -> None:
@@ -42,13 +43,13 @@ def test_clip_tells_each_attribute_of_held_out_drawings(clip: Any) -> None:
 
 
 def test_the_aesthetic_heads_rank_as_their_juries_do(clip: Any) -> None:
-    v1, v2 = (scorer_entry(name, SETTINGS).load() for name in ("aesthetic_v1", "aesthetic_v2"))
+    v1, v2 = (registry.scorer(name, SETTINGS).load() for name in ("aesthetic_v1", "aesthetic_v2"))
     for name, correlation in figures.aesthetic_correlation(clip, v1, v2, count=600).items():
         assert correlation >= 0.70, f"{name}: {correlation}"
 
 
 def test_hps_ranks_pictures_for_a_prompt_as_people_would() -> None:
-    hps = scorer_entry("hps", SETTINGS).load()
+    hps = registry.scorer("hps", SETTINGS).load()
     assert figures.hps_correlation(hps, prompts=30)["within_prompt"] >= 0.70
 
 

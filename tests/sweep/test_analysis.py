@@ -17,6 +17,7 @@ from flexy_assets.sweep.analysis import (
     LEAST_IMAGES,
     METRICS,
     MODELS,
+    NO_GUIDANCE,
     REGRESSION,
     SCORES,
     SPOTS,
@@ -229,10 +230,12 @@ def test_each_metric_uses_the_images_that_have_it(sweep: pl.DataFrame) -> None:
 
 
 def test_engines_are_never_mixed() -> None:
-    both = pl.concat([planted(200), planted(200, seed=9, engine="sd3")])
-    alone = planted(200, seed=9, engine="sd3")
-    assert regression(both).filter(engine="sd3").equals(regression(alone))
-    assert correlations(both).filter(engine="sd3").equals(correlations(alone))
+    unguided = THIN["no guidance"](planted(200, engine="flux_schnell"))
+    both = pl.concat([planted(200), planted(200, seed=9, engine="sd3"), unguided.match_to_schema(SCORES)])
+    for alone in (planted(200, seed=9, engine="sd3"), unguided):
+        of_engine = pl.col("engine") == alone["engine"][0]
+        assert regression(both).filter(of_engine).equals(regression(alone))
+        assert correlations(both).filter(of_engine).equals(correlations(alone))
 
 
 THIN: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
@@ -249,6 +252,7 @@ THIN: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
     "one guidance": lambda s: s.with_columns(guidance=pl.lit(0.5)),
     "two guidances": lambda s: s.with_columns(guidance=pl.when(pl.col("seed") % 2 == 0).then(2.0).otherwise(7)),
     "no settings": lambda s: s.with_columns(steps=pl.lit(None), guidance=pl.lit(None)),
+    "no guidance": lambda s: s.with_columns(guidance=pl.lit(None)),
     "no prompts": lambda s: s.with_columns(prompt=pl.lit(None)),
     "no engine": lambda s: s.with_columns(engine=pl.lit(None)),
     "steps of zero": lambda s: s.with_columns(steps=pl.lit(0)),
@@ -278,6 +282,7 @@ def test_thin_data_gives_tables_and_notes_but_no_exception(thin: str) -> None:
         ("constant scores", "every image has the same score"),
         ("one guidance", "guidance never varies"),
         ("one setting", "steps never varies; guidance never varies"),
+        ("no guidance", NO_GUIDANCE),
     ],
 )
 def test_a_note_says_what_is_missing(thin: str, note: str) -> None:
@@ -290,6 +295,33 @@ def test_one_guidance_still_finds_the_steps() -> None:
     spot = of(sweet_spots(sweep, regression(sweep)), target="clip_score")
     assert spot["steps"] == pytest.approx(BEST_STEPS, abs=5)
     assert (spot["guidance"], spot["guidance_low"], spot["guidance_high"]) == (1, 1, 1)
+
+
+def test_an_engine_without_guidance_is_judged_by_its_steps_as_one_that_never_varies_it_is() -> None:
+    sweep = planted(engine="flux_schnell")
+    without, constant = THIN["no guidance"](sweep), THIN["one guidance"](sweep)
+    models = regression(without)
+    assert models.drop("note").equals(regression(constant).drop("note"))
+    spots = sweet_spots(without, models)
+    guidance = ["guidance", "guidance_low", "guidance_high"]
+    assert spots.drop(*guidance, "note").equals(sweet_spots(constant, regression(constant)).drop(*guidance, "note"))
+    assert of(spots, target="overall")["steps"] == pytest.approx(BEST_STEPS, abs=5)
+    assert spots.select(pl.col(guidance).null_count()).row(0) == (6, 6, 6)
+    assert all(NO_GUIDANCE in note and "too few" not in note for note in spots["note"])
+    assert of(spots, target="aes_v2_score")["note"] == f"does not move with steps; {NO_GUIDANCE}"
+    pairs = correlations(without)
+    assert pairs.equals(correlations(constant).filter(pl.col("left") != "guidance"))
+    assert of(pairs, left="steps", right="clip_score")["n"] == 600
+
+
+def test_an_image_without_guidance_among_those_that_have_it_is_left_out() -> None:
+    holed = planted(200).with_columns(guidance=pl.when(pl.col("seed") >= 60).then("guidance"))
+    whole = holed.drop_nulls("guidance")
+    models = regression(holed)
+    assert models.equals(regression(whole))
+    assert sweet_spots(holed, models).equals(sweet_spots(whole, models))
+    assert of(correlations(holed), left="guidance", right="clip_score")["n"] == 140
+    assert of(correlations(holed), left="steps", right="clip_score")["n"] == 200
 
 
 def test_the_analysis_loads_no_framework() -> None:

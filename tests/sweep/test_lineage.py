@@ -24,7 +24,7 @@ from flexy_assets.execution import run_assets
 from flexy_assets.storage import queries
 from resources.database import Database
 from resources.engines import ImageRequest
-from resources.models.registry import engine_entry
+from resources.models import registry
 from resources.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -275,7 +275,7 @@ def test_materialising_the_plan_with_its_config_is_sweep_new(
 
 
 def test_an_image_is_the_same_alone_and_among_others_and_guidance_below_one_is_none() -> None:
-    engine = engine_entry("mini_sdxl", Settings.read({})).load()
+    engine = registry.engine("mini_sdxl", Settings.read({})).load()
 
     def request(seed: int, guidance: float) -> ImageRequest:
         return ImageRequest("a red disc", None, 2, guidance, seed, 64, 64)

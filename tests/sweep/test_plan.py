@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare, kstest, qmc
 
+from flexy_assets.sweep.assets import SweepConfig
 from flexy_assets.sweep.plan import MAX_PROMPT, PLAN_SCHEMA, Range, Sweep, read_prompts
 from resources.errors import BadInputError
+from resources.settings import Settings
 
 SWEEP = Sweep("mini_sdxl", ("a red disc", "a blue disc", "a tree"), Range(4, 60), Range(0.5, 12), seed=7)
 
@@ -63,6 +65,18 @@ def test_another_seed_gives_other_images_in_another_run(sampling: str) -> None:
     assert (first["guidance"] == second["guidance"]).mean() < 0.05
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "even"])
+def test_an_engine_without_guidance_gets_the_same_rows_without_it(sampling: str) -> None:
+    guided = replace(SWEEP, sampling=sampling)
+    sweep = replace(guided, guidance=None)
+    rows = sweep.rows(0, 50)
+    assert rows.schema == PLAN_SCHEMA
+    assert rows["guidance"].null_count() == 50
+    assert rows.equals(replace(guided, guidance=None).rows(0, 50))
+    columns = ["prompt", "steps", "seed"]
+    assert rows.select(columns).equals(guided.rows(0, 50).select(columns))
+
+
 def test_no_two_images_share_an_id_or_a_seed() -> None:
     rows = SWEEP.rows(0, 2000)
     assert rows["image_id"].n_unique() == rows["image_path"].n_unique() == rows["seed"].n_unique() == 2000
@@ -70,7 +84,8 @@ def test_no_two_images_share_an_id_or_a_seed() -> None:
 
 
 def test_settings_come_back_from_json_as_the_same_run() -> None:
-    for sweep in (SWEEP, replace(SWEEP, steps=Range.parse("4:60:8", "steps"), negative_prompt="blurred — 赤")):
+    strided = replace(SWEEP, steps=Range.parse("4:60:8", "steps"), negative_prompt="blurred — 赤")
+    for sweep in (SWEEP, strided, replace(SWEEP, guidance=None)):
         again = Sweep.from_json(json.loads(json.dumps(sweep.to_json())))
         assert again == sweep
         assert again.run_id == sweep.run_id
@@ -83,6 +98,7 @@ def test_settings_come_back_from_json_as_the_same_run() -> None:
         {"prompts": ("a red disc",)},
         {"steps": Range(4, 59)},
         {"guidance": Range(0.5, 12, 0.5)},
+        {"guidance": None},
         {"sampling": "even"},
         {"negative_prompt": ""},
         {"width": 256},
@@ -199,6 +215,26 @@ def test_an_empty_range_is_said(text: str) -> None:
 )
 def test_settings_no_image_can_be_made_with_are_refused(change: dict[str, Any], named: str) -> None:
     assert named in complaint(replace, SWEEP, **change)
+
+
+FULL = Settings.read({"FLEXY_MODELS": "full"})
+
+
+def test_a_sweep_of_an_engine_without_guidance_has_none() -> None:
+    assert SweepConfig(engine="flux_schnell", prompts=["a fox"], steps="1:8").sweep(FULL).guidance is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "setting", "words"),
+    [
+        ("flux_schnell", {"guidance": "1:5"}, "flux_schnell has no guidance: leave it out"),
+        ("flux_schnell", {"negative_prompt": "blurred"}, "flux_schnell has no negative prompt: leave it out"),
+        ("flux2_dev", {"negative_prompt": "blurred"}, "flux2_dev has no negative prompt: leave it out"),
+    ],
+)
+def test_a_setting_the_engine_ignores_is_refused(engine: str, setting: dict[str, str], words: str) -> None:
+    config = SweepConfig(engine=engine, prompts=["a fox"], **setting)
+    assert complaint(config.sweep, FULL) == words
 
 
 # Prompts files

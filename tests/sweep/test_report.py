@@ -146,6 +146,20 @@ def test_the_answer_is_that_of_the_tables() -> None:
     assert "Weak evidence" not in words
 
 
+def test_an_engine_without_guidance_is_said_to_have_none_and_shown_none() -> None:
+    unguided = sweep(200).with_columns(engine=pl.lit("flux_schnell"), guidance=pl.lit(None, pl.Float64))
+    alone, both = (Page(report(scores)) for scores in (unguided, pl.concat([unguided, sweep(200, seed=1)])))
+    assert re.search(r"Best overall: \d+ steps , about", alone.words)
+    assert "Steps explain" in alone.words
+    attributes = " ".join(value or "" for _, found in alone.tags for value in found.values())
+    for shown in (alone.words, attributes, alone.contents["script"][0]):
+        assert {found.group() for found in re.finditer(r"\w* ?[Gg]uidance", shown)} <= {"no guidance"}
+    # Beside an engine that has one it is the same.
+    said = alone.words.split("This engine has no guidance")[1].split("Each metric is fitted")[0]
+    assert both.words.split("This engine has no guidance")[1].startswith(f"{said}realvis_xl Sweet spots")
+    assert "steps at guidance" in both.words
+
+
 def test_weak_evidence_is_called_weak_and_none_is_called_none() -> None:
     weak = Page(report(sweep(1500, effect=0.12))).words
     assert "Weak evidence, a hint and not a rule. Steps and guidance explain" in weak

@@ -1,0 +1,239 @@
+"""How far our scores lie from the reference implementations': `python benchmarks/parity.py [--full]`.
+
+Identical weights, fp32, the same files on both sides. Prints a table, writes benchmarks/results/parity.json, and
+ends with status 1 where a difference is above 1e-4 of the score's range. Small random models of the published
+classes by default; with --full ViT-L/14, ViT-H/14 and VGG16 themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import references
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from resources.images import ImageStore
+from resources.scorers import aesthetic
+from resources.scorers.clip import ClipEncoder
+from resources.scorers.hps import HpsScorer
+from resources.scorers.perceptual import Lpips
+
+BAR = 1e-4
+"""The largest difference allowed, as a share of the score's range."""
+
+TORCHVISION = 3e-4
+"""The same where the reference resizes by torchvision: that far the reference lies from itself, between versions
+of transformers."""
+
+TOLERANCE = {"fp16": 1e-3, "bf16": 5e-3}
+"""The same for half precision against full."""
+
+SIZES = ((512, 512), (1024, 1024), (640, 360), (360, 640), (224, 224), (91, 37), (1000, 250), (333, 500), (17, 64))
+
+# Modes that every reader turns into the same RGB; what we do with the others is tested by itself.
+WORDS = ("red", "an old", "castle", "of glass", "portrait", "at dawn", "in rain", "1920s", "fox", "two", "neon", "oil")
+
+FORMS = (("RGB", "png"), ("L", "png"), ("P", "png"), ("RGB", "jpeg"), ("CMYK", "jpeg"), ("RGB", "webp"), ("1", "png"))
+
+
+def draw_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """`count` drawn pictures of many sizes, aspect ratios, modes and formats."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for index in range(count):
+        width, height = SIZES[index % len(SIZES)]
+        mode, form = FORMS[index % len(FORMS)]
+        ramp = np.linspace(rng.integers(0, 256, 3), rng.integers(0, 256, 3), height)[:, None].repeat(width, 1)
+        noise = rng.normal(0, rng.uniform(0, 40), ramp.shape)
+        picture = Image.fromarray(np.clip(ramp + noise, 0, 255).astype(np.uint8))
+        pencil = ImageDraw.Draw(picture)
+        for _ in range(rng.integers(3, 12)):
+            x, y = rng.uniform(0, width), rng.uniform(0, height)
+            w, h = rng.uniform(1, width), rng.uniform(1, height)
+            shape = (pencil.ellipse, pencil.rectangle)[rng.integers(2)]
+            shape((x, y, x + w, y + h), fill=tuple(int(value) for value in rng.integers(0, 256, 3)))
+        path = folder / f"{index:03d}_{width}x{height}_{mode}.{form}"
+        picture.convert(mode).save(path)
+        drawn.append(path)
+    return drawn
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Ours against a reference over `pictures` pictures; `spread` is the reference's standard deviation."""
+
+    scorer: str
+    reference: str
+    model: str
+    pictures: int
+    largest: float
+    mean: float
+    spread: float
+    bar: float
+
+    @classmethod
+    def of(
+        cls,
+        names: tuple[str, str, str],
+        span: float,
+        theirs: Sequence[float] | NDArray[np.floating],
+        ours: NDArray[np.floating],
+        share: float = BAR,
+    ) -> Difference:
+        apart = np.abs(np.asarray(theirs) - ours)
+        return cls(*names, len(ours), float(apart.max()), float(apart.mean()), float(np.std(theirs)), share * span)
+
+
+def compare(folder: Path, pictures: int, full: bool) -> list[Difference]:
+    """Every scorer against its reference, on models written below `folder`."""
+    references.install()
+    (folder / "pictures").mkdir()
+    files = draw_pictures(folder / "pictures", pictures)
+    store = ImageStore(str(folder / "pictures"))
+    read = [store.read(file.name) for file in files]
+    clip = references.save_clip(folder / "clip", full)
+    return [
+        *clip_and_aesthetic(folder, clip, files, read, full),
+        hps(folder, clip, files, read, full),
+        lpips(folder, files, read),
+        # A CPU computes in half precision many times slower than in full.
+        *half_precision(folder, clip, files[: 8 if full else None], read[: 8 if full else None], full),
+    ]
+
+
+def clip_and_aesthetic(
+    folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool
+) -> Iterator[Difference]:
+    """CLIP score, V1 and V2, resized by Pillow on both sides and, with the small model, by torchvision on theirs."""
+    model = "ViT-L/14" if full else "small CLIP"
+    encoder = ClipEncoder(clip)
+    seen = _in_parts(encoder.embed, read)
+    # torchmetrics cuts a long prompt's end token off (its issue 2883), so it gets short ones; and it reports
+    # 0 for a cosine below, so each picture gets the prompt it fits best.
+    rng = np.random.default_rng(0)
+    prompts = [" ".join(rng.choice(WORDS, 5)) for _ in range(64)]
+    cosines = seen.astype(np.float64) @ np.concatenate([encoder.texts(prompts[:9]), encoder.texts(prompts[9:])]).T
+    chosen = [prompts[which] for which in cosines.argmax(axis=1)]
+    predictors = {version: references.save_predictor(folder / f"v{version}", clip, version) for version in (1, 2)}
+    resizes = [(True, "", BAR), (False, ", torchvision's resize", TORCHVISION)]
+    for pillow, resize, share in resizes[: 1 if full else 2]:
+        theirs = references.clip_score(clip, pillow)
+        yield Difference.of(
+            ("CLIP score", f"torchmetrics 1.9.0{resize}", model),
+            1.0,
+            [theirs(file, prompt) for file, prompt in zip(files, chosen, strict=True)],
+            np.maximum(cosines.max(axis=1), 0),
+            share,
+        )
+        for version, predictor in predictors.items():
+            mark = references.aesthetic(predictor, version, pillow)
+            yield Difference.of(
+                (f"Aesthetic V{version}", f"simple-aesthetics-predictor 0.1.2{resize}", model),
+                9.0,
+                [mark(file, "") for file in files],
+                aesthetic.load(predictor, version).marks(seen),
+                share,
+            )
+
+
+def hps(folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool) -> Difference:
+    """HPS v2.1, over prompts that are long, in HTML, and not in ASCII."""
+    checkpoint = references.save_hps(folder / "hps", full)
+    prompts = [references.PROMPTS[index % len(references.PROMPTS)] for index in range(len(files))]
+    ours = _hps_scores(HpsScorer(checkpoint.parent, tokenizer=clip), read, prompts)
+    score = references.hps(checkpoint, full)
+    return Difference.of(
+        ("HPS v2.1", "hpsv2 1.2.0", "ViT-H/14" if full else "small open_clip"),
+        1.0,
+        [score(file, prompt) for file, prompt in zip(files, prompts, strict=True)],
+        ours,
+    )
+
+
+def _hps_scores(scorer: HpsScorer, read: Sequence[Image.Image], prompts: Sequence[str]) -> NDArray[np.float32]:
+    pairs = [(scorer.prepare(picture), prompt) for picture, prompt in zip(read, prompts, strict=True)]
+    return _in_parts(lambda part: scorer.scores(*zip(*part, strict=True)), pairs)
+
+
+def half_precision(
+    folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool
+) -> Iterator[Difference]:
+    """Ours in half precision against ours in fp32, prepared alike."""
+    predictors = [references.save_predictor(folder / f"half{version}", clip, version) for version in (1, 2)]
+    checkpoint = references.save_hps(folder / "half_hps", full)
+    prompts = [references.PROMPTS[index % len(references.PROMPTS)] for index in range(len(files))]
+    values: dict[tuple[str, float], dict[str, NDArray[np.floating]]] = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        encoder = ClipEncoder(clip, precision)
+        seen = _in_parts(encoder.embed, read)
+        cosines = np.einsum("nd,nd->n", seen, _in_parts(encoder.texts, prompts))
+        values.setdefault(("CLIP score", 1.0), {})[precision] = cosines
+        for version, predictor in zip((1, 2), predictors, strict=True):
+            marks = aesthetic.load(predictor, version).marks(seen)
+            values.setdefault((f"Aesthetic V{version}", 9.0), {})[precision] = marks
+        del encoder
+        scores = _hps_scores(HpsScorer(checkpoint.parent, precision, tokenizer=clip), read, prompts)
+        values.setdefault(("HPS v2.1", 1.0), {})[precision] = scores
+    for (name, span), by_precision in values.items():
+        for precision, tolerance in TOLERANCE.items():
+            names = (f"{name} in {precision}", "ours in fp32", "as above")
+            yield Difference.of(names, span, by_precision["fp32"], by_precision[precision], tolerance)
+
+
+def lpips(folder: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> Difference:
+    """LPIPS of each picture and the next."""
+    scorer = Lpips(references.save_vgg(folder / "torch"))
+    distance = references.lpips(folder / "torch")
+    prepared = [scorer.prepare(picture) for picture in read]
+    pairs = list(zip(prepared, prepared[1:] + prepared[:1], strict=True))
+    return Difference.of(
+        ("LPIPS", "lpips 0.1.4", "VGG16"),
+        1.0,
+        [distance(*pair) for pair in zip(files, [*files[1:], files[0]], strict=True)],
+        _in_parts(lambda part: scorer.distances(*zip(*part, strict=True)), pairs),
+    )
+
+
+def _in_parts(call: Callable[[Sequence], NDArray[np.float32]], items: Sequence) -> NDArray[np.float32]:
+    # Parts of many sizes: a score must not depend on its neighbours.
+    return np.concatenate([call(items[start : start + 7]) for start in range(0, len(items), 7)])
+
+
+def table(found: Sequence[Difference]) -> str:
+    """The differences in Markdown."""
+    lines = [
+        "| scorer | reference | model | pictures | largest difference | mean difference | bar |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {d.scorer} | {d.reference} | {d.model} | {d.pictures} | {d.largest:.1e} | {d.mean:.1e} | {d.bar:.0e} |"
+        for d in found
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="the full-size architectures; minutes instead of seconds")
+    parser.add_argument("--pictures", type=int, default=63)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(Path(folder), options.pictures, options.full)
+    print(table(found))
+    out = Path(__file__).parent / "results" / f"parity{'_full' if options.full else ''}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps([asdict(d) for d in found], indent=2) + "\n")
+    print(f"written to {out}")
+    sys.exit(any(d.largest > d.bar for d in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""HiDream-I1, whose fourth text encoder is a Llama published apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers import HiDreamImagePipeline
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from resources.engines.pipeline import GuidedEach, GuidedEngine, load_tokenizer, load_weights
+from resources.models import compute
+
+
+class _HiDream(GuidedEach, HiDreamImagePipeline):
+    pass
+
+
+class HiDreamEngine(GuidedEngine):
+    """HiDream-I1-Full; it works at about a megapixel whatever size is asked for."""
+
+    kind = _HiDream
+
+    def __init__(self, folder: Path, llama: Path, images_a_call: int = 4, precision: str = "fp32") -> None:
+        """Load a folder in diffusers' form and the `llama` of Llama 3.1 8B Instruct; see `load`."""
+        super().__init__(
+            folder,
+            images_a_call,
+            precision,
+            tokenizer_4=load_tokenizer(PreTrainedTokenizerFast, llama),
+            text_encoder_4=load_weights(LlamaForCausalLM, llama, compute.dtype(precision)),
+        )

@@ -1,0 +1,262 @@
+"""What engines and editors share: a diffusers pipeline, loaded whole, placed where there is memory, and asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import ModelMixin
+from PIL import Image
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from resources.engines import EditRequest, ImageRequest
+from resources.errors import FlexyError
+from resources.models import compute
+
+ACTIVATIONS = 4 * 2**30
+"""Bytes to leave beside the weights for a few images of a megapixel."""
+
+TILED_ACTIVATIONS = 2 * 2**30
+"""The same where the VAE works in tiles."""
+
+
+def placement(
+    needed_bytes: int, largest_component_bytes: int, free_bytes: int
+) -> Literal["resident", "offload", "sequential"]:
+    """Where weights wait for their turn: all on the GPU, each component in RAM, or each layer in RAM.
+
+    The last is many times slower than the second, and that somewhat slower than the first.
+    """
+    if needed_bytes + ACTIVATIONS <= free_bytes:
+        return "resident"
+    if largest_component_bytes + TILED_ACTIVATIONS <= free_bytes:
+        return "offload"
+    return "sequential"
+
+
+def place(pipeline: Any, free_bytes: int) -> None:
+    """Put `pipeline` on a GPU with `free_bytes` to give, as `placement` says."""
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    sizes = [sum(t.nbytes for t in (*module.parameters(), *module.buffers())) for module in modules]
+    match placement(sum(sizes), max(sizes), free_bytes):
+        case "resident":
+            pipeline.to("cuda")
+            return
+        case "offload":
+            pipeline.enable_model_cpu_offload()
+        case "sequential":
+            pipeline.enable_sequential_cpu_offload()
+    pipeline.vae.enable_slicing()
+    pipeline.vae.enable_tiling()
+
+
+def load(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
+    """The pipeline of class `kind` in `folder`; `parts` are components and settings that it does not hold.
+
+    Raises `FlexyError` naming what is missing, damaged or another model's.
+    """
+    with _naming(folder):
+        for name, (library, class_name) in _components(folder / "model_index.json", kind).items():
+            # A folder may name code that it brings, which is not run: diffusers refuses it below.
+            known = library in ("diffusers", "transformers")
+            part = getattr(import_module(library), class_name, None) if known else None
+            if name in parts or not isinstance(part, type):
+                continue
+            if issubclass(part, (ModelMixin, PreTrainedModel)):
+                parts[name] = load_weights(part, folder / name, dtype)
+            elif issubclass(part, (PreTrainedTokenizerBase, ProcessorMixin)):
+                parts[name] = load_tokenizer(part, folder / name)
+        return kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, **parts)
+
+
+def _components(file: Path, kind: Any) -> dict[str, list[str]]:
+    """Library and class of each component that a pipeline's index names."""
+    with _naming(file):
+        index = json.loads(file.read_text("utf-8"))
+        # Our own classes only add to the published ones.
+        published = next(base.__name__ for base in kind.__mro__ if base.__module__.startswith("diffusers."))
+        if not isinstance(index, dict) or index.get("_class_name") != published:
+            raise ValueError(f"it does not describe a {published}")
+        return {name: value for name, value in index.items() if isinstance(value, list) and value[0]}
+
+
+def load_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """The network of class `kind` in `folder`, each of its weights read from there.
+
+    from_pretrained by itself makes random ones up for those that it does not find. Raises `FlexyError` then,
+    and where the files cannot be read.
+    """
+    with _naming(folder):
+        files = [path.name for path in folder.iterdir() if path.suffix == ".safetensors"]
+        model, found = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            variant="fp16" if files and all(".fp16" in name for name in files) else None,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            # transformers then lists those of another shape; diffusers names the first by itself.
+            **({"ignore_mismatched_sizes": True} if issubclass(kind, PreTrainedModel) else {}),
+        )
+        lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise ValueError(f"it has no weights that fit {lacking[0]}{more}")
+    return model
+
+
+def load_tokenizer(kind: Any, folder: Path) -> Any:
+    """The tokenizer, or processor with one, of class `kind` in `folder`.
+
+    from_pretrained by itself makes do with a vocabulary of a few special tokens where the files of it are
+    missing. Raises `FlexyError` then, and where they cannot be read.
+    """
+    with _naming(folder):
+        files = {path.name for path in folder.iterdir()}
+        if not (files & {"tokenizer.json", "tokenizer.model", "spiece.model"} or files >= {"vocab.json", "merges.txt"}):
+            raise ValueError("it has no vocabulary")
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def _naming(what: Path) -> Iterator[None]:
+    """Whatever keeps `what` from being loaded, in one line that names it."""
+    try:
+        yield
+    except FlexyError:
+        raise
+    except Exception as error:
+        if compute.out_of_memory(error):
+            raise
+        # The libraries go on, for many lines, about what else one might do.
+        said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+        cause = said.splitlines()[0].split(". ")[0].rstrip(" .:!")
+        raise FlexyError(f"cannot load {what}: {cause}: restore its files") from error
+
+
+class GuidedEach:
+    """Mixed into a pipeline with classifier-free guidance, so that each image of a call has its own.
+
+    diffusers multiplies by the guidance, which may then be a (n, 1, 1, 1) tensor, but also asks whether it
+    is above 1, as one number.
+    """
+
+    _guidance_scale: Any
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether any image of the call is guided."""
+        return bool((torch.as_tensor(self._guidance_scale) > 1).any())
+
+
+class Pipelined:
+    """A pipeline of class `kind`, ready to be asked."""
+
+    kind: ClassVar[Any]
+
+    def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32", **parts: Any) -> None:
+        """Load a folder in diffusers' form; see `load`."""
+        self.images_a_call = images_a_call
+        self.device = compute.device()
+        self.dtype = compute.dtype(precision)
+        self.pipeline = load(self.kind, folder, self.dtype, **parts)
+        self.pipeline.set_progress_bar_config(disable=True)
+        if self.device == "cuda":
+            place(self.pipeline, torch.cuda.mem_get_info()[0])
+
+    def ask(
+        self,
+        pipeline: Any,
+        requests: Sequence[ImageRequest] | Sequence[EditRequest],
+        size: tuple[int, int],
+        **arguments: Any,
+    ) -> list[Image.Image]:
+        """What `pipeline` makes with a request's seed each, resized to `size` where it only works at others."""
+        # Generators on the CPU give the same noise on every device.
+        dice = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        try:
+            images = pipeline(generator=dice, num_inference_steps=requests[0].steps, **arguments).images
+        finally:
+            # After an error too: what is left on the GPU would be in the way of the next call.
+            self.pipeline.maybe_free_model_hooks()
+        return [image if image.size == size else image.resize(size, Image.Resampling.LANCZOS) for image in images]
+
+
+class PipelineEngine(Pipelined):
+    """An `Engine`: images of equal steps and size are made in one call, each with its prompt and seed."""
+
+    def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        """See `Engine.generate`. Raises `ValueError` where steps or size differ."""
+        first = requests[0]
+        if any((r.steps, r.width, r.height) != (first.steps, first.width, first.height) for r in requests):
+            raise ValueError("one call makes images of equal steps, width and height")
+        return self.make(requests)
+
+    def make(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        """The images, for requests that agree."""
+        width, height = requests[0].width, requests[0].height
+        prompts = [request.prompt for request in requests]
+        arguments = self.arguments(requests)
+        return self.ask(
+            self.pipeline, requests, (width, height), prompt=prompts, width=width, height=height, **arguments
+        )
+
+    def arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        """What this pipeline is asked beside prompts, steps, size and seeds."""
+        raise NotImplementedError
+
+
+class GuidedEngine(PipelineEngine):
+    """One with classifier-free guidance and negative prompts; `kind` has `GuidedEach`."""
+
+    def arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        """Each request's own. Guidance at or below 1 means none, as everywhere in diffusers.
+
+        It is rounded to the pipeline's precision: in bf16 between 4 and 8 to a 1/32, in fp16 to a 1/256.
+        """
+        guidance = torch.tensor([max(request.guidance or 1.0, 1.0) for request in requests]).view(-1, 1, 1, 1)
+        return {
+            "guidance_scale": guidance.to(self.device, self.dtype),
+            "negative_prompt": [request.negative_prompt or "" for request in requests],
+        }
+
+
+class PipelineEditor(Pipelined):
+    """An `Editor`: `kind` edits; `inpaint_kind`, of the same components, where there is a mask."""
+
+    inpaint_kind: ClassVar[Any]
+
+    def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32") -> None:
+        """Load a folder in diffusers' form; see `load`."""
+        super().__init__(folder, images_a_call, precision)
+        self.inpainter = self.inpaint_kind(**self.pipeline.components)
+        self.inpainter.set_progress_bar_config(disable=True)
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Image.Image]:
+        """See `Editor.edit`. Outside of a mask the source stays as it is.
+
+        Raises `ValueError` where requests differ in more than their seeds.
+        """
+        first = requests[0]
+        if any(replace(request, seed=first.seed) != first for request in requests):
+            raise ValueError("one call makes edits that differ in their seeds alone")
+        source, mask = first.image, first.mask
+        arguments = self.arguments(first) | {"image": source, "prompt": first.prompt}
+        if mask is None:
+            return self.ask(self.pipeline, requests, source.size, num_images_per_prompt=len(requests), **arguments)
+        # Some inpainting pipelines draw the source's latents with the first seed, for every image of a call.
+        edits = [
+            self.ask(self.inpainter, [request], source.size, mask_image=mask, strength=1.0, **arguments)[0]
+            for request in requests
+        ]
+        return [Image.composite(edit, source, mask) for edit in edits]
+
+    def arguments(self, request: EditRequest) -> dict[str, Any]:
+        """What this pipeline is asked beside image, prompt, steps and seeds."""
+        raise NotImplementedError

@@ -1,0 +1,17 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from diffusers import StableDiffusion3Pipeline
+
+from resources.engines.pipeline import GuidedEach, GuidedEngine
+
+
+class _Sd3(GuidedEach, StableDiffusion3Pipeline):
+    pass
+
+
+class Sd3Engine(GuidedEngine):
+    """A Stable Diffusion 3 pipeline; width and height must be multiples of 16."""
+
+    kind = _Sd3

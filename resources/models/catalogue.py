@@ -1,0 +1,93 @@
+"""What models there are, and what of them is on this machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from resources.models import registry, weights
+from resources.models.entry import ModelEntry
+from resources.settings import MODEL_SETS, Settings
+
+
+def catalogue(settings: Settings) -> list[dict[str, Any]]:
+    """One row a model of either set.
+
+    `state` is `embedded`, `present`, `your folder`, `missing`, or `gated`: missing, with a licence to accept.
+    `gigabytes` is what it takes on disk or, where it is missing, what is to fetch.
+    """
+    rows = []
+    for entry in registry.MODELS.values():
+        sets = [models for models in MODEL_SETS if entry.in_set(models)]
+        if not (entry.published or entry.embedded):
+            sets = ["both"]
+        rows += [_row(entry, models, settings) for models in sets]
+    return rows
+
+
+def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
+    model = registry.local(entry, replace(settings, models=models))
+    published = None if models == "mini" else entry.published
+    missing = bool(model.folder and weights.missing(model.folder, model.published))
+    if missing:
+        state = "gated" if model.published and model.published.gated else "missing"
+    elif models == "mini":
+        state = "embedded"
+    else:
+        state = "your folder" if model.folder and not model.published else "present"
+    size = weights.disk_bytes(model.folder) / 1e9 if model.folder else 0
+    if missing and published:
+        size = published.gigabytes
+    return {
+        "name": model.name,
+        "kind": entry.kind,
+        "set": models,
+        "state": state,
+        "folder": str(model.folder) if model.folder and not missing else None,
+        "gigabytes": round(size, 6),
+        "memory": (entry.memory or None) if models != "mini" else None,
+        "licence": published.licence if published else None,
+        "commercial": published.commercial if published else None,
+        "gated": bool(published and published.gated),
+        "repo": published.repo if published else None,
+        "revision": published.revision if published else None,
+    }
+
+
+_HEADINGS = ("name", "kind", "set", "state", "   GB", "memory", "commercial", "licence", "repository@revision")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows for a person, memory in GB too; licences and repositories are cut to the terminal's width."""
+    cells = [
+        (
+            row["name"],
+            row["kind"],
+            row["set"],
+            row["state"],
+            f"{row['gigabytes']:5.1f}" if row["gigabytes"] >= 0.05 else " <0.1",
+            f"{row['memory']:6g}" if row["memory"] else "",
+            {True: "yes", False: "no", None: "?" if row["repo"] else ""}[row["commercial"]],
+            row["licence"] or "",
+            f"{row['repo']}@{row['revision'][:7]}" if row["repo"] else "",
+        )
+        for row in rows
+    ]
+    lines = [_HEADINGS, *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    left = max(shutil.get_terminal_size((120, 0)).columns, 100) - sum(widths[:-2]) - 2 * (len(widths) - 1)
+    widths[-2] = min(widths[-2], left * 2 // 5)
+    widths[-1] = min(widths[-1], left - widths[-2])
+    # Of a repository the end, with its revision, tells most.
+    shown = ([*line[:-2], _cut(line[-2], widths[-2]), _cut(line[-1], widths[-1], 2 / 3)] for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in shown
+    )
+
+
+def _cut(text: str, width: int, tail: float = 0) -> str:
+    """The text; where it is too long with an ellipsis, behind which the part `tail` of the width is its end."""
+    end = int(tail * width)
+    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"

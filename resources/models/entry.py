@@ -1,0 +1,150 @@
+"""A model as the registry declares it, and the same model on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resources.errors import FlexyError
+from resources.models import compute, weights
+
+if TYPE_CHECKING:
+    from resources.scorers import Metric
+
+Kind = Literal["engine", "editor", "scorer", "part"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model's files are published: a repository of the Hugging Face hub at one commit.
+
+    `files` are names or patterns of what is needed, but for what `without` matches; `sha256` holds the hashes
+    known of them. `gigabytes` is what they take on disk. `gated` repositories want their licence accepted and
+    a token; `commercial` says whether the licence allows such use, None where no licence is stated.
+    """
+
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+    licence: str
+    gigabytes: float
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    gated: bool = False
+    commercial: bool | None = True
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of the registry: one line says all there is to know of it.
+
+    `loader` is "module:callable", imported only when the model is wanted and called with the folder of its
+    files, if it has any, and `options`. `published` are the weights of the set `full`, `embedded` the folder
+    of the set `mini`; a model with neither needs no weights and belongs to both. `needs` names other entries
+    whose folder the loader takes, by argument. `half` is the precision it runs with on a GPU, `memory` what
+    it then takes (GB). For a scorer `metric` is what it measures; for an engine `ignores` are the settings
+    it does not know, `prompts` a sweep's when none are given, `side` the pixels along each side unless the user
+    asks otherwise, which must be a multiple of `multiple`.
+    """
+
+    name: str
+    kind: Kind
+    loader: str
+    published: Published | None = None
+    embedded: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
+    half: Literal["fp16", "bf16"] | None = None
+    memory: float = 0
+    metric: Metric | None = None
+    ignores: frozenset[str] = frozenset()
+    prompts: Path | None = None
+    side: int = 512
+    multiple: int = 16
+
+    def in_set(self, models: str) -> bool:
+        """Whether the model belongs to the set `mini` or `full`."""
+        if self.published or self.embedded:
+            return bool(self.embedded if models == "mini" else self.published)
+        return True
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model on this machine, its folder known; nothing is loaded or looked at before `load`."""
+
+    name: str
+    folder: Path | None
+    loader: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, LocalModel] = field(default_factory=dict)
+    threads: int | None = None
+    """How many CPU threads it computes with; None leaves that to torch."""
+    half: str | None = None
+    asked: str = "auto"
+    """The precision the user asks for, FLEXY_PRECISION."""
+    published: Published | None = None
+    """What the folder holds, where it is the hub's cache."""
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `fp16` or `bf16`; half precision only on a GPU, unless it is asked for by name."""
+        if self.half is None or self.asked == "fp32":
+            return "fp32"
+        if self.asked != "auto":
+            return self.asked
+        import torch
+
+        return self.half if torch.cuda.is_available() else "fp32"
+
+    def load(self) -> Any:
+        """The model, ready to use, its files checked first.
+
+        Raises `FlexyError` naming the file that is missing or not as it was published.
+        """
+        self.check()
+        _hush()
+        if self.threads:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        options = dict(self.options)
+        if self.half:
+            options["precision"] = self.precision
+        for argument, model in self.needs.items():
+            model.check()
+            options[argument] = model.folder
+        module, _, name = self.loader.partition(":")
+        make: Callable[..., Any] = getattr(import_module(module), name)
+        try:
+            return make(self.folder, **options) if self.folder else make(**options)
+        except Exception as error:
+            if not compute.out_of_memory(error):
+                raise
+            raise FlexyError(
+                f"not enough memory to load {self.name}: free some, see flexy models for what it takes"
+            ) from error
+
+    def check(self) -> None:
+        """Raises `FlexyError` naming a file that is missing or damaged, and the remedy."""
+        if self.folder:
+            weights.check(self.name, self.folder, self.published)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name, a short hash of the weights and the precision: what a score says it was made by."""
+        mark = f"{self.name}@{weights.fingerprint(self.folder, self.published)}" if self.folder else self.name
+        return mark if self.precision == "fp32" else f"{mark}/{self.precision}"
+
+
+def _hush() -> None:
+    """Load without the libraries' own bars and notes, which drown the command's."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()

@@ -1,0 +1,234 @@
+"""Brings the published files of models from the Hugging Face hub into its cache on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import HfApi, constants, get_token, hf_hub_url, snapshot_download
+
+# HTTPError is what the library's HTTP client raises, whichever client it is.
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, disable_progress_bars, logging
+from tqdm import tqdm
+
+from resources.errors import BadInputError, FlexyError
+from resources.images import describe, write_atomically
+from resources.models import registry, weights
+from resources.models.entry import Published
+from resources.settings import Settings
+
+_OTHERWISE = "name a folder that has it in FLEXY_MODEL_REGISTRY"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model that is on this machine now: its folder, and the bytes that came; None where nothing had to."""
+
+    name: str
+    folder: Path
+    received: int | None
+    yours: bool = False
+    """Whether the folder is the user's, named in FLEXY_MODEL_REGISTRY or HPS_ROOT."""
+
+    def __str__(self) -> str:
+        done = "is here already" if self.received is None else f"fetched, {self.received / 1e9:.2f} GB came"
+        return f"{self.name}: {'your folder is used, nothing to fetch' if self.yours else done}: {self.folder}"
+
+
+def fetch(names: Sequence[str], settings: Settings) -> Iterator[Fetched]:
+    """Bring the models called `names`, and before each what it needs; what was interrupted goes on where it was.
+
+    Raises `BadInputError` for a name with nothing to fetch, before any is fetched, and `FlexyError` with
+    what hindered.
+    """
+    # The library's own bars and notes would stand between ours, and show addresses that are signed.
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    if not re.fullmatch("[!-~]*", get_token() or ""):
+        raise BadInputError("HF_TOKEN holds what no token can: set it to a valid one")
+    full = replace(settings, models="full")
+    for name in _with_needed(names):
+        model = registry.local(registry.MODELS[name], full)
+        assert model.folder
+        if model.published is None:
+            model.check()
+            yield Fetched(name, model.folder, None, yours=True)
+            continue
+        try:
+            received = _fetch(name, model.published)
+        except (HTTPError, OSError, ValueError) as error:
+            # Their words may hold a token or a signed address: only our own are shown.
+            raise FlexyError(f"cannot fetch {name}: {_explained(error, model.published)}") from None
+        yield Fetched(name, weights.hub_folder(model.published), received)
+
+
+def _with_needed(names: Sequence[str]) -> list[str]:
+    """The names, each after those of what it needs, and each once."""
+    fetchable = [name for name, entry in registry.MODELS.items() if entry.published]
+    found: dict[str, None] = {}
+    for name in names:
+        if name not in fetchable:
+            if name in registry.MODELS or name.removeprefix("mini_") in registry.MODELS:
+                raise BadInputError(f"{name} cannot be fetched: all it takes lies in the repository")
+            raise BadInputError(f"model {name!r} is unknown: use {', '.join(fetchable)}")
+        found |= dict.fromkeys([*_with_needed([*registry.MODELS[name].needs.values()]), name])
+    return list(found)
+
+
+def _fetch(name: str, published: Published) -> int | None:
+    """Bring one model; how many bytes came, None where all was here."""
+    folder = weights.hub_folder(published)
+    if weights.listing(folder, published) and not weights.missing(folder, published):
+        _verify(name, folder, published)
+        return None
+    if constants.is_offline_mode():
+        raise BadInputError(f"cannot fetch {name}: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it")
+    # Of a branch, the commit that was recorded: a fetch that goes on must not mix two.
+    info = HfApi().model_info(
+        published.repo, revision=folder.name, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+    )
+    files = {file.rfilename: file for file in info.siblings or ()}
+    for pattern in published.files:
+        if not weights.chosen(files, [pattern]):
+            cause = f"{published.repo} has no file {pattern} at {folder.name[:12]}"
+            raise FlexyError(f"cannot fetch {name}: {cause}: {_OTHERWISE}")
+    commit = str(info.sha)
+    folder = folder.with_name(commit)
+    if commit != published.revision:
+        write_atomically(folder.parent.parent / "refs" / published.revision, commit.encode())
+    needed = weights.chosen(files, published.files, published.without)
+    received = _bring(name, folder, published.repo, [files[file] for file in needed])
+    _verify(name, folder, published)
+    return received
+
+
+def _bring(name: str, folder: Path, repo: str, files: Sequence[RepoSibling]) -> int:
+    """Bring what `folder` lacks of `files`, with a bar on a terminal; how many bytes came.
+
+    The hub's library puts files in their place, but starts anew on one that it was interrupted in. The large
+    ones, which the cache names by their SHA-256, are therefore brought there first, where the library finds them.
+    """
+    lacking = [file for file in files if not (folder / file.rfilename).exists()]
+    small = [file for file in lacking if not file.lfs]
+    large = {folder.parent.parent / "blobs" / file.lfs.sha256: file for file in lacking if file.lfs}
+    left = _size(small) + _size(large.values()) - sum(map(_here, large))
+    _check_room(name, folder, left)
+
+    done = _size(files) - left
+    with tqdm(total=done + left, initial=done, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+        for blob, file in large.items():
+            _bring_blob(hf_hub_url(repo, file.rfilename, revision=folder.name), blob, file.size or 0, bar)
+            if not blob.exists():
+                raise FlexyError(_damaged(name, file.rfilename))
+        snapshot_download(repo, revision=folder.name, allow_patterns=[file.rfilename for file in lacking])
+        bar.update(_size(small))
+    return left
+
+
+def _bring_blob(url: str, blob: Path, size: int, bar: tqdm) -> None:
+    """Bring a file to `blob`, whose name is its SHA-256, going on from what is here; not there if it is damaged."""
+    lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"
+    for folder in (lock.parent, blob.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        with _partial(blob).open("ab") as file:
+            if file.tell() > size:
+                file.seek(0)
+                file.truncate()
+            http_get(
+                url,
+                file,
+                resume_size=file.tell(),
+                # Of a compressed answer, the rest could not be asked for.
+                headers=build_hf_headers(headers={"Accept-Encoding": "identity"}),
+                expected_size=size,
+                tqdm_class=lambda **_: nullcontext(bar),  # type: ignore[arg-type]
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        if weights.sha256(_partial(blob)) == blob.name:
+            _partial(blob).replace(blob)
+        else:
+            _partial(blob).unlink()
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")
+
+
+def _here(blob: Path) -> int:
+    """How many bytes of a file were brought already."""
+    return next((path.stat().st_size for path in (blob, _partial(blob)) if path.exists()), 0)
+
+
+def _size(files: Iterable[RepoSibling]) -> int:
+    return sum(file.size or 0 for file in files)
+
+
+def _check_room(name: str, folder: Path, needed: int) -> None:
+    """Raises `FlexyError` where the disk would be full before the model is whole."""
+    disk = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(disk).free
+    if free < needed:
+        cause = f"{needed / 1e9:.1f} GB are to come and {disk} has {free / 1e9:.1f} GB free"
+        raise FlexyError(f"cannot fetch {name}: {cause}: free some space, or set HF_HOME to a folder with more")
+
+
+def _verify(name: str, folder: Path, published: Published) -> None:
+    """Raises `FlexyError` for a file that is not as published, once it is deleted."""
+    for file, sha256 in published.sha256.items():
+        path = folder / file
+        if weights.sha256(path) != sha256:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise FlexyError(_damaged(name, file))
+
+
+def _damaged(name: str, file: str) -> str:
+    return f"weights for {name} were damaged: {file} had another SHA-256, it is deleted: flexy models fetch {name}"
+
+
+def _explained(error: Exception, published: Published) -> str:
+    """Cause and remedy of what the hub's library raised."""
+    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what it raises when it cannot fall back on the cache
+    repo, page = published.repo, f"https://huggingface.co/{published.repo}"
+    hub = urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or "HF_ENDPOINT"
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status == 401 and get_token():
+            return f"the hub does not accept the token: set HF_TOKEN to a valid one, see {page}"
+        if status == 403:
+            remedy = f"accept the licence at {page} with its account, and let it read gated repositories"
+            return f"the token has no access to {repo}: {remedy}"
+        if isinstance(error, GatedRepoError):
+            return f"{repo} is gated: accept the licence at {page}, then set HF_TOKEN"
+        if isinstance(error, RepositoryNotFoundError):
+            return f"{hub} shows no repository {repo}: set HF_TOKEN if it is private, or {_OTHERWISE}"
+        if isinstance(error, RevisionNotFoundError):
+            return f"{repo} has no revision {published.revision}: {_OTHERWISE}"
+        return f"{hub} answers with status {status}: run again later, it goes on where it was"
+    if isinstance(error, OSError) and error.errno:
+        return describe(error)
+    if isinstance(error, (HTTPError, OSError)):
+        cause = f"no connection to {hub}, or it broke off ({type(error).__name__})"
+        return f"{cause}: check the network and HF_ENDPOINT and run again, it goes on where it was"
+    return f"{hub} does not answer as a hub does: check HF_ENDPOINT"

@@ -1,0 +1,59 @@
+"""Lets torchvision be imported beside a build of torch that its compiled part is not linked to.
+
+The package index's torchvision is linked to CUDA. Beside a CPU build of torch its library cannot be
+loaded, and its import then fails on the operators it declares rules for. Declaring those operators first
+mends that; what they compute (non-maximum suppression) stays unusable, and nothing here uses it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+
+class _Finder:
+    """Finds torchvision as usual, and has its operators declared before it is executed."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "torchvision":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        loader: Any = spec.loader
+        execute = loader.exec_module
+
+        def declare_and_execute(module: ModuleType) -> None:
+            _declare(spec)
+            execute(module)
+
+        loader.exec_module = declare_and_execute
+        return spec
+
+
+# Operators outlive the library object only as long as it is referred to.
+_declared: list[Any] = []
+
+
+def _declare(spec: ModuleSpec) -> None:
+    import torch
+
+    compiled = PathFinder.find_spec("torchvision._C", spec.submodule_search_locations)
+    try:
+        if compiled and compiled.origin:
+            torch.ops.load_library(compiled.origin)
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _declared.append(library)
+
+
+def install() -> None:
+    """Take effect for every later `import torchvision` of this process."""
+    if not any(isinstance(finder, type) and finder is _Finder for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder)

@@ -1,0 +1,177 @@
+"""Our scores are the numbers the reference implementations give, on identical weights and the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import parity
+import pytest
+import references
+import torch
+from PIL import Image
+
+from resources.images import ImageStore
+from resources.scorers import aesthetic
+from resources.scorers.clip import ClipEncoder
+from resources.scorers.hps import HpsScorer
+from resources.scorers.preprocessing import Letterbox, Preprocessing
+
+PICTURES = 56
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not references.FOLDER.is_dir():
+        pytest.fail(f"the reference implementations are not in {references.FOLDER}: make references")
+    references.install()
+    return tmp_path_factory.mktemp("parity")
+
+
+@pytest.fixture(scope="module")
+def files(folder: Path) -> list[Path]:
+    (folder / "pictures").mkdir()
+    return parity.draw_pictures(folder / "pictures", PICTURES)
+
+
+@pytest.fixture(scope="module")
+def read(files: Sequence[Path]) -> list[Image.Image]:
+    store = ImageStore(str(files[0].parent))
+    return [store.read(file.name) for file in files]
+
+
+@pytest.fixture(scope="module")
+def clip(folder: Path) -> Path:
+    return references.save_clip(folder / "clip", full=False)
+
+
+def agree(found: parity.Difference) -> None:
+    assert found.pictures >= 50
+    # Scores that hardly differ between pictures would agree whatever was done to the pictures.
+    assert found.spread > 100 * found.bar
+    assert found.largest <= found.bar, found
+
+
+def test_clip_score_and_both_aesthetic_marks_are_the_references(
+    folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image]
+) -> None:
+    found = list(parity.clip_and_aesthetic(folder, clip, files, read, full=False))
+    assert len(found) == 6
+    for difference in found:
+        agree(difference)
+
+
+def test_hps_is_the_references(folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> None:
+    agree(parity.hps(folder, clip, files, read, full=False))
+
+
+def test_lpips_is_the_references(folder: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> None:
+    # VGG16 at its full size takes a second a pair; benchmarks/parity.py compares them all.
+    found = parity.lpips(folder, files[:8], read[:8])
+    assert found.spread > 100 * found.bar
+    assert found.largest <= found.bar
+
+
+def test_half_precision_keeps_to_its_documented_tolerance(
+    folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image]
+) -> None:
+    for found in parity.half_precision(folder, clip, files, read, full=False):
+        assert found.largest <= found.bar, found
+
+
+@pytest.mark.parametrize("wrong", ["bilinear", "antialias off", "stretched"])
+def test_another_resize_would_be_noticed(clip: Path, read: Sequence[Image.Image], wrong: str) -> None:
+    encoder = ClipEncoder(clip)
+    size = 224
+
+    def resized(picture: Image.Image) -> Image.Image:
+        width, height = (int(size * length / min(picture.size)) for length in picture.size)
+        if wrong == "stretched":
+            return picture.resize((size, size), Image.Resampling.BICUBIC)
+        if wrong == "bilinear":
+            return picture.resize((width, height), Image.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float()
+        pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic").clamp(0, 255)
+        return Image.fromarray(pixels[0].permute(1, 2, 0).round().byte().numpy())
+
+    text = encoder.texts([references.PROMPTS[0]])[0]
+    right = encoder.embed(read) @ text
+    other = encoder.embed([resized(picture) for picture in read]) @ text
+    assert np.abs(right - other).max() > 10 * parity.BAR
+
+
+def test_prompts_become_the_tokens_of_the_reference(clip: Path) -> None:
+    prompts = [
+        *references.PROMPTS,
+        "",
+        "  two   spaces\n",
+        "🦊 fox",
+        "Ünïcödé",
+        "don't",
+        "l’été",
+        "100% 3.5",
+        "a" * 500,
+    ]
+    tokenizer = references.tokenizer(clip)
+    cleaned = [HpsScorer.clean(prompt) for prompt in prompts]
+    ours = tokenizer(cleaned, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+    for prompt, mine, theirs in zip(prompts, ours, references.tokenize(prompts), strict=True):
+        length = int(theirs.argmax()) + 1  # the end token is the highest
+        assert mine[:length].tolist() == theirs[:length].tolist(), prompt
+        assert mine.shape == (77,)
+
+
+def test_a_long_prompt_keeps_its_end_token(clip: Path) -> None:
+    encoder = ClipEncoder(clip)
+    long = "a very long prompt that goes on and on " * 30
+    tokens = encoder.words([long], truncation=True)["input_ids"][0]
+    assert len(tokens) == 77
+    assert tokens[-1] == 49407
+    assert np.isfinite(encoder.texts([long])).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (3000, 31), (223, 224), (225, 224), (448, 449)])
+def test_odd_sizes_are_prepared_as_the_references_prepare_them(clip: Path, size: tuple[int, int]) -> None:
+    from hpsv2.src.open_clip.transform import image_transform
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    ours = Preprocessing.read(clip / "preprocessor_config.json")(picture)
+    theirs = references.processor(clip)(images=picture, return_tensors="pt")["pixel_values"][0].numpy()
+    assert ours.shape == (3, 224, 224)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+    boxed = Letterbox(224, tuple(references.PREPROCESSOR["image_mean"]), tuple(references.PREPROCESSOR["image_std"]))
+    assert boxed(picture).shape == (3, 224, 224)
+    if max(size) != 224:  # there the reference forgets to pad, and fails
+        theirs = image_transform(224, is_train=False, resize_longest_max=True)(picture).numpy()
+        # It resizes by torch; 1e-4 is a fortieth of what one step of 255 is on this scale.
+        np.testing.assert_allclose(boxed(picture), theirs, atol=1e-4)
+
+
+def test_the_published_checkpoint_loads_key_by_key(folder: Path, clip: Path) -> None:
+    # ViT-H/14's configuration: 32 and 24 layers, and every tensor has its place.
+    from transformers import CLIPModel
+
+    from resources.scorers.hps import _config, _translated
+
+    with torch.device("meta"):
+        state = references.hps_model(full=True).state_dict()
+        model = CLIPModel(_config(state))
+    places = {place: tuple(value.shape) for name, tensor in state.items() for place, value in _translated(name, tensor)}
+    assert places == {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert len(places) == 910
+
+
+def test_the_heads_are_read_from_published_files_of_every_form(folder: Path, clip: Path, tmp_path: Path) -> None:
+    vectors = ClipEncoder(clip).texts(references.PROMPTS)
+    for version in (1, 2):
+        predictor = references.save_predictor(tmp_path / str(version), clip, version)
+        marks = aesthetic.load(predictor, version).marks(vectors)
+        from safetensors.torch import load_file
+
+        state = load_file(predictor / "model.safetensors")
+        old = tmp_path / f"{version}-bin"
+        old.mkdir()
+        torch.save(state, old / "pytorch_model.bin")
+        assert (aesthetic.load(old, version).marks(vectors) == marks).all()

@@ -1,0 +1,51 @@
+"""The tiny pipelines, written once a session, and what loads them, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resources.engines.flux import FluxEngine, KontextEditor
+from resources.engines.flux2 import Flux2Engine
+from resources.engines.hidream import HiDreamEngine
+from resources.engines.qwen_image_edit import QwenImageEditor, QwenImageEditPlusEditor
+from resources.engines.sd3 import Sd3Engine
+from resources.engines.sdxl import SdxlEngine
+
+from .tiny_models import save
+
+LOADERS: dict[str, Any] = {
+    "sdxl": SdxlEngine,
+    "sd3": Sd3Engine,
+    "flux_schnell": FluxEngine,
+    "flux2": Flux2Engine,
+    "hidream": HiDreamEngine,
+    "flux_kontext": KontextEditor,
+    "qwen_image_edit": QwenImageEditor,
+    "qwen_image_edit_plus": QwenImageEditPlusEditor,
+}
+
+Folders = Callable[[str], Path]
+Loaded = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """`tiny(name)` is the folder of the tiny pipeline called so."""
+    root = tmp_path_factory.mktemp("tiny")
+    return cache(lambda name: save(name, root / name))
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny: Folders) -> Loaded:
+    """`loaded(name, **options)` is the engine or editor of the tiny pipeline called so."""
+
+    def load(name: str, **options: Any) -> Any:
+        needs = {"llama": tiny("llama")} if name == "hidream" else {}
+        return LOADERS[name](tiny(name), **needs, **options)
+
+    return cache(load)

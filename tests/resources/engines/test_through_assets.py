@@ -1,0 +1,99 @@
+"""Each published engine runs through the assets, from plan to scores, as `FLEXY_MODELS=full` runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+import references
+
+from flexy_assets.storage import queries
+from flexy_assets.sweep import assets
+from resources.database import Database
+from resources.images import ImageStore
+from resources.models import registry
+from resources.models.registry import METRICS
+from resources.models.slot import ModelSlot
+from resources.parquet import ParquetTables
+from resources.settings import Settings
+
+# Which tiny pipeline stands for each engine's, and how many images, of the steps and guidances each asks for.
+TINY = {
+    "realvis_xl": "sdxl",
+    "flux_schnell": "flux_schnell",
+    "sd3": "sd3",
+    "sd35": "sd3",
+    "hidream": "hidream",
+    "flux2_dev": "flux2",
+}
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small scorers of the published classes and file forms."""
+    folder = tmp_path_factory.mktemp("scorers")
+    clip = references.save_clip(folder / "clip", full=False)
+    heads = {f"aesthetic_v{v}": references.save_predictor(folder / f"v{v}", clip, v) for v in (1, 2)}
+    return {"clip": clip, "hps": references.save_hps(folder / "hps", full=False).parent} | heads
+
+
+@pytest.fixture
+def settings(
+    tmp_path: Path, tiny: Callable[[str], Path], scorers: dict[str, Path], request: pytest.FixtureRequest
+) -> Iterator[Settings]:
+    engine = request.node.callspec.params["engine"]
+    folders = scorers | {engine: tiny(TINY[engine])}
+    if engine == "hidream":
+        folders["llama_31_8b"] = tiny("llama")
+    file = tmp_path / "models.toml"
+    file.write_text("[models]\n" + "".join(f'{name} = "{folder}"\n' for name, folder in folders.items()))
+    yield Settings.read({"FLEXY_HOME": str(tmp_path), "FLEXY_MODELS": "full", "FLEXY_MODEL_REGISTRY": str(file)})
+
+
+def test_every_engine_of_the_published_set_is_tried_here() -> None:
+    assert TINY.keys() == set(registry.models("engine", Settings.read({"FLEXY_MODELS": "full"})))
+
+
+@pytest.mark.parametrize("engine", TINY)
+def test_a_published_engine_makes_images_that_are_scored(engine: str, settings: Settings) -> None:
+    resources: dict[str, Any] = {
+        "settings": settings,
+        "database": Database(settings.database_url),
+        "images": ImageStore(settings.images),
+        "slot": ModelSlot(),
+        "io_manager": ParquetTables(settings.tables),
+    }
+    config = {"engine": engine, "images": 3, "steps": "2", "prompts": ["a red circle", "a blue square"]}
+    config |= {"width": 64, "height": 64}
+    batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORES]
+    with dg.DagsterInstance.ephemeral() as instance:
+        planned = dg.materialize(
+            [assets.sweep_plan],
+            instance=instance,
+            resources=resources,
+            run_config={"ops": {"sweep_plan": {"config": config}}},
+        )
+        assert planned.success
+        (batch,) = instance.get_dynamic_partitions("seed_batches")
+        done = dg.materialize(
+            [assets.sweep_plan, *batched],
+            selection=batched,
+            instance=instance,
+            resources=resources,
+            partition_key=batch,
+        )
+        assert done.success
+    with resources["database"].begin(reading=True) as connection:
+        rows = queries.scores(connection)
+    assert rows["engine"].to_list() == [engine] * 3
+    assert rows.select(*METRICS).null_count().sum_horizontal().item() == 0
+    # What the engine ignores is recorded as such.
+    ignores = registry.MODELS[engine].ignores
+    assert (rows["guidance"].null_count() == 3) is ("guidance" in ignores)
+    pictures = [resources["images"].read(path) for path in rows["image_path"]]
+    assert all(picture.size == (64, 64) for picture in pictures)
+    assert np.abs(np.asarray(pictures[0], int) - np.asarray(pictures[1], int)).max() > 0

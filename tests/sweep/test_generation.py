@@ -1,0 +1,183 @@
+"""Images are made in calls that fit the memory; one that never fits fails alone, and all others are there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from sqlalchemy import select
+
+from flexy_assets.cli import main
+from flexy_assets.storage import queries
+from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.tables import bench_run_results
+from flexy_assets.sweep.generation import Made, chunks, generate, missing
+from flexy_assets.sweep.plan import Range, Sweep
+from resources.database import Database
+from resources.engines import ImageRequest
+from resources.images import ImageStore
+from resources.models import registry
+from resources.models.entry import ModelEntry
+from resources.settings import Settings
+
+ROOT = Path(__file__).parent.parent.parent
+PROMPTS = ("a fox", "an owl", "a giant", "a tree", "a boat", "a hill", "a lamp", "a mill")
+SWEEP = Sweep("mini_painter", PROMPTS, Range(4, 4), Range(1, 12), width=64, height=48)
+
+
+class Painter:
+    """Draws plain pictures; more than `room` in a call, or a giant without room for `giants`, is too much memory."""
+
+    def __init__(self, room: int = 8, giants: bool = False) -> None:
+        self.images_a_call = 8
+        self.room, self.giants = room, giants
+        self.made: list[Sequence[ImageRequest]] = []
+
+    def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        if len(requests) > self.room or (not self.giants and "a giant" in {r.prompt for r in requests}):
+            torch.empty(10**18, dtype=torch.uint8)
+        self.made.append(requests)
+        return [drawn(request.seed, request.width, request.height) for request in requests]
+
+
+def drawn(seed: int, width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), f"hsl({seed % 360}, 70%, 50%)")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    database = Database(f"sqlite:///{tmp_path / 'flexy.sqlite'}")
+    migrate(database)
+    return database
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    return ImageStore(str(tmp_path / "images"))
+
+
+def planned(database: Database, sweep: Sweep, images: int) -> pl.DataFrame:
+    """The rows of a run that the database knows."""
+    with database.begin() as connection:
+        queries.save_run(connection, sweep.run_id, sweep.engine, images, sweep.to_json())
+    return sweep.rows(0, images)
+
+
+def rows(database: Database) -> dict[str, dict[str, Any]]:
+    """Every image's row by its path."""
+    with database.begin(reading=True) as connection:
+        return {row["image_path"]: dict(row) for row in connection.execute(select(bench_run_results)).mappings()}
+
+
+def made(database: Database, store: ImageStore, engine: Painter, plan: pl.DataFrame) -> Made:
+    """One pass over what the plan lacks; the bar hears of every image made."""
+    told: list[int] = []
+    outcome = generate(database, store, engine, missing(database, plan), told.append)
+    assert sum(told) == outcome.made
+    return outcome
+
+
+def test_a_batch_too_large_for_the_memory_is_made_in_halves_and_every_image_is_there(
+    database: Database, store: ImageStore
+) -> None:
+    plan, engine = planned(database, SWEEP, 10), Painter(room=3, giants=True)
+    assert made(database, store, engine, plan) == Made(10)
+    assert [len(call) for call in engine.made] == [2] * 5
+    found = rows(database)
+    assert found.keys() == set(plan["image_path"])
+    for wanted in plan.iter_rows(named=True):
+        row = found[wanted["image_path"]]
+        assert (str(row["id"]), str(row["run_id"]), row["images_in_call"]) == (wanted["image_id"], wanted["run_id"], 2)
+        settings = ("batch", "engine", "prompt", "negative_prompt", "steps", "guidance", "seed", "width", "height")
+        assert [row[name] for name in settings] == [wanted[name] for name in settings]
+        assert store.read(row["image_path"], row["image_sha256"]).tobytes() == drawn(row["seed"], 64, 48).tobytes()
+
+
+def test_an_image_that_alone_is_too_much_fails_alone_and_is_tried_again_by_itself(
+    database: Database, store: ImageStore
+) -> None:
+    plan = planned(database, SWEEP, len(PROMPTS))
+    giant = plan.row(by_predicate=pl.col("prompt") == "a giant", named=True)
+    reason = (
+        f"image {giant['index']} (64×48): out of memory for this one image alone: use a smaller one, or more memory"
+    )
+    assert made(database, store, Painter(), plan) == Made(7, (reason,))
+    there = rows(database)
+    assert there.keys() == set(plan["image_path"]) - {giant["image_path"]}
+    assert not Path(store.root, giant["image_path"]).exists()
+
+    assert made(database, store, Painter(), plan) == Made(0, (reason,))
+    engine = Painter(giants=True)
+    assert made(database, store, engine, plan) == Made(1)
+    assert [[request.prompt for request in call] for call in engine.made] == [["a giant"]]
+    assert {path: row for path, row in rows(database).items() if path != giant["image_path"]} == there
+    assert missing(database, plan).is_empty()
+
+
+def test_no_guidance_reaches_the_engine_as_none_and_stays_null(database: Database, store: ImageStore) -> None:
+    engine = Painter(giants=True)
+    made(database, store, engine, planned(database, replace(SWEEP, guidance=None), 4))
+    assert [request.guidance for call in engine.made for request in call] == [None] * 4
+    assert [row["guidance"] for row in rows(database).values()] == [None] * 4
+
+
+def test_what_is_made_in_one_call_has_the_same_steps_and_size() -> None:
+    sizes = [replace(SWEEP, steps=Range(1, 3), width=width, height=height) for width, height in ((64, 64), (64, 128))]
+    plan = pl.concat([sweep.rows(0, 50) for sweep in sizes])
+    found = list(chunks(plan, 8))
+    assert all(len({(row["steps"], row["width"], row["height"]) for row in chunk}) == 1 for chunk in found)
+    assert sorted(row["image_id"] for chunk in found for row in chunk) == sorted(plan["image_id"])
+    # As few calls as can be: but for the last of each kind they are full.
+    assert max(map(len, found)) == 8
+    assert sum(len(chunk) < 8 for chunk in found) <= 6
+
+
+def test_the_command_makes_and_scores_the_others_and_ends_with_one_line_about_the_one_it_could_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
+    monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))
+    entries = registry._ENTRIES
+
+    def engine(giants: bool) -> None:
+        painter = ModelEntry("mini_painter", "engine", f"{__name__}:Painter", options={"giants": giants}, side=64)
+        monkeypatch.setattr(registry, "_ENTRIES", (*entries, painter))
+        monkeypatch.setitem(registry.MODELS, painter.name, painter)
+
+    def flexy(*arguments: str) -> Result:
+        # The definitions read the settings as they are loaded.
+        monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
+        return CliRunner().invoke(main, [*arguments, "--json"], prog_name="flexy")
+
+    engine(giants=False)
+    prompts = home / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    new = flexy("sweep", "new", "--engine", "mini_painter", "--images", "8", "--steps", "2", "--prompts", str(prompts))
+    run = json.loads(new.stdout)["run"]
+
+    result = flexy("sweep", "run", run)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("flexy: 1 image could not be made: image ")
+    assert "(64×64): out of memory for this one image alone: use a smaller one, or more memory" in line
+    found = rows(Database(Settings.read().database_url))
+    assert {row["prompt"] for row in found.values()} == set(PROMPTS) - {"a giant"}
+    assert all(row[metric] is not None for row in found.values() for metric in registry.METRICS)
+    assert all((home / "images" / path).exists() for path in found)
+    answer = json.loads(result.stdout)
+    assert (answer["images_made"], answer["images"], answer["scores_computed"]) == (7, 7, 28)
+    assert Path(answer["report"]).exists()
+
+    engine(giants=True)
+    again = flexy("sweep", "run", run)
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert [json.loads(again.stdout)[name] for name in ("images_made", "scores_computed")] == [1, 4]

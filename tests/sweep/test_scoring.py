@@ -1,0 +1,300 @@
+"""Scoring reads each file once and ahead of the model, survives what it cannot read, and takes any scorer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from sqlalchemy import select
+
+from flexy_assets.storage import queries
+from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.queries import Pending
+from flexy_assets.storage.tables import image_scores
+from flexy_assets.sweep import scoring
+from flexy_assets.sweep.scoring import AHEAD, CHUNK, Scoring, read_ahead
+from resources import images as image_files
+from resources.database import Database
+from resources.errors import FlexyError
+from resources.images import ImageStore
+from resources.models.registry import METRICS
+from resources.models.slot import ModelSlot
+from resources.scorers.clip import ClipEncoder
+from resources.settings import Settings
+
+PROJECT = Path(__file__).parent.parent.parent
+
+
+class CountingStore(ImageStore):
+    """Counts how often each file is opened."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.opened: dict[str, int] = {}
+        self.counting = threading.Lock()
+
+    def read(self, path: str, sha256: str | None = None) -> Image.Image:
+        with self.counting:
+            self.opened[path] = self.opened.get(path, 0) + 1
+        return super().read(path, sha256)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Scoring:
+    settings = Settings.read({"FLEXY_HOME": str(tmp_path)})
+    database = Database(settings.database_url)
+    migrate(database)
+    return Scoring(database, CountingStore(str(tmp_path)), ModelSlot(), settings)
+
+
+def add(work: Scoring, files: Sequence[str], batch: str = "b_0000", **columns: Any) -> list[UUID]:
+    ids = [uuid4() for _ in files]
+    fixed = {"engine": "mini_sdxl", "batch": batch, "prompt": "a red circle"} | columns
+    with work.database.begin() as connection:
+        queries.add_images(
+            connection, [fixed | {"id": i, "image_path": file} for i, file in zip(ids, files, strict=True)]
+        )
+    return ids
+
+
+def draw(work: Scoring, count: int, folder: str = "drawn") -> list[str]:
+    rng = np.random.default_rng(0)
+    files = []
+    for index in range(count):
+        picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        work.store.write(f"{folder}/{index}.png", picture)
+        files.append(f"{folder}/{index}.png")
+    return files
+
+
+def score_all(work: Scoring, batches: Sequence[str]) -> None:
+    for _ in scoring.embed(work, batches, lambda _: None):
+        pass
+    for metric in METRICS.values():
+        for _ in scoring.score(work, metric, batches, lambda _: None):
+            pass
+
+
+def rows(work: Scoring) -> dict[str, dict[str, Any]]:
+    with work.database.begin(reading=True) as connection:
+        return {row["image_path"]: row for row in queries.scores(connection).iter_rows(named=True)}
+
+
+def reasons(work: Scoring, image_id: UUID) -> dict[str, str]:
+    with work.database.begin(reading=True) as connection:
+        found = connection.execute(select(image_scores).where(image_scores.c.image_id == image_id))
+        return {row.metric: row.error for row in found if row.value is None}
+
+
+def test_each_file_is_decoded_once_however_many_scorers_read_it(work: Scoring) -> None:
+    files = draw(work, 2 * CHUNK + 5)
+    add(work, files[:40], "b_0000")
+    add(work, files[40:], "b_0001")
+    score_all(work, ["b_0000", "b_0001"])
+    assert work.store.opened == dict.fromkeys(files, 1)
+    assert all(row[metric] is not None for row in rows(work).values() for metric in METRICS)
+    assert not work.store._kept
+    assert work.store._kept_bytes == 0
+
+
+def test_what_does_not_fit_is_decoded_again(work: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_files, "KEPT_BYTES", 10 * 64 * 64 * 3)
+    files = draw(work, 30)
+    add(work, files)
+    score_all(work, ["b_0000"])
+    assert sorted(work.store.opened.values()) == [1] * 10 + [2] * 20
+
+
+def test_batches_are_told_of_in_order_as_they_end(work: Scoring) -> None:
+    files = draw(work, 3 * CHUNK)
+    add(work, files[:CHUNK], "b_0000")
+    add(work, files[CHUNK:], "b_0002")
+    ended = scoring.embed(work, ["b_0000", "b_0001", "b_0002"], lambda _: None)
+    first = next(ended)
+    assert (first[0], first[1].done) == ("b_0000", CHUNK)
+    with work.database.begin(reading=True) as connection:
+        left = queries.unembedded(connection, work.mark("clip"), "b_0002", "mini")
+    assert len(left) == 2 * CHUNK
+    assert [(batch, outcome.done) for batch, outcome in ended] == [("b_0001", 0), ("b_0002", 2 * CHUNK)]
+
+
+def test_the_model_computes_nine_tenths_of_the_time_where_it_is_the_slower_part(work: Scoring) -> None:
+    files = draw(work, 8 * CHUNK)
+    pending = [Pending(uuid4(), None, file, None) for file in files]
+    chunks = [pending[start : start + CHUNK] for start in range(0, len(pending), CHUNK)]
+
+    def prepare(picture: Image.Image) -> Image.Image:
+        time.sleep(0.002)  # decoding a large file, which holds no lock either
+        return picture
+
+    began, computing = time.perf_counter(), 0.0
+    for chunk in read_ahead(work.store, iter(chunks), prepare, "clip"):
+        start = time.perf_counter()
+        time.sleep(0.25)
+        computing += time.perf_counter() - start
+        assert len(chunk) == CHUNK
+    assert computing / (time.perf_counter() - began) >= 0.9
+
+
+def test_reading_ahead_keeps_a_bounded_number_of_chunks(work: Scoring) -> None:
+    asked: list[int] = []
+
+    def chunks() -> Iterator[list[Pending]]:
+        for number in range(10):
+            asked.append(number)
+            yield [Pending(uuid4(), None, "nosuch.png", None)]
+
+    reading = read_ahead(work.store, chunks(), lambda picture: picture, "clip")
+    for number in range(10):
+        (_, found), *_ = next(reading)
+        assert isinstance(found, FlexyError)
+        assert len(asked) <= number + AHEAD + 1
+
+
+def test_a_reader_that_is_given_up_leaves_no_thread_behind(work: Scoring) -> None:
+    pending = [[Pending(uuid4(), None, file, None)] for file in draw(work, 20)]
+    reading = read_ahead(work.store, iter(pending), lambda picture: picture, "clip")
+    next(reading)
+    reading.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+def hostile(folder: Path) -> dict[str, str | None]:
+    """Pictures that are hard to read, each with what is to be said of it; None where it is scored."""
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    plain = Image.fromarray(rng.integers(0, 256, (50, 80, 3), dtype=np.uint8))
+    plain.save(folder / "plain.png")
+    Image.new("RGB", (1, 1), "red").save(folder / "one_pixel.png")
+    plain.convert("RGBA").save(folder / "alpha.png")
+    Image.fromarray(rng.integers(0, 65536, (40, 40), dtype=np.uint16)).save(folder / "sixteen_bit.png")
+    plain.convert("CMYK").save(folder / "cmyk.jpg")
+    plain.save(folder / "animated.gif", save_all=True, append_images=[plain.rotate(90), plain.rotate(180)])
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    plain.save(folder / "rotated.jpg", exif=rotated)
+    content = (folder / "plain.png").read_bytes()
+    (folder / "truncated.png").write_bytes(content[: len(content) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("no picture")
+    Image.new("L", (20_000, 2)).save(folder / "thin.png")
+    # A header of thirty thousand by forty thousand, over a billion pixels, in a file of a few bytes.
+    bomb = bytearray(content)
+    bomb[16:24] = (40_000).to_bytes(4) + (30_000).to_bytes(4)
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4)
+    (folder / "bomb.png").write_bytes(bytes(bomb))
+    scored = ("plain.png", "one_pixel.png", "alpha.png", "sixteen_bit.png", "cmyk.jpg", "animated.gif", "rotated.jpg")
+    return dict.fromkeys(scored) | {
+        "truncated.png": "cannot decode image",
+        "empty.png": "cannot decode image",
+        "text.png": "cannot decode image",
+        "thin.png": "too long and thin",
+        "bomb.png": "pixels",
+        "missing.png": "cannot read image",
+        "../outside.png": "leads outside the image root",
+    }
+
+
+def test_a_picture_that_cannot_be_scored_says_why_and_the_rest_is_scored(work: Scoring) -> None:
+    expected = hostile(Path(work.store.root, "hard"))
+    files = [f"hard/{name}" if not name.startswith("..") else name for name in expected]
+    ids = add(work, files)
+    score_all(work, ["b_0000"])
+    found = rows(work)
+    for file, image_id, reason in zip(files, ids, expected.values(), strict=True):
+        if reason is None:
+            assert all(np.isfinite(found[file][metric]) for metric in METRICS), file
+            continue
+        assert {metric for metric in METRICS if found[file][metric] is None} == METRICS.keys(), file
+        assert reasons(work, image_id).keys() == {*METRICS, queries.EMBEDDING}
+        assert all(reason in said and "\n" not in said for said in reasons(work, image_id).values()), file
+
+
+def test_a_batch_too_large_for_the_memory_is_scored_in_parts_and_one_image_fails_alone(
+    work: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = draw(work, 20)
+    ids = add(work, files)
+    whole = ClipEncoder.images
+    giant: list[np.ndarray] = []
+
+    def images(self: ClipEncoder, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        if len(pixels) > 3 or any((p == g).all() for p in pixels for g in giant):
+            torch.empty(10**18, dtype=torch.uint8)
+        return whole(self, pixels)
+
+    monkeypatch.setattr(ClipEncoder, "images", images)
+    giant.append(work.slot.get(work.model("clip")).prepare(work.store.read(files[7])))
+    for _, outcome in scoring.embed(work, ["b_0000"], lambda _: None):
+        assert (outcome.done, outcome.failed) == (19, 1)
+    assert "out of memory" in reasons(work, ids[7])[queries.EMBEDDING]
+
+
+SHARPNESS = '''
+"""How sharp a picture is: the mean absolute difference of neighbouring pixels, 0 to 255."""
+
+import numpy as np
+
+
+class Sharpness:
+    images_a_call = 8
+
+    def prepare(self, picture):
+        return np.asarray(picture.convert("L"), dtype=np.float32)
+
+    def scores(self, prepared, prompts):
+        return np.array([np.abs(np.diff(pixels)).mean() for pixels in prepared], dtype=np.float32)
+'''
+LINE = (
+    '    ModelEntry("sharpness", "scorer", "resources.scorers.sharpness:Sharpness",'
+    ' metric=Metric("sharpness", "Sharpness", "how sharp the picture is", 0, 255)),\n'
+)
+
+
+def test_a_scorer_is_added_by_one_file_and_one_line(tmp_path: Path) -> None:
+    for package in ("flexy_assets", "resources"):
+        shutil.copytree(PROJECT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("dagster.yaml", "pyproject.toml"):
+        shutil.copy(PROJECT / file, tmp_path)
+    (tmp_path / "resources/scorers/sharpness.py").write_text(SHARPNESS)
+    registry = tmp_path / "resources/models/registry.py"
+    registry.write_text(registry.read_text().replace("    # Scorers\n", f"    # Scorers\n{LINE}"))
+
+    def flexy(*arguments: str) -> str:
+        # -P and PYTHONPATH: the copy is what is imported, not the project that is installed.
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "FLEXY_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "flexy_assets.cli", *arguments, "--json"],
+            env=environment | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    plan = json.loads(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "4", "--steps", "2"))
+    done = json.loads(flexy("sweep", "run", plan["run"]))
+    assert done["scores_computed"] == 4 * (len(METRICS) + 1)
+    status = json.loads(flexy("status"))
+    assert status["runs"][0]["sharpness"] == {"scored": 4, "missing": 0, "failed": 0}
+    assert json.loads(flexy("sweep", "run", plan["run"]))["scores_computed"] == 0
+    kept = pl.read_parquet(tmp_path / "home/assets/sweep_scores.parquet")["sharpness"]
+    assert kept.null_count() == 0
+    assert kept.min() > 0
+    assert "Sharpness" in (tmp_path / "home/assets/sweep_report.html").read_text()

@@ -10,31 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resources.errors import FlexyError
 from resources.models import compute, weights
+from resources.models.weights import Published
 
 if TYPE_CHECKING:
     from resources.scorers import Metric
 
 Kind = Literal["engine", "editor", "scorer", "part"]
-
-
-@dataclass(frozen=True)
-class Published:
-    """Where a model's files are published: a repository of the Hugging Face hub at one commit.
-
-    `files` are names or patterns of what is needed, but for what `without` matches; `sha256` holds the hashes
-    known of them. `gigabytes` is what they take on disk. `gated` repositories want their licence accepted and
-    a token; `commercial` says whether the licence allows such use, None where no licence is stated.
-    """
-
-    repo: str
-    revision: str
-    files: tuple[str, ...]
-    licence: str
-    gigabytes: float
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
-    gated: bool = False
-    commercial: bool | None = True
 
 
 @dataclass(frozen=True)

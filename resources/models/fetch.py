@@ -30,7 +30,7 @@ from tqdm import tqdm
 from resources.errors import BadInputError, FlexyError
 from resources.images import describe, write_atomically
 from resources.models import registry, weights
-from resources.models.entry import Published
+from resources.models.weights import Published
 from resources.settings import Settings
 
 _OTHERWISE = "name a folder that has it in FLEXY_MODEL_REGISTRY"

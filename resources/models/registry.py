@@ -7,8 +7,8 @@ this registry and must not import torch. Licences, gating, hashes and sizes are 
 from __future__ import annotations
 
 from resources.errors import BadInputError
-from resources.models.entry import Kind, LocalModel, ModelEntry, Published
-from resources.models.weights import MINI, MINI_WEIGHTS, hub_folder, user_folders
+from resources.models.entry import Kind, LocalModel, ModelEntry
+from resources.models.weights import MINI, MINI_WEIGHTS, Published, hub_folder, user_folders
 from resources.scorers import Metric
 from resources.settings import MODEL_SETS, Settings
 

@@ -9,22 +9,39 @@ import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from resources.errors import BadInputError, FlexyError
 from resources.settings import Settings
-
-if TYPE_CHECKING:
-    from resources.models.entry import Published
 
 MINI = Path(__file__).parent.parent / "mini"
 MINI_WEIGHTS = MINI / "weights"
 WEIGHT_FILES = ("*.safetensors", "*.pt", "*.pth", "*.bin", "*.onnx")
 
 _RESTORE = "restore it with git, or train it with python -m resources.mini.train"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model's files are published: a repository of the Hugging Face hub at one commit.
+
+    `files` are names or patterns of what is needed, but for what `without` matches; `sha256` holds the hashes
+    known of them. `gigabytes` is what they take on disk. `gated` repositories want their licence accepted and
+    a token; `commercial` says whether the licence allows such use, None where no licence is stated.
+    """
+
+    repo: str
+    revision: str
+    files: tuple[str, ...]
+    licence: str
+    gigabytes: float
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    gated: bool = False
+    commercial: bool | None = True
 
 
 def hub_folder(published: Published) -> Path:

@@ -27,8 +27,9 @@ from huggingface_hub import constants
 
 from resources.models import registry, weights
 from resources.models.catalogue import catalogue
-from resources.models.entry import ModelEntry, Published
+from resources.models.entry import ModelEntry
 from resources.models.registry import MODELS
+from resources.models.weights import Published
 from resources.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -41,7 +42,8 @@ CHUNK = 10 * 1024 * 1024
 FLEXY = """
 import json, sys
 from resources.models import registry
-from resources.models.entry import ModelEntry, Published
+from resources.models.entry import ModelEntry
+from resources.models.weights import Published
 entries = json.loads(sys.argv[1])
 registry.MODELS.clear()
 for name, (published, needs) in entries.items():

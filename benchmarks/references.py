@@ -195,7 +195,7 @@ def save_hps(folder: Path, full: bool, seed: int = 0) -> Path:
     model = hps_model(full)
     _stir(model, seed, gain=1.0)
     file = folder / "HPS_v2.1_compressed.pt"
-    torch.save({"state_dict": model.state_dict()}, file)
+    torch.save({"state_dict": model.half().state_dict()}, file)  # "compressed" says that it is in half precision
     return file
 
 

@@ -21,7 +21,8 @@ from resources.scorers.preprocessing import Preprocessing
 class ClipEncoder:
     """Turns pictures and prompts into L2-normalised float32 vectors of one space."""
 
-    images_a_call = 32
+    images_a_call: int
+    """How many pictures or prompts one pass takes; on a CPU a few, which stay in its cache, are quickest."""
 
     def __init__(self, folder: Path, precision: str = "fp32") -> None:
         """Load a folder in transformers' form, with the preprocessing written beside the weights.
@@ -56,13 +57,15 @@ class ClipEncoder:
                 folder, f"its pictures are to be {preprocessing.side} pixels wide, but the model takes {side}"
             )
         self.device = compute.device()
+        self.images_a_call = 32 if self.device == "cuda" else 4
         self.model = model.eval().to(self.device)
         self.words = words
         self.prepare = preprocessing
         """(3, side, side) float32 pixels of an RGB picture; called from several threads, ahead of the model."""
         with loading(folder):
-            tried = self.embed([Image.new("RGB", (8, 8))]), self.texts(["a"])
-        if not all(np.isfinite(vectors).all() for vectors in tried):
+            tried = self.prepare(Image.new("RGB", (8, 8))), self.texts(["a"])
+        weights_are_finite = all(torch.isfinite(weight).all() for weight in model.parameters())
+        if not weights_are_finite or not all(np.isfinite(numbers).all() for numbers in tried):
             raise cannot_load(folder, "what it makes of a picture or a text is not finite")
 
     @torch.inference_mode()

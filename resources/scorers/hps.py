@@ -58,10 +58,9 @@ class HpsScorer(ClipEncoder):
 
     def scores(self, prepared: Sequence[NDArray[np.float32]], prompts: Sequence[str]) -> NDArray[np.float32]:
         """(n,) scores of n prepared pictures, each with its prompt."""
-        fresh = sorted(set(prompts) - self._said.keys())
         if len(self._said) > 10_000:
             self._said.clear()
-            fresh = sorted(set(prompts))
+        fresh = sorted(set(prompts) - self._said.keys())
         for start in range(0, len(fresh), self.images_a_call):
             some = fresh[start : start + self.images_a_call]
             self._said.update(zip(some, self.texts(some), strict=True))

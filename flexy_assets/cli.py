@@ -115,13 +115,13 @@ def sweep_run(run: str) -> dict[str, Any]:
 @_command
 def status() -> dict[str, Any]:
     """Per run and engine: images, target and, for each metric, scored, missing and failed."""
-    from flexy_assets.storage import queries
+    from flexy_assets.storage import overview, queries
     from flexy_assets.storage.migrate import migrate
 
     database = _database()
     migrate(database)
     with database.begin(reading=True) as connection:
-        table = queries.status(connection)
+        table = overview.status(connection)
     lines = [f"{'run':8}  {'engine':16}  {'images':>13}  " + "  ".join(f"{m:>24}" for m in queries.METRICS)]
     for entry in table:
         counts = (entry[metric] for metric in queries.METRICS)
@@ -143,17 +143,13 @@ def status() -> dict[str, Any]:
 @_command
 def export(runs: tuple[str, ...], out: Path) -> dict[str, Any]:
     """Write FlexyFace's CSV of the images that have all four scores, of RUNS or of all runs."""
-    from flexy_assets.storage import queries
+    from flexy_assets.storage.export import export
     from flexy_assets.storage.migrate import migrate
-    from flexy_assets.sweep import csv
 
     database = _database()
     migrate(database)
-    wanted = [UUID(_find(run)["run"]) for run in runs]
-    with database.begin(reading=True) as connection:
-        rows = queries.csv_rows(connection, wanted)
-    csv.write(out, rows)
-    return {"file": str(out), "rows": len(rows), "text": f"{len(rows)} rows in {out}"}
+    rows = export(database, out, [_run(run).id for run in runs])
+    return {"file": str(out), "rows": rows, "text": f"{rows} rows in {out}"}
 
 
 @main.group(invoke_without_command=True)
@@ -214,12 +210,10 @@ def _plan(options: dict[str, Any]) -> dict[str, Any]:
     return _find(str(metadata["run"].value))
 
 
-def _find(run: str) -> dict[str, Any]:
-    """The run whose id begins with `run`: its id, target, batches and how many images it still lacks."""
+def _run(run: str) -> Any:
+    """The run whose id begins with `run`."""
     from flexy_assets.storage import queries
     from flexy_assets.storage.migrate import migrate
-    from flexy_assets.sweep import generation
-    from flexy_assets.sweep.plan import Sweep
 
     database = _database()
     migrate(database)
@@ -230,14 +224,23 @@ def _find(run: str) -> dict[str, Any]:
     if len(found) != 1:
         cause = "is the beginning of several runs" if found else "does not exist"
         raise BadInputError(f"run {run!r} {cause}: flexy status lists the runs")
-    if not found[0].plan:
-        raise BadInputError(f"run {run!r} was not planned by flexy sweep new: its images cannot be made again here")
-    plan = Sweep.from_json(found[0].plan).rows(0, found[0].target or 0)
+    return found[0]
+
+
+def _find(name: str) -> dict[str, Any]:
+    """The planned run whose id begins with `name`: its id, target, batches and how many images it still lacks."""
+    from flexy_assets.sweep import generation
+    from flexy_assets.sweep.plan import Sweep
+
+    run = _run(name)
+    if not run.plan:
+        raise BadInputError(f"run {name!r} was not planned by flexy sweep new: its images cannot be made again here")
+    plan = Sweep.from_json(run.plan).rows(0, run.target or 0)
     return {
-        "run": str(found[0].id),
-        "engine": found[0].engine,
-        "target": found[0].target,
-        "planned": len(generation.missing(database, plan)),
+        "run": str(run.id),
+        "engine": run.engine,
+        "target": run.target,
+        "planned": len(generation.missing(_database(), plan)),
         "batches": plan["batch"].unique(maintain_order=True).to_list(),
     }
 
@@ -245,7 +248,7 @@ def _find(run: str) -> dict[str, Any]:
 def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
     """Materialise everything below `sweep_plan` for a run's batches, then the tables and the report."""
     from flexy_assets.execution import dagster_instance, ranges, run_assets
-    from flexy_assets.storage import queries
+    from flexy_assets.storage import overview
     from flexy_assets.sweep import assets
 
     settings = Settings.read()
@@ -270,7 +273,7 @@ def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
         )
         run_assets(instance, _definitions(), results)
     with database.begin(reading=True) as connection:
-        entry = next(e for e in queries.status(connection) if e["run"] == plan["run"])
+        entry = next(e for e in overview.status(connection) if e["run"] == plan["run"])
     return entry | {
         "images_made": images,
         "scores_computed": scores,
@@ -296,7 +299,7 @@ def _added(result: Any, asset: str) -> int:
 
 
 def _announce(entry: dict[str, Any]) -> dict[str, Any]:
-    from flexy_assets.storage import queries
+    from flexy_assets.storage import overview, queries
 
     lines = [
         f"run {entry['run'][:8]}: {entry['images_made']} images made, {entry['scores_computed']} scores computed now;"
@@ -314,7 +317,7 @@ def _announce(entry: dict[str, Any]) -> dict[str, Any]:
     if not any(lacking.values()):
         return entry | {"text": "\n".join(lines)}
     with _database().begin(reading=True) as connection:
-        reason = queries.last_failure(connection, UUID(entry["run"])) or "they were not offered to a scorer"
+        reason = overview.last_failure(connection, UUID(entry["run"])) or "they were not offered to a scorer"
     missing = ", ".join(f"{count} {metric}" for metric, count in lacking.items() if count)
     failed = f"scores are missing ({missing}): {reason}: mend that and run again; flexy status counts them"
     return entry | {"text": "\n".join(lines), "failed": failed}

@@ -1,10 +1,12 @@
-"""Binds assets and resources; nothing else."""
+"""Binds assets, jobs, schedules, sensors and resources; nothing else."""
 
 from __future__ import annotations
 
 import dagster as dg
 
+import sensors
 from flexy_assets.sweep import assets as sweep
+from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.images import ImageStore
 from resources.models.slot import ModelSlot
@@ -15,6 +17,9 @@ settings = Settings.read()
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules([sweep]),
+    jobs=[jobs.heal_scores, jobs.rescore_scores],
+    schedules=sensors.schedules(settings),
+    sensors=sensors.sensors(),
     resources={
         "settings": settings,
         "database": Database(settings.database_url),

@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
+)
 
+from flexy_assets.partitions import seed_batches
 from resources.database import told_of
+from resources.models.registry import METRICS
 from resources.settings import Settings
 
 PROJECT = Path(__file__).parent.parent
 """The folder of dagster.yaml, the embedded default's DAGSTER_HOME."""
+
+HEALING = "heal_scores"
+"""The job that fills holes."""
 
 PROCESS_TAG = "flexy/process"
 """The process a run is made by: host, number and start."""
@@ -35,8 +45,9 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def end_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Record as failed the command's runs whose process was killed, and free the pool slots they held."""
+def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Record as failed the runs whose process was killed, and free the pool slots they held; returns their ids."""
+    ended = []
     open_runs = instance.get_runs(
         dg.RunsFilter(
             statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED]
@@ -44,23 +55,25 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
     )
     for run in open_runs:
         process = run.tags.get(PROCESS_TAG)
-        # A run that the UI started again bears its parent's tags, but Dagster looks after it.
-        if process and not run.parent_run_id and not _alive(process):
+        # A run that was started again bears its parent's tags until it signs its own.
+        if process and (not run.parent_run_id or run.run_id in process) and not _alive(process):
             instance.report_run_failed(run, "its process was killed; what it had committed stays, run it again")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            ended.append(run.run_id)
+    return ended
 
 
 def _alive(process: str) -> bool:
     """Whether the process a run is tagged with is there; one of another machine is taken to be."""
-    host, _, here = process.partition("/")
-    return host != socket.gethostname() or here == _identity(int(here.partition("/")[0]))
+    host, pid, start, *_ = process.split("/")
+    return host != socket.gethostname() or start == _start(int(pid))
 
 
-def _identity(pid: int) -> str | None:
-    """Number and start of a process, None where there is none: the number alone is given out again in time."""
+def _start(pid: int) -> str | None:
+    """When a process began, None where there is none: its number alone is given out again in time."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-        return None if state == "Z" else f"{pid}/{fields[18]}"
+        return None if state == "Z" else fields[18]
     except (FileNotFoundError, ProcessLookupError):
         if Path("/proc/self").exists():
             return None
@@ -71,11 +84,41 @@ def _identity(pid: int) -> str | None:
         return None
     except PermissionError:
         pass
-    return f"{pid}/"
+    return ""
 
 
 def process_tag() -> str:
-    return f"{socket.gethostname()}/{_identity(os.getpid())}"
+    return f"{socket.gethostname()}/{os.getpid()}/{_start(os.getpid())}"
+
+
+def sign(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> None:
+    """Tell in the run's tags which process makes it, so that its death is noticed and its pool slot comes free."""
+    context.instance.add_run_tags(context.run_id, {PROCESS_TAG: f"{process_tag()}/{context.run_id}"})
+
+
+def under_way(instance: dg.DagsterInstance) -> dict[str, set[str]]:
+    """By metric, the batches that a run which has not ended yet, queued or started, is to score."""
+    open_runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    keys = instance.get_dynamic_partitions(seed_batches.name or "") if open_runs else []
+    found: dict[str, set[str]] = {metric: set() for metric in METRICS}
+    for run in open_runs:
+        for metric in METRICS:
+            found[metric].update(_batches_of(run, metric, keys))
+    return found
+
+
+def _batches_of(run: dg.DagsterRun, metric: str, keys: Sequence[str]) -> Sequence[str]:
+    """The batches of which a run is to score `metric`."""
+    ops: Mapping[str, Any] = run.run_config.get("ops", {})  # type: ignore[assignment]
+    if run.job_name == HEALING:
+        named = ops.get(f"heal_{metric}", {}).get("config", {}).get("batches")
+        return keys if named is None else named
+    if dg.AssetKey(f"{metric}s") not in (run.asset_selection or ()):
+        return []
+    start, end = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
+    if start in keys and end in keys:
+        return keys[keys.index(start) : keys.index(end) + 1]
+    return [run.tags[PARTITION_NAME_TAG]] if PARTITION_NAME_TAG in run.tags else []
 
 
 def run_assets(

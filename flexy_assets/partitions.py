@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+
+# Pinned with Dagster's version; without this every command and server prints them at its start.
+warnings.filterwarnings("ignore", message="Parameter `(backfill_policy|owners)`", category=dg.BetaWarning)
 
 seed_batches = dg.DynamicPartitionsDefinition(name="seed_batches")
 """Batches of a sweep's images, keyed `<run>_<index>`; a run covers any range of them."""

@@ -67,10 +67,22 @@ class Database:
 
         `reading` promises not to write, so that readers do not wait for a writer.
         """
+        with self._named(), self.engine.execution_options(reading=reading).begin() as connection:
+            self._reached = True
+            yield connection
+
+    @contextmanager
+    def session(self) -> Iterator[Connection]:
+        """A connection of its own that commits each statement; it is closed at the end, with all it held."""
+        with self._named(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.detach()
+            self._reached = True
+            yield connection
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
         try:
-            with self.engine.execution_options(reading=reading).begin() as connection:
-                self._reached = True
-                yield connection
+            yield
         except DBAPIError as error:
             if error.connection_invalidated or not self._reachable():
                 kind = FlexyError if self._reached else BadInputError

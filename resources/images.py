@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from resources.errors import FlexyError
+from resources.errors import BadInputError, FlexyError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +54,9 @@ class ImageStore:
 
     def _locate(self, path: str) -> str:
         parts = PurePosixPath(path)
-        if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\\" in path:
+        # A folder's own full path may stand before; what it leads to is seen below.
+        absolute = parts.is_absolute() and (self._remote or not parts.is_relative_to(Path(self.root).absolute()))
+        if absolute or ".." in parts.parts or not parts.parts or "\\" in path:
             raise UnreadableImageError(f"image path {path!r} leads outside the image root {self.root}")
         if self._remote:
             return f"{self._remote[1]}/{parts}"
@@ -66,6 +68,12 @@ class ImageStore:
         if not inside:
             raise UnreadableImageError(f"image path {path!r} leads outside the image root {self.root}")
         return str(located)
+
+    def check(self) -> None:
+        """Raises `BadInputError` where the root is not there: every picture would look lost."""
+        there = self._remote[0].exists(self._remote[1]) if self._remote else Path(self.root).is_dir()
+        if not there:
+            raise BadInputError(f"the image root {self.root} is not there: set FLEXY_IMAGES to where the images lie")
 
     def write(self, path: str, image: Image) -> str:
         """Write `image` as PNG, whole or not at all, and return its SHA-256.
@@ -168,21 +176,14 @@ def _bytes(picture: Image) -> int:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a local file whole or not at all: temporary file beside it, fsync, rename, fsync of the folder."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """Write a local file whole or not at all; the bytes are on disk before this returns."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place if the block ends well."""
+    """A temporary name beside `path` that takes its place, fsynced, if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -191,10 +192,20 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         # mkstemp's file is its owner's alone; an image is for everybody the folder is for.
         temporary.chmod(0o644)
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def describe(error: OSError) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from resources.errors import BadInputError
 
 MODEL_SETS = ("mini", "full")
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+PROMPT_TABLES = ("bench_run_results", "bench_runs")
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Settings:
     `images` is a folder or an fsspec URL. `files_url` is where `make ui` serves `tables`, so that the
     UI can link to the report. `precision` is what models compute in (`auto`: half on a GPU, fp32 on a CPU),
     `model_registry` a TOML file that names folders of models, `hps_root` the HPS checkpoint's folder.
+
+    For a table that was there before: `prompt_column` is where its prompts are, COLUMN or TABLE.COLUMN, and
+    `batch_size` how many of its images make a batch. `nightly` is the cron line at which missing scores are
+    looked for, in `timezone`; with `score_new` new rows are scored as they come. `failure_webhook` is told of
+    failed runs; it is as good as a password, so it is never shown.
     """
 
     home: Path
@@ -31,6 +39,12 @@ class Settings:
     precision: str = "auto"
     model_registry: Path | None = None
     hps_root: Path | None = None
+    prompt_column: tuple[str, str] | None = None
+    batch_size: int = 500
+    nightly: str = "0 2 * * *"
+    timezone: str = "UTC"
+    score_new: bool = False
+    failure_webhook: str = field(default="", repr=False)
 
     @property
     def tables(self) -> Path:
@@ -41,7 +55,7 @@ class Settings:
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
         """Settings from the variables of the README's table.
 
-        Raises `BadInputError` for a model set or a precision there is not.
+        Raises `BadInputError` naming the one that cannot be.
         """
         home = Path(environment.get("FLEXY_HOME") or ".flexy").expanduser().absolute()
         models = environment.get("FLEXY_MODELS") or "mini"
@@ -60,4 +74,55 @@ class Settings:
             precision=precision,
             model_registry=Path(registry).expanduser() if registry else None,
             hps_root=Path(hps_root).expanduser() if hps_root else None,
+            prompt_column=_column(environment.get("FLEXY_PROMPT_COLUMN") or ""),
+            batch_size=_batch_size(environment.get("FLEXY_BATCH_SIZE") or "500"),
+            nightly=environment.get("FLEXY_NIGHTLY") or "0 2 * * *",
+            timezone=_timezone(environment.get("FLEXY_TIMEZONE") or "UTC"),
+            score_new=_switch("FLEXY_SCORE_NEW", environment.get("FLEXY_SCORE_NEW") or "0"),
+            failure_webhook=_webhook(environment.get("FLEXY_FAILURE_WEBHOOK") or ""),
         )
+
+
+def _column(name: str) -> tuple[str, str] | None:
+    if not name:
+        return None
+    table, _, column = name.rpartition(".")
+    table = table or PROMPT_TABLES[0]
+    if table not in PROMPT_TABLES or not column:
+        raise BadInputError(
+            f"FLEXY_PROMPT_COLUMN={name} names no column: write COLUMN, for one of {PROMPT_TABLES[0]},"
+            f" or {PROMPT_TABLES[1]}.COLUMN"
+        )
+    return table, column
+
+
+def _batch_size(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+        raise BadInputError(f"FLEXY_BATCH_SIZE={text} is out of bounds: use 1 to 10000 images a batch")
+    return int(text)
+
+
+def _timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise BadInputError(f"FLEXY_TIMEZONE={name} is no time zone: write one as in Europe/Berlin") from None
+    return name
+
+
+def _switch(variable: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise BadInputError(f"{variable}={text} is neither on nor off: use 1 or 0")
+    return text == "1"
+
+
+def _webhook(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        sound = False
+    if url and not sound:
+        # The address is as good as a password, so it is not repeated.
+        raise BadInputError("FLEXY_FAILURE_WEBHOOK is no address: write https://HOST/PATH")
+    return url

@@ -25,6 +25,9 @@ from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 
+# Tests run beside each other; threads that wait for each other's cores are slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Adder = Callable[..., list[UUID]]
 RUN = UUID("4b7193fd-0000-4000-8000-000000000000")
 BATCH = "4b7193fd_0000"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,16 +14,21 @@ from uuid import UUID
 
 import numpy as np
 import polars as pl
+import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Connection,
+    Exists,
     Float,
-    Integer,
+    Select,
     Table,
+    Text,
+    Uuid,
     and_,
     bindparam,
+    case,
+    exists,
     func,
     or_,
     select,
@@ -36,9 +42,12 @@ from flexy_assets.storage.tables import (
     bench_runs,
     image_embeddings,
     image_scores,
+    lacks_a_score,
     text_embeddings,
 )
 from resources.models.registry import METRICS
+from resources.scorers import Metric
+from resources.settings import Settings
 
 MAX_ATTEMPTS = 3
 """How often an image is offered to a scorer that fails on it, before it is left for a person."""
@@ -127,21 +136,16 @@ def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Non
     connection.execute(statement, [{"created_at": now(), **row} for row in rows])
 
 
-def images_of_batch(connection: Connection, batch: str) -> pl.DataFrame:
-    """The batch's images and scores, oldest first."""
-    return _frame(connection, _table.where(bench_run_results.c.batch == batch))
-
-
 # Scores
 
 
-def _of_models(models: str) -> ColumnElement[bool]:
+def of_models(models: str) -> ColumnElement[bool]:
     """The rows a model set may score: mini models score mini engines' images and no others."""
     mini = bench_run_results.c.engine.startswith("mini_", autoescape=True)
     return mini if models == "mini" else ~func.coalesce(mini, False)
 
 
-def _value(metric: str) -> ColumnElement[float | None]:
+def value_of(metric: str) -> ColumnElement[float | None]:
     """An image's value of `metric`: its column, or what `image_scores` holds of a metric that has none."""
     if metric in SWEEP_METRICS:
         return bench_run_results.c[metric]
@@ -154,51 +158,120 @@ def _value(metric: str) -> ColumnElement[float | None]:
     )
 
 
-def pending(connection: Connection, metric: str, batch: str, models: str) -> list[Pending]:
-    """The batch's images with no `metric` yet that have not been given up, oldest first."""
-    images = bench_run_results
-    outcome = and_(image_scores.c.image_id == images.c.id, image_scores.c.metric == metric)
-    # A score that somebody set back to NULL is missing again, however often it was tried before.
-    measured = image_scores.c.value.is_not(None)
-    statement = (
-        select(images.c.id, images.c.prompt, images.c.image_path, images.c.image_sha256)
-        .outerjoin(image_scores, outcome)
-        .where(images.c.batch == batch, _value(metric).is_(None), _of_models(models))
-        .where(or_(image_scores.c.attempts.is_(None), image_scores.c.attempts < MAX_ATTEMPTS, measured))
-        .order_by(images.c.created_at, images.c.id)
-    )
+def _prompt(settings: Settings) -> ColumnElement[str | None]:
+    """An image's prompt: from the column the user names, else, as for images of ours, from `prompt`."""
+    if settings.prompt_column is None:
+        return bench_run_results.c.prompt
+    name, column = settings.prompt_column
+    # By a name of its own: the table may be the one that the statement reads already.
+    theirs = sa.table(name, sa.column("id", Uuid), sa.column(column, Text)).alias("prompts")
+    key = bench_run_results.c.run_id if name == bench_runs.name else bench_run_results.c.id
+    named = select(theirs.c[column]).where(theirs.c.id == key).scalar_subquery()
+    return func.coalesce(named, bench_run_results.c.prompt).label("prompt")
+
+
+def _outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
+    """Whether the image's last outcome of `metric` is so."""
+    mine = image_scores.c.image_id == bench_run_results.c.id, image_scores.c.metric == metric
+    return exists().where(*mine, *conditions).correlate(bench_run_results)
+
+
+GIVEN_UP = and_(image_scores.c.value.is_(None), image_scores.c.attempts >= MAX_ATTEMPTS)
+TO_REPLACE = and_(image_scores.c.rescore.is_not(None), image_scores.c.attempts < MAX_ATTEMPTS)
+
+
+def _wanting(metric: str) -> ColumnElement[bool]:
+    """Whether an image is to be offered to the scorer: the score is missing and not given up, or to be replaced.
+
+    A score that somebody set back to NULL is missing again, however often it was tried before.
+    """
+    return or_(and_(value_of(metric).is_(None), ~_outcome(metric, GIVEN_UP)), _outcome(metric, TO_REPLACE))
+
+
+def pending(
+    connection: Connection, metric: str, batch: str, settings: Settings, among: Collection[UUID] | None = None
+) -> list[Pending]:
+    """The batch's images with no `metric` yet that have not been given up, oldest first; of `among`, if it is given."""
+    of_batch = _offer(settings).where(bench_run_results.c.batch == batch, of_models(settings.models))
+    return _offered(connection, of_batch.where(_wanting(metric)), among)
+
+
+def _offer(settings: Settings) -> Select[Any]:
+    images = bench_run_results.c
+    columns = images.id, _prompt(settings), images.image_path, images.image_sha256
+    return select(*columns).order_by(images.created_at, images.id)
+
+
+def _offered(connection: Connection, statement: Select[Any], among: Collection[UUID] | None) -> list[Pending]:
+    if among is not None:
+        statement = statement.where(bench_run_results.c.id.in_(list(among)))
     return [Pending(*row) for row in connection.execute(statement)]
+
+
+def missing(connection: Connection, settings: Settings) -> dict[str, dict[str, int]]:
+    """By metric, the batches that lack values of it, and how many images of each are to be offered for it."""
+    images = bench_run_results
+    found: dict[str, Counter[str]] = {metric: Counter() for metric in METRICS}
+    mine = and_(images.c.batch.is_not(None), of_models(settings.models))
+    # Answered from an index of the rows that lack a score, in one pass for all metrics.
+    holes = [(func.count() - func.count(images.c[name])).label(name) for name in SWEEP_METRICS]
+    counted = select(images.c.batch, *holes).where(lacks_a_score, mine).group_by(images.c.batch)
+    for batch, *counts in connection.execute(counted):
+        for metric, count in zip(SWEEP_METRICS, counts, strict=True):
+            found[metric][batch] += count
+    by_batch = select(images.c.batch, func.count()).where(mine).group_by(images.c.batch)
+    for metric in METRICS:
+        if metric not in SWEEP_METRICS:
+            found[metric].update(dict(connection.execute(by_batch.where(_wanting(metric))).tuples().all()))
+            continue
+        # Few: those that were given up, and those that are to be replaced.
+        of_metric = by_batch.join(image_scores, image_scores.c.image_id == images.c.id)
+        of_metric = of_metric.where(image_scores.c.metric == metric)
+        for sign, kind, filled in ((-1, GIVEN_UP, False), (1, TO_REPLACE, True)):
+            there = images.c[metric].is_not(None) if filled else images.c[metric].is_(None)
+            for batch, count in connection.execute(of_metric.where(kind, there)):
+                found[metric][batch] += sign * count
+    return {m: {batch: count for batch, count in sorted(f.items()) if count > 0} for m, f in found.items() if +f}
 
 
 def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequence[Scored]) -> int:
     """Write each value to its column, if it has one, and each outcome to `image_scores`.
 
-    Returns how many values were written. A value that is there is never overwritten.
+    Returns how many values were written. A value that is there is overwritten only where it was asked for; what
+    another worker has settled meanwhile is left as it is.
     """
-    if not scores:
-        return 0
+    ids = [s.image_id for s in scores]
+    images = bench_run_results
+    replaced = _outcome(metric, image_scores.c.rescore.is_not(None))
+    still_open = select(images.c.id).where(images.c.id.in_(ids), or_(value_of(metric).is_(None), replaced))
+    open_ids = set(connection.scalars(still_open.with_for_update()))
+    scores = [s for s in scores if s.image_id in open_ids]
     measured = [s for s in scores if s.value is not None]
-    written = len(measured)
     if measured and metric in SWEEP_METRICS:
-        column = bench_run_results.c[metric]
         statement = (
-            update(bench_run_results)
-            .where(bench_run_results.c.id == bindparam("image"), column.is_(None))
-            .values({column: bindparam("score", type_=Float)})
+            update(images)
+            .where(images.c.id == bindparam("image"))
+            .values({images.c[metric]: bindparam("score", type_=Float)})
         )
-        result = connection.execute(statement, [{"image": s.image_id, "score": s.value} for s in measured])
-        written = result.rowcount
+        connection.execute(statement, [{"image": s.image_id, "score": s.value} for s in measured])
     _record_outcomes(connection, metric, scorer, scores)
-    return written
+    return len(measured)
 
 
 def _record_outcomes(connection: Connection, metric: str, scorer: str, scores: Sequence[Scored]) -> None:
+    if not scores:
+        return
     statement = _insert(connection, image_scores)
+    new, old = statement.excluded, image_scores.c
+    # A value that was to be replaced and could not be stays, with what made it.
+    keeps = and_(old.rescore.is_not(None), new.value.is_(None))
     statement = statement.on_conflict_do_update(
         index_elements=["image_id", "metric"],
         set_={
-            "attempts": image_scores.c.attempts + 1,
-            **{name: statement.excluded[name] for name in ("value", "error", "scorer", "scored_at")},
+            "attempts": old.attempts + 1,
+            "rescore": case((keeps, old.rescore), else_=None),
+            **{name: case((keeps, old[name]), else_=new[name]) for name in ("value", "scorer")},
+            **{name: new[name] for name in ("error", "scored_at")},
         },
     )
     moment = now()
@@ -217,6 +290,49 @@ def _record_outcomes(connection: Connection, metric: str, scorer: str, scores: S
     connection.execute(statement, rows)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What asking for scores again comes to: how many will be replaced, and how many failures tried again."""
+
+    replaced: int = 0
+    retried: int = 0
+
+
+def ask_again(
+    connection: Connection,
+    metric: Metric,
+    run_ids: Collection[UUID],
+    failed: bool,
+    settings: Settings,
+    only_count: bool = False,
+) -> Asked:
+    """Ask for the metric of these runs (or of all) to be computed again; with `failed`, only where it failed.
+
+    A score that is there stays until its new one is measured. With `only_count` nothing is asked for.
+    """
+    images = bench_run_results.c
+    mine = [of_models(settings.models)] + ([images.run_id.in_(list(run_ids))] if run_ids else [])
+    tried = [metric.name, EMBEDDING] if metric.reads else [metric.name]
+    lacking = select(images.id).where(value_of(metric.name).is_(None), *mine)
+    outcomes = [image_scores.c.value.is_(None), image_scores.c.attempts > 0, image_scores.c.image_id.in_(lacking)]
+    failures = select(func.count()).where(image_scores.c.metric == metric.name, *outcomes)
+    scored = select(images.id).where(value_of(metric.name).is_not(None), *mine)
+    replaced = 0 if failed else connection.scalar(select(func.count()).select_from(scored.subquery())) or 0
+    answer = Asked(replaced, connection.scalar(failures) or 0)
+    if only_count:
+        return answer
+    connection.execute(update(image_scores).where(image_scores.c.metric.in_(tried), *outcomes).values(attempts=0))
+    if not failed:
+        row = {"metric": metric.name, "attempts": 0, "scorer": "not recorded", "scored_at": now(), "rescore": now()}
+        names = ["image_id", "value", *row]
+        values = (sa.literal(value, image_scores.c[name].type) for name, value in row.items())
+        chosen = scored.with_only_columns(images.id, value_of(metric.name), *values)
+        statement = _insert(connection, image_scores).from_select(names, chosen)
+        again = {"rescore": statement.excluded.rescore, "attempts": 0}
+        connection.execute(statement.on_conflict_do_update(index_elements=["image_id", "metric"], set_=again))
+    return answer
+
+
 # Embeddings
 
 
@@ -224,20 +340,25 @@ def prompt_key(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
-def unembedded(connection: Connection, encoder: str, batch: str, models: str) -> list[Pending]:
-    """The batch's images without an embedding by `encoder` that have not been given up."""
-    images = bench_run_results
-    there = and_(image_embeddings.c.image_id == images.c.id, image_embeddings.c.encoder == encoder)
-    failed = and_(image_scores.c.image_id == images.c.id, image_scores.c.metric == EMBEDDING)
-    statement = (
-        select(images.c.id, images.c.prompt, images.c.image_path, images.c.image_sha256)
-        .outerjoin(image_embeddings, there)
-        .outerjoin(image_scores, failed)
-        .where(images.c.batch == batch, image_embeddings.c.image_id.is_(None), _of_models(models))
-        .where(or_(image_scores.c.attempts.is_(None), image_scores.c.attempts < MAX_ATTEMPTS))
-        .order_by(images.c.created_at, images.c.id)
-    )
-    return [Pending(*row) for row in connection.execute(statement)]
+def unembedded(
+    connection: Connection,
+    encoder: str,
+    batch: str,
+    settings: Settings,
+    among: Collection[UUID] | None = None,
+    needed_for: Collection[str] = (),
+) -> list[Pending]:
+    """The batch's images without an embedding by `encoder` that have not been given up, oldest first.
+
+    With `needed_for` only those that lack one of these metrics; of `among`, if it is given.
+    """
+    vectors = image_embeddings.c
+    there = exists().where(vectors.image_id == bench_run_results.c.id, vectors.encoder == encoder)
+    of_batch = _offer(settings).where(bench_run_results.c.batch == batch, of_models(settings.models))
+    lacking = of_batch.where(~there, ~_outcome(EMBEDDING, GIVEN_UP))
+    if needed_for:
+        lacking = lacking.where(or_(*map(_wanting, needed_for)))
+    return _offered(connection, lacking, among)
 
 
 def record_image_embeddings(
@@ -305,10 +426,12 @@ SCORES_SCHEMA = {
 }
 """The columns of `sweep_scores`: one row an image, NULL where a score is missing."""
 
-_table = select(
-    bench_run_results.c.id.label("image_id"),
-    *(_value(name) if name in METRICS else bench_run_results.c[name] for name in list(SCORES_SCHEMA)[1:]),
-).order_by(bench_run_results.c.batch, bench_run_results.c.created_at, bench_run_results.c.id)
+
+def _table(prompt: ColumnElement[str | None]) -> Select[Any]:
+    images = bench_run_results.c
+    values = {name: value_of(name) for name in METRICS} | {"prompt": prompt}
+    columns = (values.get(name, images.get(name)) for name in list(SCORES_SCHEMA)[1:])
+    return select(images.id.label("image_id"), *columns).order_by(images.batch, images.created_at, images.id)
 
 
 def _frame(connection: Connection, statement: Any) -> pl.DataFrame:
@@ -318,80 +441,12 @@ def _frame(connection: Connection, statement: Any) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCORES_SCHEMA, orient="row")
 
 
-def scores(connection: Connection, run_ids: Collection[UUID] = ()) -> pl.DataFrame:
+def images_of_batch(connection: Connection, batch: str) -> pl.DataFrame:
+    """The batch's images and scores, oldest first; their prompts as our own rows hold them."""
+    return _frame(connection, _table(bench_run_results.c.prompt).where(bench_run_results.c.batch == batch))
+
+
+def scores(connection: Connection, settings: Settings, run_ids: Collection[UUID] = ()) -> pl.DataFrame:
     """Every image with its scores (`SCORES_SCHEMA`), of these runs or of all."""
-    return _frame(connection, _table.where(bench_run_results.c.run_id.in_(list(run_ids))) if run_ids else _table)
-
-
-CSV_COLUMNS = ("steps", "guidance", *SWEEP_METRICS, "elapsed_ms", "seed")
-
-
-def csv_rows(connection: Connection, run_ids: Collection[UUID] = ()) -> list[tuple[Any, ...]]:
-    """FlexyFace's export: images with all four scores, by steps and guidance (then id, so that ties stand still)."""
-    images = bench_run_results.c
-    statement = select(*(images[name] for name in CSV_COLUMNS))
-    statement = statement.where(*(images[name].is_not(None) for name in SWEEP_METRICS))
-    if run_ids:
-        statement = statement.where(images.run_id.in_(list(run_ids)))
-    # Postgres puts NULL last by itself, SQLite first.
-    order = (images.steps.nulls_last(), images.guidance.nulls_last(), images.id)
-    return [tuple(row) for row in connection.execute(statement.order_by(*order))]
-
-
-def last_failure(connection: Connection, run_id: UUID) -> str | None:
-    """Why the run's last score to fail is missing."""
-    statement = (
-        select(image_scores.c.error)
-        .join(bench_run_results, image_scores.c.image_id == bench_run_results.c.id)
-        .where(bench_run_results.c.run_id == run_id, image_scores.c.value.is_(None))
-        .order_by(image_scores.c.scored_at.desc())
-    )
-    return connection.scalars(statement.limit(1)).first()
-
-
-def status(connection: Connection) -> list[dict[str, Any]]:
-    """Per run and engine: images, target and, for each metric, scored, missing and failed.
-
-    Failed are those whose last attempt ended in an error; missing are the rest without a value.
-    """
-    images = bench_run_results
-    counts: list[Column[Any] | ColumnElement[Any]] = [images.c.run_id, images.c.engine, func.count().label("images")]
-    counts += [func.count(_value(name)).label(name) for name in METRICS]
-    grouped = connection.execute(select(*counts).group_by(images.c.run_id, images.c.engine)).all()
-
-    failures = connection.execute(
-        select(images.c.run_id, images.c.engine, image_scores.c.metric, func.count().cast(Integer))
-        .join(image_scores, image_scores.c.image_id == images.c.id)
-        .where(image_scores.c.value.is_(None))
-        # Somebody else may have filled the column since.
-        .where(or_(*(and_(image_scores.c.metric == name, _value(name).is_(None)) for name in METRICS)))
-        .group_by(images.c.run_id, images.c.engine, image_scores.c.metric)
-    )
-    failed = {(run_id, engine, metric): count for run_id, engine, metric, count in failures}
-    known = {run.id: run for run in runs(connection)}
-    table = [
-        {
-            "run": str(row.run_id) if row.run_id else None,
-            "engine": row.engine,
-            "images": row.images,
-            "target": known[row.run_id].target if row.run_id in known else None,
-        }
-        | {
-            name: {
-                "scored": getattr(row, name),
-                "missing": row.images - getattr(row, name) - failed.get((row.run_id, row.engine, name), 0),
-                "failed": failed.get((row.run_id, row.engine, name), 0),
-            }
-            for name in METRICS
-        }
-        for row in grouped
-    ]
-    begun = {row.run_id for row in grouped}
-    nothing = {name: {"scored": 0, "missing": 0, "failed": 0} for name in METRICS}
-    table += [
-        {"run": str(run.id), "engine": run.engine, "images": 0, "target": run.target} | nothing
-        for run in known.values()
-        if run.id not in begun
-    ]
-    order = {str(run_id): place for place, run_id in enumerate(known)}
-    return sorted(table, key=lambda entry: (order.get(entry["run"], -1), entry["engine"] or ""))
+    table = _table(_prompt(settings))
+    return _frame(connection, table.where(bench_run_results.c.run_id.in_(list(run_ids))) if run_ids else table)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    or_,
 )
 
 from resources.models.registry import METRICS
@@ -60,23 +61,54 @@ bench_run_results = Table(
     Column("image_sha256", String(64)),
     Index("ix_bench_run_results_batch", "batch"),
 )
+_images = bench_run_results.c
+
+lacks_a_score = or_(*(_images[name].is_(None) for name in SWEEP_METRICS))
+"""Whether a row is in the index below: a query that says this too is answered from it."""
+
+Index(
+    "ix_bench_run_results_unscored",
+    *(_images[name] for name in ("batch", "engine", *SWEEP_METRICS)),
+    postgresql_where=lacks_a_score,
+    sqlite_where=lacks_a_score,
+)
+Index(
+    "ix_bench_run_results_unbatched",
+    *(_images[name] for name in ("run_id", "created_at", "id")),
+    postgresql_where=_images.batch.is_(None),
+    sqlite_where=_images.batch.is_(None),
+)
+
+# What follows refers to images without a foreign key: it would take rights on a table that is somebody else's,
+# and keep them from deleting images of theirs.
 
 image_scores = Table(
     "image_scores",
     metadata,
-    Column("image_id", Uuid, ForeignKey("bench_run_results.id"), primary_key=True),
+    Column("image_id", Uuid, primary_key=True),
     Column("metric", String(50), primary_key=True),
     Column("value", Float),
     Column("error", Text),
     Column("attempts", Integer, nullable=False),
     Column("scorer", Text, nullable=False, comment="what made it: model, weights' hash, preprocessing"),
     Column("scored_at", TIMESTAMP, nullable=False),
+    Column("rescore", TIMESTAMP, comment="when a person asked for the value to be replaced; NULL once it was"),
+)
+unsettled = or_(image_scores.c.value.is_(None), image_scores.c.rescore.is_not(None))
+"""Whether an outcome is in the index below: a failure, or a value that is to be replaced."""
+
+Index(
+    "ix_image_scores_unsettled",
+    image_scores.c.metric,
+    image_scores.c.image_id,
+    postgresql_where=unsettled,
+    sqlite_where=unsettled,
 )
 
 image_embeddings = Table(
     "image_embeddings",
     metadata,
-    Column("image_id", Uuid, ForeignKey("bench_run_results.id"), primary_key=True),
+    Column("image_id", Uuid, primary_key=True),
     Column("encoder", String(200), primary_key=True),
     Column("vector", LargeBinary, nullable=False, comment="float32, little-endian, L2-normalised"),
 )

@@ -1,7 +1,6 @@
 """The sweep's lineage. Each asset asks, calls and records; the thinking stands in the modules beside it."""
 
 import base64
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,15 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from flexy_assets.execution import sign
 from flexy_assets.partitions import report_batch, seed_batches
 from flexy_assets.progress import progress
 from flexy_assets.storage import queries
+from flexy_assets.storage.export import export
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep import analysis, csv, generation, pictures, report, scoring
+from flexy_assets.sweep import analysis, generation, pictures, report, scoring
 from flexy_assets.sweep.generation import Made
-from flexy_assets.sweep.plan import Range, Sweep, read_prompts
+from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep, read_prompts
 from flexy_assets.sweep.scoring import Outcome, Scoring
 from resources.database import Database
 from resources.errors import BadInputError
@@ -25,9 +26,6 @@ from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
 from resources.scorers import Metric
 from resources.settings import Settings
-
-# Pinned with Dagster's version; without this every command and server prints it once an asset.
-warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 
 _BATCHED: dict[str, Any] = {
     "partitions_def": seed_batches,
@@ -132,6 +130,7 @@ def generated_images(
     settings: dg.ResourceParam[Settings],
 ) -> None:
     """Image files and their rows in `bench_run_results`; those that are there are not made again."""
+    sign(context)
     plans = {batch: _plan_of(database, batch) for batch in context.partition_keys}
     wanted = {batch: generation.missing(database, plan) for batch, plan in plans.items()}
     with progress("images made", sum(map(len, wanted.values()))) as bar:
@@ -146,9 +145,12 @@ def generated_images(
 def _plan_of(database: Database, batch: str) -> pl.DataFrame:
     with database.begin(reading=True) as connection:
         known = queries.runs(connection)
+        adopted = len(queries.images_of_batch(connection, batch)) > 0
     for run in known:
         if run.plan and run.id.hex[:8] == batch.rpartition("_")[0]:
             return Sweep.from_json(run.plan).rows_of_batch(batch, run.target or 0)
+    if adopted:  # made by somebody else: there is nothing to make
+        return pl.DataFrame(schema=PLAN_SCHEMA)
     raise BadInputError(f"batch {batch} belongs to no run: materialise sweep_plan, or see flexy status for the runs")
 
 
@@ -184,20 +186,22 @@ def clip_embeddings(
     settings: dg.ResourceParam[Settings],
 ) -> None:
     """L2-normalised image vectors, and text vectors of the distinct prompts: three scores rest on them."""
+    sign(context)
     work, keys = Scoring(database, images, slot, settings), context.partition_keys
-    mark = work.mark("clip")
-    with database.begin(reading=True) as connection:
-        wanted = sum(len(queries.unembedded(connection, mark, batch, settings.models)) for batch in keys)
-    with progress("images embedded", wanted) as bar:
+    with progress("images embedded", scoring.count(work, scoring.unembedded(work), keys)) as bar:
         for batch, outcome in scoring.embed(work, keys, bar.update):
-            report_batch(context, batch, {"embedded now": outcome.done, "failed": outcome.failed, "encoder": mark})
+            report_batch(context, batch, embeddings_metadata(work, outcome))
+
+
+def embeddings_metadata(work: Scoring, outcome: Outcome) -> dict[str, Any]:
+    return {"embedded now": outcome.done, "failed": outcome.failed, "encoder": work.mark("clip")}
 
 
 def _score_asset(metric: Metric) -> dg.AssetsDefinition:
     """An asset that fills one metric, batch by batch."""
 
     @dg.asset(
-        name=f"{metric.name}s",
+        key=key_of(metric),
         group_name="sweep",
         kinds={"transformers"},
         deps=[clip_embeddings if metric.reads else generated_images],
@@ -212,16 +216,14 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
         settings: dg.ResourceParam[Settings],
     ) -> None:
         work, keys = Scoring(database, images, slot, settings), context.partition_keys
-        with database.begin(reading=True) as connection:
-            wanted = sum(len(queries.pending(connection, metric.name, batch, settings.models)) for batch in keys)
-        with progress(metric.name, wanted) as bar:
+        with progress(metric.name, scoring.count(work, scoring.unscored(work, metric), keys)) as bar:
             for batch, outcome in scoring.score(work, metric, keys, bar.update):
-                report_batch(context, batch, _scores_metadata(database, metric, batch, outcome))
+                report_batch(context, batch, scores_metadata(database, metric, batch, outcome))
 
     return scores
 
 
-def _scores_metadata(database: Database, metric: Metric, batch: str, outcome: Outcome) -> dict[str, Any]:
+def scores_metadata(database: Database, metric: Metric, batch: str, outcome: Outcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
         column = queries.images_of_batch(connection, batch)[metric.name]
     values = column.drop_nulls()
@@ -237,14 +239,21 @@ def _scores_metadata(database: Database, metric: Metric, batch: str, outcome: Ou
     return metadata
 
 
+def key_of(metric: Metric) -> dg.AssetKey:
+    """The asset that fills a metric."""
+    return dg.AssetKey(f"{metric.name}s")
+
+
 SCORES = [_score_asset(metric) for metric in METRICS.values()]
 
 
 @dg.asset(group_name="results", kinds={"polars"}, deps=SCORES)
-def sweep_scores(context: dg.AssetExecutionContext, database: dg.ResourceParam[Database]) -> pl.DataFrame:
+def sweep_scores(
+    context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
+) -> pl.DataFrame:
     """One row an image with its settings and four scores; NULL where a score is missing."""
     with database.begin(reading=True) as connection:
-        scores = queries.scores(connection)
+        scores = queries.scores(connection, settings)
     context.add_output_metadata({f"{name} missing": scores[name].null_count() for name in METRICS})
     return scores
 
@@ -254,12 +263,10 @@ def sweep_csv(
     context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
 ) -> None:
     """FlexyFace's CSV: the images that have all four scores, ordered by steps and guidance."""
-    with database.begin(reading=True) as connection:
-        rows = queries.csv_rows(connection)
     path = settings.tables / "sweep.csv"
-    csv.write(path, rows)
+    rows = export(database, path)
     context.add_output_metadata(
-        {"file": dg.MetadataValue.path(path), "open": _link(settings, path), "dagster/row_count": len(rows)}
+        {"file": dg.MetadataValue.path(path), "open": _link(settings, path), "dagster/row_count": rows}
     )
 
 

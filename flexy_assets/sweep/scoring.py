@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexy_assets.storage import queries
+from flexy_assets.storage.claims import Claims, claims
 from flexy_assets.storage.queries import Pending, Scored
 from resources.database import Database
 from resources.errors import FlexyError
@@ -39,11 +42,20 @@ READERS = {metric.reads or metric.name for metric in registry.METRICS.values()}
 
 NO_PROMPT = "no prompt is recorded for this image"
 
-Chunk = Sequence[tuple[Pending, Any]]
-"""Rows with what a model reads of each: a prepared picture, the `FlexyError` why there is none, or nothing."""
+Rows = tuple[str, Sequence[Pending]]
+"""A batch, and some of its images that this worker has claimed; none where the batch lacks nothing."""
+
+Chunk = tuple[str, Sequence[tuple[Pending, Any]]]
+"""`Rows` with what a model reads of each: a prepared picture, the `FlexyError` why there is none, or nothing."""
 
 Told = Callable[[int], Any]
 """Is told how many images each chunk settled."""
+
+
+class Asked(Protocol):
+    """Asks a batch for the images that are still to be done; of `among`, if it is given."""
+
+    def __call__(self, connection: Any, batch: str, among: Collection[UUID] | None = None) -> list[Pending]: ...
 
 
 @dataclass(frozen=True)
@@ -71,20 +83,49 @@ class Outcome:
     failed: int = 0
 
 
-def embed(scoring: Scoring, batches: Sequence[str], told: Told, encoder: str = "clip") -> Iterator[tuple[str, Outcome]]:
-    """Keep the image vectors the batches lack, and the text vectors of their prompts; yields each batch as it ends."""
+def unembedded(scoring: Scoring, encoder: str = "clip", needed_for: Collection[str] = ()) -> Asked:
+    """Asks for a batch's images that have no vector yet: all of them, or those that one of these metrics lacks."""
     mark = scoring.mark(encoder)
+
+    def ask(connection: Any, batch: str, among: Collection[UUID] | None = None) -> list[Pending]:
+        return queries.unembedded(connection, mark, batch, scoring.settings, among, needed_for)
+
+    return ask
+
+
+def unscored(scoring: Scoring, metric: Metric) -> Asked:
+    """Asks for a batch's images that lack a metric."""
+
+    def ask(connection: Any, batch: str, among: Collection[UUID] | None = None) -> list[Pending]:
+        return queries.pending(connection, metric.name, batch, scoring.settings, among)
+
+    return ask
+
+
+def count(scoring: Scoring, asked: Asked, batches: Sequence[str]) -> int:
+    """How many images there are to do."""
     with scoring.database.begin(reading=True) as connection:
-        wanted = {batch: queries.unembedded(connection, mark, batch, scoring.settings.models) for batch in batches}
-    if not any(wanted.values()):
+        return sum(len(asked(connection, batch)) for batch in batches)
+
+
+def embed(
+    scoring: Scoring, batches: Sequence[str], told: Told, encoder: str = "clip", needed_for: Collection[str] = ()
+) -> Iterator[tuple[str, Outcome]]:
+    """Keep the image vectors the batches lack, and the text vectors of their prompts; yields each batch as it ends.
+
+    With `needed_for`, only of images that lack one of these metrics.
+    """
+    mark, asked = scoring.mark(encoder), unembedded(scoring, encoder, needed_for)
+    if not count(scoring, asked, batches):
         yield from ((batch, Outcome()) for batch in batches)
         return
+    scoring.store.check()
     model = scoring.slot.get(scoring.model(encoder))
-    _embed_prompts(scoring, mark, model, wanted)
     halving = Halving(model.images_a_call)
 
     def settle(chunk: Chunk) -> tuple[int, int]:
         readable, failures = _apart(chunk)
+        _embed_prompts(scoring, mark, model, {row.prompt for row, _ in readable if row.prompt})
         vectors = halving(model.images, [pixels for _, pixels in readable])
         kept = {}
         for (row, _), vector in zip(readable, vectors, strict=True):
@@ -98,27 +139,26 @@ def embed(scoring: Scoring, batches: Sequence[str], told: Told, encoder: str = "
             queries.record_image_embeddings(connection, mark, kept, failures)
         return len(kept), len(failures)
 
-    yield from _by_batch(wanted, read_ahead(scoring.store, _chunks(wanted), model.prepare, encoder), settle, told)
+    with claims(scoring.database) as held:
+        chunks = read_ahead(scoring.store, _claimed(scoring, held, mark, asked, batches), model.prepare, encoder)
+        yield from _by_batch(chunks, settle, told, lambda ids: held.release(mark, ids))
 
 
-def _embed_prompts(scoring: Scoring, mark: str, model: Any, wanted: Mapping[str, Sequence[Pending]]) -> None:
-    prompts = sorted({row.prompt for rows in wanted.values() for row in rows if row.prompt})
-    for start in range(0, len(prompts), CHUNK):
-        some = prompts[start : start + CHUNK]
-        with scoring.database.begin(reading=True) as connection:
-            known = queries.text_vectors(connection, mark, some)
-        fresh = [prompt for prompt in some if prompt not in known]
-        if fresh:
-            vectors = dict(zip(fresh, model.texts(fresh), strict=True))
-            with scoring.database.begin() as connection:
-                queries.record_text_embeddings(connection, mark, vectors)
+def _embed_prompts(scoring: Scoring, mark: str, model: Any, prompts: Collection[str]) -> None:
+    """Keep the text vectors of those prompts that have none yet."""
+    with scoring.database.begin(reading=True) as connection:
+        known = queries.text_vectors(connection, mark, prompts)
+    fresh = sorted(set(prompts) - set(known))
+    if fresh:
+        vectors = dict(zip(fresh, model.texts(fresh), strict=True))
+        with scoring.database.begin() as connection:
+            queries.record_text_embeddings(connection, mark, vectors)
 
 
 def score(scoring: Scoring, metric: Metric, batches: Sequence[str], told: Told) -> Iterator[tuple[str, Outcome]]:
     """Fill what the batches lack of one metric; yields each batch as it ends."""
-    with scoring.database.begin(reading=True) as connection:
-        wanted = {batch: queries.pending(connection, metric.name, batch, scoring.settings.models) for batch in batches}
-    if not any(wanted.values()):
+    asked = unscored(scoring, metric)
+    if not count(scoring, asked, batches):
         yield from ((batch, Outcome()) for batch in batches)
         return
     scorer = registry.SCORER_OF[metric.name]
@@ -131,14 +171,20 @@ def score(scoring: Scoring, metric: Metric, batches: Sequence[str], told: Told) 
             done = queries.record_scores(connection, metric.name, mark, scores)
         return done, sum(score.value is None for score in scores)
 
-    if metric.reads:
-        chunks: Iterator[Chunk] = ([(row, None) for row in rows] for rows in _chunks(wanted))
-        compute = _from_embeddings(scoring, metric.reads, None if metric.reads == scorer else scorer)
-    else:
-        model = scoring.slot.get(scoring.model(scorer))
-        chunks = read_ahead(scoring.store, _chunks(wanted), model.prepare, metric.name)
-        compute = _from_pictures(model)
-    yield from _by_batch(wanted, chunks, lambda chunk: record(compute(chunk)), told)
+    with claims(scoring.database) as held:
+        rows = _claimed(scoring, held, metric.name, asked, batches)
+        if metric.reads:
+            chunks: Iterator[Chunk] = ((batch, [(row, None) for row in some]) for batch, some in rows)
+            compute = _from_embeddings(scoring, metric.reads, None if metric.reads == scorer else scorer)
+        else:
+            scoring.store.check()
+            model = scoring.slot.get(scoring.model(scorer))
+            chunks = read_ahead(scoring.store, rows, model.prepare, metric.name)
+            compute = _from_pictures(model)
+
+        yield from _by_batch(
+            chunks, lambda chunk: record(compute(chunk)), told, lambda ids: held.release(metric.name, ids)
+        )
 
 
 def _from_embeddings(scoring: Scoring, encoder: str, head: str | None) -> Callable[[Chunk], list[Scored]]:
@@ -146,17 +192,14 @@ def _from_embeddings(scoring: Scoring, encoder: str, head: str | None) -> Callab
     mark = scoring.mark(encoder)
 
     def compute(chunk: Chunk) -> list[Scored]:
-        rows = [row for row, _ in chunk]
+        rows = [row for row, _ in chunk[1]]
         ids = [row.image_id for row in rows]
         with scoring.database.begin(reading=True) as connection:
             seen = queries.image_vectors(connection, mark, ids)
             said = queries.text_vectors(connection, mark, {row.prompt for row in rows if row.prompt})
             reasons = queries.embedding_failures(connection, [i for i in ids if i not in seen])
-        scores = [
-            Scored(i, None, f"no embedding: {reasons.get(i, 'materialise clip_embeddings')}")
-            for i in ids
-            if i not in seen
-        ]
+        # One that nobody has tried to embed is not a failure: it is still to come.
+        scores = [Scored(i, None, f"no embedding: {reasons[i]}") for i in ids if i not in seen and i in reasons]
         there = [row for row in rows if row.image_id in seen]
         if head is None:
             return scores + [_cosine(row, seen[row.image_id], said.get(row.prompt or "")) for row in there]
@@ -196,19 +239,28 @@ def _cosine(row: Pending, seen: NDArray[np.float32], said: NDArray[np.float32] |
 
 def _apart(chunk: Chunk) -> tuple[list[tuple[Pending, Any]], list[Scored]]:
     """The rows that could be read, and the reasons of those that could not."""
-    failures = [Scored(row.image_id, None, str(read)) for row, read in chunk if isinstance(read, FlexyError)]
-    return [(row, read) for row, read in chunk if not isinstance(read, FlexyError)], failures
+    _, rows = chunk
+    failures = [Scored(row.image_id, None, str(read)) for row, read in rows if isinstance(read, FlexyError)]
+    return [(row, read) for row, read in rows if not isinstance(read, FlexyError)], failures
 
 
-def _chunks(wanted: Mapping[str, Sequence[Pending]]) -> Iterator[Sequence[Pending]]:
-    """The rows in chunks, none of which spans two batches."""
-    for rows in wanted.values():
-        for start in range(0, len(rows), CHUNK):
-            yield rows[start : start + CHUNK]
+def _claimed(scoring: Scoring, held: Claims, what: str, asked: Asked, batches: Sequence[str]) -> Iterator[Rows]:
+    """What the batches lack and nobody else is at, in chunks, none of which spans two batches."""
+    for batch in batches:
+        with scoring.database.begin(reading=True) as connection:
+            wanted = asked(connection, batch)
+        for start in range(0, len(wanted), CHUNK):
+            free = held.take(what, [row.image_id for row in wanted[start : start + CHUNK]])
+            # What another worker had settled before it let go is not to be done again.
+            with scoring.database.begin(reading=True) as connection:
+                rows = asked(connection, batch, free)
+            held.release(what, free - {row.image_id for row in rows})
+            yield batch, rows
+        yield batch, []
 
 
 def read_ahead(
-    store: ImageStore, chunks: Iterable[Sequence[Pending]], prepare: Callable[[Image], Any], reader: str
+    store: ImageStore, chunks: Iterable[Rows], prepare: Callable[[Image], Any], reader: str
 ) -> Iterator[Chunk]:
     """The chunks' rows, each with its prepared picture or the `FlexyError` why there is none.
 
@@ -223,14 +275,14 @@ def read_ahead(
             return error
 
     def collected() -> Chunk:
-        rows, reads = ahead.popleft()
-        return [(row, read.result()) for row, read in zip(rows, reads, strict=True)]
+        batch, rows, reads = ahead.popleft()
+        return batch, [(row, read.result()) for row, read in zip(rows, reads, strict=True)]
 
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="read-ahead")
-    ahead: deque[tuple[Sequence[Pending], list[Future[Any]]]] = deque()
+    ahead: deque[tuple[str, Sequence[Pending], list[Future[Any]]]] = deque()
     try:
-        for rows in chunks:
-            ahead.append((rows, [pool.submit(one, row) for row in rows]))
+        for batch, rows in chunks:
+            ahead.append((batch, rows, [pool.submit(one, row) for row in rows]))
             if len(ahead) > AHEAD:
                 yield collected()
         while ahead:
@@ -240,17 +292,19 @@ def read_ahead(
 
 
 def _by_batch(
-    wanted: Mapping[str, Sequence[Pending]],
     chunks: Iterator[Chunk],
     settle: Callable[[Chunk], tuple[int, int]],
     told: Told,
+    release: Callable[[set[UUID]], None],
 ) -> Iterator[tuple[str, Outcome]]:
-    """Settle chunk after chunk and yield each batch, in order, once its last chunk is."""
-    for batch, rows in wanted.items():
-        done = failed = settled = 0
-        while settled < len(rows):
-            chunk = next(chunks)
+    """Settle chunk after chunk, letting go of its images, and yield each batch once its last chunk is."""
+    for batch, of_batch in groupby(chunks, key=lambda chunk: chunk[0]):
+        done = failed = 0
+        for chunk in of_batch:
+            if not chunk[1]:
+                continue
             now_done, now_failed = settle(chunk)
-            done, failed, settled = done + now_done, failed + now_failed, settled + len(chunk)
-            told(len(chunk))
+            release({row.image_id for row, _ in chunk[1]})
+            done, failed = done + now_done, failed + now_failed
+            told(len(chunk[1]))
         yield batch, Outcome(done, failed)

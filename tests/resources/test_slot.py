@@ -149,7 +149,8 @@ def test_after_a_switch_the_memory_held_is_the_new_models_alone(tmp_path: Path) 
     switched = megabytes("large", "small")
     assert alone > 50
     assert switched["large"] > 2 * alone
-    assert switched["small"] == pytest.approx(alone, rel=0.1)
+    # A tenth of the model that was there before: the allocator's own leftovers are not it.
+    assert switched["small"] - alone < 0.1 * switched["large"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the allocator's figure needs a GPU")

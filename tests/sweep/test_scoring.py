@@ -26,7 +26,7 @@ from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.queries import Pending
 from flexy_assets.storage.tables import image_scores
 from flexy_assets.sweep import scoring
-from flexy_assets.sweep.scoring import AHEAD, CHUNK, Scoring, read_ahead
+from flexy_assets.sweep.scoring import AHEAD, CHUNK, Rows, Scoring, read_ahead
 from resources import images as image_files
 from resources.database import Database
 from resources.errors import FlexyError
@@ -91,7 +91,7 @@ def score_all(work: Scoring, batches: Sequence[str]) -> None:
 
 def rows(work: Scoring) -> dict[str, dict[str, Any]]:
     with work.database.begin(reading=True) as connection:
-        return {row["image_path"]: row for row in queries.scores(connection).iter_rows(named=True)}
+        return {row["image_path"]: row for row in queries.scores(connection, Settings.read({})).iter_rows(named=True)}
 
 
 def reasons(work: Scoring, image_id: UUID) -> dict[str, str]:
@@ -127,7 +127,7 @@ def test_batches_are_told_of_in_order_as_they_end(work: Scoring) -> None:
     first = next(ended)
     assert (first[0], first[1].done) == ("b_0000", CHUNK)
     with work.database.begin(reading=True) as connection:
-        left = queries.unembedded(connection, work.mark("clip"), "b_0002", "mini")
+        left = queries.unembedded(connection, work.mark("clip"), "b_0002", work.settings)
     assert len(left) == 2 * CHUNK
     assert [(batch, outcome.done) for batch, outcome in ended] == [("b_0001", 0), ("b_0002", 2 * CHUNK)]
 
@@ -135,14 +135,14 @@ def test_batches_are_told_of_in_order_as_they_end(work: Scoring) -> None:
 def test_the_model_computes_nine_tenths_of_the_time_where_it_is_the_slower_part(work: Scoring) -> None:
     files = draw(work, 8 * CHUNK)
     pending = [Pending(uuid4(), None, file, None) for file in files]
-    chunks = [pending[start : start + CHUNK] for start in range(0, len(pending), CHUNK)]
+    chunks = [("b_0000", pending[start : start + CHUNK]) for start in range(0, len(pending), CHUNK)]
 
     def prepare(picture: Image.Image) -> Image.Image:
         time.sleep(0.002)  # decoding a large file, which holds no lock either
         return picture
 
     began, computing = time.perf_counter(), 0.0
-    for chunk in read_ahead(work.store, iter(chunks), prepare, "clip"):
+    for _, chunk in read_ahead(work.store, iter(chunks), prepare, "clip"):
         start = time.perf_counter()
         time.sleep(0.25)
         computing += time.perf_counter() - start
@@ -153,20 +153,20 @@ def test_the_model_computes_nine_tenths_of_the_time_where_it_is_the_slower_part(
 def test_reading_ahead_keeps_a_bounded_number_of_chunks(work: Scoring) -> None:
     asked: list[int] = []
 
-    def chunks() -> Iterator[list[Pending]]:
+    def chunks() -> Iterator[Rows]:
         for number in range(10):
             asked.append(number)
-            yield [Pending(uuid4(), None, "nosuch.png", None)]
+            yield "b_0000", [Pending(uuid4(), None, "nosuch.png", None)]
 
     reading = read_ahead(work.store, chunks(), lambda picture: picture, "clip")
     for number in range(10):
-        (_, found), *_ = next(reading)
+        _, [(_, found)] = next(reading)
         assert isinstance(found, FlexyError)
         assert len(asked) <= number + AHEAD + 1
 
 
 def test_a_reader_that_is_given_up_leaves_no_thread_behind(work: Scoring) -> None:
-    pending = [[Pending(uuid4(), None, file, None)] for file in draw(work, 20)]
+    pending = [("b_0000", [Pending(uuid4(), None, file, None)]) for file in draw(work, 20)]
     reading = read_ahead(work.store, iter(pending), lambda picture: picture, "clip")
     next(reading)
     reading.close()

@@ -88,7 +88,7 @@ def test_a_published_engine_makes_images_that_are_scored(engine: str, settings: 
         )
         assert done.success
     with resources["database"].begin(reading=True) as connection:
-        rows = queries.scores(connection)
+        rows = queries.scores(connection, Settings.read())
     assert rows["engine"].to_list() == [engine] * 3
     assert rows.select(*METRICS).null_count().sum_horizontal().item() == 0
     # What the engine ignores is recorded as such.

@@ -1,0 +1,96 @@
+"""Rows that somebody else wrote: they get a batch of ours, and their prompts are read where the user says."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, func, select, update
+
+from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.tables import bench_run_results
+from resources.database import Database
+from resources.errors import BadInputError
+from resources.settings import Settings
+
+BATCHES_A_TRANSACTION = 20
+
+RUNLESS = "norun"
+"""What the batches of rows without a run are named after."""
+
+
+def adopt(database: Database, settings: Settings, seconds: float = 20) -> int:
+    """Bring the tables up to date and give rows without a batch one; returns how many rows got one.
+
+    A run's rows are batched in the order of (created_at, id), so those appended later come after those that are
+    there, whose batch never changes. Stops after `seconds`, between transactions: the next call goes on.
+    Raises `BadInputError` where the tables cannot be adopted or the prompts' column is not there.
+    """
+    migrate(database)
+    with database.begin(reading=True) as connection:
+        _check_prompts(connection, settings)
+    adopted, deadline = 0, time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with database.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # Two processes would begin the same batch.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy batches'))")
+            now = _assign(connection, settings.batch_size)
+        adopted += now
+        if not now:
+            break
+    return adopted
+
+
+def batches(connection: Connection) -> list[str]:
+    """Every batch there is, in order, by stepping through the index instead of reading every row."""
+    batch = bench_run_results.c.batch
+    steps = select(func.min(batch).label("batch")).cte("steps", recursive=True)
+    after = select(func.min(batch)).where(batch > steps.c.batch).scalar_subquery()
+    steps = steps.union_all(select(after).where(steps.c.batch.is_not(None)))
+    return list(connection.scalars(select(steps.c.batch).where(steps.c.batch.is_not(None))))
+
+
+def _assign(connection: Connection, size: int) -> int:
+    """Fill and begin at most `BATCHES_A_TRANSACTION` batches; returns how many rows got one."""
+    images = bench_run_results.c
+    runs = select(images.run_id).where(images.batch.is_(None)).group_by(images.run_id)
+    oldest_first = runs.order_by(func.min(images.created_at).nulls_last(), images.run_id)
+    there, assigned, begun = batches(connection), 0, 0
+    for run_id in connection.scalars(oldest_first.limit(BATCHES_A_TRANSACTION)).all():
+        of_run = images.run_id == run_id if run_id else images.run_id.is_(None)
+        prefix = run_id.hex[:8] if run_id else RUNLESS
+        index, room = _end(connection, prefix, there, size)
+        while begun < BATCHES_A_TRANSACTION:
+            waiting = select(images.id).where(images.batch.is_(None), of_run)
+            next_ones = waiting.order_by(images.created_at, images.id).limit(room)
+            statement = update(bench_run_results).where(images.id.in_(next_ones)).values(batch=f"{prefix}_{index:04d}")
+            now = connection.execute(statement).rowcount
+            assigned, begun = assigned + now, begun + 1
+            if now < room:
+                break
+            index, room = index + 1, size
+    return assigned
+
+
+def _end(connection: Connection, prefix: str, there: Sequence[str], size: int) -> tuple[int, int]:
+    """The index of the batch that the next row of a run belongs to, and how many more rows it takes."""
+    ours = re.compile(rf"{prefix}_(\d{{4,}})")
+    index = max((int(found[1]) for found in map(ours.fullmatch, there) if found), default=0)
+    held = connection.scalar(select(func.count()).where(bench_run_results.c.batch == f"{prefix}_{index:04d}")) or 0
+    return (index, size - held) if held < size else (index + 1, size)
+
+
+def _check_prompts(connection: Connection, settings: Settings) -> None:
+    if settings.prompt_column is None:
+        return
+    table, name = settings.prompt_column
+    columns = {column["name"]: column["type"] for column in sa.inspect(connection).get_columns(table)}
+    readable = [column for column, kind in columns.items() if isinstance(kind, sa.String)]
+    if name not in readable:
+        cause = "holds no text" if name in columns else "does not exist"
+        raise BadInputError(
+            f"the column {table}.{name}, which FLEXY_PROMPT_COLUMN names, {cause}: name one of {', '.join(readable)}"
+        )

@@ -1,0 +1,62 @@
+"""Which worker is at which image: no two score the same one at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from resources.database import Database
+
+# The server is to notice within two minutes that a worker's machine has gone.
+_WATCHFUL = (
+    "SET tcp_keepalives_idle = 60",
+    "SET tcp_keepalives_interval = 10",
+    "SET tcp_keepalives_count = 6",
+)
+
+
+class Claims:
+    """One worker's claims, each an advisory lock of its connection: they end with the worker, however it ends.
+
+    They lock nobody out of the rows themselves. On SQLite every claim is granted: there the pool `gpu` keeps
+    workers apart, and a file on one machine has no others.
+    """
+
+    def __init__(self, connection: Connection | None) -> None:
+        self._connection = connection
+
+    def take(self, what: str, image_ids: Collection[UUID]) -> set[UUID]:
+        """Those of the images that nobody else is at for `what`, a metric or an embedding; they are claimed now."""
+        return self._locking("pg_try_advisory_lock", what, image_ids)
+
+    def release(self, what: str, image_ids: Collection[UUID]) -> None:
+        """Let go of images that were taken for `what`."""
+        self._locking("pg_advisory_unlock", what, image_ids)
+
+    def _locking(self, function: str, what: str, image_ids: Collection[UUID]) -> set[UUID]:
+        if self._connection is None or not image_ids:
+            return set(image_ids)
+        keys = text(
+            "SELECT image_id FROM unnest(CAST(:ids AS uuid[])) AS image_id"
+            f" WHERE {function}(hashtextextended('flexy/' || :what || '/' || image_id, 0))"
+        )
+        found = self._connection.scalars(keys, {"ids": [str(i) for i in image_ids], "what": what})
+        return {UUID(str(image_id)) for image_id in found}
+
+
+@contextmanager
+def claims(database: Database) -> Iterator[Claims]:
+    """Claims that end with the block.
+
+    Raises `FlexyError` where the database can no longer be reached.
+    """
+    if database.url.get_backend_name() != "postgresql":
+        yield Claims(None)
+        return
+    with database.session() as connection:
+        for statement in _WATCHFUL:
+            connection.exec_driver_sql(statement)
+        yield Claims(connection)

@@ -1,0 +1,78 @@
+"""FlexyFace's CSV, as `psql`'s COPY (…) TO STDOUT WITH CSV HEADER writes it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import UUID
+
+from sqlalchemy import Connection, Select, select
+
+from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results
+from resources.database import Database
+from resources.errors import FlexyError
+from resources.images import describe, replacing
+
+CSV_COLUMNS = ("steps", "guidance", *SWEEP_METRICS, "elapsed_ms", "seed")
+
+_UNBOUNDED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
+
+def export(database: Database, path: Path, run_ids: Collection[UUID] = ()) -> int:
+    """Write the images that have all four scores, of these runs or of all, by steps and guidance.
+
+    The file is written whole or not at all; returns how many images it holds. On Postgres the server itself
+    writes it, so that the rows and every digit are those of its COPY. Raises `FlexyError` where it cannot be
+    written.
+    """
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file, database.begin(reading=True) as connection:
+            if connection.dialect.name == "postgresql":
+                return _copy(connection, file, _query(run_ids))
+            return _write(connection, file, _query(run_ids))
+    except OSError as error:
+        raise FlexyError(f"cannot write {path}: {describe(error)}") from error
+
+
+def _query(run_ids: Collection[UUID]) -> Select[Any]:
+    images = bench_run_results.c
+    statement = select(*(images[name] for name in CSV_COLUMNS))
+    statement = statement.where(*(images[name].is_not(None) for name in SWEEP_METRICS))
+    if run_ids:
+        statement = statement.where(images.run_id.in_(list(run_ids)))
+    # Nothing more: among equals stands whatever order the server finds, in psql and here.
+    return statement.order_by(images.steps, images.guidance)
+
+
+def _copy(connection: Connection, file: BinaryIO, query: Select[Any]) -> int:
+    text = query.compile(connection, compile_kwargs={"literal_binds": True})
+    cursor: Any = connection.connection.cursor()
+    cursor.copy_expert(f"COPY ({text}) TO STDOUT WITH CSV HEADER", file)
+    return int(cursor.rowcount)
+
+
+def _write(connection: Connection, file: BinaryIO, query: Select[Any]) -> int:
+    """SQLite's rows in the same form; it puts NULL first where Postgres puts it last."""
+    images = bench_run_results.c
+    last = query.order_by(None).order_by(images.steps.nulls_last(), images.guidance.nulls_last(), images.id)
+    lines = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    writer, count = csv.writer(lines, lineterminator="\n"), 0
+    writer.writerow(CSV_COLUMNS)
+    for row in connection.execute(last):
+        writer.writerow(map(_field, row))
+        count += 1
+    lines.detach()
+    return count
+
+
+def _field(value: Any) -> str:
+    """Empty for NULL; the shortest text that reads back as the same number, without a trailing .0."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        # A table that was there before may hold what our scorers never write.
+        return _UNBOUNDED.get(repr(value)) or repr(value).removesuffix(".0")
+    return str(value)

@@ -1,0 +1,151 @@
+"""What people ask of the table: how far it is, what failed and why, what came last."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Column, ColumnElement, Connection, Integer, and_, func, or_, select
+
+from flexy_assets.storage.queries import EMBEDDING, MAX_ATTEMPTS, of_models, runs, value_of
+from flexy_assets.storage.tables import bench_run_results, image_scores, lacks_a_score
+from resources.models.registry import METRICS
+from resources.settings import Settings
+
+STEPS_A_BUCKET = 8
+
+_FAILED = and_(image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
+
+
+def last_failure(connection: Connection, run_id: UUID) -> str | None:
+    """Why the run's last score to fail is missing."""
+    statement = (
+        select(image_scores.c.error)
+        .join(bench_run_results, image_scores.c.image_id == bench_run_results.c.id)
+        .where(bench_run_results.c.run_id == run_id, image_scores.c.value.is_(None))
+        .order_by(image_scores.c.scored_at.desc())
+    )
+    return connection.scalars(statement.limit(1)).first()
+
+
+def status(connection: Connection) -> list[dict[str, Any]]:
+    """Per run and engine: images, target and, for each metric, scored, missing and failed.
+
+    Failed are those whose last attempt ended in an error; missing are the rest without a value.
+    """
+    images = bench_run_results
+    counts: list[Column[Any] | ColumnElement[Any]] = [images.c.run_id, images.c.engine, func.count().label("images")]
+    counts += [func.count(value_of(name)).label(name) for name in METRICS]
+    grouped = connection.execute(select(*counts).group_by(images.c.run_id, images.c.engine)).all()
+
+    failures = connection.execute(
+        select(images.c.run_id, images.c.engine, image_scores.c.metric, func.count().cast(Integer))
+        .join(image_scores, image_scores.c.image_id == images.c.id)
+        .where(image_scores.c.value.is_(None), _FAILED)
+        # Somebody else may have filled the column since.
+        .where(or_(*(and_(image_scores.c.metric == name, value_of(name).is_(None)) for name in METRICS)))
+        .group_by(images.c.run_id, images.c.engine, image_scores.c.metric)
+    )
+    failed = {(run_id, engine, metric): count for run_id, engine, metric, count in failures}
+    known = {run.id: run for run in runs(connection)}
+    table = [
+        {
+            "run": str(row.run_id) if row.run_id else None,
+            "engine": row.engine,
+            "images": row.images,
+            "target": known[row.run_id].target if row.run_id in known else None,
+        }
+        | {
+            name: {
+                "scored": getattr(row, name),
+                "missing": row.images - getattr(row, name) - failed.get((row.run_id, row.engine, name), 0),
+                "failed": failed.get((row.run_id, row.engine, name), 0),
+            }
+            for name in METRICS
+        }
+        for row in grouped
+    ]
+    begun = {row.run_id for row in grouped}
+    nothing = {name: {"scored": 0, "missing": 0, "failed": 0} for name in METRICS}
+    table += [
+        {"run": str(run.id), "engine": run.engine, "images": 0, "target": run.target} | nothing
+        for run in known.values()
+        if run.id not in begun
+    ]
+    order = {str(run_id): place for place, run_id in enumerate(known)}
+    return sorted(table, key=lambda entry: (order.get(entry["run"], -1), entry["engine"] or ""))
+
+
+def steps(connection: Connection) -> list[dict[str, Any]]:
+    """By bucket of step counts (1–8, 9–16, …): images, mean seconds, and each metric's mean."""
+    images = bench_run_results.c
+    lowest = ((images.steps - 1) // STEPS_A_BUCKET * STEPS_A_BUCKET + 1).label("lowest")
+    means = [func.avg(value_of(name)).label(name) for name in METRICS]
+    seconds = (func.avg(images.elapsed_ms) / 1000).label("seconds")
+    rows = connection.execute(
+        select(lowest, func.count().label("images"), seconds, *means)
+        .where(images.steps.is_not(None))
+        .group_by(lowest)
+        .order_by(lowest)
+    )
+    return [
+        {"steps": f"{row.lowest}–{row.lowest + STEPS_A_BUCKET - 1}", "images": row.images}
+        | {name: None if row._mapping[name] is None else float(row._mapping[name]) for name in ("seconds", *METRICS)}
+        for row in rows
+    ]
+
+
+def newest(connection: Connection, count: int = 10) -> list[dict[str, Any]]:
+    """The rows that came last, newest first."""
+    images = bench_run_results.c
+    names = ("created_at", "engine", "steps", "guidance", "seed", "elapsed_ms", "image_path")
+    values = [value_of(name).label(name) for name in METRICS]
+    statement = select(images.id, *(images[name] for name in names), *values)
+    rows = connection.execute(statement.order_by(images.created_at.desc().nulls_last(), images.id).limit(count))
+    return [
+        dict(row) | {"id": str(row.id), "created_at": row.created_at.isoformat() if row.created_at else None}
+        for row in rows.mappings()
+    ]
+
+
+def failures(connection: Connection, limit: int | None = None) -> list[dict[str, Any]]:
+    """Scores and embeddings whose last attempt failed, with the reason; the latest first.
+
+    `given_up` are those that are not tried again until somebody asks for it.
+    """
+    images, outcome = bench_run_results.c, image_scores.c
+    lacking = or_(
+        outcome.metric == EMBEDDING,
+        *(and_(outcome.metric == name, value_of(name).is_(None)) for name in METRICS),
+        outcome.rescore.is_not(None),
+    )
+    columns = images.id, images.run_id, images.engine, images.image_path, outcome.metric, outcome.attempts
+    statement = (
+        select(*columns, outcome.error, outcome.scored_at)
+        .join(image_scores, outcome.image_id == images.id)
+        .where(_FAILED, or_(outcome.value.is_(None), outcome.rescore.is_not(None)), lacking)
+        .order_by(outcome.scored_at.desc(), images.id, outcome.metric)
+        .limit(limit)
+    )
+    return [
+        {
+            "image": str(row.id),
+            "run": str(row.run_id) if row.run_id else None,
+            "engine": row.engine,
+            "image_path": row.image_path,
+            "metric": row.metric,
+            "attempts": row.attempts,
+            "given_up": row.attempts >= MAX_ATTEMPTS,
+            "error": row.error,
+            "tried_at": row.scored_at.isoformat(),
+        }
+        for row in connection.execute(statement)
+    ]
+
+
+def strangers(connection: Connection, settings: Settings) -> dict[str, int]:
+    """By engine, the images that lack a score and that this set of models may not score."""
+    images = bench_run_results.c
+    others = ~func.coalesce(of_models(settings.models), False)
+    counted = select(images.engine, func.count()).where(lacks_a_score, others).group_by(images.engine)
+    return {engine or "unknown": count for engine, count in connection.execute(counted)}

@@ -1,0 +1,191 @@
+"""Jobs that fill holes: a run covers any batches, however scattered, where a backfill takes ranges."""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import dagster as dg
+
+from flexy_assets.execution import HEALING, end_dead_runs, sign, under_way
+from flexy_assets.partitions import seed_batches
+from flexy_assets.progress import progress
+from flexy_assets.storage import adoption, overview, queries
+from flexy_assets.sweep import assets, healing, scoring
+from flexy_assets.sweep.scoring import Scoring
+from resources.database import Database
+from resources.errors import BadInputError
+from resources.images import ImageStore
+from resources.models.registry import METRICS
+from resources.models.slot import ModelSlot
+from resources.scorers import Metric
+from resources.settings import Settings
+
+
+class Holes(dg.Config):
+    """The batches to fill; without any, whatever is missing when the step begins."""
+
+    batches: list[str] | None = None
+
+
+class Rescore(dg.Config):
+    """Which scores to compute again, of all runs or of some (their ids).
+
+    With `failed` only those that failed, which replaces nothing. Else `replaces` says how many scores will be
+    replaced, and nothing is done where it is another number.
+    """
+
+    metric: str
+    runs: list[str] = []
+    failed: bool = False
+    replaces: int = 0
+
+
+def _embed(context: dg.OpExecutionContext, work: Scoring, batches: list[str], metrics: list[str]) -> None:
+    """Embed what the batches' missing scores rest on."""
+    wanted = scoring.count(work, scoring.unembedded(work, needed_for=metrics), batches)
+    with progress("images embedded", wanted) as bar:
+        for batch, outcome in scoring.embed(work, batches, bar.update, needed_for=metrics):
+            _report(context, assets.clip_embeddings.key, batch, assets.embeddings_metadata(work, outcome))
+
+
+def _score(context: dg.OpExecutionContext, work: Scoring, metric: Metric, batches: list[str]) -> None:
+    with progress(metric.name, scoring.count(work, scoring.unscored(work, metric), batches)) as bar:
+        for batch, outcome in scoring.score(work, metric, batches, bar.update):
+            metadata = assets.scores_metadata(work.database, metric, batch, outcome)
+            _report(context, assets.key_of(metric), batch, metadata)
+
+
+def _report(context: dg.OpExecutionContext, key: dg.AssetKey, batch: str, metadata: Mapping[str, Any]) -> None:
+    context.log_event(dg.AssetMaterialization(key, partition=batch, metadata=metadata))
+
+
+def _missing(work: Scoring, metric: str) -> list[str]:
+    with work.database.begin(reading=True) as connection:
+        return list(queries.missing(connection, work.settings).get(metric, {}))
+
+
+_READING = [metric.name for metric in METRICS.values() if metric.reads]
+
+
+@dg.op(pool="gpu", out=dg.Out(dg.Nothing))
+def heal_clip_embeddings(
+    context: dg.OpExecutionContext,
+    config: Holes,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    slot: dg.ResourceParam[ModelSlot],
+    settings: dg.ResourceParam[Settings],
+) -> None:
+    """Embed the images that lack a score which is computed from embeddings."""
+    sign(context)
+    work = Scoring(database, images, slot, settings)
+    batches = config.batches
+    if batches is None:
+        batches = sorted({batch for metric in _READING for batch in _missing(work, metric)})
+    _embed(context, work, batches, _READING)
+
+
+def _healing(metric: Metric) -> dg.OpDefinition:
+    @dg.op(
+        name=f"heal_{metric.name}",
+        description=f"Fill what is missing of `{metric.name}` ({metric.label}).",
+        ins={"embedded": dg.In(dg.Nothing)} if metric.reads else {},
+        out=dg.Out(dg.Nothing),
+        pool="gpu",
+    )
+    def heal(
+        context: dg.OpExecutionContext,
+        config: Holes,
+        database: dg.ResourceParam[Database],
+        images: dg.ResourceParam[ImageStore],
+        slot: dg.ResourceParam[ModelSlot],
+        settings: dg.ResourceParam[Settings],
+    ) -> None:
+        sign(context)
+        work = Scoring(database, images, slot, settings)
+        _score(context, work, metric, _missing(work, metric.name) if config.batches is None else config.batches)
+
+    return heal
+
+
+_HEALING = {name: _healing(metric) for name, metric in METRICS.items()}
+
+
+@dg.job(name=HEALING, description="Fill every missing score, of whichever batches: one run for all metrics.")
+def heal_scores() -> None:
+    embedded = heal_clip_embeddings()
+    for name, metric in METRICS.items():
+        _HEALING[name](embedded) if metric.reads else _HEALING[name]()
+
+
+@dg.op(pool="gpu", out=dg.Out(dg.Nothing))
+def rescore(
+    context: dg.OpExecutionContext,
+    config: Rescore,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    slot: dg.ResourceParam[ModelSlot],
+    settings: dg.ResourceParam[Settings],
+) -> None:
+    """Compute scores again that are there, or that were given up; a score stays until its new one is measured."""
+    sign(context)
+    work = Scoring(database, images, slot, settings)
+    if config.metric not in METRICS:
+        raise BadInputError(f"{config.metric} is no metric: use one of {', '.join(METRICS)}")
+    metric = METRICS[config.metric]
+    try:
+        runs = [UUID(run) for run in config.runs]
+    except ValueError:
+        raise BadInputError(f"runs {config.runs} are no ids: flexy status --json names them in full") from None
+    with database.begin() as connection:
+        asked = queries.ask_again(connection, metric, runs, config.failed, settings)
+        if asked.replaced != config.replaces:
+            raise BadInputError(f"{asked.replaced} scores would be replaced, not {config.replaces}: say that number")
+    batches = _missing(work, metric.name)
+    if metric.reads:
+        _embed(context, work, batches, [metric.name])
+    _score(context, work, metric, batches)
+
+
+@dg.job(description="Compute scores again, saying how many it replaces.")
+def rescore_scores() -> None:
+    rescore()
+
+
+def request(
+    instance: dg.DagsterInstance, database: Database, images: ImageStore, settings: Settings
+) -> dg.RunRequest | dg.SkipReason:
+    """One run of `heal_scores` for every score that is missing and that no run is at, or why there is none.
+
+    Raises `BadInputError` where the table cannot be adopted or the image root is not there.
+    """
+    end_dead_runs(instance)
+    adoption.adopt(database, settings)
+    register(instance, database)
+    with database.begin(reading=True) as connection:
+        missing = queries.missing(connection, settings)
+        strangers = {} if missing else overview.strangers(connection, settings)
+    if not missing:
+        return dg.SkipReason(healing.nothing(strangers, settings.models))
+    holes = healing.holes(missing, under_way(instance))
+    if not holes:
+        return dg.SkipReason("a run is already at everything that is missing")
+    images.check()
+    return dg.RunRequest(run_config=run_config(holes), tags=healing.tags(holes, missing))
+
+
+def register(instance: dg.DagsterInstance, database: Database) -> list[str]:
+    """Make the batches that the table knows partitions that Dagster knows; returns the new ones."""
+    known = set(instance.get_dynamic_partitions(seed_batches.name or ""))
+    with database.begin(reading=True) as connection:
+        new = [batch for batch in adoption.batches(connection) if batch not in known]
+    if new:
+        instance.add_dynamic_partitions(seed_batches.name or "", new)
+    return new
+
+
+def run_config(holes: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The configuration of `heal_scores` for these batches of each metric."""
+    embedded = sorted({batch for metric in _READING for batch in holes.get(metric, ())})
+    ops = {f"heal_{name}": holes.get(name, []) for name in METRICS} | {"heal_clip_embeddings": embedded}
+    return {"ops": {op: {"config": {"batches": batches}} for op, batches in ops.items()}}

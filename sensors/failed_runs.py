@@ -1,0 +1,44 @@
+"""A run that failed is told of: in the log, and at an address the user names."""
+
+from __future__ import annotations
+
+import dagster as dg
+import requests
+
+from resources.settings import Settings
+
+
+@dg.run_failure_sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Logs every failed run and posts it as JSON to FLEXY_FAILURE_WEBHOOK, where one is set.",
+)
+def failed_runs(context: dg.RunFailureSensorContext, settings: dg.ResourceParam[Settings]) -> None:
+    """Log the failure and, where an address is set, post {"run", "job", "error", "text"} to it."""
+    run, error = context.dagster_run, _cause(context)
+    text = f"run {run.run_id[:8]} of {run.job_name} failed: {error}"
+    context.log.error(text)
+    if settings.failure_webhook:
+        answer = post(settings.failure_webhook, {"run": run.run_id, "job": run.job_name, "error": error, "text": text})
+        if answer:
+            context.log.warning(answer)
+
+
+def post(url: str, message: dict[str, str]) -> str | None:
+    """Why the message did not arrive, in words without the address; None where it did."""
+    try:
+        answer = requests.post(url, json=message, timeout=10, allow_redirects=False)
+    except requests.RequestException as error:
+        return f"the webhook could not be reached: {type(error).__name__}: check FLEXY_FAILURE_WEBHOOK"
+    return None if answer.ok else f"the webhook answered {answer.status_code}: check FLEXY_FAILURE_WEBHOOK"
+
+
+def _cause(context: dg.RunFailureSensorContext) -> str:
+    """The first step's error in one line; a run that died has none."""
+    for event in context.get_step_failure_events():
+        error = event.step_failure_data.error
+        while error is not None and error.cause is not None:
+            error = error.cause
+        if error is not None:
+            return " ".join(error.message.split())
+    return " ".join((context.failure_event.message or "no reason is recorded").split())

@@ -1,0 +1,22 @@
+"""After scores were filled: tables, CSV and report anew."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from flexy_assets.sweep import jobs
+
+results = dg.define_asset_job("results", selection=dg.AssetSelection.groups("results"))
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    monitored_jobs=[jobs.heal_scores, jobs.rescore_scores],
+    request_job=results,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Makes the tables, the CSV and the report again when missing scores have been filled.",
+)
+def fresh_results(context: dg.RunStatusSensorContext) -> dg.RunRequest:
+    """One run of the results for each run that filled scores."""
+    return dg.RunRequest(run_key=context.dagster_run.run_id)

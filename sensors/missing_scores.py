@@ -1,0 +1,39 @@
+"""Every night, the scores that are missing."""
+
+from __future__ import annotations
+
+import dagster as dg
+from dagster._utils.schedules import is_valid_cron_schedule
+
+from flexy_assets.sweep import jobs
+from resources.database import Database
+from resources.errors import BadInputError
+from resources.images import ImageStore
+from resources.settings import Settings
+
+
+def missing_scores(settings: Settings) -> dg.ScheduleDefinition:
+    """At the user's cron line: one run that fills every hole there is, unless one is at it.
+
+    Raises `BadInputError` for a cron line that cannot be read.
+    """
+    if not is_valid_cron_schedule(settings.nightly):
+        raise BadInputError(f"FLEXY_NIGHTLY={settings.nightly} is no cron line: write one as in '0 2 * * *'")
+
+    @dg.schedule(
+        name="missing_scores",
+        job=jobs.heal_scores,
+        cron_schedule=settings.nightly,
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Finds the scores that are missing, whatever their scatter, and fills them in one run.",
+    )
+    def schedule(
+        context: dg.ScheduleEvaluationContext,
+        database: dg.ResourceParam[Database],
+        images: dg.ResourceParam[ImageStore],
+        settings: dg.ResourceParam[Settings],
+    ) -> dg.RunRequest | dg.SkipReason:
+        return jobs.request(context.instance, database, images, settings)
+
+    return schedule

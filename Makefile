@@ -20,17 +20,25 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 endif
 
-.PHONY: demo test ui lint lock references clean
+.PHONY: demo test ui up apart lint lock references clean
 
 demo: $(VENV)/.installed
 	$(BIN)/flexy demo
 
-ui: $(VENV)/.installed
+# The file server does not hear a Ctrl-C: the shell stays to end it.
+ui up: $(VENV)/.installed
 	@mkdir -p $(FLEXY_DAGSTER_STORAGE) $(FLEXY_HOME)/assets
 	@echo "Dagster: http://$(HOST):$(PORT)   report, CSV and tables: http://$(HOST):$(FILES_PORT)"
 	@$(BIN)/python -m http.server --bind $(HOST) --directory $(FLEXY_HOME)/assets $(FILES_PORT) >/dev/null 2>&1 & \
-		files=$$!; trap "kill $$files" EXIT; \
+		files=$$!; trap "kill $$files" EXIT; trap : INT; \
 		$(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
+
+# `up` is `ui` with Dagster's bookkeeping in Postgres: see deploy/README.md.
+up: export DAGSTER_HOME := $(CURDIR)/deploy/postgres
+up: apart
+
+apart: $(VENV)/.installed
+	@$(BIN)/python deploy/postgres/check.py
 
 test: $(VENV)/.installed $(VENV)/references/.installed
 	$(BIN)/pytest

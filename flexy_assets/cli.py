@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
@@ -112,29 +113,74 @@ def sweep_run(run: str) -> dict[str, Any]:
 
 
 @main.command()
+@click.option("--failed", is_flag=True, help="Also each score that failed, with its reason.")
 @_command
-def status() -> dict[str, Any]:
-    """Per run and engine: images, target and, for each metric, scored, missing and failed."""
-    from flexy_assets.storage import overview, queries
+def status(failed: bool) -> dict[str, Any]:
+    """Totals; per metric, run and steps what is scored, missing and failed; and the newest images."""
+    from flexy_assets.storage import overview
     from flexy_assets.storage.migrate import migrate
+    from flexy_assets.sweep import status
 
     database = _database()
     migrate(database)
     with database.begin(reading=True) as connection:
-        table = overview.status(connection)
-    lines = [f"{'run':8}  {'engine':16}  {'images':>13}  " + "  ".join(f"{m:>24}" for m in queries.METRICS)]
-    for entry in table:
-        counts = (entry[metric] for metric in queries.METRICS)
-        cells = (
-            f"{c['scored']} scored {c['missing']} missing" + (f" {c['failed']} failed" if c["failed"] else "")
-            for c in counts
-        )
-        images = f"{entry['images']}/{entry['target'] if entry['target'] is not None else '?'}"
-        lines.append(
-            f"{(entry['run'] or '?')[:8]:8}  {entry['engine'] or '?':16}  {images:>13}  "
-            + "  ".join(f"{c:>24}" for c in cells)
-        )
-    return {"runs": table, "text": "\n".join(lines) if table else "no runs yet: flexy demo, or flexy sweep new"}
+        found = overview.status(connection, Settings.read())
+        if failed:
+            found["failures"] = overview.failures(connection)
+    tables = status.tables(found) | ({"failures": found["failures"]} if failed else {})
+    shown = [f"{name}\n{status.text(table)}" for name, table in tables.items() if table]
+    if not found["runs"]:
+        return found | {"text": "no runs yet: flexy demo, or flexy sweep new"}
+    return found | {"text": "\n\n".join([status.summary(found), *shown])}
+
+
+@main.command()
+@_command
+def heal() -> dict[str, Any]:
+    """Fill every score that is missing, as the nightly schedule does; then the tables and the report."""
+    import dagster as dg
+
+    from flexy_assets.execution import dagster_instance
+    from flexy_assets.sweep import jobs
+    from resources.images import ImageStore
+
+    settings = Settings.read()
+    with dagster_instance(settings) as instance:
+        request = jobs.request(instance, _database(), ImageStore(settings.images), settings)
+        if isinstance(request, dg.SkipReason):
+            return {"scores_computed": 0, "text": request.skip_message}
+        return _filled(instance, jobs.heal_scores.name, request.run_config)
+
+
+@main.command()
+@click.argument("metric")
+@click.argument("runs", nargs=-1)
+@click.option("--failed", is_flag=True, help="Only scores that failed: try them again. Nothing is replaced.")
+@click.option("--replace", type=int, help="How many scores are to be replaced; nothing is done without that number.")
+@_command
+def rescore(metric: str, runs: tuple[str, ...], failed: bool, replace: int | None) -> dict[str, Any]:
+    """Compute METRIC again, of RUNS or of all: a score stays until its new one is measured."""
+    from flexy_assets.execution import dagster_instance
+    from flexy_assets.storage import queries
+    from flexy_assets.sweep import jobs
+
+    if metric not in queries.METRICS:
+        raise BadInputError(f"{metric!r} is no metric: use one of {', '.join(queries.METRICS)}")
+    settings, wanted = Settings.read(), [_run(run).id for run in runs]
+    database = _database()
+    jobs.adopt(database, settings)
+    with database.begin(reading=True) as connection:
+        known = queries.METRICS[metric]
+        asked = queries.ask_again(connection, known, wanted, failed, settings, only_count=True)
+    counts = {"replaces": asked.replaced, "retries": asked.retried}
+    if asked.replaced != (replace or 0):
+        text = f"would replace {asked.replaced} scores of {metric} and try {asked.retried} failed ones again"
+        if replace is not None:
+            raise BadInputError(f"{text}, not {replace}: say --replace {asked.replaced}")
+        return counts | {"scores_computed": 0, "text": f"{text}: say --replace {asked.replaced}"}
+    config = {"metric": metric, "runs": [str(run) for run in wanted], "failed": failed, "replaces": asked.replaced}
+    with dagster_instance(settings) as instance:
+        return counts | _filled(instance, jobs.rescore_scores.name, {"ops": {"rescore": {"config": config}}})
 
 
 @main.command()
@@ -247,7 +293,7 @@ def _find(name: str) -> dict[str, Any]:
 
 def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
     """Materialise everything below `sweep_plan` for a run's batches, then the tables and the report."""
-    from flexy_assets.execution import dagster_instance, ranges, run_assets
+    from flexy_assets.execution import dagster_instance, failures, ranges, run_assets, run_job
     from flexy_assets.storage import overview
     from flexy_assets.sweep import assets
 
@@ -263,17 +309,10 @@ def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
             images += _added(result, "generated_images")
             failed += _last_failures(result)
             scores += sum(_added(result, asset.op.name) for asset in assets.SCORES)
-        results = (
-            assets.sweep_scores,
-            assets.sweep_csv,
-            assets.metric_correlations,
-            assets.sweep_regression,
-            assets.sweet_spots,
-            assets.sweep_report,
-        )
-        run_assets(instance, _definitions(), results)
+        if broken := failures(run_job(instance, _definitions(), "results")):
+            raise FlexyError("; ".join(broken))
     with database.begin(reading=True) as connection:
-        entry = next(e for e in overview.status(connection) if e["run"] == plan["run"])
+        entry = next(e for e in overview.by_run(connection) if e["run"] == plan["run"])
     return entry | {
         "images_made": images,
         "scores_computed": scores,
@@ -281,6 +320,25 @@ def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
         "report": str(settings.tables / "sweep_report.html"),
         "image_failures": failed,
     }
+
+
+def _filled(instance: Any, job: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a job that fills scores, then the results; says how many it filled and what went wrong."""
+    from flexy_assets.execution import failures, run_job
+    from flexy_assets.sweep import assets
+
+    result = run_job(instance, _definitions(), job, config)
+    keys = {assets.key_of(metric).to_user_string(): name for name, metric in assets.METRICS.items()}
+    filled: Counter[str] = Counter()
+    for event in result.get_asset_materialization_events():
+        materialization = event.step_materialization_data.materialization
+        name = keys.get(materialization.asset_key.to_user_string())
+        if name:
+            filled[name] += assets.counts(materialization.metadata)
+    failed = failures(result) or failures(run_job(instance, _definitions(), "results"))
+    each = ", ".join(f"{count} {name}" for name, count in filled.items() if count)
+    text = f"{filled.total()} scores computed" + (f": {each}" if each else "")
+    return {"scores_computed": filled.total(), "filled": dict(filled), "text": text, "failed": "; ".join(failed)}
 
 
 def _last_failures(result: Any) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dagster as dg
 
 import sensors
+from flexy_assets.execution import signed
 from flexy_assets.sweep import assets as sweep
-from flexy_assets.sweep import jobs
+from flexy_assets.sweep import checks, jobs
 from resources.database import Database
 from resources.images import ImageStore
 from resources.models.slot import ModelSlot
@@ -17,15 +18,16 @@ settings = Settings.read()
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules([sweep]),
-    jobs=[jobs.heal_scores, jobs.rescore_scores],
+    asset_checks=dg.load_asset_checks_from_modules([checks]),
+    jobs=[jobs.heal_scores, jobs.rescore_scores, jobs.results],
     schedules=sensors.schedules(settings),
-    sensors=sensors.sensors(),
+    sensors=sensors.sensors(settings),
     resources={
         "settings": settings,
         "database": Database(settings.database_url),
         "images": ImageStore(settings.images),
         "slot": ModelSlot(),
-        "io_manager": ParquetTables(settings.tables),
+        "io_manager": signed(ParquetTables(settings.tables)),
     },
     # One process runs a run's steps one after another, so that a model is loaded once for all batches.
     executor=dg.in_process_executor,

@@ -16,6 +16,7 @@ from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_START_TAG,
     PARTITION_NAME_TAG,
 )
+from dagster._utils.error import SerializableErrorInfo
 
 from flexy_assets.partitions import seed_batches
 from resources.database import told_of
@@ -27,6 +28,9 @@ PROJECT = Path(__file__).parent.parent
 
 HEALING = "heal_scores"
 """The job that fills holes."""
+
+QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""The command prints its own lines, not Dagster's."""
 
 PROCESS_TAG = "flexy/process"
 """The process a run is made by: host, number and start."""
@@ -50,7 +54,12 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     ended = []
     open_runs = instance.get_runs(
         dg.RunsFilter(
-            statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.NOT_STARTED]
+            statuses=[
+                dg.DagsterRunStatus.NOT_STARTED,
+                dg.DagsterRunStatus.STARTING,
+                dg.DagsterRunStatus.STARTED,
+                dg.DagsterRunStatus.CANCELING,
+            ]
         )
     )
     for run in open_runs:
@@ -58,26 +67,31 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         # A run that was started again bears its parent's tags until it signs its own.
         if process and (not run.parent_run_id or run.run_id in process) and not _alive(process):
             instance.report_run_failed(run, "its process was killed; what it had committed stays, run it again")
-            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             ended.append(run.run_id)
+    # Also of runs whose end Dagster has seen itself: it would keep their slots a while longer.
+    for run_id in instance.event_log_storage.get_concurrency_run_ids():
+        holder = instance.get_run_by_id(run_id)
+        if holder is None or (holder.is_finished and not _alive(holder.tags.get(PROCESS_TAG))):
+            instance.event_log_storage.free_concurrency_slots_for_run(run_id)
     return ended
 
 
-def _alive(process: str) -> bool:
+def _alive(process: str | None) -> bool:
     """Whether the process a run is tagged with is there; one of another machine is taken to be."""
+    if process is None:
+        return False
     host, pid, start, *_ = process.split("/")
-    return host != socket.gethostname() or start == _start(int(pid))
+    return host != socket.gethostname() or _start(int(pid)) in (start, "")
 
 
 def _start(pid: int) -> str | None:
-    """When a process began, None where there is none: its number alone is given out again in time."""
+    """When a process began: its number alone is given out again in time. None where there is none, "" if unknown."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
         return None if state == "Z" else fields[18]
     except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self").exists():
-            return None
-    # Other systems tell only whether the number is in use.
+        pass
+    # Other systems, and those that hide others' processes, tell only whether the number is in use.
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -91,9 +105,20 @@ def process_tag() -> str:
     return f"{socket.gethostname()}/{os.getpid()}/{_start(os.getpid())}"
 
 
-def sign(context: dg.OpExecutionContext | dg.AssetExecutionContext) -> None:
-    """Tell in the run's tags which process makes it, so that its death is noticed and its pool slot comes free."""
-    context.instance.add_run_tags(context.run_id, {PROCESS_TAG: f"{process_tag()}/{context.run_id}"})
+def signed(tables: dg.IOManager) -> dg.IOManagerDefinition:
+    """The IO manager; a run sets it up before all else, and in its tags there signs which process makes it.
+
+    So its death is noticed, and its pool slot comes free, whatever it was at.
+    """
+
+    @dg.io_manager
+    def io_manager(context: dg.InitResourceContext) -> dg.IOManager:
+        if context.instance and context.run_id:
+            tag = f"{process_tag()}/{context.run_id}"
+            context.instance.add_run_tags(context.run_id, {PROCESS_TAG: tag})
+        return tables
+
+    return io_manager
 
 
 def under_way(instance: dg.DagsterInstance) -> dict[str, set[str]]:
@@ -135,11 +160,13 @@ def run_assets(
     tags = {PROCESS_TAG: process_tag()}
     if batches:
         tags |= {ASSET_PARTITION_RANGE_START_TAG: batches[0], ASSET_PARTITION_RANGE_END_TAG: batches[1]}
-    run_config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    run_config: dict[str, Any] = dict(QUIET)
     if config:
         run_config["ops"] = {asset.op.name: {"config": dict(config)} for asset in assets}
+    # Without the checks, which look at the whole table: they come once, with the results.
+    alone = dg.Definitions(assets=definitions.assets, resources=definitions.resources)
     try:
-        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        return alone.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=instance,
             asset_selection=[asset.key for asset in assets],
             run_config=run_config,
@@ -148,6 +175,39 @@ def run_assets(
         )
     except dg.DagsterExecutionInterruptedError:
         raise KeyboardInterrupt from None
+
+
+def run_job(
+    instance: dg.DagsterInstance, definitions: dg.Definitions, name: str, config: Mapping[str, Any] | None = None
+) -> dg.ExecuteInProcessResult:
+    """One run of a job; a step that fails does not stop those that need nothing of it. See `failures`.
+
+    An interruption is raised as KeyboardInterrupt.
+    """
+    result = definitions.resolve_job_def(name).execute_in_process(
+        instance=instance,
+        run_config=QUIET | dict(config or {}),
+        tags={PROCESS_TAG: process_tag()},
+        raise_on_error=False,
+    )
+    if result.dagster_run.status == dg.DagsterRunStatus.CANCELED:
+        raise KeyboardInterrupt
+    return result
+
+
+def failures(result: dg.ExecuteInProcessResult) -> list[str]:
+    """Why steps of a run failed, each in one line."""
+    return [cause(event.step_failure_data.error) for event in result.filter_events(lambda e: e.is_step_failure)]
+
+
+def cause(error: SerializableErrorInfo | None) -> str:
+    """What was wrong in the first place, in one line and without the exception's name."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    if error is None:
+        return "no reason is recorded"
+    message = " ".join(error.message.split())
+    return message.partition(f"{error.cls_name}: ")[2] or message
 
 
 def ranges(wanted: Sequence[str], keys: Sequence[str]) -> list[tuple[str, str]]:

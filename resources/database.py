@@ -56,7 +56,8 @@ class Database:
                 event.listen(engine, "connect", _prepare_sqlite)
                 event.listen(engine, "begin", _begin_sqlite)
             else:
-                engine = create_engine(self.url, pool_pre_ping=True)
+                # Many small statements go in one message: row by row each would wait for its answer.
+                engine = create_engine(self.url, pool_pre_ping=True, executemany_mode="values_plus_batch")
         except (NoSuchModuleError, ImportError, OSError, ValueError) as error:
             raise BadInputError(f"cannot use {self}: {_first_line(error)}: check FLEXY_DATABASE_URL") from None
         return engine

@@ -6,19 +6,22 @@ import errno
 import hashlib
 import io
 import os
+import re
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resources.errors import BadInputError, FlexyError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+T = TypeVar("T")
 
 KEPT_BYTES = 2_000_000_000
 """How much `read_for` keeps: two thousand and more pictures of 512 × 512."""
@@ -50,14 +53,27 @@ class ImageStore:
             return None
         import fsspec
 
-        return fsspec.core.url_to_fs(self.root)
+        try:
+            return fsspec.core.url_to_fs(self.root)
+        # What a file system raises where its package, its server or the rights are missing is its own.
+        except Exception as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> BadInputError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return BadInputError(f"the image root {self} cannot be used: {reason}: check FLEXY_IMAGES")
+
+    def __str__(self) -> str:
+        """The root without a password."""
+        return re.sub("(://[^/@]*:)[^/@]*@", r"\1***@", self.root)
 
     def _locate(self, path: str) -> str:
-        parts = PurePosixPath(path)
-        # A folder's own full path may stand before; what it leads to is seen below.
-        absolute = parts.is_absolute() and (self._remote or not parts.is_relative_to(Path(self.root).absolute()))
-        if absolute or ".." in parts.parts or not parts.parts or "\\" in path:
-            raise UnreadableImageError(f"image path {path!r} leads outside the image root {self.root}")
+        parts = PurePosixPath(path or "")  # a row may have none
+        if not parts.parts:
+            raise UnreadableImageError("no image path is recorded")
+        # A folder's own full path may stand before; what that leads to is seen below.
+        if (parts.is_absolute() and self._remote) or ".." in parts.parts or "\\" in path:
+            raise UnreadableImageError(f"image path {path!r} leads outside the image root {self}")
         if self._remote:
             return f"{self._remote[1]}/{parts}"
         located = Path(self.root, parts)
@@ -66,14 +82,18 @@ class ImageStore:
         except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL in the name
             inside = False
         if not inside:
-            raise UnreadableImageError(f"image path {path!r} leads outside the image root {self.root}")
+            raise UnreadableImageError(f"image path {path!r} leads outside the image root {self}")
         return str(located)
 
     def check(self) -> None:
         """Raises `BadInputError` where the root is not there: every picture would look lost."""
-        there = self._remote[0].exists(self._remote[1]) if self._remote else Path(self.root).is_dir()
+        remote = self._remote
+        try:
+            there = remote[0].exists(remote[1]) if remote else Path(self.root).is_dir()
+        except Exception as error:
+            raise self._unusable(error) from error
         if not there:
-            raise BadInputError(f"the image root {self.root} is not there: set FLEXY_IMAGES to where the images lie")
+            raise BadInputError(f"the image root {self} is not there: set FLEXY_IMAGES to where the images lie")
 
     def write(self, path: str, image: Image) -> str:
         """Write `image` as PNG, whole or not at all, and return its SHA-256.
@@ -136,6 +156,20 @@ class ImageStore:
         except Exception as error:
             raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
 
+    def verify(self, path: str, sha256: str | None = None) -> None:
+        """See that the file at `path` is there and, with `sha256`, as recorded; nothing is decoded.
+
+        Raises `UnreadableImageError` with the reason.
+        """
+        located = self._locate(path)
+        try:
+            with self._remote[0].open(located) if self._remote else Path(located).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest() if sha256 else None
+        except OSError as error:
+            raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
+        if sha256 and found != sha256:
+            raise UnreadableImageError(f"image {located} is not the one recorded: its SHA-256 differs")
+
     def read_for(self, reader: str, readers: Collection[str], path: str, sha256: str | None = None) -> Image:
         """`read` for one of several `readers`, each of which wants the picture: it is decoded for the first.
 
@@ -160,15 +194,24 @@ class ImageStore:
 
     def read_many(self, files: Sequence[tuple[str, str | None]]) -> list[Image | UnreadableImageError]:
         """The pictures at (path, sha256) pairs, decoded in parallel; an error stands in an unreadable one's place."""
+        return _in_parallel(self.read, files)
 
-        def one(file: tuple[str, str | None]) -> Image | UnreadableImageError:
-            try:
-                return self.read(*file)
-            except UnreadableImageError as error:
-                return error
+    def verify_many(self, files: Sequence[tuple[str, str | None]]) -> list[UnreadableImageError | None]:
+        """`verify` of (path, sha256) pairs, in parallel; an error where the file is not as recorded."""
+        return _in_parallel(self.verify, files)
 
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            return list(pool.map(one, files))
+
+def _in_parallel(
+    function: Callable[[str, str | None], T], files: Sequence[tuple[str, str | None]]
+) -> list[T | UnreadableImageError]:
+    def one(file: tuple[str, str | None]) -> T | UnreadableImageError:
+        try:
+            return function(*file)
+        except UnreadableImageError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        return list(pool.map(one, files))
 
 
 def _bytes(picture: Image) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +28,12 @@ class Settings:
 
     For a table that was there before: `prompt_column` is where its prompts are, COLUMN or TABLE.COLUMN, and
     `batch_size` how many of its images make a batch. `nightly` is the cron line at which missing scores are
-    looked for, in `timezone`; with `score_new` new rows are scored as they come. `failure_webhook` is told of
-    failed runs; it is as good as a password, so it is never shown.
+    looked for, in `timezone`; new rows are looked for every `watch_seconds`, and with `score_new` scored as they
+    come. `failure_webhook` is told of failed runs; it is as good as a password, so it is never shown.
     """
 
     home: Path
-    database_url: str
+    database_url: str = field(repr=False)
     images: str
     models: str
     files_url: str
@@ -44,6 +45,7 @@ class Settings:
     nightly: str = "0 2 * * *"
     timezone: str = "UTC"
     score_new: bool = False
+    watch_seconds: int = 60
     failure_webhook: str = field(default="", repr=False)
 
     @property
@@ -79,6 +81,7 @@ class Settings:
             nightly=environment.get("FLEXY_NIGHTLY") or "0 2 * * *",
             timezone=_timezone(environment.get("FLEXY_TIMEZONE") or "UTC"),
             score_new=_switch("FLEXY_SCORE_NEW", environment.get("FLEXY_SCORE_NEW") or "0"),
+            watch_seconds=_seconds(environment.get("FLEXY_WATCH_SECONDS") or "60"),
             failure_webhook=_webhook(environment.get("FLEXY_FAILURE_WEBHOOK") or ""),
         )
 
@@ -97,8 +100,14 @@ def _column(name: str) -> tuple[str, str] | None:
 
 
 def _batch_size(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 10_000:
         raise BadInputError(f"FLEXY_BATCH_SIZE={text} is out of bounds: use 1 to 10000 images a batch")
+    return int(text)
+
+
+def _seconds(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) < 1:
+        raise BadInputError(f"FLEXY_WATCH_SECONDS={text} is out of bounds: use 1 to 99999 seconds")
     return int(text)
 
 
@@ -119,7 +128,7 @@ def _switch(variable: str, text: str) -> bool:
 def _webhook(url: str) -> str:
     try:
         parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.split() == [url]
     except ValueError:
         sound = False
     if url and not sound:

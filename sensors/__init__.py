@@ -12,8 +12,8 @@ from sensors.missing_scores import missing_scores
 from sensors.new_images import new_images
 
 
-def sensors() -> list[dg.SensorDefinition]:
-    return [new_images, dead_runs, failed_runs, fresh_results]
+def sensors(settings: Settings) -> list[dg.SensorDefinition]:
+    return [new_images(settings), dead_runs, failed_runs, fresh_results]
 
 
 def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:

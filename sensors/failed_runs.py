@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 import requests
 
+from flexy_assets.execution import cause
 from resources.settings import Settings
 
 
@@ -30,15 +31,15 @@ def post(url: str, message: dict[str, str]) -> str | None:
         answer = requests.post(url, json=message, timeout=10, allow_redirects=False)
     except requests.RequestException as error:
         return f"the webhook could not be reached: {type(error).__name__}: check FLEXY_FAILURE_WEBHOOK"
-    return None if answer.ok else f"the webhook answered {answer.status_code}: check FLEXY_FAILURE_WEBHOOK"
+    return (
+        None
+        if 200 <= answer.status_code < 300
+        else f"the webhook answered {answer.status_code}: check FLEXY_FAILURE_WEBHOOK"
+    )
 
 
 def _cause(context: dg.RunFailureSensorContext) -> str:
     """The first step's error in one line; a run that died has none."""
     for event in context.get_step_failure_events():
-        error = event.step_failure_data.error
-        while error is not None and error.cause is not None:
-            error = error.cause
-        if error is not None:
-            return " ".join(error.message.split())
+        return cause(event.step_failure_data.error)
     return " ".join((context.failure_event.message or "no reason is recorded").split())

@@ -6,13 +6,11 @@ import dagster as dg
 
 from flexy_assets.sweep import jobs
 
-results = dg.define_asset_job("results", selection=dg.AssetSelection.groups("results"))
-
 
 @dg.run_status_sensor(
     run_status=dg.DagsterRunStatus.SUCCESS,
     monitored_jobs=[jobs.heal_scores, jobs.rescore_scores],
-    request_job=results,
+    request_job=jobs.results,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Makes the tables, the CSV and the report again when missing scores have been filled.",

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import dagster as dg
 
-from flexy_assets.storage import adoption
+from flexy_assets.storage.adoption import adopt
 from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.images import ImageStore
 from resources.settings import Settings
 
 
-@dg.sensor(
-    job=jobs.heal_scores,
-    minimum_interval_seconds=60,
-    default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Gives new rows a seed batch; with FLEXY_SCORE_NEW=1 they are scored at once, not at night.",
-)
-def new_images(
-    context: dg.SensorEvaluationContext,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    settings: dg.ResourceParam[Settings],
-) -> dg.RunRequest | dg.SkipReason:
+def new_images(settings: Settings) -> dg.SensorDefinition:
     """New rows become seed batches and, if the user wants, a run."""
-    if settings.score_new:
-        return jobs.request(context.instance, database, images, settings)
-    rows = adoption.adopt(database, settings)
-    new = jobs.register(context.instance, database)
-    if not new and not rows:
-        return dg.SkipReason("no new rows")
-    return dg.SkipReason(f"{rows} new rows, {len(new)} new batches; their scores are filled at night")
+
+    @dg.sensor(
+        name="new_images",
+        job=jobs.heal_scores,
+        minimum_interval_seconds=settings.watch_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Gives new rows a seed batch; with FLEXY_SCORE_NEW=1 they are scored at once, not at night.",
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext,
+        database: dg.ResourceParam[Database],
+        images: dg.ResourceParam[ImageStore],
+        settings: dg.ResourceParam[Settings],
+    ) -> dg.RunRequest | dg.SkipReason:
+        if settings.score_new:
+            return jobs.request(context.instance, database, images, settings)
+        rows = adopt(database, settings)
+        new = jobs.register(context.instance, database)
+        if not new and not rows:
+            return dg.SkipReason("no new rows")
+        return dg.SkipReason(f"{rows} new rows, {len(new)} new batches; their scores are filled at night")
+
+    return sensor

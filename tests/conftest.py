@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from click.testing import CliRunner, Result
 
+from flexy_assets.cli import main
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
@@ -28,6 +31,8 @@ from resources.database import Database
 # Tests run beside each other; threads that wait for each other's cores are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+ROOT = Path(__file__).parent.parent
+Flexy = Callable[..., Result]
 Adder = Callable[..., list[UUID]]
 RUN = UUID("4b7193fd-0000-4000-8000-000000000000")
 BATCH = "4b7193fd_0000"
@@ -43,14 +48,30 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@dataclass(frozen=True)
+@pytest.fixture
+def flexy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flexy:
+    """The command, run in this process, on a home of the test's own."""
+    # Set, so that what the command itself sets by default is undone with them.
+    monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
+    monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))
+
+    def flexy(*arguments: str) -> Result:
+        # The definitions read the settings as they are loaded.
+        monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
+        return CliRunner().invoke(main, arguments, prog_name="flexy")
+
+    return flexy
+
+
+@dataclass
 class PostgresServer:
-    """A running server: trusted over its socket, by password over TCP."""
+    """A server in a folder of its own: trusted over its socket, by password over TCP."""
 
     programs: Path
     folder: Path
     port: int
     password: str
+    _process: subprocess.Popen[bytes] | None = None
 
     def url(self, name: str) -> str:
         return f"postgresql://flexy:{self.password}@127.0.0.1:{self.port}/{name}"
@@ -67,6 +88,65 @@ class PostgresServer:
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
 
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def _whom(self) -> dict[str, Any]:
+        """Postgres refuses to run as root."""
+        return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+
+    def create(self) -> None:
+        if self._whom:
+            shutil.chown(self.folder, "postgres", "postgres")
+        secret = self.folder / "password"
+        secret.write_text(self.password)
+        secret.chmod(0o644)
+        access = ["--auth-local=trust", "--auth-host=scram-sha-256", "--username=flexy", f"--pwfile={secret}"]
+        command = [self.programs / "initdb", "--no-sync", "--encoding=UTF8", "--locale=C", *access]
+        with self.log.open("ab") as log:
+            where = {"cwd": self.folder, "stdout": log, "stderr": log} | self._whom
+            made = subprocess.run([*command, "-D", self.folder / "data"], timeout=120, **where)
+        assert made.returncode == 0, self.log.read_text()
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        options = [
+            f"-k{self.folder}",
+            f"-p{self.port}",
+            *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "full_page_writes=off"),
+        ]
+        command = [self.programs / "postgres", "-D", self.folder / "data", *options]
+        with self.log.open("ab") as log:
+            where = {"cwd": self.folder, "stdout": log, "stderr": log} | self._whom
+            self._process = subprocess.Popen(command, **where)
+        deadline = time.monotonic() + 60
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the private Postgres did not start:\n{self.log.read_text()}")
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        import psycopg2
+
+        try:
+            psycopg2.connect(self.url("postgres")).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """A fast shutdown: sessions are ended, data is flushed."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
@@ -81,41 +161,13 @@ def postgres_server() -> Iterator[PostgresServer]:
         return
     # /tmp by name: a socket's path is at most 107 bytes, and the postgres user must be able to enter it.
     folder = Path(tempfile.mkdtemp(prefix="flexy-postgres-", dir="/tmp"))
-    # Postgres refuses to run as root.
-    whom: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        whom = {"user": "postgres", "group": "postgres", "extra_groups": []}
-        shutil.chown(folder, "postgres", "postgres")
     server = PostgresServer(programs, folder, _free_port(), secrets.token_hex(8))
-    secret = folder / "password"
-    secret.write_text(server.password)
-    secret.chmod(0o644)
-    process = None
-    log = (folder / "log").open("wb")
     try:
-        access = ["--auth-local=trust", "--auth-host=scram-sha-256", "--username=flexy", f"--pwfile={secret}"]
-        initdb = [programs / "initdb", "--no-sync", "--encoding=UTF8", "--locale=C", *access, "-D", folder / "data"]
-        made = subprocess.run(initdb, cwd=folder, stdout=log, stderr=log, timeout=120, **whom)
-        assert made.returncode == 0, (folder / "log").read_text()
-        options = [
-            f"-k{folder}",
-            f"-p{server.port}",
-            *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "full_page_writes=off"),
-        ]
-        process = subprocess.Popen(
-            [programs / "postgres", "-D", folder / "data", *options], cwd=folder, stdout=log, stderr=log, **whom
-        )
-        _wait_until_it_answers(server, process)
+        server.create()
+        server.start()
         yield server
     finally:
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGINT)  # a fast shutdown: sessions are ended, data is flushed
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        log.close()
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -132,20 +184,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _wait_until_it_answers(server: PostgresServer, process: subprocess.Popen[bytes]) -> None:
-    import psycopg2
-
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            psycopg2.connect(server.url("postgres")).close()
-            return
-        except psycopg2.OperationalError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the private Postgres did not start:\n{(server.folder / 'log').read_text()}")
-            time.sleep(0.05)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

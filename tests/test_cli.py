@@ -12,31 +12,15 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from flexy_assets.cli import main
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from resources.settings import Settings
+from tests.conftest import Flexy
 
 ROOT = Path(__file__).parent.parent
-Flexy = Callable[..., Result]
-
-
-@pytest.fixture
-def flexy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flexy:
-    """The command, run in this process, on a home of the test's own."""
-    # Set, so that what the command itself sets by default is undone with them.
-    monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
-    monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))
-
-    def flexy(*arguments: str) -> Result:
-        # The definitions read the settings as they are loaded.
-        monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
-        return CliRunner().invoke(main, arguments, prog_name="flexy")
-
-    return flexy
 
 
 def process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -292,7 +276,9 @@ def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, 
     assert json.loads(run.stdout) == entry | made | files | {"image_failures": []}
 
     status = flexy("status", "--json")
-    assert json.loads(status.stdout) == {"runs": [entry]}
+    found = json.loads(status.stdout)
+    assert set(found) == {"totals", "metrics", "runs", "steps", "newest", "left_alone"}
+    assert (found["totals"], found["runs"]) == ({"images": 2, "runs": 1, "complete": 2}, [entry])
 
     out = home / "out.csv"
     export = flexy("export", plan["run"], "--out", str(out), "--json")
@@ -303,7 +289,7 @@ def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, 
 
 def test_status_counts_scored_missing_and_failed_apart(flexy: Flexy) -> None:
     assert "no runs yet" in flexy("status").stdout
-    assert json.loads(flexy("status", "--json").stdout) == {"runs": []}
+    assert json.loads(flexy("status", "--json").stdout)["runs"] == []
     run = UUID(planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "5", "--json")))
     ids = [UUID(int=n) for n in range(3)]
     rows = [{"id": i, "run_id": run, "engine": "mini_sdxl", "batch": "b", "prompt": "a fox"} for i in ids]
@@ -315,4 +301,11 @@ def test_status_counts_scored_missing_and_failed_apart(flexy: Flexy) -> None:
     assert (entry["images"], entry["target"]) == (3, 5)
     assert entry["clip_score"] == {"scored": 1, "missing": 1, "failed": 1}
     assert entry["hps_v2_score"] == {"scored": 0, "missing": 3, "failed": 0}
-    assert "1 scored 1 missing 1 failed" in flexy("status").stdout
+    shown = flexy("status").stdout
+    assert "3 images in 1 runs, 0 of them with all 4 scores" in shown
+    assert f"{run.hex[:8]}  mini_sdxl       3   5  1/3, 1 failed  0/3" in shown
+    assert "clip_score            1        1       1" in shown
+    (failure,) = json.loads(flexy("status", "--failed", "--json").stdout)["failures"]
+    assert (failure["image"], failure["metric"], failure["error"]) == (str(ids[1]), "clip_score", "the file is gone")
+    assert (failure["attempts"], failure["given_up"]) == (1, False)
+    assert "the file is gone" in flexy("status", "--failed").stdout

@@ -110,7 +110,8 @@ def test_every_asset_says_what_it_is(defs: dg.Definitions) -> None:
 def test_no_asset_is_kept_by_pickling(defs: dg.Definitions) -> None:
     for asset in defs.resolve_asset_graph().assets_defs:
         for key in asset.keys:
-            manager = (defs.resources or {})[asset.get_io_manager_key_for_asset_key(key)]
+            made = (defs.resources or {})[asset.get_io_manager_key_for_asset_key(key)]
+            manager = made(dg.build_init_resource_context())
             assert isinstance(manager, ParquetTables), f"{key.to_user_string()} is kept by {type(manager).__name__}"
 
 

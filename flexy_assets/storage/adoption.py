@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import Connection, func, select, update
 
-from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.migrate import IMPATIENT, check_rights, migrate
 from flexy_assets.storage.tables import bench_run_results
 from resources.database import Database
 from resources.errors import BadInputError
@@ -26,9 +26,10 @@ def adopt(database: Database, settings: Settings, seconds: float = 20) -> int:
 
     A run's rows are batched in the order of (created_at, id), so those appended later come after those that are
     there, whose batch never changes. Stops after `seconds`, between transactions: the next call goes on.
-    Raises `BadInputError` where the tables cannot be adopted or the prompts' column is not there.
+    Raises `BadInputError` where the tables cannot be adopted, rights are lacking or the prompts' column is not there.
     """
     migrate(database)
+    check_rights(database)
     with database.begin(reading=True) as connection:
         _check_prompts(connection, settings)
     adopted, deadline = 0, time.monotonic() + seconds
@@ -37,6 +38,7 @@ def adopt(database: Database, settings: Settings, seconds: float = 20) -> int:
             if connection.dialect.name == "postgresql":
                 # Two processes would begin the same batch.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy batches'))")
+                connection.exec_driver_sql(IMPATIENT)
             now = _assign(connection, settings.batch_size)
         adopted += now
         if not now:
@@ -45,12 +47,18 @@ def adopt(database: Database, settings: Settings, seconds: float = 20) -> int:
 
 
 def batches(connection: Connection) -> list[str]:
-    """Every batch there is, in order, by stepping through the index instead of reading every row."""
+    """Every batch there is, a run's in the order they began, by stepping through the index, not reading every row."""
     batch = bench_run_results.c.batch
     steps = select(func.min(batch).label("batch")).cte("steps", recursive=True)
     after = select(func.min(batch)).where(batch > steps.c.batch).scalar_subquery()
     steps = steps.union_all(select(after).where(steps.c.batch.is_not(None)))
-    return list(connection.scalars(select(steps.c.batch).where(steps.c.batch.is_not(None))))
+    return sorted(connection.scalars(select(steps.c.batch).where(steps.c.batch.is_not(None))), key=_place)
+
+
+def _place(batch: str) -> tuple[str, int]:
+    """Where a batch stands among all: as text the ten thousandth of a run would come before its second."""
+    prefix, _, index = batch.rpartition("_")
+    return (prefix, int(index)) if index.isdecimal() else (batch, 0)
 
 
 def _assign(connection: Connection, size: int) -> int:
@@ -66,7 +74,8 @@ def _assign(connection: Connection, size: int) -> int:
         while begun < BATCHES_A_TRANSACTION:
             waiting = select(images.id).where(images.batch.is_(None), of_run)
             next_ones = waiting.order_by(images.created_at, images.id).limit(room)
-            statement = update(bench_run_results).where(images.id.in_(next_ones)).values(batch=f"{prefix}_{index:04d}")
+            there.append(f"{prefix}_{index:04d}")
+            statement = update(bench_run_results).where(images.id.in_(next_ones)).values(batch=there[-1])
             now = connection.execute(statement).rowcount
             assigned, begun = assigned + now, begun + 1
             if now < room:

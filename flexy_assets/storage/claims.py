@@ -60,3 +60,5 @@ def claims(database: Database) -> Iterator[Claims]:
         for statement in _WATCHFUL:
             connection.exec_driver_sql(statement)
         yield Claims(connection)
+        # The server notices a moment later that a connection has ended: who comes next would find them taken.
+        connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")

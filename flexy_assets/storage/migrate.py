@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from sqlalchemy.engine.interfaces import ReflectedIndex
+from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.exc import DBAPIError
 
 from flexy_assets.storage.tables import bench_run_results, bench_runs, metadata
@@ -26,14 +28,27 @@ NEEDED = ("id", "engine", "steps", "guidance", "seed", "image_path")
 OURS_TO_FILL = {"batch": 20, "image_sha256": 64}
 """Columns that Flexy writes text to, and how many characters they must take."""
 
-INSUFFICIENT_PRIVILEGE = "42501"
-"""Postgres' code for a statement that is not granted."""
+_FLEXYFACES = {bench_runs.name: ("SELECT",), bench_run_results.name: ("SELECT", "UPDATE")}
+_OURS = {name: ("SELECT", "INSERT", "UPDATE") for name in metadata.tables if name not in _FLEXYFACES}
+
+RIGHTS = {VERSION_TABLE: ("SELECT",)} | _FLEXYFACES | _OURS
+"""What adopting and scoring take of each table."""
+
+NOT_GRANTED = ("42501", "3F000")
+"""Postgres' codes for a statement that is not granted, and for a user who may use no schema."""
+
+HIDDEN = """SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid
+    WHERE relname = :table AND NOT has_schema_privilege(pg_namespace.oid, 'USAGE')"""
+"""The schemas of a table that the user may not use."""
+
+IMPATIENT = "SET LOCAL lock_timeout = '10s'"
+"""Others work in the table: whoever waits for it longer, holding what it has locked itself, holds them up."""
 
 _alembic = Lock()  # Alembic keeps the migration under way in module globals.
 
 _FAMILIES: dict[type, tuple[type, ...]] = {
     sa.Uuid: (sa.Uuid,),
-    sa.String: (sa.String,),
+    sa.String: (sa.VARCHAR, sa.Text),  # not CHAR, whose blanks would be part of every name
     sa.Integer: (sa.Integer,),
     sa.Float: (sa.Numeric,),
     sa.TIMESTAMP: (sa.DateTime,),
@@ -48,27 +63,45 @@ def migrate(database: Database) -> None:
     granted: it then names them, for somebody who may. Nothing has been changed then.
     """
     with _alembic, database.begin() as connection:
-        versions = ScriptDirectory.from_config(_config())
-        if _version(connection) == versions.get_current_head():
-            return
-        if connection.dialect.name == "postgresql":
-            # Two processes that meet an empty database would both create its tables.
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy migrations'))")
-        for table in (bench_runs, bench_run_results):
-            _check(connection, table)
-        config = _config()
-        config.attributes["connection"] = connection
         before = connection.begin_nested()
         try:
-            command.upgrade(config, "head")
+            _upgrade(connection)
         except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) != INSUFFICIENT_PRIVILEGE:
+            if getattr(error.orig, "pgcode", None) not in NOT_GRANTED:
                 raise
             before.rollback()
-            raise BadInputError(
-                f"{database} does not grant what Flexy's columns and tables take"
-                f" ({str(error.orig).splitlines()[0]}): have their owner run: {' '.join(_statements(connection))}"
-            ) from None
+            raise _not_granted(database, connection, str(error.orig).splitlines()[0]) from None
+
+
+def check_rights(database: Database) -> None:
+    """Raises `BadInputError` where adopting and scoring the tables that are there would be refused."""
+    with database.begin(reading=True) as connection:
+        if connection.dialect.name != "postgresql":
+            return
+        may = sa.func.has_any_column_privilege
+        needed = [(table, right) for table, rights in RIGHTS.items() for right in rights]
+        granted = connection.execute(sa.select(*(may(*one) for one in needed))).one()
+        lacking = [f"{right} on {table}" for (table, right), there in zip(needed, granted, strict=True) if not there]
+        if lacking:
+            raise _not_granted(database, connection, f"not {', '.join(lacking)}")
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    versions = ScriptDirectory.from_config(_config())
+    there = _version(connection)
+    if there == versions.get_current_head():
+        return
+    if connection.dialect.name == "postgresql":
+        # Two processes that meet an empty database would both create its tables.
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy migrations'))")
+        connection.exec_driver_sql(IMPATIENT)
+    if there and there not in {version.revision for version in versions.walk_revisions()}:
+        raise BadInputError(f"a newer Flexy has brought this database to version {there}: update this one")
+    for table in (bench_runs, bench_run_results):
+        _check(connection, table)
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def _config(**options: object) -> Config:
@@ -84,8 +117,33 @@ def _version(connection: sa.Connection) -> str | None:
     return connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))
 
 
+def _not_granted(database: Database, connection: sa.Connection, cause: str) -> BadInputError:
+    return BadInputError(
+        f"{database} does not grant what Flexy's columns and tables take ({cause}):"
+        f" have their owner run: {' '.join(_statements(connection))}"
+    )
+
+
 def _statements(connection: sa.Connection) -> Iterator[str]:
-    """What the migrations would run, and the rights on what they make, each a statement in one line."""
+    """What the user's rights do not allow, each a statement in one line."""
+    # As the server quotes it: a name may hold anything.
+    user = connection.scalar(sa.text("SELECT quote_ident(current_user)"))
+    hidden = connection.scalars(sa.text(HIDDEN), {"table": bench_run_results.name}).all()
+    if hidden:  # what it lacks is seen when it is
+        yield f"GRANT USAGE ON SCHEMA {', '.join(hidden)} TO {user};"
+        return
+    path = connection.scalar(sa.text("SHOW search_path"))
+    if path != '"$user", public':
+        yield f"SET search_path TO {path};"
+    unread = sa.text(f"SELECT NOT has_table_privilege(to_regclass('{VERSION_TABLE}'), 'SELECT')")
+    if not connection.scalar(unread):  # else the tables are there
+        yield from _migrations(connection)
+    for table, rights in RIGHTS.items():
+        yield f"GRANT {', '.join(rights)} ON {table} TO {user};"
+
+
+def _migrations(connection: sa.Connection) -> Iterator[str]:
+    """What the migrations would run."""
     written = io.StringIO()
     config = _config(output_buffer=written)
     config.attributes["connection"] = connection
@@ -94,11 +152,6 @@ def _statements(connection: sa.Connection) -> Iterator[str]:
     for statement in "\n".join(lines).split(";"):
         if statement.strip():
             yield f"{' '.join(statement.split())};"
-    user = connection.dialect.identifier_preparer.quote(connection.scalar(sa.text("SELECT current_user")) or "")
-    ours = ", ".join(table.name for table in metadata.sorted_tables if table not in (bench_runs, bench_run_results))
-    yield f"GRANT SELECT ON {VERSION_TABLE}, {bench_runs.name} TO {user};"
-    yield f"GRANT SELECT, UPDATE ON {bench_run_results.name} TO {user};"
-    yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON {ours} TO {user};"
 
 
 def _check(connection: sa.Connection, table: sa.Table) -> None:
@@ -106,7 +159,13 @@ def _check(connection: sa.Connection, table: sa.Table) -> None:
     inspector = sa.inspect(connection)
     if not inspector.has_table(table.name):
         return
-    there = {column["name"]: column["type"] for column in inspector.get_columns(table.name)}
+    columns = inspector.get_multi_columns(filter_names=[table.name], kind=ObjectKind.TABLE).get((None, table.name))
+    if columns is None:
+        raise BadInputError(
+            f"{table.name} is not a table but a view, or of another server: name the database that has FlexyFace's"
+            " table itself in FLEXY_DATABASE_URL"
+        )
+    there = {column["name"]: column["type"] for column in columns}
     needed = NEEDED if table is bench_run_results else ("id",)
     lacking = [name for name in needed if name not in there]
     if lacking:
@@ -114,12 +173,12 @@ def _check(connection: sa.Connection, table: sa.Table) -> None:
             f"the table {table.name} has no column {', '.join(lacking)}: it is not FlexyFace's: name the database"
             " that has FlexyFace's table, or an empty one, in FLEXY_DATABASE_URL"
         )
-    unique = [index for index in inspector.get_indexes(table.name) if index["unique"]]
     keys: list[Sequence[str | None]] = [inspector.get_pk_constraint(table.name)["constrained_columns"]]
-    keys += [index["column_names"] for index in unique]
+    if "id" not in (column["name"] for column in columns if column["nullable"]):
+        keys += [index["column_names"] for index in inspector.get_indexes(table.name) if _is_unique(index)]
     if ["id"] not in keys:
         raise BadInputError(
-            f"the ids of the table {table.name} are not unique by its definition: make id its primary key"
+            f"the ids of the table {table.name} may repeat or be NULL by its definition: make id its primary key"
         )
     if connection.dialect.name == "sqlite":  # whose columns take any type
         return
@@ -131,6 +190,12 @@ def _check(connection: sa.Connection, table: sa.Table) -> None:
         too_narrow = (getattr(found, "length", None) or 64) < OURS_TO_FILL.get(column.name, 0)
         if not isinstance(found, wanted) or too_narrow:
             raise BadInputError(
-                f"the column {table.name}.{column.name} is {found}, where Flexy keeps {column.type}: rename it, or"
-                " name another database in FLEXY_DATABASE_URL"
+                f"the column {table.name}.{column.name} is {getattr(found, 'name', found)}, where Flexy keeps"
+                f" {column.type.compile(connection.dialect)}: give it that type, rename it, or name another database"
+                " in FLEXY_DATABASE_URL"
             )
+
+
+def _is_unique(index: ReflectedIndex) -> bool:
+    """Whether the index keeps values apart in all rows, not only in those it is for."""
+    return index["unique"] and not any(option.endswith("_where") for option in index.get("dialect_options", {}))

@@ -5,16 +5,35 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Column, ColumnElement, Connection, Integer, and_, func, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Integer, and_, exists, func, or_, select
 
 from flexy_assets.storage.queries import EMBEDDING, MAX_ATTEMPTS, of_models, runs, value_of
-from flexy_assets.storage.tables import bench_run_results, image_scores, lacks_a_score
+from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores, lacks_a_score, unsettled
 from resources.models.registry import METRICS
 from resources.settings import Settings
 
 STEPS_A_BUCKET = 8
 
 _FAILED = and_(image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
+
+
+def status(connection: Connection, settings: Settings) -> dict[str, Any]:
+    """Everything the table is asked for: `totals`, by metric, by run and engine, by steps, and the newest rows.
+
+    `runs` holds, per run and engine, `images`, `target` and per metric `scored`, `missing` and `failed`;
+    `left_alone` counts, by engine, the images whose scores are missing but not for this set of models to fill.
+    """
+    runs, kinds = by_run(connection), ("scored", "missing", "failed")
+    return {
+        "totals": totals(connection),
+        "metrics": [
+            {"metric": name} | {kind: sum(run[name][kind] for run in runs) for kind in kinds} for name in METRICS
+        ],
+        "runs": runs,
+        "steps": steps(connection),
+        "newest": newest(connection),
+        "left_alone": strangers(connection, settings),
+    }
 
 
 def last_failure(connection: Connection, run_id: UUID) -> str | None:
@@ -28,20 +47,22 @@ def last_failure(connection: Connection, run_id: UUID) -> str | None:
     return connection.scalars(statement.limit(1)).first()
 
 
-def status(connection: Connection) -> list[dict[str, Any]]:
-    """Per run and engine: images, target and, for each metric, scored, missing and failed.
+def by_run(connection: Connection) -> list[dict[str, Any]]:
+    """Per run and engine, oldest first: images, target and, for each metric, scored, missing and failed.
 
     Failed are those whose last attempt ended in an error; missing are the rest without a value.
     """
     images = bench_run_results
     counts: list[Column[Any] | ColumnElement[Any]] = [images.c.run_id, images.c.engine, func.count().label("images")]
     counts += [func.count(value_of(name)).label(name) for name in METRICS]
-    grouped = connection.execute(select(*counts).group_by(images.c.run_id, images.c.engine)).all()
+    by_run = select(*counts).group_by(images.c.run_id, images.c.engine)
+    oldest = func.min(images.c.created_at).nulls_last()
+    grouped = connection.execute(by_run.order_by(oldest, images.c.run_id, images.c.engine)).all()
 
     failures = connection.execute(
         select(images.c.run_id, images.c.engine, image_scores.c.metric, func.count().cast(Integer))
         .join(image_scores, image_scores.c.image_id == images.c.id)
-        .where(image_scores.c.value.is_(None), _FAILED)
+        .where(unsettled, _FAILED)
         # Somebody else may have filled the column since.
         .where(or_(*(and_(image_scores.c.metric == name, value_of(name).is_(None)) for name in METRICS)))
         .group_by(images.c.run_id, images.c.engine, image_scores.c.metric)
@@ -67,13 +88,20 @@ def status(connection: Connection) -> list[dict[str, Any]]:
     ]
     begun = {row.run_id for row in grouped}
     nothing = {name: {"scored": 0, "missing": 0, "failed": 0} for name in METRICS}
-    table += [
+    return table + [
         {"run": str(run.id), "engine": run.engine, "images": 0, "target": run.target} | nothing
         for run in known.values()
         if run.id not in begun
     ]
-    order = {str(run_id): place for place, run_id in enumerate(known)}
-    return sorted(table, key=lambda entry: (order.get(entry["run"], -1), entry["engine"] or ""))
+
+
+def totals(connection: Connection) -> dict[str, int]:
+    """How many images there are, in how many runs, and how many of them have every score."""
+    images = bench_run_results.c
+    complete = and_(*(value_of(name).is_not(None) for name in METRICS))
+    counts = func.count().label("images"), func.count(images.run_id.distinct()).label("runs")
+    row = connection.execute(select(*counts, func.count().filter(complete).label("complete"))).one()
+    return dict(row._mapping)
 
 
 def steps(connection: Connection) -> list[dict[str, Any]]:
@@ -114,8 +142,10 @@ def failures(connection: Connection, limit: int | None = None) -> list[dict[str,
     `given_up` are those that are not tried again until somebody asks for it.
     """
     images, outcome = bench_run_results.c, image_scores.c
+    # By the encoder that failed: it may have succeeded since.
+    vector = exists().where(image_embeddings.c.image_id == images.id, image_embeddings.c.encoder == outcome.scorer)
     lacking = or_(
-        outcome.metric == EMBEDDING,
+        and_(outcome.metric == EMBEDDING, ~vector),
         *(and_(outcome.metric == name, value_of(name).is_(None)) for name in METRICS),
         outcome.rescore.is_not(None),
     )

@@ -44,6 +44,7 @@ from flexy_assets.storage.tables import (
     image_scores,
     lacks_a_score,
     text_embeddings,
+    unsettled,
 )
 from resources.models.registry import METRICS
 from resources.scorers import Metric
@@ -51,6 +52,9 @@ from resources.settings import Settings
 
 MAX_ATTEMPTS = 3
 """How often an image is offered to a scorer that fails on it, before it is left for a person."""
+
+PLANNED = {"engine", "prompts", "steps", "seed"}
+"""Settings that every plan of ours has."""
 
 EMBEDDING = "clip_embedding"
 """The name under which `image_scores` keeps the failures of embedding an image."""
@@ -116,7 +120,16 @@ def save_run(connection: Connection, run_id: UUID, engine: str, target: int, pla
 def runs(connection: Connection) -> list[Run]:
     """Every run, oldest first."""
     rows = connection.execute(select(bench_runs).order_by(bench_runs.c.created_at, bench_runs.c.id))
-    return [Run(r.id, r.engine, r.target, json.loads(r.plan) if r.plan else None) for r in rows]
+    return [Run(r.id, r.engine, r.target, _plan(r.plan)) for r in rows]
+
+
+def _plan(text: str | None) -> dict[str, Any] | None:
+    """The plan as it was saved; None for what somebody else keeps in a column of that name."""
+    try:
+        plan = json.loads(text or "")
+    except ValueError:
+        return None
+    return plan if isinstance(plan, dict) and plan.keys() >= PLANNED else None
 
 
 def made(connection: Connection, image_ids: Collection[UUID]) -> set[UUID]:
@@ -158,7 +171,7 @@ def value_of(metric: str) -> ColumnElement[float | None]:
     )
 
 
-def _prompt(settings: Settings) -> ColumnElement[str | None]:
+def prompt_of(settings: Settings) -> ColumnElement[str | None]:
     """An image's prompt: from the column the user names, else, as for images of ours, from `prompt`."""
     if settings.prompt_column is None:
         return bench_run_results.c.prompt
@@ -176,7 +189,8 @@ def _outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
     return exists().where(*mine, *conditions).correlate(bench_run_results)
 
 
-GIVEN_UP = and_(image_scores.c.value.is_(None), image_scores.c.attempts >= MAX_ATTEMPTS)
+# Success clears the error; that the outcome is unsettled is said again for the index of those.
+GIVEN_UP = and_(unsettled, image_scores.c.error.is_not(None), image_scores.c.attempts >= MAX_ATTEMPTS)
 TO_REPLACE = and_(image_scores.c.rescore.is_not(None), image_scores.c.attempts < MAX_ATTEMPTS)
 
 
@@ -188,24 +202,47 @@ def _wanting(metric: str) -> ColumnElement[bool]:
     return or_(and_(value_of(metric).is_(None), ~_outcome(metric, GIVEN_UP)), _outcome(metric, TO_REPLACE))
 
 
-def pending(
-    connection: Connection, metric: str, batch: str, settings: Settings, among: Collection[UUID] | None = None
-) -> list[Pending]:
-    """The batch's images with no `metric` yet that have not been given up, oldest first; of `among`, if it is given."""
-    of_batch = _offer(settings).where(bench_run_results.c.batch == batch, of_models(settings.models))
-    return _offered(connection, of_batch.where(_wanting(metric)), among)
+@dataclass(frozen=True)
+class Lack:
+    """The images that lack something and are to be offered to what makes it, oldest first."""
+
+    images: Select[Any]
+
+    def of(self, connection: Connection, batch: str, among: Collection[UUID] | None = None) -> list[Pending]:
+        """Those of a batch, and of `among`, if it is given."""
+        statement = self.images.where(bench_run_results.c.batch == batch)
+        if among is not None:
+            statement = statement.where(bench_run_results.c.id.in_(list(among)))
+        return [Pending(*row) for row in connection.execute(statement)]
+
+    def count(self, connection: Connection, batches: Sequence[str]) -> int:
+        """How many there are in these batches."""
+        found = self.images.where(bench_run_results.c.batch.in_(batches)).order_by(None)
+        return connection.scalar(found.with_only_columns(func.count(bench_run_results.c.id))) or 0
 
 
 def _offer(settings: Settings) -> Select[Any]:
+    """The images that this set of models may score."""
     images = bench_run_results.c
-    columns = images.id, _prompt(settings), images.image_path, images.image_sha256
-    return select(*columns).order_by(images.created_at, images.id)
+    offer = select(images.id, prompt_of(settings), images.image_path, images.image_sha256)
+    return offer.where(of_models(settings.models)).order_by(images.created_at, images.id)
 
 
-def _offered(connection: Connection, statement: Select[Any], among: Collection[UUID] | None) -> list[Pending]:
-    if among is not None:
-        statement = statement.where(bench_run_results.c.id.in_(list(among)))
-    return [Pending(*row) for row in connection.execute(statement)]
+def unscored(metric: str, settings: Settings, rests_on: str | None = None) -> Lack:
+    """The images with no `metric` yet that have not been given up, and those whose value is to be replaced.
+
+    With `rests_on`, an encoder, only those that it has embedded or failed on: the others are still to come.
+    """
+    wanting = _offer(settings).where(_wanting(metric))
+    if rests_on:
+        tried = _outcome(EMBEDDING, image_scores.c.error.is_not(None))
+        wanting = wanting.where(or_(_embedded(rests_on), tried))
+    return Lack(wanting)
+
+
+def _embedded(encoder: str) -> Exists:
+    vectors = image_embeddings.c
+    return exists().where(vectors.image_id == bench_run_results.c.id, vectors.encoder == encoder)
 
 
 def missing(connection: Connection, settings: Settings) -> dict[str, dict[str, int]]:
@@ -312,16 +349,21 @@ def ask_again(
     """
     images = bench_run_results.c
     mine = [of_models(settings.models)] + ([images.run_id.in_(list(run_ids))] if run_ids else [])
-    tried = [metric.name, EMBEDDING] if metric.reads else [metric.name]
-    lacking = select(images.id).where(value_of(metric.name).is_(None), *mine)
-    outcomes = [image_scores.c.value.is_(None), image_scores.c.attempts > 0, image_scores.c.image_id.in_(lacking)]
-    failures = select(func.count()).where(image_scores.c.metric == metric.name, *outcomes)
+    every = select(images.id).where(*mine)
+    lacking = every.where(value_of(metric.name).is_(None))
+    failed_before = image_scores.c.error.is_not(None), image_scores.c.attempts > 0
+    of_metric = image_scores.c.metric == metric.name, image_scores.c.image_id.in_(lacking)
+    failures = select(func.count()).where(*failed_before, *of_metric)
     scored = select(images.id).where(value_of(metric.name).is_not(None), *mine)
     replaced = 0 if failed else connection.scalar(select(func.count()).select_from(scored.subquery())) or 0
     answer = Asked(replaced, connection.scalar(failures) or 0)
     if only_count:
         return answer
-    connection.execute(update(image_scores).where(image_scores.c.metric.in_(tried), *outcomes).values(attempts=0))
+    try_again = update(image_scores).where(*failed_before).values(attempts=0)
+    connection.execute(try_again.where(*of_metric))
+    if metric.reads:
+        of_images = image_scores.c.image_id.in_(lacking if failed else every)
+        connection.execute(try_again.where(image_scores.c.metric == EMBEDDING, of_images))
     if not failed:
         row = {"metric": metric.name, "attempts": 0, "scorer": "not recorded", "scored_at": now(), "rescore": now()}
         names = ["image_id", "value", *row]
@@ -340,25 +382,13 @@ def prompt_key(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
-def unembedded(
-    connection: Connection,
-    encoder: str,
-    batch: str,
-    settings: Settings,
-    among: Collection[UUID] | None = None,
-    needed_for: Collection[str] = (),
-) -> list[Pending]:
-    """The batch's images without an embedding by `encoder` that have not been given up, oldest first.
+def unembedded(encoder: str, settings: Settings, needed_for: Collection[str] = ()) -> Lack:
+    """The images without an embedding by `encoder` that have not been given up.
 
-    With `needed_for` only those that lack one of these metrics; of `among`, if it is given.
+    With `needed_for` only those that lack one of these metrics.
     """
-    vectors = image_embeddings.c
-    there = exists().where(vectors.image_id == bench_run_results.c.id, vectors.encoder == encoder)
-    of_batch = _offer(settings).where(bench_run_results.c.batch == batch, of_models(settings.models))
-    lacking = of_batch.where(~there, ~_outcome(EMBEDDING, GIVEN_UP))
-    if needed_for:
-        lacking = lacking.where(or_(*map(_wanting, needed_for)))
-    return _offered(connection, lacking, among)
+    needed = or_(*map(_wanting, needed_for)) if needed_for else sa.true()
+    return Lack(_offer(settings).where(~_embedded(encoder), ~_outcome(EMBEDDING, GIVEN_UP), needed))
 
 
 def record_image_embeddings(
@@ -446,7 +476,16 @@ def images_of_batch(connection: Connection, batch: str) -> pl.DataFrame:
     return _frame(connection, _table(bench_run_results.c.prompt).where(bench_run_results.c.batch == batch))
 
 
+def summary(connection: Connection, metric: str, batch: str) -> dict[str, Any]:
+    """A batch's `images`, how many are `scored`, and the `lowest`, `mean` and `highest` score."""
+    value = value_of(metric)
+    figures = {"lowest": func.min(value), "mean": func.avg(value), "highest": func.max(value)}
+    columns = [figure.label(name) for name, figure in figures.items()]
+    statement = select(func.count().label("images"), func.count(value).label("scored"), *columns)
+    return dict(connection.execute(statement.where(bench_run_results.c.batch == batch)).one()._mapping)
+
+
 def scores(connection: Connection, settings: Settings, run_ids: Collection[UUID] = ()) -> pl.DataFrame:
     """Every image with its scores (`SCORES_SCHEMA`), of these runs or of all."""
-    table = _table(_prompt(settings))
+    table = _table(prompt_of(settings))
     return _frame(connection, table.where(bench_run_results.c.run_id.in_(list(run_ids))) if run_ids else table)

@@ -8,13 +8,12 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from flexy_assets.execution import sign
 from flexy_assets.partitions import report_batch, seed_batches
 from flexy_assets.progress import progress
-from flexy_assets.storage import queries
+from flexy_assets.storage import overview, queries
 from flexy_assets.storage.export import export
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep import analysis, generation, pictures, report, scoring
+from flexy_assets.sweep import analysis, generation, pictures, report, scoring, status
 from flexy_assets.sweep.generation import Made
 from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep, read_prompts
 from flexy_assets.sweep.scoring import Outcome, Scoring
@@ -130,10 +129,9 @@ def generated_images(
     settings: dg.ResourceParam[Settings],
 ) -> None:
     """Image files and their rows in `bench_run_results`; those that are there are not made again."""
-    sign(context)
     plans = {batch: _plan_of(database, batch) for batch in context.partition_keys}
     wanted = {batch: generation.missing(database, plan) for batch, plan in plans.items()}
-    with progress("images made", sum(map(len, wanted.values()))) as bar:
+    with slot, progress("images made", sum(map(len, wanted.values()))) as bar:
         for batch, plan in wanted.items():
             outcome = Made()
             if len(plan):
@@ -186,9 +184,8 @@ def clip_embeddings(
     settings: dg.ResourceParam[Settings],
 ) -> None:
     """L2-normalised image vectors, and text vectors of the distinct prompts: three scores rest on them."""
-    sign(context)
     work, keys = Scoring(database, images, slot, settings), context.partition_keys
-    with progress("images embedded", scoring.count(work, scoring.unembedded(work), keys)) as bar:
+    with slot, progress("images embedded", work.count(work.unembedded(), keys)) as bar:
         for batch, outcome in scoring.embed(work, keys, bar.update):
             report_batch(context, batch, embeddings_metadata(work, outcome))
 
@@ -216,7 +213,7 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
         settings: dg.ResourceParam[Settings],
     ) -> None:
         work, keys = Scoring(database, images, slot, settings), context.partition_keys
-        with progress(metric.name, scoring.count(work, scoring.unscored(work, metric), keys)) as bar:
+        with slot, progress(metric.name, work.count(work.unscored(metric), keys)) as bar:
             for batch, outcome in scoring.score(work, metric, keys, bar.update):
                 report_batch(context, batch, scores_metadata(database, metric, batch, outcome))
 
@@ -225,18 +222,10 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
 
 def scores_metadata(database: Database, metric: Metric, batch: str, outcome: Outcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
-        column = queries.images_of_batch(connection, batch)[metric.name]
-    values = column.drop_nulls()
-    metadata: dict[str, Any] = {
-        "scored": len(values),
-        "scored now": outcome.done,
-        "failed now": outcome.failed,
-        "missing": column.null_count(),
-    }
-    if len(values):
-        lowest, mean, highest = values.to_frame("v").select(pl.min("v"), m=pl.mean("v"), h=pl.max("v")).row(0)
-        metadata |= {"lowest": round(lowest, 4), "mean": round(mean, 4), "highest": round(highest, 4)}
-    return metadata
+        found = queries.summary(connection, metric.name, batch)
+    images = found.pop("images")
+    counts = {"scored now": outcome.done, "failed now": outcome.failed, "missing": images - found["scored"]}
+    return counts | {name: round(float(figure), 4) for name, figure in found.items() if figure is not None}
 
 
 def key_of(metric: Metric) -> dg.AssetKey:
@@ -254,7 +243,9 @@ def sweep_scores(
     """One row an image with its settings and four scores; NULL where a score is missing."""
     with database.begin(reading=True) as connection:
         scores = queries.scores(connection, settings)
-    context.add_output_metadata({f"{name} missing": scores[name].null_count() for name in METRICS})
+        found = overview.status(connection, settings)
+    tables = {name: dg.MetadataValue.md(status.markdown(table)) for name, table in status.tables(found).items()}
+    context.add_output_metadata({"summary": status.summary(found)} | tables)
     return scores
 
 

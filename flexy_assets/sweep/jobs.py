@@ -6,11 +6,12 @@ from uuid import UUID
 
 import dagster as dg
 
-from flexy_assets.execution import HEALING, end_dead_runs, sign, under_way
+from flexy_assets.execution import HEALING, end_dead_runs, under_way
 from flexy_assets.partitions import seed_batches
 from flexy_assets.progress import progress
-from flexy_assets.storage import adoption, overview, queries
-from flexy_assets.sweep import assets, healing, scoring
+from flexy_assets.storage import overview, queries
+from flexy_assets.storage.adoption import adopt, batches
+from flexy_assets.sweep import assets, checks, healing, scoring
 from flexy_assets.sweep.scoring import Scoring
 from resources.database import Database
 from resources.errors import BadInputError
@@ -42,14 +43,13 @@ class Rescore(dg.Config):
 
 def _embed(context: dg.OpExecutionContext, work: Scoring, batches: list[str], metrics: list[str]) -> None:
     """Embed what the batches' missing scores rest on."""
-    wanted = scoring.count(work, scoring.unembedded(work, needed_for=metrics), batches)
-    with progress("images embedded", wanted) as bar:
+    with work.slot, progress("images embedded", work.count(work.unembedded(needed_for=metrics), batches)) as bar:
         for batch, outcome in scoring.embed(work, batches, bar.update, needed_for=metrics):
             _report(context, assets.clip_embeddings.key, batch, assets.embeddings_metadata(work, outcome))
 
 
 def _score(context: dg.OpExecutionContext, work: Scoring, metric: Metric, batches: list[str]) -> None:
-    with progress(metric.name, scoring.count(work, scoring.unscored(work, metric), batches)) as bar:
+    with work.slot, progress(metric.name, work.count(work.unscored(metric), batches)) as bar:
         for batch, outcome in scoring.score(work, metric, batches, bar.update):
             metadata = assets.scores_metadata(work.database, metric, batch, outcome)
             _report(context, assets.key_of(metric), batch, metadata)
@@ -77,7 +77,6 @@ def heal_clip_embeddings(
     settings: dg.ResourceParam[Settings],
 ) -> None:
     """Embed the images that lack a score which is computed from embeddings."""
-    sign(context)
     work = Scoring(database, images, slot, settings)
     batches = config.batches
     if batches is None:
@@ -101,7 +100,6 @@ def _healing(metric: Metric) -> dg.OpDefinition:
         slot: dg.ResourceParam[ModelSlot],
         settings: dg.ResourceParam[Settings],
     ) -> None:
-        sign(context)
         work = Scoring(database, images, slot, settings)
         _score(context, work, metric, _missing(work, metric.name) if config.batches is None else config.batches)
 
@@ -128,7 +126,6 @@ def rescore(
     settings: dg.ResourceParam[Settings],
 ) -> None:
     """Compute scores again that are there, or that were given up; a score stays until its new one is measured."""
-    sign(context)
     work = Scoring(database, images, slot, settings)
     if config.metric not in METRICS:
         raise BadInputError(f"{config.metric} is no metric: use one of {', '.join(METRICS)}")
@@ -152,6 +149,13 @@ def rescore_scores() -> None:
     rescore()
 
 
+results = dg.define_asset_job(
+    "results",
+    selection=dg.AssetSelection.groups("results") | dg.AssetSelection.checks(checks.image_checks, checks.score_checks),
+    description="The tables, the CSV and the report; then every check.",
+)
+
+
 def request(
     instance: dg.DagsterInstance, database: Database, images: ImageStore, settings: Settings
 ) -> dg.RunRequest | dg.SkipReason:
@@ -160,7 +164,7 @@ def request(
     Raises `BadInputError` where the table cannot be adopted or the image root is not there.
     """
     end_dead_runs(instance)
-    adoption.adopt(database, settings)
+    adopt(database, settings)
     register(instance, database)
     with database.begin(reading=True) as connection:
         missing = queries.missing(connection, settings)
@@ -178,7 +182,7 @@ def register(instance: dg.DagsterInstance, database: Database) -> list[str]:
     """Make the batches that the table knows partitions that Dagster knows; returns the new ones."""
     known = set(instance.get_dynamic_partitions(seed_batches.name or ""))
     with database.begin(reading=True) as connection:
-        new = [batch for batch in adoption.batches(connection) if batch not in known]
+        new = [batch for batch in batches(connection) if batch not in known]
     if new:
         instance.add_dynamic_partitions(seed_batches.name or "", new)
     return new

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flexy_assets.storage import queries
 from flexy_assets.storage.claims import Claims, claims
-from flexy_assets.storage.queries import Pending, Scored
+from flexy_assets.storage.queries import Lack, Pending, Scored
 from resources.database import Database
 from resources.errors import FlexyError
 from resources.images import ImageStore
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
 CHUNK = 32
 """Images scored between two commits: what a kill costs at most."""
+
+VECTORS = 512
+"""The same for scores that are computed from kept embeddings, which takes no time."""
+
+CLAIM = 4
+"""Chunks that are claimed at once; another worker takes those behind them."""
 
 AHEAD = 2
 """Chunks that are read and prepared while the model computes one."""
@@ -52,12 +58,6 @@ Told = Callable[[int], Any]
 """Is told how many images each chunk settled."""
 
 
-class Asked(Protocol):
-    """Asks a batch for the images that are still to be done; of `among`, if it is given."""
-
-    def __call__(self, connection: Any, batch: str, among: Collection[UUID] | None = None) -> list[Pending]: ...
-
-
 @dataclass(frozen=True)
 class Scoring:
     """What scoring works with, the same for every metric."""
@@ -74,6 +74,17 @@ class Scoring:
         """What scores and embeddings say they were made by: weights, precision and preprocessing."""
         return f"{self.model(name).fingerprint}/pixels{VERSION}"
 
+    def unembedded(self, encoder: str = "clip", needed_for: Collection[str] = ()) -> Lack:
+        return queries.unembedded(self.mark(encoder), self.settings, needed_for)
+
+    def unscored(self, metric: Metric) -> Lack:
+        return queries.unscored(metric.name, self.settings, self.mark(metric.reads) if metric.reads else None)
+
+    def count(self, lack: Lack, batches: Sequence[str]) -> int:
+        """How many images of the batches there are to do."""
+        with self.database.begin(reading=True) as connection:
+            return lack.count(connection, batches)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -83,31 +94,6 @@ class Outcome:
     failed: int = 0
 
 
-def unembedded(scoring: Scoring, encoder: str = "clip", needed_for: Collection[str] = ()) -> Asked:
-    """Asks for a batch's images that have no vector yet: all of them, or those that one of these metrics lacks."""
-    mark = scoring.mark(encoder)
-
-    def ask(connection: Any, batch: str, among: Collection[UUID] | None = None) -> list[Pending]:
-        return queries.unembedded(connection, mark, batch, scoring.settings, among, needed_for)
-
-    return ask
-
-
-def unscored(scoring: Scoring, metric: Metric) -> Asked:
-    """Asks for a batch's images that lack a metric."""
-
-    def ask(connection: Any, batch: str, among: Collection[UUID] | None = None) -> list[Pending]:
-        return queries.pending(connection, metric.name, batch, scoring.settings, among)
-
-    return ask
-
-
-def count(scoring: Scoring, asked: Asked, batches: Sequence[str]) -> int:
-    """How many images there are to do."""
-    with scoring.database.begin(reading=True) as connection:
-        return sum(len(asked(connection, batch)) for batch in batches)
-
-
 def embed(
     scoring: Scoring, batches: Sequence[str], told: Told, encoder: str = "clip", needed_for: Collection[str] = ()
 ) -> Iterator[tuple[str, Outcome]]:
@@ -115,17 +101,21 @@ def embed(
 
     With `needed_for`, only of images that lack one of these metrics.
     """
-    mark, asked = scoring.mark(encoder), unembedded(scoring, encoder, needed_for)
-    if not count(scoring, asked, batches):
+    mark, lack = scoring.mark(encoder), scoring.unembedded(encoder, needed_for)
+    if not scoring.count(lack, batches):
         yield from ((batch, Outcome()) for batch in batches)
         return
     scoring.store.check()
     model = scoring.slot.get(scoring.model(encoder))
     halving = Halving(model.images_a_call)
+    said: set[str] = set()
 
     def settle(chunk: Chunk) -> tuple[int, int]:
         readable, failures = _apart(chunk)
-        _embed_prompts(scoring, mark, model, {row.prompt for row, _ in readable if row.prompt})
+        prompts = {row.prompt for row, _ in readable if row.prompt} - said
+        if prompts:
+            _embed_prompts(scoring, mark, model, prompts)
+            said.update(prompts)
         vectors = halving(model.images, [pixels for _, pixels in readable])
         kept = {}
         for (row, _), vector in zip(readable, vectors, strict=True):
@@ -140,7 +130,7 @@ def embed(
         return len(kept), len(failures)
 
     with claims(scoring.database) as held:
-        chunks = read_ahead(scoring.store, _claimed(scoring, held, mark, asked, batches), model.prepare, encoder)
+        chunks = read_ahead(scoring.store, _claimed(scoring, held, mark, lack, batches, CHUNK), model.prepare, encoder)
         yield from _by_batch(chunks, settle, told, lambda ids: held.release(mark, ids))
 
 
@@ -157,8 +147,8 @@ def _embed_prompts(scoring: Scoring, mark: str, model: Any, prompts: Collection[
 
 def score(scoring: Scoring, metric: Metric, batches: Sequence[str], told: Told) -> Iterator[tuple[str, Outcome]]:
     """Fill what the batches lack of one metric; yields each batch as it ends."""
-    asked = unscored(scoring, metric)
-    if not count(scoring, asked, batches):
+    lack = scoring.unscored(metric)
+    if not scoring.count(lack, batches):
         yield from ((batch, Outcome()) for batch in batches)
         return
     scorer = registry.SCORER_OF[metric.name]
@@ -172,7 +162,7 @@ def score(scoring: Scoring, metric: Metric, batches: Sequence[str], told: Told) 
         return done, sum(score.value is None for score in scores)
 
     with claims(scoring.database) as held:
-        rows = _claimed(scoring, held, metric.name, asked, batches)
+        rows = _claimed(scoring, held, metric.name, lack, batches, VECTORS if metric.reads else CHUNK)
         if metric.reads:
             chunks: Iterator[Chunk] = ((batch, [(row, None) for row in some]) for batch, some in rows)
             compute = _from_embeddings(scoring, metric.reads, None if metric.reads == scorer else scorer)
@@ -244,18 +234,21 @@ def _apart(chunk: Chunk) -> tuple[list[tuple[Pending, Any]], list[Scored]]:
     return [(row, read) for row, read in rows if not isinstance(read, FlexyError)], failures
 
 
-def _claimed(scoring: Scoring, held: Claims, what: str, asked: Asked, batches: Sequence[str]) -> Iterator[Rows]:
+def _claimed(
+    scoring: Scoring, held: Claims, what: str, lack: Lack, batches: Sequence[str], size: int
+) -> Iterator[Rows]:
     """What the batches lack and nobody else is at, in chunks, none of which spans two batches."""
     for batch in batches:
         with scoring.database.begin(reading=True) as connection:
-            wanted = asked(connection, batch)
-        for start in range(0, len(wanted), CHUNK):
-            free = held.take(what, [row.image_id for row in wanted[start : start + CHUNK]])
+            wanted = lack.of(connection, batch)
+        for start in range(0, len(wanted), CLAIM * size):
+            free = held.take(what, [row.image_id for row in wanted[start : start + CLAIM * size]])
             # What another worker had settled before it let go is not to be done again.
             with scoring.database.begin(reading=True) as connection:
-                rows = asked(connection, batch, free)
+                rows = lack.of(connection, batch, free)
             held.release(what, free - {row.image_id for row in rows})
-            yield batch, rows
+            for first in range(0, len(rows), size):
+                yield batch, rows[first : first + size]
         yield batch, []
 
 

@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import shutil
+import socket
 import stat
 import struct
 import subprocess
@@ -16,13 +17,14 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resources.errors import FlexyError
+from resources.errors import BadInputError, FlexyError
 from resources.images import MAX_PIXELS, ImageStore, UnreadableImageError, describe, write_atomically
 
 RED = (255, 0, 0)
@@ -108,7 +110,7 @@ import sys
 import numpy as np
 from pathlib import Path
 from PIL import Image
-from resources.errors import FlexyError
+from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore
 store = ImageStore(sys.argv[1])
 picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8))
@@ -145,7 +147,7 @@ def test_a_url_is_a_root_too() -> None:
 # Paths
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "/etc/hostname", "..\\secret.png", "", "a\0b"])
+@pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "/etc/hostname", "..\\secret.png", "a\0b"])
 def test_a_path_that_leads_outside_is_refused(store: ImageStore, path: str) -> None:
     put(store, "../secret.png", encoded(noise(), "PNG"))
     assert "leads outside the image root" in refusal(store, path)
@@ -172,6 +174,90 @@ def test_a_root_that_is_itself_a_link_works(tmp_path: Path) -> None:
     (tmp_path / "images").symlink_to("disk")
     store = ImageStore(str(tmp_path / "images"))
     store.read("a/b.png", store.write("a/b.png", noise()))
+
+
+@pytest.mark.parametrize("path", [None, "", ".", "./"])
+def test_no_path_is_no_image(store: ImageStore, path: Any) -> None:
+    assert refusal(store, path) == "no image path is recorded"
+    (outcome,) = store.read_many([(path, None)])
+    assert isinstance(outcome, UnreadableImageError)
+
+
+def test_a_full_path_inside_the_root_is_that_image_and_one_outside_is_refused(tmp_path: Path) -> None:
+    """As other programs write them: with the root before, under either of its names."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "images").symlink_to("disk")
+    store = ImageStore(str(tmp_path / "images"))
+    store.write("run/a.png", noise())
+    for folder in ("images", "disk"):
+        assert np.array_equal(store.read(f"{tmp_path}/{folder}/run/a.png"), noise())
+    put(store, "../disk2/a.png", encoded(noise(), "PNG"))
+    Path(store.root, "out").symlink_to(tmp_path / "disk2")
+    outside = ("disk2/a.png", "images/out/a.png", "images/../disk2/a.png", "images/run/../run/a.png")
+    for path in outside:
+        assert "leads outside the image root" in refusal(store, f"{tmp_path}/{path}"), path
+        with pytest.raises(FlexyError, match="leads outside"):
+            store.write(f"{tmp_path}/{path}", noise(seed=1))
+    assert np.array_equal(ImageStore(str(tmp_path)).read("disk2/a.png"), noise())
+
+
+def test_a_full_path_is_that_image_for_a_root_relative_to_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for root in ("images", "../images"):
+        store = ImageStore(root)
+        store.write("a.png", noise())
+        assert np.array_equal(store.read(str(Path(root, "a.png").resolve())), noise())
+        assert "leads outside" in refusal(store, str(tmp_path / "a.png"))
+
+
+def test_a_url_takes_no_full_paths() -> None:
+    store = ImageStore(f"memory://{uuid4().hex}")
+    store.write("a.png", noise())
+    assert "leads outside the image root" in refusal(store, "/a.png")
+
+
+# The root
+
+
+def complaint(root: str) -> str:
+    with pytest.raises(BadInputError) as caught:
+        ImageStore(root).check()
+    message = str(caught.value)
+    assert "\n" not in message and "opensesame" not in message and "FLEXY_IMAGES" in message
+    return message
+
+
+def test_a_root_that_is_there_passes_and_one_that_is_not_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for root in (str(tmp_path), str(tmp_path / "link"), f"file://{tmp_path}"):
+        ImageStore(root).check()
+    nowhere = [str(tmp_path / name) for name in ("nowhere", "file", "file/x", "gone", "a\0b")]
+    for root in (*nowhere, f"file://{tmp_path}/nowhere", f"memory://{uuid4().hex}"):
+        assert f"the image root {root} is not there: set FLEXY_IMAGES to where the images lie" == complaint(root)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_root_that_is_made_by_its_first_image_passes_from_then_on() -> None:
+    store = ImageStore(f"memory://{uuid4().hex}")
+    store.write("a.png", noise())
+    store.check()
+
+
+def test_a_url_that_cannot_be_used_is_named_without_its_password() -> None:
+    assert "nonsense://u:***@h/x cannot be used: Protocol not known" in complaint("nonsense://u:opensesame@h/x")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # bound but not listening: nobody answers here
+        where = f"127.0.0.1:{held.getsockname()[1]}/x"
+        assert f"ftp://u:***@{where} cannot be used: [Errno 111]" in complaint(f"ftp://u:opensesame@{where}")
+
+
+def test_what_is_said_of_an_image_holds_no_password() -> None:
+    assert "root memory://u:***@h/x" in refusal(ImageStore("memory://u:opensesame@h/x"), "../a.png")
 
 
 # Reading

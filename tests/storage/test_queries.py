@@ -21,6 +21,7 @@ from resources.settings import Settings
 
 Adder = Callable[..., list[UUID]]
 BATCH = "4b7193fd_0000"
+PLAN = {"engine": "mini_sdxl", "prompts": ["a fox"], "steps": {"low": 4, "high": 60}, "seed": 7}
 ALL_SCORED = dict.fromkeys(SWEEP_METRICS, 0.5)
 
 
@@ -35,7 +36,7 @@ def record(database: Database, *scores: Scored, metric: str = "clip_score") -> i
 
 def offered(database: Database, models: str = "mini", metric: str = "clip_score") -> list[UUID]:
     with database.begin(reading=True) as connection:
-        return [row.image_id for row in queries.pending(connection, metric, BATCH, chosen(models))]
+        return [row.image_id for row in queries.unscored(metric, chosen(models)).of(connection, BATCH)]
 
 
 def value(database: Database, image_id: UUID, column: str = "clip_score") -> Any:
@@ -51,7 +52,7 @@ def outcomes(database: Database) -> dict[UUID, tuple[float | None, str | None, i
 
 def counts(database: Database, metric: str = "clip_score") -> dict[str, int]:
     with database.begin(reading=True) as connection:
-        (entry,) = overview.status(connection)
+        (entry,) = overview.by_run(connection)
     return entry[metric]
 
 
@@ -141,7 +142,9 @@ def test_each_model_set_is_offered_its_own_engines_images_only(database: Databas
     assert set(offered(database, "mini")) == set(mini)
     assert set(offered(database, "full")) == set(full)
     with database.begin(reading=True) as connection:
-        ids = {m: {r.image_id for r in queries.unembedded(connection, "e", BATCH, chosen(m))} for m in ("mini", "full")}
+        ids = {
+            m: {r.image_id for r in queries.unembedded("e", chosen(m)).of(connection, BATCH)} for m in ("mini", "full")
+        }
     assert ids == {"mini": set(mini), "full": set(full)}
 
 
@@ -168,8 +171,8 @@ def test_image_vectors_come_back_bit_for_bit(database: Database, add: Adder) -> 
         found = queries.image_vectors(connection, "clip@1", ids)
         assert queries.image_vectors(connection, "clip@2", ids) == {}
         assert queries.embedding_failures(connection, ids) == {ids[2]: "no such file"}
-        assert [row.image_id for row in queries.unembedded(connection, "clip@1", BATCH, chosen("mini"))] == [ids[2]]
-        assert len(queries.unembedded(connection, "clip@2", BATCH, chosen("mini"))) == 3
+        assert [row.image_id for row in queries.unembedded("clip@1", chosen("mini")).of(connection, BATCH)] == [ids[2]]
+        assert len(queries.unembedded("clip@2", chosen("mini")).of(connection, BATCH)) == 3
     assert found.keys() == kept.keys()
     for image_id, vector in found.items():
         assert vector.dtype == np.float32
@@ -180,10 +183,10 @@ def test_an_image_that_cannot_be_embedded_is_given_up_too(database: Database, ad
     (image,) = add()
     for _ in range(MAX_ATTEMPTS):
         with database.begin() as connection:
-            assert [row.image_id for row in queries.unembedded(connection, "e", BATCH, chosen("mini"))] == [image]
+            assert [row.image_id for row in queries.unembedded("e", chosen("mini")).of(connection, BATCH)] == [image]
             queries.record_image_embeddings(connection, "e", {}, [Scored(image, None, "no such file")])
     with database.begin(reading=True) as connection:
-        assert queries.unembedded(connection, "e", BATCH, chosen("mini")) == []
+        assert queries.unembedded("e", chosen("mini")).of(connection, BATCH) == []
 
 
 def test_text_vectors_are_found_by_their_prompt(database: Database) -> None:
@@ -227,7 +230,7 @@ def test_status_counts_scored_missing_and_failed_of_each_run_and_engine(database
     with database.begin() as connection:
         queries.save_run(connection, unbegun, "mini_sdxl", 10, {})
     with database.begin(reading=True) as connection:
-        table = overview.status(connection)
+        table = overview.by_run(connection)
     found = {(e["engine"], e["images"], e["target"], *e["clip_score"].values()) for e in table}
     assert found == {("mini_sdxl", 5, 100, 1, 3, 1), ("realvis_xl", 2, None, 0, 2, 0), ("mini_sdxl", 0, 10, 0, 0, 0)}
     assert {tuple(e["hps_v2_score"]) for e in table} == {("scored", "missing", "failed")}
@@ -237,9 +240,9 @@ def test_a_run_is_saved_once_and_its_target_grows(database: Database) -> None:
     run = uuid4()
     for target in (600, 1000):
         with database.begin() as connection:
-            queries.save_run(connection, run, "mini_sdxl", target, {"seed": 7})
+            queries.save_run(connection, run, "mini_sdxl", target, PLAN)
     with database.begin(reading=True) as connection:
-        assert queries.runs(connection) == [queries.Run(run, "mini_sdxl", 1000, {"seed": 7})]
+        assert queries.runs(connection) == [queries.Run(run, "mini_sdxl", 1000, PLAN)]
 
 
 # More than one at work
@@ -282,7 +285,7 @@ def test_two_processes_write_while_a_third_reads(database: Database) -> None:
         writer.stdin.flush()
     while any(writer.poll() is None for writer in writers):
         with database.begin(reading=True) as connection:
-            overview.status(connection)
+            overview.by_run(connection)
     for writer in writers:
         assert writer.returncode == 0, writer.communicate()[1]
     with database.begin(reading=True) as connection:

@@ -127,7 +127,7 @@ def test_batches_are_told_of_in_order_as_they_end(work: Scoring) -> None:
     first = next(ended)
     assert (first[0], first[1].done) == ("b_0000", CHUNK)
     with work.database.begin(reading=True) as connection:
-        left = queries.unembedded(connection, work.mark("clip"), "b_0002", work.settings)
+        left = queries.unembedded(work.mark("clip"), work.settings).of(connection, "b_0002")
     assert len(left) == 2 * CHUNK
     assert [(batch, outcome.done) for batch, outcome in ended] == [("b_0001", 0), ("b_0002", 2 * CHUNK)]
 

@@ -1,0 +1,132 @@
+"""A million rows in two thousand batches: `python benchmarks/million.py`.
+
+Asks, on a Postgres that FLEXY_DATABASE_URL names (an empty database on it is made and dropped), what a night asks:
+giving rows without a batch one (once), the sensor's tick, the question which scores are missing, and the plan of the
+backfill, from the tick's begin to the run request with every batch in it and every partition known to Dagster. A
+quarter of each score is missing, at random. Times are the worst of three; memory is what the process grew by.
+Prints a table and writes benchmarks/results/million.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from databases import empty
+
+from flexy_assets.storage import overview, queries
+from flexy_assets.storage.adoption import adopt
+from flexy_assets.storage.migrate import migrate
+from flexy_assets.sweep import jobs
+from resources.database import Database
+from resources.images import ImageStore
+from resources.settings import Settings
+from sensors import new_images
+
+RUN = "(lpad((n % 10)::text, 8, '1') || '-0000-4000-8000-000000000000')::uuid"
+
+RUNS = f"INSERT INTO bench_runs (id, engine) SELECT {RUN}, 'mini_sdxl' FROM generate_series(0, 9) AS n"
+
+ROWS = f"""
+INSERT INTO bench_run_results (
+    id, run_id, engine, steps, guidance, seed, elapsed_ms, image_path, prompt, created_at,
+    clip_score, aesthetic_score, aes_v2_score, hps_v2_score)
+SELECT gen_random_uuid(), {RUN}, 'mini_sdxl',
+    4 + n % 57, 0.5 + n % 12, n, 1000 + n % 999, 'images/' || n || '.png', 'a photograph of something, number ' || n,
+    TIMESTAMP '2025-03-01' + n * INTERVAL '1 second',
+    CASE WHEN random() < 0.75 THEN random() END, CASE WHEN random() < 0.75 THEN 1 + 9 * random() END,
+    CASE WHEN random() < 0.75 THEN 1 + 9 * random() END, CASE WHEN random() < 0.75 THEN random() END
+FROM generate_series(0, :rows - 1) AS n
+"""
+
+
+def worst(what: Callable[[], Any], times: int = 3) -> float:
+    """Seconds of the slowest of several calls."""
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        what()
+        seconds.append(time.perf_counter() - began)
+    return max(seconds)
+
+
+def grown(what: Callable[[], Any]) -> float:
+    """Megabytes by which the process' highest memory grows over a call."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    what()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
+    import sqlalchemy as sa
+
+    settings = Settings.read({"FLEXY_HOME": str(home), "FLEXY_DATABASE_URL": "sqlite://"})
+    images = ImageStore(str(home))
+    migrate(database)
+    with database.begin() as connection:
+        connection.execute(sa.text(RUNS))
+        connection.execute(sa.text(ROWS), {"rows": rows})
+    found: dict[str, float] = {}
+    found["rows without a batch get one, s"] = worst(lambda: adopt(database, settings, seconds=3600), times=1)
+    # What Postgres does by itself within a minute of such a change.
+    with database.session() as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE bench_run_results")
+
+    def missing() -> dict[str, dict[str, int]]:
+        with database.begin(reading=True) as connection:
+            return queries.missing(connection, settings)
+
+    def plan(instance: dg.DagsterInstance) -> None:
+        request = jobs.request(instance, database, images, settings)
+        assert isinstance(request, dg.RunRequest), request
+        holes = request.run_config["ops"]["heal_hps_v2_score"]["config"]["batches"]
+        assert len(holes) == rows // settings.batch_size
+
+    def tick(instance: dg.DagsterInstance) -> None:
+        context = dg.build_sensor_context(
+            instance, resources={"database": database, "images": images, "settings": settings}
+        )
+        new_images(settings)(context)
+
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        found["the plan of a backfill, every batch new to Dagster, s"] = worst(lambda: plan(instance), times=1)
+        found["the plan of a backfill, s"] = worst(lambda: plan(instance))
+        found["the sensor's tick, s"] = worst(lambda: tick(instance))
+        found["what is missing, s"] = worst(missing)
+        found["memory the plan takes, MB"] = grown(lambda: plan(instance))
+    holes = {metric: sum(batches.values()) for metric, batches in missing().items()}
+    with database.begin(reading=True) as connection:
+        for metric, count in holes.items():
+            lacking = sa.text(f"SELECT count(*) FROM bench_run_results WHERE {metric} IS NULL")
+            assert connection.scalar(lacking) == count, metric
+        found["flexy status, s"] = worst(lambda: overview.status(connection, settings), times=1)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    options = parser.parse_args()
+    if not os.environ.get("FLEXY_DATABASE_URL", "").startswith("postgresql"):
+        sys.exit("name a Postgres on which a database may be made: FLEXY_DATABASE_URL=postgresql://…")
+    with tempfile.TemporaryDirectory() as folder, empty(Path(folder)) as database:
+        found = measure(database, Path(folder), options.rows)
+    print(f"{options.rows:,} rows, a quarter of each score missing")
+    for name, figure in found.items():
+        print(f"{name:56} {figure:8.2f}")
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "million.json").write_text(json.dumps({"rows": options.rows, **found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

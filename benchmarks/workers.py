@@ -1,0 +1,112 @@
+"""Two scoring processes at one Postgres against one alone: `python benchmarks/workers.py`.
+
+Each process scores an adopted FlexyFace table without any score, every metric, with mini models; first one alone,
+then two started together, each time on a table of its own. Counted are the seconds from the start of the work to
+its end, loading the models included, and whether every score was computed exactly once. On a
+Postgres that FLEXY_DATABASE_URL names (an empty database on it is made and dropped). Prints a table and writes
+benchmarks/results/workers.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import flexyface
+import sqlalchemy as sa
+from databases import empty
+
+from flexy_assets.storage import queries
+from flexy_assets.storage.adoption import adopt, batches
+from flexy_assets.sweep import scoring
+from flexy_assets.sweep.scoring import Scoring
+from resources.database import Database
+from resources.images import ImageStore
+from resources.models.slot import ModelSlot
+from resources.settings import Settings
+
+
+def work() -> int:
+    """Score whatever is missing and nobody else is at; returns how many scores this process computed."""
+    settings = Settings.read()
+    database = Database(settings.database_url)
+    at = Scoring(database, ImageStore(settings.images), ModelSlot(), settings)
+    with database.begin(reading=True) as connection:
+        keys = batches(connection)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    done = 0
+    # Again while anything is left: what the other embedded meanwhile can be scored only now.
+    while True:
+        list(scoring.embed(at, keys, lambda _: None))
+        now = sum(o.done for m in queries.METRICS.values() for _, o in scoring.score(at, m, keys, lambda _: None))
+        done += now
+        if not now:
+            return done
+
+
+def measure(workers: int, images: int, folder: Path) -> dict[str, Any]:
+    """Seconds and scores of so many processes at a table of their own."""
+    with empty(folder) as database:
+        flexyface.bring(database, folder / "pictures", goes=[images], scored=0)
+        chosen = {
+            "FLEXY_HOME": str(folder),
+            "FLEXY_IMAGES": str(folder / "pictures"),
+            "FLEXY_MODELS": "mini",
+            "FLEXY_DATABASE_URL": database.url.render_as_string(hide_password=False),
+            "FLEXY_PROMPT_COLUMN": flexyface.PROMPT_COLUMN,
+            "FLEXY_BATCH_SIZE": "100",
+            "OMP_NUM_THREADS": "1",
+        }
+        adopt(database, Settings.read(chosen))
+        command = [sys.executable, __file__, "--work"]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        processes = [subprocess.Popen(command, env=os.environ | chosen, **pipes) for _ in range(workers)]
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        began = time.perf_counter()
+        done = [int(process.communicate()[0]) for process in processes]
+        seconds = time.perf_counter() - began
+        with database.begin(reading=True) as connection:
+            rows = connection.scalar(sa.text("SELECT count(*) FROM image_scores WHERE value IS NOT NULL"))
+            most = connection.scalar(sa.text("SELECT max(attempts) FROM image_scores"))
+    assert (rows, most, sum(done)) == (4 * images, 1, 4 * images), (rows, most, done)
+    return {"workers": workers, "seconds": seconds, "scores": done}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2_000)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        print(work())
+        return
+    if not os.environ.get("FLEXY_DATABASE_URL", "").startswith("postgresql"):
+        sys.exit("name a Postgres on which a database may be made: FLEXY_DATABASE_URL=postgresql://…")
+    with tempfile.TemporaryDirectory() as folder:
+        found = [measure(workers, options.images, Path(folder, str(workers))) for workers in (1, 2)]
+    alone, together = (entry["seconds"] for entry in found)
+    print(f"{options.images} images, four mini scorers, every score computed once")
+    for entry in found:
+        each = " + ".join(map(str, entry["scores"]))
+        print(f"{entry['workers']} at the table: {entry['seconds']:7.2f} s   scores {each}")
+    print(f"throughput of two against one: {alone / together:.2f}   (asked: at least 1)")
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "workers.json").write_text(json.dumps({"images": options.images, "runs": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

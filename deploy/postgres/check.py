@@ -1,0 +1,45 @@
+"""Refuses, in one line, where Dagster and the results would share a database: their tables would meet in it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sqlalchemy import text
+
+from resources.database import Database
+from resources.errors import BadInputError, FlexyError
+from resources.settings import Settings
+
+
+def check() -> None:
+    """Raises `BadInputError` unless Dagster's database is there, in Postgres, and is not that of the results."""
+    dagster = _identity("FLEXY_DAGSTER_URL", os.environ.get("FLEXY_DAGSTER_URL") or "")
+    if dagster is None:
+        raise BadInputError("FLEXY_DAGSTER_URL names no Postgres: write postgresql://USER:PASSWORD@HOST/NAME")
+    if dagster == _identity("FLEXY_DATABASE_URL", Settings.read().database_url):
+        raise BadInputError(
+            "FLEXY_DAGSTER_URL and FLEXY_DATABASE_URL name the same database: make one for Dagster alone"
+        )
+
+
+def _identity(variable: str, url: str) -> object | None:
+    """A database of a Postgres by its server's start and its number there, since a host can be spelled in many ways."""
+    database = Database(url)
+    try:
+        if database.url.get_backend_name() != "postgresql":
+            return None
+        with database.begin(reading=True) as connection:
+            return connection.execute(
+                text("SELECT pg_postmaster_start_time(), oid FROM pg_database WHERE datname = current_database()")
+            ).one()
+    except FlexyError as error:
+        raise BadInputError(str(error).replace("FLEXY_DATABASE_URL", variable)) from None
+
+
+if __name__ == "__main__":
+    try:
+        check()
+    except FlexyError as error:
+        print(f"flexy: {error}", file=sys.stderr)
+        sys.exit(error.status)

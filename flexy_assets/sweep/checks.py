@@ -1,0 +1,230 @@
+"""Checks of what the sweep made. They look at the whole table, whichever batches a run was at."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+
+from flexy_assets.storage import soundness
+from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.queries import MAX_ATTEMPTS
+from flexy_assets.storage.soundness import Tally
+from flexy_assets.sweep import assets, drift, status
+from resources.database import Database
+from resources.errors import BadInputError
+from resources.images import ImageStore
+from resources.models.registry import METRICS
+from resources.scorers import Metric
+from resources.settings import Settings
+
+MOST_FILES = 5_000
+"""How many files are read; of more, so many drawn at random."""
+
+SHOWN = 5
+"""How many offenders a check names."""
+
+# What was asked for comes first, what looks at it last.
+_LAST = {"dagster/priority": "-1"}
+
+ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check found. `fault` says in one line what is wrong and what to do; None where all is well."""
+
+    fault: str | None
+    metadata: Mapping[str, Any]
+
+
+def files_as_recorded(database: Database, images: ImageStore, settings: Settings) -> Verdict:
+    """Each image's file is there and, where its SHA-256 is recorded, has that."""
+    with database.begin(reading=True) as connection:
+        count, rows = soundness.files(connection, MOST_FILES)
+    looked_at = f"all {count:,} images" if len(rows) == count else f"{len(rows):,} of {count:,} images, drawn at random"
+    metadata = {"looked at": looked_at, "with a recorded hash": sum(row.image_sha256 is not None for row in rows)}
+    if rows:
+        try:
+            images.check()
+        except BadInputError as error:
+            return Verdict(str(error), metadata)
+    rows = sorted(rows, key=lambda row: row.image_path or "")
+    found = images.verify_many([(row.image_path or "", row.image_sha256) for row in rows])
+    lost = [(row, error) for row, error in zip(rows, found, strict=True) if error]
+    metadata["not as recorded"] = len(lost)
+    if not lost:
+        return Verdict(None, metadata)
+    table = _table({"image": row.id, "image_path": row.image_path, "reason": reason} for row, reason in lost[:SHOWN])
+    fault = (
+        f"{len(lost):,} files are not as recorded (looked at: {looked_at}): put them back below {images},"
+        " or delete the rows of those that are lost"
+    )
+    return Verdict(fault, metadata | {"the first": table})
+
+
+def no_duplicates(database: Database, images: ImageStore, settings: Settings) -> Verdict:
+    """No two images agree in engine, prompts, steps, guidance, seed and size. An unknown seed agrees with none."""
+    with database.begin(reading=True) as connection:
+        rows = soundness.duplicates(connection, settings, SHOWN)
+    if not rows:
+        return Verdict(None, {"images made twice": 0})
+    groups, images_of_groups = rows[0].groups, int(rows[0].of_groups)
+    columns = (*soundness.ALIKE, "images", "first_path", "last_path")
+    table = _table({name: row._mapping[name] for name in columns} for row in rows)
+    fault = (
+        f"{groups:,} images were made more than once ({images_of_groups - groups:,} rows too many) and count as often"
+        " in every figure: delete the rows that are too many"
+    )
+    return Verdict(fault, {"images made twice": groups, "rows too many": images_of_groups - groups, "the most": table})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of one metric."""
+
+    metric: Metric
+    database: Database
+    settings: Settings
+
+    @cached_property
+    def tallies(self) -> list[Tally]:
+        """Two checks rest on these: the table is read once for both."""
+        with self.database.begin(reading=True) as connection:
+            return soundness.tallies(connection, self.metric)
+
+
+def in_range(scores: Scores) -> Verdict:
+    """Every score lies within the metric's bounds; NaN and infinity do not."""
+    metric, tallies = scores.metric, scores.tallies
+    count, outside = sum(t.count for t in tallies), sum(t.outside for t in tallies)
+    metadata: dict[str, Any] = {"scored": count + outside, "bounds": f"{metric.low:g} to {metric.high:g}"}
+    if count:
+        lowest = min(t.lowest for t in tallies if t.lowest is not None)
+        highest = max(t.highest for t in tallies if t.highest is not None)
+        mean = sum(t.total for t in tallies) / count
+        metadata |= {"lowest": round(lowest, 4), "mean": round(mean, 4), "highest": round(highest, 4)}
+    if not outside:
+        return Verdict(None, metadata)
+    fault = (
+        f"{outside:,} of {count + outside:,} scores lie outside {metric.low:g} to {metric.high:g}:"
+        f" compute their runs again with flexy rescore {metric.name} RUN"
+    )
+    with scores.database.begin(reading=True) as connection:
+        rows = soundness.outside(connection, metric, SHOWN)
+    return Verdict(fault, metadata | {"outside": outside, "the first": _table(dict(row._mapping) for row in rows)})
+
+
+def no_holes(scores: Scores) -> Verdict:
+    """Every image that this set of models may score has its score."""
+    with scores.database.begin(reading=True) as connection:
+        holes = soundness.holes(connection, scores.metric.name, scores.settings.models)
+    metadata: dict[str, Any] = {"missing": holes.missing, "failed": holes.failed, "given up": holes.given_up}
+    if holes.reason:
+        metadata["last failure"] = holes.reason
+    if not holes.missing:
+        return Verdict(None, metadata)
+    fault = f"{holes.missing:,} scores are missing"
+    remedies = [] if holes.given_up == holes.missing else ["flexy heal, or the night, fills them"]
+    if holes.given_up:
+        fault += f", {holes.given_up:,} of them given up after {MAX_ATTEMPTS} attempts"
+        remedies += [f"once the cause is mended, flexy rescore {scores.metric.name} --failed tries those again"]
+    if holes.reason:
+        fault += f" (the last failed: {' '.join(holes.reason.split())})"
+    return Verdict(f"{fault}: {'; '.join(remedies)}", metadata)
+
+
+def no_drift(scores: Scores) -> Verdict:
+    """No engine's newest run lies half a standard deviation, and beyond chance, from the mean of its earlier runs."""
+    found = drift.drifts(scores.tallies, scores.metric)
+    if not found:
+        return Verdict(None, {"compared": f"nothing: no engine has two runs of {drift.LEAST_IMAGES} scores each"})
+    rows = (
+        {
+            "engine": one.engine,
+            "newest run": one.run_id,
+            "images": one.images,
+            "mean": f"{one.mean:.4g}",
+            "earlier images": one.earlier_images,
+            "earlier mean": f"{one.earlier_mean:.4g}",
+            "z": f"{one.z:.1f}",
+            "d": f"{one.d:.2f}",
+        }
+        for one in found
+    )
+    real = [
+        f"{one.engine} {one.mean:.4g} in run {one.run_id.hex[:8]} after {one.earlier_mean:.4g} (d = {one.d:.2f})"
+        for one in found
+        if one.is_real
+    ]
+    fault = f"the mean moved: {'; '.join(real)}: see whether prompts, settings or the scorer changed" if real else None
+    return Verdict(fault, {"compared": _table(rows)})
+
+
+OF_IMAGES: dict[Callable[[Database, ImageStore, Settings], Verdict], dg.AssetCheckSeverity] = {
+    files_as_recorded: ERROR,
+    no_duplicates: WARN,
+}
+OF_SCORES: dict[Callable[[Scores], Verdict], dg.AssetCheckSeverity] = {
+    in_range: ERROR,
+    no_holes: WARN,
+    no_drift: WARN,
+}
+
+
+def _specs(key: dg.AssetKey, checks: Iterable[Callable[..., Verdict]]) -> list[dg.AssetCheckSpec]:
+    return [dg.AssetCheckSpec(check.__name__, asset=key, description=check.__doc__) for check in checks]
+
+
+def _results(
+    context: dg.AssetCheckExecutionContext,
+    key: dg.AssetKey,
+    checks: Mapping[Callable[..., Verdict], dg.AssetCheckSeverity],
+    *arguments: Any,
+) -> Iterator[dg.AssetCheckResult]:
+    """The verdicts of those checks of an asset that were asked for."""
+    for check, severity in checks.items():
+        if dg.AssetCheckKey(key, check.__name__) in context.selected_asset_check_keys:
+            verdict = check(*arguments)
+            yield dg.AssetCheckResult(
+                asset_key=key,
+                check_name=check.__name__,
+                passed=verdict.fault is None,
+                severity=severity,
+                description=verdict.fault,
+                metadata=verdict.metadata,
+            )
+
+
+@dg.multi_asset_check(specs=_specs(assets.generated_images.key, OF_IMAGES), can_subset=True, op_tags=_LAST)
+def image_checks(
+    context: dg.AssetCheckExecutionContext,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    settings: dg.ResourceParam[Settings],
+) -> Iterator[dg.AssetCheckResult]:
+    """Look at the images' files and rows."""
+    migrate(database)
+    yield from _results(context, assets.generated_images.key, OF_IMAGES, database, images, settings)
+
+
+@dg.multi_asset_check(
+    specs=[spec for metric in METRICS.values() for spec in _specs(assets.key_of(metric), OF_SCORES)],
+    can_subset=True,
+    op_tags=_LAST,
+)
+def score_checks(
+    context: dg.AssetCheckExecutionContext,
+    database: dg.ResourceParam[Database],
+    settings: dg.ResourceParam[Settings],
+) -> Iterator[dg.AssetCheckResult]:
+    """Look at the scores of every metric."""
+    migrate(database)
+    for metric in METRICS.values():
+        yield from _results(context, assets.key_of(metric), OF_SCORES, Scores(metric, database, settings))
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
+    # None are left where somebody has put all of them right meanwhile.
+    return dg.MetadataValue.md(status.markdown(list(rows)))

@@ -1,0 +1,139 @@
+"""The settings are what the environment says, or one line that names the variable; secrets are never repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resources.errors import BadInputError
+from resources.settings import Settings
+
+
+def read(**variables: str) -> Settings:
+    return Settings.read({f"FLEXY_{name}": value for name, value in variables.items()})
+
+
+def complaint(variable: str, value: str) -> str:
+    with pytest.raises(BadInputError) as caught:
+        read(**{variable: value})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"FLEXY_{variable}")
+    return message
+
+
+def test_without_any_variable_all_is_below_the_working_folder_and_nothing_works_by_itself() -> None:
+    settings = Settings.read({})
+    assert settings.home == Path(".flexy").absolute()
+    assert settings.database_url == f"sqlite:///{settings.home}/flexy.sqlite"
+    assert settings.images == str(settings.home / "images")
+    assert (settings.prompt_column, settings.batch_size) == (None, 500)
+    assert (settings.nightly, settings.timezone, settings.score_new) == ("0 2 * * *", "UTC", False)
+    assert settings.failure_webhook == ""
+
+
+def test_a_variable_that_is_empty_is_one_that_is_not_set() -> None:
+    names = (
+        "PROMPT_COLUMN",
+        "BATCH_SIZE",
+        "NIGHTLY",
+        "TIMEZONE",
+        "SCORE_NEW",
+        "FAILURE_WEBHOOK",
+        "DATABASE_URL",
+        "IMAGES",
+    )
+    assert read(**dict.fromkeys(names, "")) == Settings.read({})
+
+
+def test_each_variable_is_read() -> None:
+    settings = read(
+        PROMPT_COLUMN="bench_runs.Caption",
+        BATCH_SIZE="10000",
+        NIGHTLY="30 1 * * 1-5",
+        TIMEZONE="Europe/Berlin",
+        SCORE_NEW="1",
+        FAILURE_WEBHOOK="https://hooks.example:8443/T0/B1?x=1",
+    )
+    assert settings.prompt_column == ("bench_runs", "Caption")
+    assert (settings.batch_size, settings.nightly, settings.timezone) == (10_000, "30 1 * * 1-5", "Europe/Berlin")
+    assert settings.score_new
+    assert settings.failure_webhook == "https://hooks.example:8443/T0/B1?x=1"
+    assert not read(SCORE_NEW="0").score_new
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("caption", ("bench_run_results", "caption")),
+        ("bench_run_results.caption", ("bench_run_results", "caption")),
+        ("the prompt; DROP TABLE x", ("bench_run_results", "the prompt; DROP TABLE x")),
+    ],
+)
+def test_a_column_without_a_table_is_one_of_the_results(name: str, column: tuple[str, str]) -> None:
+    assert read(PROMPT_COLUMN=name).prompt_column == column
+
+
+@pytest.mark.parametrize(
+    "name", ["users.password", "bench_runs.", ".", "public.bench_runs.prompt", "pg_authid.rolpassword"]
+)
+def test_prompts_are_in_no_other_table(name: str) -> None:
+    assert "write COLUMN, for one of bench_run_results, or bench_runs.COLUMN" in complaint("PROMPT_COLUMN", name)
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "10001", "500.0", "1e3", "0x10", "1_000", " 500", "many", "٣", "9" * 5000])
+def test_a_batch_of_no_size_that_is_known_is_refused(size: str) -> None:
+    assert complaint("BATCH_SIZE", size).endswith("use 1 to 10000 images a batch")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "100000", "1.5", " 60", "a minute", "9" * 5000])
+def test_new_rows_are_looked_for_every_so_many_seconds(seconds: str) -> None:
+    assert read(WATCH_SECONDS="5").watch_seconds == 5
+    assert complaint("WATCH_SECONDS", seconds).endswith("use 1 to 99999 seconds")
+
+
+@pytest.mark.parametrize(
+    "zone",
+    [
+        "Mars/Base",
+        "berlin",
+        "UTC+1",
+        "Europe",
+        "Europe/Berlin ",
+        "tzdata.zi",
+        "/etc/localtime",
+        "../../etc/passwd",
+        "a\0b",
+    ],
+)
+def test_a_time_zone_that_there_is_not_is_refused(zone: str) -> None:
+    assert complaint("TIMEZONE", zone).endswith("is no time zone: write one as in Europe/Berlin")
+
+
+@pytest.mark.parametrize("switch", ["yes", "true", "on", "2", "01", " 1"])
+def test_a_switch_is_one_or_nought(switch: str) -> None:
+    assert complaint("SCORE_NEW", switch) == f"FLEXY_SCORE_NEW={switch} is neither on nor off: use 1 or 0"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hooks.example/opensesame",
+        "ftp://hooks.example/opensesame",
+        "javascript:opensesame",
+        "https:///opensesame",
+        "https://hooks.example:port/opensesame",
+        "https://hooks.example:99999/opensesame",
+        "https://[::1/opensesame",
+        "https://hooks.example/opensesame and more",
+        "https://hooks.example/opensesame\n",
+    ],
+)
+def test_an_address_that_cannot_be_is_refused_and_not_repeated(address: str) -> None:
+    assert complaint("FAILURE_WEBHOOK", address) == "FLEXY_FAILURE_WEBHOOK is no address: write https://HOST/PATH"
+
+
+def test_what_may_hold_a_password_is_not_shown_with_the_settings() -> None:
+    settings = read(DATABASE_URL="postgresql://u:opensesame@h/n", FAILURE_WEBHOOK="https://u:opensesame@h/opensesame")
+    assert "opensesame" not in f"{settings} {settings!r}"

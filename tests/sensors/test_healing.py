@@ -1,0 +1,326 @@
+"""What a tick asks for, and what the run it asks for does: every hole, once, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import dagster as dg
+import flexyface
+import pytest
+import sqlalchemy as sa
+
+from flexy_assets.execution import PROCESS_TAG, failures, process_tag, run_job, under_way
+from flexy_assets.storage.tables import SWEEP_METRICS
+from flexy_assets.sweep import jobs
+from resources.database import Database
+from resources.errors import BadInputError
+from resources.images import ImageStore
+from resources.settings import Settings
+from sensors.failed_runs import failed_runs, post
+from sensors.new_images import new_images
+
+ALL = "UPDATE bench_run_results SET clip_score = 0.25, aesthetic_score = 5, aes_v2_score = 5, hps_v2_score = 0.25"
+
+
+@dataclass
+class Table:
+    """An adopted FlexyFace table and a Dagster instance beside it."""
+
+    settings: Settings
+    database: Database
+    instance: dg.DagsterInstance
+
+    def request(self) -> dg.RunRequest | dg.SkipReason:
+        return jobs.request(self.instance, self.database, ImageStore(self.settings.images), self.settings)
+
+    def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+        from flexy_assets.definitions import defs
+
+        return run_job(self.instance, defs, "heal_scores", request.run_config)
+
+    def execute(self, statement: str, **values: Any) -> None:
+        with self.database.begin() as connection:
+            connection.execute(sa.text(statement), values)
+
+    def rows(self, columns: str = "*", order: str = "image_path") -> list[dict[str, Any]]:
+        statement = sa.text(f"SELECT {columns} FROM bench_run_results ORDER BY {order}")
+        with self.database.begin(reading=True) as connection:
+            return [dict(row) for row in connection.execute(statement).mappings()]
+
+    def missing(self) -> dict[str, int]:
+        rows = self.rows(", ".join(SWEEP_METRICS))
+        return {name: sum(row[name] is None for row in rows) for name in SWEEP_METRICS}
+
+
+@pytest.fixture
+def table(
+    empty_database: Database, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Table]]:
+    """`table(goes, scored)` brings a FlexyFace database, on SQLite and on Postgres."""
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+
+        def make(goes: tuple[int, ...], scored: int, **environment: str) -> Table:
+            flexyface.bring(empty_database, home / "pictures", goes, scored)
+            chosen = {
+                "FLEXY_DATABASE_URL": empty_database.url.render_as_string(hide_password=False),
+                "FLEXY_IMAGES": str(home / "pictures"),
+                "FLEXY_PROMPT_COLUMN": flexyface.PROMPT_COLUMN,
+            }
+            for name, value in (chosen | environment).items():
+                monkeypatch.setenv(name, value)
+            # The definitions read the settings as they are loaded.
+            monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
+            return Table(Settings.read(), empty_database, instance)
+
+        yield make
+
+
+def asked(request: dg.RunRequest | dg.SkipReason) -> dict[str, list[str]]:
+    """By step, the batches that a run is asked for."""
+    assert isinstance(request, dg.RunRequest), request
+    return {op: entry["config"]["batches"] for op, entry in request.run_config["ops"].items()}
+
+
+def test_holes_in_forty_scattered_batches_are_one_run(table: Callable[..., Table]) -> None:
+    at = table((200, 200), 0, FLEXY_BATCH_SIZE="5")
+    assert set(asked(at.request())) == {"heal_clip_embeddings", *(f"heal_{name}" for name in SWEEP_METRICS)}
+    at.execute(ALL)
+    batches = sorted({row["batch"] for row in at.rows("batch")})
+    assert len(batches) == 80
+    # Of every second batch one image lacks everything.
+    holes = batches[::2]
+    ids = ", ".join(f"(SELECT min(image_path) FROM bench_run_results WHERE batch = '{batch}')" for batch in holes)
+    nothing = ", ".join(f"{name} = NULL" for name in SWEEP_METRICS)
+    at.execute(f"UPDATE bench_run_results SET {nothing} WHERE image_path IN ({ids})")
+    before = at.rows()
+
+    request = at.request()
+    assert {tuple(batches) for batches in asked(request).values()} == {tuple(holes)}
+    assert isinstance(request, dg.RunRequest)
+    assert at.run(request).success
+
+    after = at.rows()
+    assert at.missing() == dict.fromkeys(SWEEP_METRICS, 0)
+    for old, new in zip(before, after, strict=True):
+        if old["clip_score"] is not None:
+            assert new == old, "an image that lacked nothing was touched"
+    assert isinstance(at.request(), dg.SkipReason)
+    # Each batch shows in the UI under the asset it belongs to.
+    for name in SWEEP_METRICS:
+        assert at.instance.get_materialized_partitions(dg.AssetKey(f"{name}s")) == set(holes)
+
+
+def test_only_images_that_lack_something_are_opened(table: Callable[..., Table]) -> None:
+    at = table((40,), 0)
+    at.request()
+    at.execute(ALL)
+    at.execute("UPDATE bench_run_results SET aes_v2_score = NULL WHERE image_path < '000005.png'")
+    for picture in sorted((Path(at.settings.images)).iterdir())[5:]:
+        picture.unlink()
+    request = at.request()
+    assert isinstance(request, dg.RunRequest)
+    assert request.tags["flexy/aes_v2_score"] == "5"
+    assert asked(request)["heal_hps_v2_score"] == []
+    assert at.run(request).success
+    assert at.missing() == dict.fromkeys(SWEEP_METRICS, 0)
+
+
+def test_what_a_run_is_at_is_not_asked_for_again(table: Callable[..., Table]) -> None:
+    at = table((20, 20), 0, FLEXY_BATCH_SIZE="10")
+    first = at.request()
+    assert isinstance(first, dg.RunRequest)
+    every = asked(first)["heal_hps_v2_score"]
+
+    def begin(status: dg.DagsterRunStatus, **more: Any) -> str:
+        return at.instance.add_run(dg.DagsterRun(status=status, **more)).run_id
+
+    config = jobs.run_config({"hps_v2_score": every[:1]})
+    begin(dg.DagsterRunStatus.STARTED, job_name="heal_scores", run_config=config)
+    tags = {"dagster/asset_partition_range_start": every[2], "dagster/asset_partition_range_end": every[3]}
+    selection = frozenset({dg.AssetKey("clip_scores")})
+    backfill = begin(dg.DagsterRunStatus.STARTED, job_name="__ASSET_JOB", tags=tags, asset_selection=selection)
+    at_it = under_way(at.instance)
+    assert (at_it["hps_v2_score"], at_it["clip_score"]) == ({every[0]}, set(every[2:]))
+    wanted = asked(at.request())
+    assert wanted["heal_hps_v2_score"] == every[1:]
+    assert wanted["heal_clip_score"] == every[:2]
+    # Without a configuration heal_scores is at everything.
+    begin(dg.DagsterRunStatus.NOT_STARTED, job_name="heal_scores")
+    request = at.request()
+    assert isinstance(request, dg.SkipReason)
+    assert request.skip_message == "a run is already at everything that is missing"
+    assert at.instance.get_run_by_id(backfill) is not None
+
+
+def test_a_run_whose_process_is_gone_is_not_at_anything(table: Callable[..., Table]) -> None:
+    at = table((20,), 0)
+    everything = at.request()
+    host, _, _ = process_tag().split("/")
+    dead = dg.DagsterRun(
+        "heal_scores", status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: f"{host}/1/0"}, run_config={}
+    )
+    at.instance.add_run(dead)
+    assert asked(at.request()) == asked(everything)
+    record = at.instance.get_run_by_id(dead.run_id)
+    assert record is not None
+    assert record.status == dg.DagsterRunStatus.FAILURE
+
+
+def test_a_missing_image_root_starts_nothing_and_fails_nothing(table: Callable[..., Table], home: Path) -> None:
+    at = table((20,), 0)
+    shutil.move(home / "pictures", home / "elsewhere")
+    with pytest.raises(BadInputError, match=r"the image root .*pictures is not there: set FLEXY_IMAGES"):
+        at.request()
+    with at.database.begin(reading=True) as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM image_scores")) == 0
+
+
+def test_an_image_that_is_gone_is_named_and_the_others_are_scored(table: Callable[..., Table], home: Path) -> None:
+    at = table((20,), 0)
+    (home / "pictures" / "000007.png").unlink()
+    at.execute("UPDATE bench_run_results SET image_path = '../flexy.sqlite' WHERE image_path = '000009.png'")
+    for attempt in (1, 2, 3):
+        request = at.request()
+        assert isinstance(request, dg.RunRequest), attempt
+        assert at.run(request).success
+        assert at.missing() == dict.fromkeys(SWEEP_METRICS, 2)
+    assert isinstance(at.request(), dg.SkipReason), "after three attempts it is left to a person"
+    with at.database.begin(reading=True) as connection:
+        reasons = set(connection.scalars(sa.text("SELECT error FROM image_scores WHERE metric = 'hps_v2_score'")))
+    assert {reason and reason.split(":")[0] for reason in reasons} == {
+        None,
+        f"cannot read image {home}/pictures/000007.png",
+        f"image path '../flexy.sqlite' leads outside the image root {home}/pictures",
+    }
+
+
+def test_images_of_other_engines_are_left_alone_and_it_is_said(table: Callable[..., Table]) -> None:
+    at = table((20,), 0)
+    at.execute("UPDATE bench_run_results SET engine = 'realvis_xl'")
+    request = at.request()
+    assert isinstance(request, dg.SkipReason)
+    assert request.skip_message == (
+        "nothing is missing that FLEXY_MODELS=mini may score; left alone: 20 images of realvis_xl"
+    )
+
+
+def test_a_scorer_that_cannot_be_loaded_keeps_no_other_from_its_work(
+    table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resources.models import registry
+
+    at = table((20,), 0)
+    real = registry.scorer
+
+    def broken(name: str, settings: Settings) -> Any:
+        if name == "aesthetic_v2":
+            raise BadInputError("no weights for aesthetic_v2: fetch them")
+        return real(name, settings)
+
+    monkeypatch.setattr(registry, "scorer", broken)
+    request = at.request()
+    assert isinstance(request, dg.RunRequest)
+    result = at.run(request)
+    assert failures(result) == ["no weights for aesthetic_v2: fetch them"]
+    assert at.missing() == dict.fromkeys(SWEEP_METRICS, 0) | {"aes_v2_score": 20}
+
+
+def test_new_rows_become_batches_and_wait_for_the_night_unless_told_otherwise(table: Callable[..., Table]) -> None:
+    at = table((30,), 30, FLEXY_BATCH_SIZE="20")
+
+    def tick(settings: Settings) -> dg.RunRequest | dg.SkipReason:
+        context = dg.build_sensor_context(
+            at.instance,
+            resources={"database": at.database, "images": ImageStore(settings.images), "settings": settings},
+        )
+        answer = new_images(settings)(context)
+        assert isinstance(answer, dg.RunRequest | dg.SkipReason)
+        return answer
+
+    first, second = tick(at.settings), tick(at.settings)
+    assert isinstance(first, dg.SkipReason) and isinstance(second, dg.SkipReason)
+    assert first.skip_message == "30 new rows, 2 new batches; their scores are filled at night"
+    assert second.skip_message == "no new rows"
+    assert len(at.instance.get_dynamic_partitions("seed_batches")) == 2
+    at_once = Settings.read({**os.environ, "FLEXY_SCORE_NEW": "1"})
+    assert asked(tick(at_once))["heal_aes_v2_score"] == at.instance.get_dynamic_partitions("seed_batches")
+
+
+# Failed runs
+
+
+class Webhook(BaseHTTPRequestHandler):
+    heard: list[dict[str, str]] = []
+    answer = 200
+
+    def do_POST(self) -> None:
+        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(self.answer)
+        self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(Webhook, "heard", [])
+    server = HTTPServer(("127.0.0.1", 0), Webhook)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/services/T0/secret"
+    server.shutdown()
+    server.server_close()
+
+
+def failed_run(instance: dg.DagsterInstance) -> Any:
+    """The context in which the sensor hears of a run that failed."""
+
+    @dg.op
+    def fill() -> None:
+        raise BadInputError("no weights for hps in /models:\nput them there")
+
+    @dg.job
+    def heal() -> None:
+        fill()
+
+    result = heal.execute_in_process(instance=instance, raise_on_error=False)
+    (event,) = [e for e in result.all_events if e.event_type_value == "PIPELINE_FAILURE"]
+    return dg.build_run_status_sensor_context(
+        sensor_name="failed_runs",
+        dagster_event=event,
+        dagster_instance=instance,
+        dagster_run=result.dagster_run,
+    ).for_run_failure()
+
+
+def test_a_failed_run_is_told_of_in_one_line_at_the_address_that_was_named(home: Path, webhook: str) -> None:
+    settings = Settings.read({"FLEXY_FAILURE_WEBHOOK": webhook})
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        context = failed_run(instance)
+        failed_runs(context, settings=settings)
+        (message,) = Webhook.heard
+        assert message["run"] == context.dagster_run.run_id
+        assert message["error"] == "no weights for hps in /models: put them there"
+        assert message["text"] == f"run {message['run'][:8]} of heal failed: {message['error']}"
+
+
+def test_a_webhook_that_does_not_answer_well_fails_nothing_and_its_address_is_not_told(
+    webhook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert post(webhook, {"text": "well"}) is None
+    for answer in (302, 500):
+        monkeypatch.setattr(Webhook, "answer", answer)
+        assert post(webhook, {}) == f"the webhook answered {answer}: check FLEXY_FAILURE_WEBHOOK"
+    gone = post("http://127.0.0.1:9/services/secret", {})
+    assert gone is not None
+    assert "could not be reached" in gone and "secret" not in gone

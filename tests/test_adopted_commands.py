@@ -1,0 +1,166 @@
+"""The command on a FlexyFace database: fills what is missing, replaces only what it was told to, and says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import flexyface
+import pytest
+import sqlalchemy as sa
+
+from resources.database import Database
+from resources.images import ImageStore
+from tests.conftest import Flexy
+
+Bring = Callable[..., Database]
+IMAGES, SCORED = 24, 20
+on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
+
+
+@pytest.fixture
+def bring(empty_database: Database, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+    """A FlexyFace database of two runs, most of it with two of the scores, on SQLite and on Postgres."""
+    flexyface.bring(empty_database, home / "pictures", (16, 8), SCORED)
+    monkeypatch.setenv("FLEXY_DATABASE_URL", empty_database.url.render_as_string(hide_password=False))
+    monkeypatch.setenv("FLEXY_IMAGES", str(home / "pictures"))
+    monkeypatch.setenv("FLEXY_PROMPT_COLUMN", flexyface.PROMPT_COLUMN)
+    yield empty_database
+
+
+def answer(flexy: Flexy, *arguments: str) -> dict[str, Any]:
+    result = flexy(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def column(database: Database, name: str) -> dict[str, float | None]:
+    """The column by image path."""
+    with database.begin(reading=True) as connection:
+        rows = connection.execute(sa.text(f"SELECT image_path, {name} FROM bench_run_results"))
+        return {row[0]: row[1] for row in rows}
+
+
+def test_heal_fills_what_is_missing_and_replaces_nothing(flexy: Flexy, bring: Database, home: Path) -> None:
+    before = column(bring, "clip_score")
+    healed = answer(flexy, "heal")
+    assert healed["filled"] == {
+        "clip_score": IMAGES - SCORED,
+        "aesthetic_score": IMAGES - SCORED,
+        "aes_v2_score": IMAGES,
+        "hps_v2_score": IMAGES,
+    }
+    assert healed["scores_computed"] == 2 * (IMAGES - SCORED) + 2 * IMAGES
+    after = column(bring, "clip_score")
+    assert {path: after[path] for path, value in before.items() if value is not None} == {
+        path: value for path, value in before.items() if value is not None
+    }
+    assert None not in after.values()
+    assert (home / "assets" / "sweep.csv").read_text().count("\n") == IMAGES + 1
+    assert (home / "assets" / "sweep_report.html").exists()
+    again = answer(flexy, "heal")
+    assert again == {"scores_computed": 0}
+    assert "nothing is missing" in flexy("heal").stdout
+
+    found = answer(flexy, "status")
+    assert found["totals"] == {"images": IMAGES, "runs": 2, "complete": IMAGES}
+    shown = flexy("status").stdout
+    for heading in ("scores", "runs", "by steps (means)", "newest"):
+        assert f"\n{heading}\n" in shown
+    # The prompt of a run's images stands where the user said it does.
+    with bring.begin(reading=True) as connection:
+        prompts = set(connection.scalars(sa.text("SELECT prompt_text FROM bench_runs")))
+    import polars as pl
+
+    assert set(pl.read_parquet(home / "assets" / "sweep_scores.parquet")["prompt"]) == prompts
+
+
+def test_rescore_says_how_many_it_replaces_and_replaces_no_other_number(flexy: Flexy, bring: Database) -> None:
+    answer(flexy, "heal")
+    old = column(bring, "hps_v2_score") | column(bring, "clip_score")
+    asked = answer(flexy, "rescore", "clip_score")
+    assert asked == {"replaces": IMAGES, "retries": 0, "scores_computed": 0}
+    assert f"would replace {IMAGES} scores of clip_score" in flexy("rescore", "clip_score").stdout
+    wrong = flexy("rescore", "clip_score", "--replace", str(IMAGES - 1))
+    assert wrong.exit_code == 2
+    assert f"say --replace {IMAGES}" in wrong.stderr
+    assert old == column(bring, "hps_v2_score") | column(bring, "clip_score")
+
+    done = answer(flexy, "rescore", "clip_score", "--replace", str(IMAGES))
+    assert (done["replaces"], done["filled"]) == (IMAGES, {"clip_score": IMAGES})
+    new = column(bring, "clip_score")
+    # FlexyFace's were drawn at random here; those of ours come out the same again.
+    changed = [path for path, value in new.items() if value != old[path]]
+    assert len(changed) == SCORED
+    with bring.begin(reading=True) as connection:
+        assert connection.scalar(sa.text("SELECT count(*) FROM image_scores WHERE rescore IS NOT NULL")) == 0
+
+
+@on_postgres
+def test_rescore_takes_one_run_only_where_one_is_named(flexy: Flexy, bring: Database) -> None:
+    answer(flexy, "heal")
+    runs = {entry["images"]: entry["run"] for entry in answer(flexy, "status")["runs"]}
+    assert answer(flexy, "rescore", "hps_v2_score", runs[8][:8])["replaces"] == 8
+    done = answer(flexy, "rescore", "hps_v2_score", runs[8][:8], "--replace", "8")
+    assert done["filled"] == {"hps_v2_score": 8}
+
+
+@on_postgres
+def test_what_was_given_up_is_tried_again_when_somebody_asks(flexy: Flexy, bring: Database, home: Path) -> None:
+    picture = home / "pictures" / "000003.png"
+    content = picture.read_bytes()
+    picture.unlink()
+    for _ in range(3):
+        answer(flexy, "heal")
+    assert answer(flexy, "heal") == {"scores_computed": 0}
+    failed = answer(flexy, "status", "--failed")["failures"]
+    assert {(row["metric"], row["given_up"]) for row in failed} == {
+        ("clip_embedding", True),
+        ("aes_v2_score", True),
+        ("hps_v2_score", True),
+    }
+    assert "No such file" in flexy("status", "--failed").stdout
+    picture.write_bytes(content)
+    assert answer(flexy, "heal") == {"scores_computed": 0}, "nobody has asked yet"
+    for metric in ("aes_v2_score", "hps_v2_score"):
+        asked = answer(flexy, "rescore", metric, "--failed")
+        assert (asked["replaces"], asked["retries"], asked["filled"]) == (0, 1, {metric: 1})
+    assert answer(flexy, "status", "--failed")["failures"] == []
+    assert ImageStore(str(home / "pictures")).read("000003.png")
+
+
+@on_postgres
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rescore", "beauty"], "'beauty' is no metric: use one of clip_score"),
+        (["rescore", "clip_score", "ffffffff"], "run 'ffffffff' does not exist"),
+    ],
+)
+def test_what_cannot_be_scored_again_is_refused(
+    flexy: Flexy, bring: Database, arguments: list[str], words: str
+) -> None:
+    result = flexy(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+
+
+@on_postgres
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("FLEXY_IMAGES", "/nosuch/place", "the image root /nosuch/place is not there: set FLEXY_IMAGES"),
+        ("FLEXY_PROMPT_COLUMN", "caption", "the column bench_run_results.caption, which FLEXY_PROMPT_COLUMN names"),
+    ],
+)
+def test_a_place_that_is_not_there_is_named_and_nothing_is_written(
+    flexy: Flexy, bring: Database, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    result = flexy("heal")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert words in line
+    assert set(column(bring, "clip_score").values()) & {None}

@@ -235,7 +235,7 @@ def unscored(metric: str, settings: Settings, rests_on: str | None = None) -> La
     """
     wanting = _offer(settings).where(_wanting(metric))
     if rests_on:
-        tried = _outcome(EMBEDDING, image_scores.c.error.is_not(None))
+        tried = _outcome(EMBEDDING, image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
         wanting = wanting.where(or_(_embedded(rests_on), tried))
     return Lack(wanting)
 
@@ -350,7 +350,8 @@ def ask_again(
     images = bench_run_results.c
     mine = [of_models(settings.models)] + ([images.run_id.in_(list(run_ids))] if run_ids else [])
     every = select(images.id).where(*mine)
-    lacking = every.where(value_of(metric.name).is_(None))
+    to_replace = _outcome(metric.name, image_scores.c.rescore.is_not(None))
+    lacking = every.where(or_(value_of(metric.name).is_(None), to_replace))
     failed_before = image_scores.c.error.is_not(None), image_scores.c.attempts > 0
     of_metric = image_scores.c.metric == metric.name, image_scores.c.image_id.in_(lacking)
     failures = select(func.count()).where(*failed_before, *of_metric)

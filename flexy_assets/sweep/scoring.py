@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 CHUNK = 32
 """Images scored between two commits: what a kill costs at most."""
 
-VECTORS = 512
+VECTORS = 256
 """The same for scores that are computed from kept embeddings, which takes no time."""
 
-CLAIM = 4
-"""Chunks that are claimed at once; another worker takes those behind them."""
+CLAIM = 256
+"""Images that are claimed at once; another worker takes those behind them. Postgres has room for some thousands."""
 
 AHEAD = 2
 """Chunks that are read and prepared while the model computes one."""
@@ -241,8 +241,8 @@ def _claimed(
     for batch in batches:
         with scoring.database.begin(reading=True) as connection:
             wanted = lack.of(connection, batch)
-        for start in range(0, len(wanted), CLAIM * size):
-            free = held.take(what, [row.image_id for row in wanted[start : start + CLAIM * size]])
+        for start in range(0, len(wanted), CLAIM):
+            free = held.take(what, [row.image_id for row in wanted[start : start + CLAIM]])
             # What another worker had settled before it let go is not to be done again.
             with scoring.database.begin(reading=True) as connection:
                 rows = lack.of(connection, batch, free)

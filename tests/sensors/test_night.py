@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import dagster as dg
 import pytest
-
-from tests.sensors.conftest import HEALING, Service, wait
+from service import HEALING, Service, nightly_ticks, wait
 
 GOES, SCORED = (60, 40, 14, 86), 186
 """FlexyFace's four goes and what was scored of them, a tenth of each."""
-
-
-def ticks(instance: dg.DagsterInstance) -> list[Any]:
-    """The nightly schedule's ticks that have ended, oldest first."""
-    (state,) = [s for s in instance.all_instigator_state() if s.instigator_name == "missing_scores"]
-    done = instance.get_ticks(state.instigator_origin_id, state.selector_id)
-    return [tick for tick in reversed(done) if tick.status != dg._core.scheduler.instigation.TickStatus.STARTED]
 
 
 @pytest.mark.timeout(420)
@@ -44,8 +35,8 @@ def test_a_night_fills_exactly_what_is_missing_and_the_next_finds_nothing(
     assert at.attempts() == {1}
 
     # The next minute's tick: nothing is missing, and nothing is begun.
-    number = len(ticks(dagster))
-    last = wait(lambda: ticks(dagster)[number:], 90, at)[-1]
+    number = len(nightly_ticks(dagster))
+    last = wait(lambda: nightly_ticks(dagster)[number:], 90, at)[-1]
     assert (last.status.value, last.skip_reason) == ("SKIPPED", "nothing is missing")
     assert [r.run_id for r in at.runs(dagster)] == [run.run_id]
     (results,) = wait(lambda: [r for r in at.runs(dagster, "results") if r.is_finished], 90, at)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 import pytest
-
-from tests.sensors.conftest import Service, wait
+from service import Service, wait
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer

@@ -219,7 +219,7 @@ def test_a_value_that_cannot_be_replaced_stays_with_what_made_it_and_is_told_of(
     found = outcome(database, image, metric)
     assert (found.value, found.scorer) == (0.25, "old")
 
-    assert ask(database, metric) == Asked(replaced=1)
+    assert ask(database, metric, failed=True) == Asked(retried=1)
     assert offered(database, metric) == [image]
     assert record(database, metric, Scored(image, 0.5), scorer="new") == 1
     assert (values(database, metric), failures(database)) == ({image: 0.5}, [])

@@ -1,0 +1,100 @@
+"""One night over FlexyFace's table, for real: `python benchmarks/night.py`.
+
+2,000 images in four runs, 1,865 with CLIP score and aesthetic V1, the columns of V2 and HPS not even there. Dagster's
+daemon runs on deploy/postgres/dagster.yaml with a nightly schedule of every minute; the first tick must fill exactly
+135 + 135 + 2,000 + 2,000 scores and change nothing that was there, the second must begin no run, and the CSV must be
+what psql writes. On a Postgres that FLEXY_DATABASE_URL names (empty databases on it are made and dropped). Prints a
+table and writes benchmarks/results/night.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import flexyface
+from databases import empty
+from service import ROOT, Service, environment, nightly_ticks, wait
+
+QUERY = (
+    "COPY (SELECT steps, guidance, clip_score, aesthetic_score, aes_v2_score, hps_v2_score, elapsed_ms, seed"
+    " FROM bench_run_results WHERE clip_score IS NOT NULL AND aesthetic_score IS NOT NULL AND aes_v2_score IS NOT NULL"
+    " AND hps_v2_score IS NOT NULL ORDER BY steps, guidance) TO STDOUT WITH CSV HEADER"
+)
+
+
+def measure(service: Service) -> dict[str, Any]:
+    before = service.table()
+    began = time.monotonic()
+    service.start()
+    with dg.DagsterInstance.get() as instance:
+        wait(lambda: [run for run in service.runs(instance) if run.is_finished], 400, service)
+        seconds = time.monotonic() - began
+        after = service.table()
+        written = {
+            name: sum(row[name] is not None and before[key].get(name) is None for key, row in after.items())
+            for name in service.missing()
+        }
+        changed = sum(
+            row[name] is not None and after[key][name] != row[name] for key, row in before.items() for name in row
+        )
+        wait(lambda: [run for run in service.runs(instance, "results") if run.is_finished], 200, service)
+        scoring, first = service.runs(instance), len(instance.get_runs())
+        number = len(nightly_ticks(instance))
+        second = wait(lambda: nightly_ticks(instance)[number:], 100, service)[-1]
+        more = len(instance.get_runs()) - first
+    exported = service.home / "scores.csv"
+    subprocess.run(
+        [sys.executable, "-m", "flexy_assets.cli", "export", "--out", exported],
+        cwd=ROOT,
+        env=service.environment,
+        check=True,
+        capture_output=True,
+    )
+    url = service.database.url.render_as_string(hide_password=False)
+    psql = subprocess.run([shutil.which("psql") or "psql", url, "-c", QUERY], capture_output=True, check=True)
+    return {
+        "written": written,
+        "existing values changed": changed,
+        "computed more than once": service.attempts() != {1},
+        "runs that scored": len(scoring),
+        "runs in all, with the results": first,
+        "seconds from the daemon's start to the last score": round(seconds, 1),
+        "the second tick": second.skip_reason,
+        "runs after the second tick": more,
+        "the CSV is psql's, byte for byte": psql.stdout == exported.read_bytes(),
+        "its lines": psql.stdout.count(b"\n"),
+    }
+
+
+def main() -> None:
+    if not os.environ.get("FLEXY_DATABASE_URL", "").startswith("postgresql"):
+        sys.exit("name a Postgres on which a database may be made: FLEXY_DATABASE_URL=postgresql://…")
+    with tempfile.TemporaryDirectory() as folder, empty(Path(folder)) as results, empty(Path(folder)) as bookkeeping:
+        home = Path(folder)
+        flexyface.bring(results, home / "pictures")
+        urls = (database.url.render_as_string(hide_password=False) for database in (results, bookkeeping))
+        os.environ |= environment(home, *urls) | {"FLEXY_NIGHTLY": "* * * * *"}
+        service = Service(home, results, dict(os.environ))
+        try:
+            found = measure(service)
+        finally:
+            service.stop()
+            bookkeeping.engine.dispose()
+    for name, figure in found.items():
+        print(f"{name:52} {figure}")
+    folder_of_results = Path(__file__).parent / "results"
+    folder_of_results.mkdir(exist_ok=True)
+    (folder_of_results / "night.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -21,12 +21,12 @@ from sqlalchemy import (
     Connection,
     Exists,
     Float,
+    FromClause,
     Select,
     Table,
     Text,
     Uuid,
     and_,
-    bindparam,
     case,
     exists,
     func,
@@ -285,12 +285,9 @@ def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequ
     scores = [s for s in scores if s.image_id in open_ids]
     measured = [s for s in scores if s.value is not None]
     if measured and metric in SWEEP_METRICS:
-        statement = (
-            update(images)
-            .where(images.c.id == bindparam("image"))
-            .values({images.c[metric]: bindparam("score", type_=Float)})
-        )
-        connection.execute(statement, [{"image": s.image_id, "score": s.value} for s in measured])
+        given = _given(connection, measured)
+        statement = update(images).where(images.c.id == given.c.image_id)
+        connection.execute(statement.values({images.c[metric]: given.c.value}))
     _record_outcomes(connection, metric, scorer, scores)
     return len(measured)
 
@@ -298,7 +295,12 @@ def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequ
 def _record_outcomes(connection: Connection, metric: str, scorer: str, scores: Sequence[Scored]) -> None:
     if not scores:
         return
-    statement = _insert(connection, image_scores)
+    given = _given(connection, scores)
+    fixed = {"metric": metric, "attempts": 1, "scorer": scorer, "scored_at": now()}
+    values = (sa.literal(value, image_scores.c[name].type) for name, value in fixed.items())
+    # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE.
+    rows = select(given.c.image_id, given.c.value, given.c.error, *values).where(sa.true())
+    statement = _insert(connection, image_scores).from_select(["image_id", "value", "error", *fixed], rows)
     new, old = statement.excluded, image_scores.c
     # A value that was to be replaced and could not be stays, with what made it.
     keeps = and_(old.rescore.is_not(None), new.value.is_(None))
@@ -311,20 +313,22 @@ def _record_outcomes(connection: Connection, metric: str, scorer: str, scores: S
             **{name: new[name] for name in ("error", "scored_at")},
         },
     )
-    moment = now()
-    rows = [
-        {
-            "image_id": s.image_id,
-            "metric": metric,
-            "value": s.value,
-            "error": s.error,
-            "attempts": 1,
-            "scorer": scorer,
-            "scored_at": moment,
-        }
-        for s in scores
-    ]
-    connection.execute(statement, rows)
+    connection.execute(statement)
+
+
+def _given(connection: Connection, scores: Sequence[Scored]) -> FromClause:
+    """The scores as a table of image_id, value and error, so that one statement takes them all."""
+    rows = [{"image_id": s.image_id.hex, "value": s.value, "error": s.error} for s in scores]
+    columns = {"image_id": Uuid, "value": Float, "error": Text}
+    if connection.dialect.name == "postgresql":
+        typed = [sa.column(name, kind) for name, kind in columns.items()]
+        given = func.json_to_recordset(sa.cast(rows, sa.JSON)).table_valued(*typed, name="given")
+        return given.render_derived(with_types=True)
+    each = func.json_each(json.dumps(rows)).table_valued("value", name="each")
+    fields = (
+        sa.type_coerce(func.json_extract(each.c.value, f"$.{name}"), kind).label(name) for name, kind in columns.items()
+    )
+    return select(*fields).subquery("given")
 
 
 @dataclass(frozen=True)

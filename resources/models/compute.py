@@ -38,6 +38,8 @@ def dtype(precision: str) -> torch.dtype:
 def release() -> None:
     """Give what is no longer referred to back: to the system, and to the GPU's other users."""
     gc.collect()
+    # What has outlived a model is here to stay: the next collection, after the next model, need not look at it.
+    gc.freeze()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -20,8 +20,8 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Exists,
-    Float,
     FromClause,
+    Numeric,
     Select,
     Table,
     Text,
@@ -319,7 +319,8 @@ def _record_outcomes(connection: Connection, metric: str, scorer: str, scores: S
 def _given(connection: Connection, scores: Sequence[Scored]) -> FromClause:
     """The scores as a table of image_id, value and error, so that one statement takes them all."""
     rows = [{"image_id": s.image_id.hex, "value": s.value, "error": s.error} for s in scores]
-    columns = {"image_id": Uuid, "value": Float, "error": Text}
+    # A NUMERIC column of somebody else's takes every digit, which it would not of a FLOAT.
+    columns: dict[str, Any] = {"image_id": Uuid, "value": Numeric(asdecimal=False), "error": Text}
     if connection.dialect.name == "postgresql":
         typed = [sa.column(name, kind) for name, kind in columns.items()]
         given = func.json_to_recordset(sa.cast(rows, sa.JSON)).table_valued(*typed, name="given")

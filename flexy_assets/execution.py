@@ -134,7 +134,7 @@ def under_way(instance: dg.DagsterInstance) -> dict[str, set[str]]:
 
 def _batches_of(run: dg.DagsterRun, metric: str, keys: Sequence[str]) -> Sequence[str]:
     """The batches of which a run is to score `metric`."""
-    ops: Mapping[str, Any] = run.run_config.get("ops", {})  # type: ignore[assignment]
+    ops: Any = run.run_config.get("ops", {})
     if run.job_name == HEALING:
         named = ops.get(f"heal_{metric}", {}).get("config", {}).get("batches")
         return keys if named is None else named

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
@@ -104,8 +105,8 @@ def _upgrade(connection: sa.Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _config(**options: object) -> Config:
-    config = Config(**options)  # type: ignore[arg-type]
+def _config(**options: Any) -> Config:
+    config = Config(**options)
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
 

@@ -76,7 +76,9 @@ def test_after_daemon_and_worker_are_killed_a_new_daemon_completes(service: Serv
     dagster = instance()
     run = under_way(at, dagster)
     at.stop()  # as a machine that loses its power: nobody is left to record anything
-    assert dagster.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.STARTED  # type: ignore[union-attr]
+    left_open = dagster.get_run_by_id(run.run_id)
+    assert left_open is not None
+    assert left_open.status == dg.DagsterRunStatus.STARTED
     assert not free(dagster)
     at.start()
     wait(lambda: whole(at), 120, at)

@@ -33,8 +33,15 @@ SCORED = 1_865
 PROMPT_COLUMN = "bench_runs.prompt_text"
 
 
-def bring(database: Database, images: Path, goes: Sequence[int] = GOES, scored: int = SCORED, seed: int = 0) -> None:
-    """Make the tables in an empty database, their rows, and their pictures under `images`."""
+def bring(
+    database: Database,
+    images: Path,
+    goes: Sequence[int] = GOES,
+    scored: int = SCORED,
+    seed: int = 0,
+    side: int = world.SIDE,
+) -> None:
+    """Make the tables in an empty database, their rows, and their pictures of `side` pixels under `images`."""
     rng = np.random.default_rng(seed)
     postgres = database.url.get_backend_name() == "postgresql"
     # SQLite has no UUIDs: there SQLAlchemy keeps 32 characters.
@@ -44,7 +51,7 @@ def bring(database: Database, images: Path, goes: Sequence[int] = GOES, scored: 
         for number, scene in enumerate(rng.choice(np.array(world.WISHES, dtype=object), len(goes)))
     ]
     images.mkdir(parents=True, exist_ok=True)
-    rows = list(_rows(images, runs, goes, scored, rng))
+    rows = list(_rows(images, runs, goes, scored, rng, side))
     with database.begin() as connection:
         for statement in tables.split(";\n"):
             if statement.strip():
@@ -59,15 +66,24 @@ def _id(rng: np.random.Generator) -> str:
     return UUID(bytes=rng.bytes(16), version=4).hex
 
 
+def _picture(rng: np.random.Generator, side: int) -> Image.Image:
+    drawing = world.spoil(world.sketch(world.SCENES[rng.integers(len(world.SCENES))], rng), rng)
+    picture = Image.fromarray(world.draw(drawing, rng))
+    if side == world.SIDE:
+        return picture
+    # With a photograph's grain: plain surfaces are packed, and unpacked, in no time.
+    large = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC), np.float32)
+    return Image.fromarray((large + rng.normal(0, 3, large.shape)).clip(0, 255).astype(np.uint8))
+
+
 def _rows(
-    images: Path, runs: Sequence[dict[str, str]], goes: Sequence[int], scored: int, rng: np.random.Generator
+    images: Path, runs: Sequence[dict[str, str]], goes: Sequence[int], scored: int, rng: np.random.Generator, side: int
 ) -> Iterator[dict[str, Any]]:
     number = 0
     for run, count in zip(runs, goes, strict=True):
         for _ in range(count):
-            drawing = world.spoil(world.sketch(world.SCENES[rng.integers(len(world.SCENES))], rng), rng)
             name = f"{number:06d}.png"
-            Image.fromarray(world.draw(drawing, rng)).save(images / name)
+            _picture(rng, side).save(images / name, compress_level=4)
             there = number < scored
             yield {
                 "id": _id(rng),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -9,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError
 
 from resources.errors import BadInputError, FlexyError
+
+IDLE_SECONDS = 5
+"""After how long an unused connection is asked whether its server is still there."""
 
 
 class Database:
@@ -57,7 +62,9 @@ class Database:
                 event.listen(engine, "begin", _begin_sqlite)
             else:
                 # Many small statements go in one message: row by row each would wait for its answer.
-                engine = create_engine(self.url, pool_pre_ping=True, executemany_mode="values_plus_batch")
+                engine = create_engine(self.url, executemany_mode="values_plus_batch")
+                event.listen(engine, "checkin", _note_use)
+                event.listen(engine, "checkout", _see_that_it_lives)
         except (NoSuchModuleError, ImportError, OSError, ValueError) as error:
             raise BadInputError(f"cannot use {self}: {_first_line(error)}: check FLEXY_DATABASE_URL") from None
         return engine
@@ -125,6 +132,21 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _see_that_it_lives(connection: Any, record: Any, _proxy: Any) -> None:
+    """Ask a connection that has lain idle before it is used: its server may have been restarted since."""
+    if time.monotonic() - record.info.get("used", math.inf) > IDLE_SECONDS:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+            connection.rollback()
+        except Exception as error:
+            raise DisconnectionError from error
 
 
 def _begin_sqlite(connection: Connection) -> None:

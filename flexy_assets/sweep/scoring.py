@@ -31,7 +31,7 @@ from resources.settings import Settings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CHUNK = 32
+CHUNK = 64
 """Images scored between two commits: what a kill costs at most."""
 
 VECTORS = 256
@@ -290,14 +290,19 @@ def _by_batch(
     told: Told,
     release: Callable[[set[UUID]], None],
 ) -> Iterator[tuple[str, Outcome]]:
-    """Settle chunk after chunk, letting go of its images, and yield each batch once its last chunk is."""
+    """Settle chunk after chunk, letting go of the images now and then, and yield each batch once its last chunk is."""
     for batch, of_batch in groupby(chunks, key=lambda chunk: chunk[0]):
         done = failed = 0
+        settled: set[UUID] = set()
         for chunk in of_batch:
             if not chunk[1]:
                 continue
             now_done, now_failed = settle(chunk)
-            release({row.image_id for row, _ in chunk[1]})
+            settled |= {row.image_id for row, _ in chunk[1]}
+            if len(settled) >= CLAIM:
+                release(settled)
+                settled = set()
             done, failed = done + now_done, failed + now_failed
             told(len(chunk[1]))
+        release(settled)
         yield batch, Outcome(done, failed)

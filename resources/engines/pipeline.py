@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import ModelMixin
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -61,6 +62,9 @@ def load(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
 
     Raises `FlexyError` naming what is missing, damaged or another model's.
     """
+    # Its own bars and notes would drown the command's.
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
     with _naming(folder):
         for name, (library, class_name) in _components(folder / "model_index.json", kind).items():
             # A folder may name code that it brings, which is not run: diffusers refuses it below.

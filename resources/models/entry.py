@@ -122,10 +122,8 @@ class LocalModel:
 
 
 def _hush() -> None:
-    """Load without the libraries' own bars and notes, which drown the command's."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    """Load without the library's own bars and notes, which drown the command's."""
+    from transformers.utils import logging
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

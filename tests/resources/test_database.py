@@ -121,3 +121,16 @@ def test_what_was_written_before_an_error_is_rolled_back(empty_database: Databas
         raise ZeroDivisionError
     with empty_database.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (n INTEGER)")
+
+
+def test_a_connection_that_ended_while_nobody_used_it_is_replaced(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resources.database.IDLE_SECONDS", 0)
+    database = Database(postgres_server.url("postgres"))
+    with database.begin() as connection:
+        backend = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+    postgres_server.psql("postgres", f"SELECT pg_terminate_backend({backend}, 5000)")
+    with database.begin() as connection:
+        assert connection.exec_driver_sql("SELECT pg_backend_pid()").scalar() != backend
+    database.engine.dispose()

@@ -198,6 +198,44 @@ def export(runs: tuple[str, ...], out: Path) -> dict[str, Any]:
     return {"file": str(out), "rows": rows, "text": f"{rows} rows in {out}"}
 
 
+@main.command()
+@click.option("--image", type=click.Path(path_type=Path), help="The picture to edit.")
+@click.option("--prompt", default="", help="What the edit should show.")
+@click.option("--dataset", type=click.Path(path_type=Path), help='JSON lines: {"id", "image_path", "prompt"}.')
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for winners, candidates and the report.")
+@click.option("--editor", default="", help="Which model edits; the first of flexy models by default.")
+@click.option("--steps", type=int, default=0, help="Denoising steps of a full denoise; the editor's own by default.")
+@click.option("--guidance", type=float, default=0.0, help="In the editor's scale; its own by default.")
+@click.option("--budget", "budgets", type=int, multiple=True, default=[8], show_default=True, help="Full denoises.")
+@click.option("--ttflux", default="random", show_default=True, help="random or zero_order.")
+@click.option("--choose", default="rank", show_default=True, help="What EACPS chooses by: rank or potential.")
+@click.option("--alpha", type=float, default=10, show_default=True, help="Weight of CONS in the potential.")
+@click.option("--beta", type=float, default=3, show_default=True, help="Weight of LPIPS in the potential.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same candidates.")
+@_command
+def compare(image: Path | None, dataset: Path | None, out: Path | None, **options: Any) -> dict[str, Any]:
+    """Edit by EACPS and by TTFLUX at equal cost, and say which gave the better edits; --budget may be repeated."""
+    from flexy_assets.edits.command import compare
+
+    if (image is None) == (dataset is None):
+        raise BadInputError("give either --image with --prompt, or --dataset")
+    options |= {"image": str(image or ""), "tasks": str(dataset or ""), "budgets": list(options["budgets"])}
+    return compare(options, out, _definitions, _database())
+
+
+@main.command()
+@click.argument("candidates", type=click.Path(path_type=Path))
+@click.option("--alpha", default="10", show_default=True, help="Weight of CONS.")
+@click.option("--beta", default="3", show_default=True, help="Weight of LPIPS.")
+@click.option("--alternative", "alternatives", multiple=True, help="Other weights, as in alpha=5,beta=1; repeatable.")
+@_command
+def select(candidates: Path, **weights: Any) -> dict[str, Any]:
+    """Choose again among the recorded CANDIDATES (JSON lines): the highest PF + alpha·CONS − beta·LPIPS of each id."""
+    from flexy_assets.edits.select import select
+
+    return select(candidates, **weights)
+
+
 @main.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document and nothing else on standard output.")
 @click.pass_context
@@ -251,7 +289,7 @@ def _plan(options: dict[str, Any]) -> dict[str, Any]:
     with _database().begin(reading=True):
         pass
     with dagster_instance(settings) as instance:
-        result = run_assets(instance, _definitions(), [assets.sweep_plan], config=options)
+        result = run_assets(instance, _definitions(), [assets.sweep_plan], config={"sweep_plan": options})
     metadata = result.asset_materializations_for_node("sweep_plan")[0].metadata
     return _find(str(metadata["run"].value))
 

@@ -151,9 +151,11 @@ def run_assets(
     definitions: dg.Definitions,
     assets: Sequence[dg.AssetsDefinition],
     batches: tuple[str, str] | None = None,
-    config: Mapping[str, Any] | None = None,
+    config: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """One run of `assets`, over the partitions from the first to the last of `batches` where there are any.
+
+    `config` is by the asset's name.
 
     An error in an asset is raised here as it was there, an interruption as KeyboardInterrupt.
     """
@@ -162,7 +164,7 @@ def run_assets(
         tags |= {ASSET_PARTITION_RANGE_START_TAG: batches[0], ASSET_PARTITION_RANGE_END_TAG: batches[1]}
     run_config: dict[str, Any] = dict(QUIET)
     if config:
-        run_config["ops"] = {asset.op.name: {"config": dict(config)} for asset in assets}
+        run_config["ops"] = {name: {"config": dict(values)} for name, values in config.items()}
     # Without the checks, which look at the whole table: they come once, with the results.
     alone = dg.Definitions(assets=definitions.assets, resources=definitions.resources)
     try:

@@ -14,6 +14,9 @@ warnings.filterwarnings("ignore", message="Parameter `(backfill_policy|owners)`"
 seed_batches = dg.DynamicPartitionsDefinition(name="seed_batches")
 """Batches of a sweep's images, keyed `<run>_<index>`; a run covers any range of them."""
 
+edit_batches = dg.DynamicPartitionsDefinition(name="edit_batches")
+"""Batches of a comparison's edit tasks, keyed `<comparison>_<index>`."""
+
 
 def report_batch(context: dg.AssetExecutionContext, batch: str, metadata: Mapping[str, Any]) -> None:
     """Show a finished batch at once; without this a run over many batches shows nothing until its end."""

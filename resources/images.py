@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -98,13 +98,17 @@ class ImageStore:
     def write(self, path: str, image: Image) -> str:
         """Write `image` as PNG, whole or not at all, and return its SHA-256.
 
-        The bytes are on disk (temporary file, fsync, rename) before this returns. Raises `FlexyError`
-        where they cannot be, a full disk for one.
+        A file that is these bytes already is left alone. Else they are on disk (temporary file, fsync, rename)
+        before this returns. Raises `FlexyError` where they cannot be, a full disk for one.
         """
         buffer = io.BytesIO()
         image.save(buffer, "PNG", compress_level=4)
         content = buffer.getvalue()
+        sha256 = hashlib.sha256(content).hexdigest()
         located = self._locate(path)
+        with suppress(UnreadableImageError):
+            self.verify(path, sha256)
+            return sha256
         try:
             if self._remote:
                 self._remote[0].pipe_file(located, content)
@@ -112,7 +116,7 @@ class ImageStore:
                 write_atomically(Path(located), content)
         except OSError as error:
             raise FlexyError(f"cannot write image {located}: {describe(error)}") from error
-        return hashlib.sha256(content).hexdigest()
+        return sha256
 
     def discard_unfinished(self, folder: str) -> None:
         """Remove the temporary files that a killed writer left in `folder`; nobody may be writing there."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from resources.errors import BadInputError
@@ -30,6 +30,10 @@ class Settings:
     `batch_size` how many of its images make a batch. `nightly` is the cron line at which missing scores are
     looked for, in `timezone`; new rows are looked for every `watch_seconds`, and with `score_new` scored as they
     come. `failure_webhook` is told of failed runs; it is as good as a password, so it is never shown.
+
+    `judge` names who judges pictures (`none`, or one of `resources.judges.JUDGES`), `judge_model` which of its models,
+    `judge_url` where it is asked if not at its published address. Of `judge_rpm` requests a minute and
+    `judge_max_calls` requests a process, None is without limit.
     """
 
     home: Path
@@ -47,11 +51,22 @@ class Settings:
     score_new: bool = False
     watch_seconds: int = 60
     failure_webhook: str = field(default="", repr=False)
+    judge: str = "none"
+    judge_model: str = ""
+    judge_url: str = ""
+    judge_key: str = field(default="", repr=False)
+    judge_rpm: int | None = None
+    judge_max_calls: int | None = None
 
     @property
     def tables(self) -> Path:
         """Finished tables, reports and CSVs, one file an asset."""
         return self.home / "assets"
+
+    @property
+    def judge_key_variable(self) -> str:
+        """The variable that holds the judge's key, GEMINI_API_KEY for one."""
+        return _key_variable(self.judge)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -66,6 +81,7 @@ class Settings:
         precision = environment.get("FLEXY_PRECISION") or "auto"
         if precision not in PRECISIONS:
             raise BadInputError(f"FLEXY_PRECISION={precision} is no precision: use {', '.join(PRECISIONS)}")
+        judge = environment.get("FLEXY_JUDGE") or "none"
         registry, hps_root = (environment.get(name) for name in ("FLEXY_MODEL_REGISTRY", "HPS_ROOT"))
         return cls(
             home=home,
@@ -83,6 +99,12 @@ class Settings:
             score_new=_switch("FLEXY_SCORE_NEW", environment.get("FLEXY_SCORE_NEW") or "0"),
             watch_seconds=_seconds(environment.get("FLEXY_WATCH_SECONDS") or "60"),
             failure_webhook=_webhook(environment.get("FLEXY_FAILURE_WEBHOOK") or ""),
+            judge=judge,
+            judge_model=environment.get("FLEXY_JUDGE_MODEL") or "",
+            judge_url=_judge_url(environment.get("FLEXY_JUDGE_URL") or ""),
+            judge_key=_key(_key_variable(judge), environment.get(_key_variable(judge)) or ""),
+            judge_rpm=_count("FLEXY_JUDGE_RPM", environment.get("FLEXY_JUDGE_RPM") or ""),
+            judge_max_calls=_count("FLEXY_JUDGE_MAX_CALLS", environment.get("FLEXY_JUDGE_MAX_CALLS") or ""),
         )
 
 
@@ -125,13 +147,44 @@ def _switch(variable: str, text: str) -> bool:
     return text == "1"
 
 
-def _webhook(url: str) -> str:
+def _count(variable: str, text: str) -> int | None:
+    if not text:
+        return None
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise BadInputError(f"{variable}={text} is out of bounds: use 1 to 999999999, or leave it out for no limit")
+    return int(text)
+
+
+def _key_variable(judge: str) -> str:
+    return f"{judge.upper()}_API_KEY"
+
+
+def _key(variable: str, key: str) -> str:
+    if not re.fullmatch("[!-~]*", key):
+        raise BadInputError(f"{variable} holds what no key can: set it to a valid one")
+    return key
+
+
+def _address(url: str) -> SplitResult | None:
+    """The parts of a URL over HTTP; None where it is no such URL."""
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.split() == [url]
     except ValueError:
-        sound = False
-    if url and not sound:
+        return None
+    return parts if sound else None
+
+
+def _webhook(url: str) -> str:
+    if url and not _address(url):
         # The address is as good as a password, so it is not repeated.
         raise BadInputError("FLEXY_FAILURE_WEBHOOK is no address: write https://HOST/PATH")
+    return url
+
+
+def _judge_url(url: str) -> str:
+    parts = _address(url)
+    if url and (not parts or parts.query or parts.fragment or "@" in parts.netloc):
+        # What is too much in it may be a key, so it is not repeated.
+        raise BadInputError("FLEXY_JUDGE_URL is no address without user, key or query: write https://HOST/PATH")
     return url

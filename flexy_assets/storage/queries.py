@@ -101,7 +101,7 @@ def now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def _insert(connection: Connection, table: Table) -> Any:
+def upsert(connection: Connection, table: Table) -> Any:
     """An INSERT that knows ON CONFLICT, which each database spells in its own dialect."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     return dialect.insert(table)
@@ -113,7 +113,7 @@ def _insert(connection: Connection, table: Table) -> Any:
 def save_run(connection: Connection, run_id: UUID, engine: str, target: int, plan: Mapping[str, Any]) -> None:
     """Add a run, or raise the target of one that is there (its plan's settings stay comparable by the caller)."""
     values = {"engine": engine, "target": target, "plan": json.dumps(plan, sort_keys=True)}
-    statement = _insert(connection, bench_runs).values(id=run_id, created_at=now(), **values)
+    statement = upsert(connection, bench_runs).values(id=run_id, created_at=now(), **values)
     connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
@@ -145,7 +145,7 @@ def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Non
     """Add rows to `bench_run_results`; one that is already there is left as it is."""
     if not rows:
         return
-    statement = _insert(connection, bench_run_results).on_conflict_do_nothing(index_elements=["id"])
+    statement = upsert(connection, bench_run_results).on_conflict_do_nothing(index_elements=["id"])
     connection.execute(statement, [{"created_at": now(), **row} for row in rows])
 
 
@@ -288,11 +288,12 @@ def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequ
         given = _given(connection, measured)
         statement = update(images).where(images.c.id == given.c.image_id)
         connection.execute(statement.values({images.c[metric]: given.c.value}))
-    _record_outcomes(connection, metric, scorer, scores)
+    record_outcomes(connection, metric, scorer, scores)
     return len(measured)
 
 
-def _record_outcomes(connection: Connection, metric: str, scorer: str, scores: Sequence[Scored]) -> None:
+def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Sequence[Scored]) -> None:
+    """Write each outcome to `image_scores`; a failure counts as one more attempt."""
     if not scores:
         return
     given = _given(connection, scores)
@@ -300,7 +301,7 @@ def _record_outcomes(connection: Connection, metric: str, scorer: str, scores: S
     values = (sa.literal(value, image_scores.c[name].type) for name, value in fixed.items())
     # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE.
     rows = select(given.c.image_id, given.c.value, given.c.error, *values).where(sa.true())
-    statement = _insert(connection, image_scores).from_select(["image_id", "value", "error", *fixed], rows)
+    statement = upsert(connection, image_scores).from_select(["image_id", "value", "error", *fixed], rows)
     new, old = statement.excluded, image_scores.c
     # A value that was to be replaced and could not be stays, with what made it.
     keeps = and_(old.rescore.is_not(None), new.value.is_(None))
@@ -375,7 +376,7 @@ def ask_again(
         names = ["image_id", "value", *row]
         values = (sa.literal(value, image_scores.c[name].type) for name, value in row.items())
         chosen = scored.with_only_columns(images.id, value_of(metric.name), *values)
-        statement = _insert(connection, image_scores).from_select(names, chosen)
+        statement = upsert(connection, image_scores).from_select(names, chosen)
         again = {"rescore": statement.excluded.rescore, "attempts": 0}
         connection.execute(statement.on_conflict_do_update(index_elements=["image_id", "metric"], set_=again))
     return answer
@@ -403,9 +404,9 @@ def record_image_embeddings(
     """Keep L2-normalised float32 vectors (width,) and, for images without one, the reason."""
     if vectors:
         rows = [{"image_id": k, "encoder": encoder, "vector": v.astype("<f4").tobytes()} for k, v in vectors.items()]
-        connection.execute(_insert(connection, image_embeddings).on_conflict_do_nothing(), rows)
+        connection.execute(upsert(connection, image_embeddings).on_conflict_do_nothing(), rows)
     if failures:
-        _record_outcomes(connection, EMBEDDING, encoder, failures)
+        record_outcomes(connection, EMBEDDING, encoder, failures)
 
 
 def embedding_failures(connection: Connection, image_ids: Collection[UUID]) -> dict[UUID, str]:
@@ -423,7 +424,7 @@ def record_text_embeddings(connection: Connection, encoder: str, vectors: Mappin
         for k, v in vectors.items()
     ]
     if rows:
-        connection.execute(_insert(connection, text_embeddings).on_conflict_do_nothing(), rows)
+        connection.execute(upsert(connection, text_embeddings).on_conflict_do_nothing(), rows)
 
 
 def image_vectors(connection: Connection, encoder: str, image_ids: Collection[UUID]) -> dict[UUID, NDArray[np.float32]]:

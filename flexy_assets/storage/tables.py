@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     TIMESTAMP,
+    BigInteger,
     Column,
     Float,
     ForeignKey,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     or_,
 )
@@ -119,4 +121,63 @@ text_embeddings = Table(
     Column("prompt_sha256", String(64), primary_key=True),
     Column("encoder", String(200), primary_key=True),
     Column("vector", LargeBinary, nullable=False, comment="float32, little-endian, L2-normalised"),
+)
+
+edit_runs = Table(
+    "edit_runs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("plan", Text, nullable=False, comment="the comparison's settings as JSON"),
+    Column("created_at", TIMESTAMP, nullable=False),
+)
+
+edit_tasks = Table(
+    "edit_tasks",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("run_id", Uuid, ForeignKey("edit_runs.id"), nullable=False, index=True),
+    Column("batch", String(50), nullable=False, index=True),
+    Column("position", Integer, nullable=False),
+    Column("name", Text, nullable=False, comment="the task's id in the edit set"),
+    Column("prompt", Text, nullable=False),
+    Column("image_path", Text, nullable=False, comment="the source, relative to FLEXY_IMAGES"),
+    Column("image_sha256", String(64), nullable=False),
+)
+
+edit_candidates = Table(
+    "edit_candidates",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("task", Uuid, ForeignKey("edit_tasks.id"), nullable=False, index=True),
+    Column("method", String(20), nullable=False),
+    Column("budget", Integer, nullable=False, comment="denoising steps (NFE) the search may run"),
+    Column("name", String(20), nullable=False),
+    Column("stage", String(20), nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("moves", Text, nullable=False, comment="of its noise on its sphere: JSON, each [t, the direction's seed]"),
+    Column("parent", String(20), comment="the name of the candidate that it varies"),
+    Column("strength", Float, nullable=False, comment="below 1: begun from its parent, re-noised to that strength"),
+    Column("until", Integer, nullable=False, comment="the step of its path that this picture was predicted at"),
+    Column("path", Integer, nullable=False, comment="its steps from noise to picture"),
+    Column("nfe", Integer, nullable=False, comment="denoising steps run for this row, by the editor's own count"),
+    Column("image_path", Text, comment="relative to FLEXY_IMAGES; NULL where it could not be made"),
+    Column("image_sha256", String(64)),
+    Column("latents", LargeBinary, comment="of a preview, for as long as it may be carried on: NumPy's format"),
+    Column("error", Text, comment="why it could not be made"),
+    Column("elapsed_ms", Integer, comment="wall time of the editor's call, divided by the candidates in it"),
+    Column("images_in_call", Integer),
+    Column("scored_ms", Integer, comment="the same of its selecting metrics"),
+    Column("created_at", TIMESTAMP, nullable=False),
+    UniqueConstraint("task", "method", "budget", "name", "until"),
+)
+"""A row a candidate and step that was looked at; its scores are in `image_scores`, by its id."""
+
+edit_selections = Table(
+    "edit_selections",
+    metadata,
+    Column("task", Uuid, ForeignKey("edit_tasks.id"), primary_key=True),
+    Column("method", String(20), primary_key=True),
+    Column("budget", Integer, primary_key=True),
+    Column("candidate", Uuid, ForeignKey("edit_candidates.id"), nullable=False),
+    Column("selected_at", TIMESTAMP, nullable=False),
 )

@@ -8,18 +8,16 @@ treated as hostile: Jinja escapes them in HTML and JSON, `_inert` in Plotly's ow
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from flexy_assets.page import listed, number, template
 from flexy_assets.sweep.analysis import (
     METRICS,
     SETTINGS,
@@ -133,7 +131,7 @@ def render(
                 "extremes": [_extremes(rows, metric) for metric in METRICS if rows[metric].count()],
             }
         )
-    return _template().render(
+    return template("sweep/report.html.j2", {"guidance": _guidance}).render(
         engines=engines,
         counts=_counts(overall),
         figures={
@@ -152,42 +150,9 @@ def render(
     )
 
 
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": _number,
-        "guidance": _guidance,
-        "script_hash": _script_hash,
-        "percent": lambda share: f"{share:.0%}",
-    }
-    return environment.get_template("report.html.j2")
-
-
-def _script_hash(script: str) -> Markup:
-    """The script's entry in a content security policy, quoted."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    source: Markup = Markup(f"'sha256-{digest}'")
-    return source
-
-
 def _inert(text: str) -> str:
     """Text that Plotly shows as it is: it reads a little HTML (bold, links) in labels and hover texts."""
     return html.escape(text)
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits, without exponent; a dash where there is none."""
-    if value is None:
-        return "–"
-    decimals = digits - 1 - int(np.floor(np.log10(abs(value)))) if value else digits - 1
-    written = f"{value:,.{min(max(decimals, 0), digits)}f}"
-    return written.replace("-", "−") if float(written.replace(",", "")) else written.lstrip("-")
 
 
 def _guidance(value: float | None) -> str:
@@ -221,7 +186,7 @@ def _answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> lis
     if best is None or value is None or best["steps"] is None:
         if not tested:
             return [Markup("<strong>No advice yet:</strong> there are too few scored images, or all score alike.")]
-        names = _listed([METRICS[metric] for metric in tested])
+        names = listed([METRICS[metric] for metric in tested])
         return [
             Markup(
                 "<strong>No setting stands out.</strong> {} cannot be told from flat over the {} "
@@ -247,14 +212,14 @@ def _answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> lis
         )
     moving = {metric: row["r2"] for metric, row in chosen.items() if row["model"] != "mean"}
     flat = [METRICS[metric] for metric in tested if metric not in moving]
-    shares = _listed([f"{max(r2, 0):.0%} ({METRICS[metric]})" for metric, r2 in moving.items()])
+    shares = listed([f"{max(r2, 0):.0%} ({METRICS[metric]})" for metric, r2 in moving.items()])
     weak = max(moving.values(), default=0) < WEAK_R2
     said.append(
         Markup("{}{} explain {} of the variance{}; the rest is prompt, seed and noise.").format(
             Markup("<strong>Weak evidence, a hint and not a rule.</strong> ") if weak else "",
             settings.capitalize(),
             shares,
-            f", none measurable for {_listed(flat)}" if flat else "",
+            f", none measurable for {listed(flat)}" if flat else "",
         )
     )
     if "edge" in (best["note"] or ""):
@@ -263,7 +228,7 @@ def _answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> lis
 
 
 def _at(seconds: float | None) -> str:
-    return "" if seconds is None else f", about {_number(seconds, 2)} s an image"
+    return "" if seconds is None else f", about {number(seconds, 2)} s an image"
 
 
 def _setting(spot: Row) -> str:
@@ -286,10 +251,6 @@ def _guidance_range(spot: Row) -> str:
 
 def _range(low: str, high: str) -> str:
     return low if low == high else f"{low}–{high}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
 
 
 def _spot(row: Row, regression: pl.DataFrame) -> Row:
@@ -456,7 +417,7 @@ def _surface(key: str, points: pl.DataFrame, label: str, model: Row, best: Row) 
         "meta": "ink",
         "hovertemplate": f"{_setting(best)}<extra></extra>",
     }
-    caption = f"By the {model['model']} model (R² {_number(model['r2'], 2)}); the ring is its best setting."
+    caption = f"By the {model['model']} model (R² {number(model['r2'], 2)}); the ring is its best setting."
     # A little room around the surface keeps a ring on its edge whole.
     layout = {
         "xaxis": {**_steps_axis(points), "range": _padded(np.log10(steps)), "showgrid": False},
@@ -490,7 +451,7 @@ def _correlation_map(key: str, correlations: pl.DataFrame) -> Figure:
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
-        "text": [[_number(value, 2) if value is not None else "" for value in row] for row in z],
+        "text": [[number(value, 2) if value is not None else "" for value in row] for row in z],
         "texttemplate": "%{text}",
         "hovertext": words,
         "hovertemplate": "%{hovertext}<extra></extra>",
@@ -506,5 +467,5 @@ def _pair_words(row: Row) -> str:
     lines = [f"{labels[row['left']]} and {labels[row['right']]}, {row['n']:,} images"]
     for name, label in (("spearman", "Spearman"), ("pearson", "Pearson")):
         low, high = row[f"{name}_low"], row[f"{name}_high"]
-        lines.append(f"{label} {_number(row[name], 2)} ({_number(low, 2)} to {_number(high, 2)})")
+        lines.append(f"{label} {number(row[name], 2)} ({number(low, 2)} to {number(high, 2)})")
     return "<br>".join(_inert(line) for line in lines)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -38,11 +41,48 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class Noise:
+    """The noise that an edit begins with: that of a seed, moved on its sphere.
+
+    Each of `moves`, in order, is (t, the seed of a direction): x becomes |x| (t·u + √(1 − t²)·w) with u = x/|x|
+    and w a random unit vector, t from 0 (as good as fresh) to 1 (the same). Zero-order search in
+    tt-scale-flux moves so, but with a w that is not orthogonal to u; here it is, so that |x| stays, and t is
+    the cosine between before and after. Raises `ValueError` for another t.
+    """
+
+    seed: int
+    moves: tuple[tuple[float, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """See the class."""
+        for t, _ in self.moves:
+            if not 0 <= t <= 1:
+                raise ValueError(f"a move's t is {t}: use 0 (as good as fresh) to 1 (the same)")
+
+    def move(self, drawn: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What was `drawn` with the seed, of any shape, after the moves."""
+        x = drawn.astype(np.float64)
+        norm = np.linalg.norm(x)
+        for t, seed in self.moves:
+            u = x / norm
+            # Not torch's generator: a direction of the noise's own seed would be the noise.
+            w = np.random.default_rng(seed).standard_normal(x.shape)
+            w -= np.vdot(w, u) * u
+            x = norm * (t * u + np.sqrt(1 - t**2) * w / np.linalg.norm(w))
+        return x.astype(np.float32)
+
+
+@dataclass(frozen=True)
 class EditRequest:
     """One edit of an RGB image.
 
     With a `mask` (L, the image's size, white where it may change) the edit is an inpainting. `guidance` is
     how strongly the instruction is followed, in the editor's own scale.
+
+    With a `parent`, an edit of the same image, it does not begin with `noise` alone but with the parent
+    re-noised by it, and runs only the last round(steps · strength) of the steps; strength is above 0, and 1
+    without a parent. Raises `ValueError` where it is not, where no step would be left, and for a parent of
+    another size.
     """
 
     image: Image
@@ -50,8 +90,40 @@ class EditRequest:
     negative_prompt: str | None
     steps: int
     guidance: float
-    seed: int
+    noise: Noise
     mask: Image | None = None
+    parent: Image | None = None
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        """See the class."""
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength is {self.strength}: use above 0 to 1")
+        if self.parent is None and self.strength < 1:
+            raise ValueError(f"strength {self.strength} re-noises a parent: give one, or leave strength at 1")
+        if self.parent is not None and self.parent.size != self.image.size:
+            raise ValueError(f"the parent is {self.parent.size}: give one of the image's size, {self.image.size}")
+        if self.step >= self.steps:
+            raise ValueError(f"strength {self.strength} of {self.steps} steps is none: use more of either")
+
+    @property
+    def step(self) -> int:
+        """The step that it begins at: 0, or later from a parent."""
+        return self.steps - round(self.steps * self.strength)
+
+
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """An edit of which `step` of its request's steps are done.
+
+    `latents` is what its editor goes on from, float32 in the pipeline's own shape; `image` the clean image as
+    predicted there, of the source's size, and after the last step the edit itself.
+    """
+
+    request: EditRequest
+    step: int
+    latents: NDArray[np.float32]
+    image: Image
 
 
 class Editor(Protocol):
@@ -60,10 +132,20 @@ class Editor(Protocol):
     images_a_call: int
     """How many edits one call makes at the most."""
 
-    def edit(self, requests: Sequence[EditRequest]) -> list[Image]:
-        """An RGB image of the source's size for each request, in order.
+    @property
+    def steps_run(self) -> int:
+        """Denoising steps run since it was loaded (NFE), counted as they are run; an image and a step are one."""
+        ...
 
-        All must share image, mask, prompts, steps and guidance and differ in their seed alone. An edit
-        depends on its own request alone, not on those it is made together with.
+    def edit(self, requests: Sequence[EditRequest]) -> list[Image]:
+        """An RGB image of the source's size for each request, in order: `denoise` until the last step."""
+        ...
+
+    def denoise(self, edits: Sequence[EditRequest | Partial], until: int) -> list[Partial]:
+        """Each of the edits run until so many of its request's steps are done, in order.
+
+        All must be at the same step, before `until`, and their requests differ in noise and parent alone. An
+        edit depends on its own request alone: not on those it is made together with, nor on where it was
+        stopped and continued.
         """
         ...

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusers import FluxKontextInpaintPipeline, FluxKontextPipeline, FluxPipeline
+from torch import Tensor
 
 from resources.engines import EditRequest, ImageRequest
-from resources.engines.pipeline import PipelineEditor, PipelineEngine
+from resources.engines.pipeline import InpaintingEditor, PipelineEngine
 
 
 class FluxEngine(PipelineEngine):
@@ -21,7 +22,7 @@ class FluxEngine(PipelineEngine):
         return {"guidance_scale": 0.0, "max_sequence_length": 256}
 
 
-class KontextEditor(PipelineEditor):
+class KontextEditor(InpaintingEditor):
     """FLUX.1-Kontext, which works at about a megapixel and ignores negative prompts."""
 
     kind = FluxKontextPipeline
@@ -31,3 +32,7 @@ class KontextEditor(PipelineEditor):
         """The source's size gives the proportions; the pipeline keeps to its own number of pixels."""
         width, height = request.image.size
         return {"guidance_scale": request.guidance, "width": width, "height": height}
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """See `PipelineEditor.pack`: 2 × 2 of them are a token."""
+        return self.pipeline._pack_latents(latents, *latents.shape)

@@ -16,7 +16,8 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from resources.engines import EditRequest, ImageRequest
+from resources.engines import EditRequest, ImageRequest, Partial
+from resources.engines.stretch import part_way, stretch
 from resources.errors import FlexyError
 from resources.models import compute
 
@@ -162,7 +163,7 @@ class GuidedEach:
 class Pipelined:
     """A pipeline of class `kind`, ready to be asked."""
 
-    kind: ClassVar[Any]
+    kind: Any
 
     def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32", **parts: Any) -> None:
         """Load a folder in diffusers' form; see `load`."""
@@ -177,15 +178,14 @@ class Pipelined:
     def ask(
         self,
         pipeline: Any,
-        requests: Sequence[ImageRequest] | Sequence[EditRequest],
+        dice: list[torch.Generator],
+        steps: int,
         size: tuple[int, int],
         **arguments: Any,
     ) -> list[Image.Image]:
-        """What `pipeline` makes with a request's seed each, resized to `size` where it only works at others."""
-        # Generators on the CPU give the same noise on every device.
-        dice = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        """What `pipeline` makes with each of the dice, resized to `size` where it only works at others."""
         try:
-            images = pipeline(generator=dice, num_inference_steps=requests[0].steps, **arguments).images
+            images = pipeline(generator=dice, num_inference_steps=steps, **arguments).images
         finally:
             # After an error too: what is left on the GPU would be in the way of the next call.
             self.pipeline.maybe_free_model_hooks()
@@ -204,11 +204,16 @@ class PipelineEngine(Pipelined):
 
     def make(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         """The images, for requests that agree."""
-        width, height = requests[0].width, requests[0].height
-        prompts = [request.prompt for request in requests]
-        arguments = self.arguments(requests)
+        first = requests[0]
         return self.ask(
-            self.pipeline, requests, (width, height), prompt=prompts, width=width, height=height, **arguments
+            self.pipeline,
+            [_die(request.seed) for request in requests],
+            first.steps,
+            (first.width, first.height),
+            prompt=[request.prompt for request in requests],
+            width=first.width,
+            height=first.height,
+            **self.arguments(requests),
         )
 
     def arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
@@ -232,35 +237,117 @@ class GuidedEngine(PipelineEngine):
 
 
 class PipelineEditor(Pipelined):
-    """An `Editor`: `kind` edits; `inpaint_kind`, of the same components, where there is a mask."""
+    """An `Editor`: edits that differ in noise and parent alone are made in one call."""
+
+    def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32", **parts: Any) -> None:
+        """Load a folder in diffusers' form; see `load`."""
+        self.kind = part_way(self.kind)
+        super().__init__(folder, images_a_call, precision, **parts)
+        self.scheduler = self.pipeline.scheduler = stretch(self.pipeline.scheduler)
+
+    @property
+    def steps_run(self) -> int:
+        """See `Editor.steps_run`."""
+        return self.scheduler.steps_run
+
+    def edit(self, requests: Sequence[EditRequest]) -> list[Image.Image]:
+        """See `Editor.edit`."""
+        return [edit.image for edit in self.denoise(requests, requests[0].steps)]
+
+    def denoise(self, edits: Sequence[EditRequest | Partial], until: int) -> list[Partial]:
+        """See `Editor.denoise`.
+
+        Raises `ValueError` where requests differ in more than noise and parent or edits are not at one step
+        before `until`, and `FlexyError` for a mask where the model cannot inpaint.
+        """
+        first, step = _request(edits[0]), edits[0].step
+        own = {"noise": None, "parent": None}
+        if any(vars(_request(edit)) | own != vars(first) | own for edit in edits):
+            raise ValueError("one call makes edits that differ in noise and parent alone")
+        if any(edit.step != step for edit in edits):
+            raise ValueError("one call makes edits that are at the same step")
+        if not step < until <= first.steps:
+            raise ValueError(f"edits at step {step} of {first.steps} cannot be run until step {until}")
+        self.scheduler.span = slice(step, until)
+        if first.mask is not None:
+            return self.inpaint(edits, until, first.mask)
+        return self.run(self.pipeline, edits, until, num_images_per_prompt=len(edits))
+
+    def inpaint(self, edits: Sequence[EditRequest | Partial], until: int, mask: Image.Image) -> list[Partial]:
+        """The edits that have a mask."""
+        raise FlexyError(f"{type(self).__name__} edits whole images: leave out the mask, or take another editor")
+
+    def run(self, pipeline: Any, edits: Sequence[EditRequest | Partial], until: int, **arguments: Any) -> list[Partial]:
+        """What `pipeline` makes of them in one call, asked with `arguments` beside those of every call."""
+        requests = [_request(edit) for edit in edits]
+        first = requests[0]
+        pipeline.noises = {_die(request.noise.seed): request.noise for request in requests}
+        pipeline.begin = lambda index, noise: self.begin(edits[index], noise)
+        images = self.ask(
+            pipeline,
+            list(pipeline.noises),
+            first.steps,
+            first.image.size,
+            image=first.image,
+            prompt=first.prompt,
+            **self.arguments(first),
+            **arguments,
+        )
+        latents = self.scheduler.reached.float().cpu().numpy()
+        return [Partial(request, until, *made) for request, *made in zip(requests, latents, images, strict=True)]
+
+    def begin(self, edit: EditRequest | Partial, noise: torch.Tensor) -> torch.Tensor | None:
+        """See `PartWay`."""
+        if isinstance(edit, Partial):
+            return torch.from_numpy(edit.latents)[None]
+        if edit.parent is None:
+            return None
+        height, width = (side * self.pipeline.vae_scale_factor for side in noise.shape[-2:])
+        pixels = self.pipeline.image_processor.preprocess(edit.parent, height, width)
+        clean = self.encode(pixels.to(self.device, self.dtype))
+        return self.pack(self.scheduler.renoised(clean.float().cpu(), noise))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The VAE's latents (1, channels, height, width), scaled for the denoiser, of pixels in [−1, 1]."""
+        vae = self.pipeline.vae
+        # As pipelines do themselves: that of SDXL overflows in fp16.
+        upcast = self.dtype == torch.float16 and vae.config.force_upcast
+        vae.to(dtype=torch.float32 if upcast else self.dtype)
+        latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
+        vae.to(dtype=self.dtype)
+        return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+
+    def pack(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (1, channels, height, width) in the form that the pipeline's denoiser takes."""
+        return latents
+
+    def arguments(self, request: EditRequest) -> dict[str, Any]:
+        """What this pipeline is asked beside image, prompt, steps and noise."""
+        raise NotImplementedError
+
+
+class InpaintingEditor(PipelineEditor):
+    """One with an `inpaint_kind`, of the same components, for where there is a mask."""
 
     inpaint_kind: ClassVar[Any]
 
     def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form; see `load`."""
         super().__init__(folder, images_a_call, precision)
-        self.inpainter = self.inpaint_kind(**self.pipeline.components)
+        self.inpainter = part_way(self.inpaint_kind)(**self.pipeline.components)
         self.inpainter.set_progress_bar_config(disable=True)
 
-    def edit(self, requests: Sequence[EditRequest]) -> list[Image.Image]:
-        """See `Editor.edit`. Outside of a mask the source stays as it is.
-
-        Raises `ValueError` where requests differ in more than their seeds.
-        """
-        first = requests[0]
-        if any(replace(request, seed=first.seed) != first for request in requests):
-            raise ValueError("one call makes edits that differ in their seeds alone")
-        source, mask = first.image, first.mask
-        arguments = self.arguments(first) | {"image": source, "prompt": first.prompt}
-        if mask is None:
-            return self.ask(self.pipeline, requests, source.size, num_images_per_prompt=len(requests), **arguments)
+    def inpaint(self, edits: Sequence[EditRequest | Partial], until: int, mask: Image.Image) -> list[Partial]:
+        """See `PipelineEditor.inpaint`. Outside of the mask the source stays as it is."""
         # Some inpainting pipelines draw the source's latents with the first seed, for every image of a call.
-        edits = [
-            self.ask(self.inpainter, [request], source.size, mask_image=mask, strength=1.0, **arguments)[0]
-            for request in requests
-        ]
-        return [Image.composite(edit, source, mask) for edit in edits]
+        made = [self.run(self.inpainter, [edit], until, mask_image=mask, strength=1.0)[0] for edit in edits]
+        return [replace(edit, image=Image.composite(edit.image, edit.request.image, mask)) for edit in made]
 
-    def arguments(self, request: EditRequest) -> dict[str, Any]:
-        """What this pipeline is asked beside image, prompt, steps and seeds."""
-        raise NotImplementedError
+
+def _request(edit: EditRequest | Partial) -> EditRequest:
+    return edit.request if isinstance(edit, Partial) else edit
+
+
+def _die(seed: int) -> torch.Generator:
+    # On the CPU it gives the same noise for every device.
+    return torch.Generator("cpu").manual_seed(seed)

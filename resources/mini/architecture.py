@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from lpips.lpips import ScalingLayer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from resources.mini.world import ATTRIBUTES, SIDE, WISHES
+from resources.mini.world import ATTRIBUTES, SIDE, WISHES, Flaws
+from resources.scorers.perceptual import Trunk
 
 TEXT_WIDTH = 128
 EMBEDDING = 128
@@ -80,11 +84,11 @@ def vae() -> AutoencoderKL:
     )
 
 
-def unet() -> UNet2DConditionModel:
+def unet(in_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
     """SDXL's UNet: text reaches every level on the way down, so that shapes are told apart where they are drawn."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIDE,
-        in_channels=LATENT_CHANNELS,
+        in_channels=in_channels,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(32, 64, 96),
         layers_per_block=1,
@@ -100,6 +104,15 @@ def unet() -> UNet2DConditionModel:
     )
 
 
+def editing(painter: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The same UNet with four more channels, for the source's latents, to which it does not listen yet."""
+    model = unet(2 * LATENT_CHANNELS)
+    weights = painter.state_dict()
+    known = weights["conv_in.weight"]
+    model.load_state_dict(weights | {"conv_in.weight": torch.cat([known, torch.zeros_like(known)], dim=1)})
+    return model
+
+
 def scheduler() -> EulerDiscreteScheduler:
     """SDXL's own, but for the v-prediction: Euler steps, leading spacing."""
     return EulerDiscreteScheduler(
@@ -110,6 +123,22 @@ def scheduler() -> EulerDiscreteScheduler:
         timestep_spacing="leading",
         steps_offset=1,
     )
+
+
+class PerceptualLesson(nn.Module):
+    """A small VGG for LPIPS, and the classifiers that teach it what there is to see; only the trunk is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = ScalingLayer()
+        self.trunk = Trunk(((8,), (16,), (24,), (24,), (24,)))
+        cells = 24 * (SIDE // 16) ** 2
+        self.attributes = nn.ModuleDict({name: nn.Linear(cells, len(values)) for name, values in ATTRIBUTES.items()})
+        self.flaws = nn.Linear(cells, len(fields(Flaws)))
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """(n, 3, 64, 64) in −1 to 1 to the trunk's features, as `Distance` takes them."""
+        return self.trunk(self.scale(pictures))
 
 
 class AttributeHeads(nn.Module):

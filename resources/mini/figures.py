@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
 
-from resources.engines import Engine, ImageRequest
+from resources.engines import Editor, EditRequest, Engine, ImageRequest, Noise
+from resources.mini.edits import CHANGES, Edit, Truth, compose, truth
 from resources.mini.reader import Reading, read
 from resources.mini.world import (
     ATTRIBUTES,
+    PALETTE,
     SCENES,
     SIDE,
     Drawing,
     Scene,
+    difference,
     draw,
     preference,
     sketch,
@@ -73,14 +76,18 @@ def offers(rng: Generator, prompts: int, group: int) -> tuple[list[Scene], list[
     drawings = []
     for scene in scenes:
         for _ in range(group):
-            shown = scene
-            for _ in range(int(rng.integers(0, 4))):
-                name = str(rng.choice(list(ATTRIBUTES)))
-                changed = replace(shown, **{name: str(rng.choice(ATTRIBUTES[name]))})
-                shown = changed if changed.colour != changed.background else shown
-            drawing = sketch(shown, rng)
+            drawing = sketch(_varied(scene, rng), rng)
             drawings.append(spoil(drawing, rng) if rng.random() < 0.6 else drawing)
     return asked, drawings
+
+
+def _varied(scene: Scene, rng: Generator) -> Scene:
+    """The scene with three attributes changed at the most."""
+    for _ in range(int(rng.integers(0, 4))):
+        name = str(rng.choice(list(ATTRIBUTES)))
+        changed = replace(scene, **{name: str(rng.choice(ATTRIBUTES[name]))})
+        scene = changed if changed.colour != changed.background else scene
+    return scene
 
 
 def hps_correlation(encoder: Any, prompts: int = 60, group: int = 24) -> dict[str, float]:
@@ -93,6 +100,48 @@ def hps_correlation(encoder: Any, prompts: int = 60, group: int = 24) -> dict[st
     within = [spearmanr(a, b).statistic for a, b in zip(score, truth, strict=True)]
     overall = spearmanr(score.ravel(), truth.ravel()).statistic
     return {"within_prompt": float(np.mean(within)), "overall": float(overall)}
+
+
+def pairs(rng: Generator, count: int) -> list[tuple[Drawing, Drawing]]:
+    """Drawings and others made of them: attributes changed, then half of them moved and resized, a third spoiled."""
+    found = []
+    for _ in range(count):
+        one = sketch(SCENES[rng.integers(len(SCENES))], rng)
+        other = replace(sketch(_varied(one.scene, rng), rng), shade=one.shade)
+        kept = {"x"} if one.scene.position == other.scene.position else set()
+        kept |= {"y"} | ({"radius"} if one.scene.size == other.scene.size else set())
+        other = replace(other, **{name: getattr(one, name) for name in kept})
+        if rng.random() < 0.5:
+            dx, dy, dr = (float(v) for v in rng.uniform(-1, 1, 3) * (8, 8, 3))
+            other = replace(other, x=other.x + dx, y=other.y + dy, radius=other.radius + dr)
+        found.append((one, spoil(other, rng) if rng.random() < 0.33 else other))
+    return found
+
+
+def lpips_correlation(lpips: Any, count: int = 600) -> dict[str, float]:
+    """Spearman's rank correlation of an `Lpips`' distance with how unlike two drawings are.
+
+    Over pairs that differ in anything, and over those of which one is the other recoloured, moved or resized.
+    """
+    rng = np.random.default_rng([HELD_OUT_SEED, 2])
+    kinds: dict[str, list[tuple[Drawing, Drawing]]] = {"all": pairs(rng, count)}
+    kinds |= {"recoloured": [], "moved": [], "resized": []}
+    for one, _ in pairs(rng, count):
+        inks = [colour for colour in PALETTE if colour != one.scene.background]
+        scene = replace(one.scene, colour=str(rng.choice(inks)))
+        amount = float(rng.uniform(0, 1))
+        kinds["recoloured"].append((one, replace(one, scene=scene)))
+        kinds["moved"].append((one, replace(one, x=one.x + 16 * amount * (1 if one.x < SIDE / 2 else -1))))
+        kinds["resized"].append((one, replace(one, radius=one.radius * (1 - 0.5 * amount))))
+    found = {}
+    for kind, held in kinds.items():
+        distances = []
+        for start in range(0, count, 16):
+            left, right = zip(*held[start : start + 16], strict=True)
+            seen = ([lpips.prepare(Image.fromarray(draw(d, rng))) for d in side] for side in (left, right))
+            distances += list(lpips.distances(*seen))
+        found[kind] = float(spearmanr(distances, [difference(*pair) for pair in held]).statistic)
+    return found
 
 
 def asked_scenes(count: int, turn: int = 0) -> list[Scene]:
@@ -124,3 +173,42 @@ def picture_accuracy(engine: Engine, count: int = 96, steps: int = 20, guidance:
     found = readings(engine, scenes, steps, guidance, first_seed=0)
     shares = {name: float(values.mean()) for name, values in accuracy(scenes, found).items()}
     return shares | {"deviation": float(np.mean([r.deviation for r in found]))}
+
+
+def asked_edits(count: int, turn: int = 0) -> list[Edit]:
+    """What the editor is measured on, kept from its training, each kind in turn; another `turn`, others."""
+    rng = np.random.default_rng([HELD_OUT_SEED, turn])
+    kinds = list(CHANGES)
+    return [compose(kinds[index % len(kinds)], rng, held_out=True) for index in range(count)]
+
+
+def edit_truths(
+    editor: Editor, edits: Sequence[Edit], steps: int, guidance: float, first_seed: int, tries: int = 1
+) -> list[list[Truth]]:
+    """What became of `tries` edits of each; edit i has the seeds from `first_seed` + i · `tries`."""
+    found = []
+    for index, edit in enumerate(edits):
+        source = draw(edit.source)
+        request = EditRequest(Image.fromarray(source), edit.prompt, None, steps, guidance, Noise(0))
+        requests = [replace(request, noise=Noise(first_seed + index * tries + j)) for j in range(tries)]
+        size = editor.images_a_call
+        calls = (editor.edit(requests[start : start + size]) for start in range(0, tries, size))
+        found.append([truth(source, edit.prompt, np.asarray(picture)) for pictures in calls for picture in pictures])
+    return found
+
+
+def edit_shares(tried: Sequence[Truth]) -> dict[str, float]:
+    """The shares of edits that carry out what the prompt says, keep the rest, and do both; and the mean score."""
+    return {
+        "carried_out": float(np.mean([t.carried_out for t in tried])),
+        "preserved": float(np.mean([t.preserved for t in tried])),
+        "both": float(np.mean([t.carried_out and t.preserved for t in tried])),
+        "score": float(np.mean([t.score for t in tried])),
+    }
+
+
+def edit_accuracy(
+    editor: Editor, edits: Sequence[Edit], steps: int, guidance: float, first_seed: int = 0
+) -> dict[str, float]:
+    """`edit_shares` of one try each; edit i has the seed `first_seed` + i."""
+    return edit_shares([tries[0] for tries in edit_truths(editor, edits, steps, guidance, first_seed)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, label
 
-from resources.mini.world import CENTRES, PALETTE, RADII, SHAPES, SIDE, Scene, coverage
+from resources.mini.world import CENTRES, PALETTE, RADII, SHAPES, SIDE, Drawing, Scene, coverage
 
 _NAMES = tuple(PALETTE)
 _COLOURS = np.array([PALETTE[name] for name in _NAMES], dtype=np.float32)
@@ -17,14 +18,19 @@ _SMALLEST_AREA = 60
 
 @dataclass(frozen=True)
 class Reading:
-    """What stands in a picture. `scene` is None where no shape can be made out.
+    """What stands in a picture. `drawing` is None where no shape can be made out; its shade is the ground's.
 
-    `deviation` (0–1) is the mean absolute difference from the clean drawing of what was read,
+    `deviation` (0–1) is the mean absolute difference from the clean, unshaded drawing of what was read,
     averaged over pixels and channels: how far colours and edges are from clean.
     """
 
-    scene: Scene | None
+    drawing: Drawing | None
     deviation: float
+
+    @property
+    def scene(self) -> Scene | None:
+        """The scene of the drawing, if there is one."""
+        return self.drawing.scene if self.drawing else None
 
     def agreement(self, asked: Scene) -> dict[str, bool]:
         """For each attribute asked for: does the picture show it?"""
@@ -68,9 +74,10 @@ def read(picture: NDArray[np.uint8]) -> Reading:
     area = float(patch.sum())
     y, x = (float(v.mean()) + 0.5 for v in np.nonzero(patch))
     radius = float(np.sqrt(area / np.pi))
-    shape, cover = max(
-        ((name, _template(name, x, y, radius)) for name in SHAPES), key=lambda pair: _overlap(patch, pair[1])
-    )
+    drawn = {name: _drawn_radius(name, x, y, radius) for name in SHAPES}
+    covers = {name: coverage(name, x, y, drawn[name]) for name in SHAPES}
+    shape = max(SHAPES, key=lambda name: _overlap(patch, covers[name]))
+    cover = covers[shape]
     clean = _COLOURS[background] * (1 - cover[..., None]) + _COLOURS[colour] * cover[..., None]
     scene = Scene(
         shape=shape,
@@ -79,7 +86,9 @@ def read(picture: NDArray[np.uint8]) -> Reading:
         size=min(RADII, key=lambda name: abs(RADII[name] - radius)),
         position=min(CENTRES, key=lambda name: abs(CENTRES[name] - x)),
     )
-    return Reading(scene, float(abs(pixels - clean).mean() / 255))
+    red, green, blue = (round(float(level)) for level in ground - _COLOURS[background])
+    drawing = Drawing(scene, x, y, drawn[shape], (red, green, blue))
+    return Reading(drawing, float(abs(pixels - clean).mean() / 255))
 
 
 def _nearest(colour: NDArray[np.float32]) -> int:
@@ -94,10 +103,9 @@ def _largest_patch(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     return labels == sizes.argmax() + 1 if sizes.max() >= _SMALLEST_AREA else None
 
 
-def _template(shape: str, x: float, y: float, radius: float) -> NDArray[np.float32]:
-    """The shape with this centroid and area; one correction makes the areas meet."""
-    cover = coverage(shape, x, y, radius)
-    return coverage(shape, x, y, radius * np.sqrt(np.pi * radius**2 / max(float(cover.sum()), 1.0)))
+def _drawn_radius(shape: str, x: float, y: float, radius: float) -> float:
+    """What radius to draw the shape with so that it has the disc's area: one correction makes the areas meet."""
+    return radius * math.sqrt(math.pi * radius**2 / max(float(coverage(shape, x, y, radius).sum()), 1.0))
 
 
 def _overlap(patch: NDArray[np.bool_], cover: NDArray[np.float32]) -> float:

@@ -1,10 +1,11 @@
 """Trains every mini weight from a seed: `python -m resources.mini.train`.
 
 Stages follow each other because each needs the last one's weights: the tokenizer, CLIP (it must
-know shapes, or no text can ask for one), the aesthetic heads on it, the preference model tuned from
-it, the VAE, and the UNet on that VAE's latents and that CLIP's text. Every random number comes from
-(seed, stage, worker, step), so a run that was killed goes on where its last checkpoint stood and
-ends with the same weights.
+know shapes, or no text can ask for one), the aesthetic heads on it, the VAE, the UNet on that VAE's
+latents and that CLIP's text, the preference model tuned from CLIP, and the editor from the UNet; LPIPS
+stands by itself. Each reads from disk what it builds on, so that `--only` trains some and leaves the
+others as they are. Every random number comes from (seed, stage, worker, step), so a run that was killed
+goes on where its last checkpoint stood and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import socket
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,25 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    StableDiffusionXLInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from lpips import normalize_tensor
 from numpy.random import Generator
 from safetensors.torch import save_file
+from scipy.optimize import nnls
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from resources.engines.instruct_pix2pix import InstructPix2PixEditor
 from resources.engines.sdxl import SdxlEngine
 from resources.mini import architecture, figures
 from resources.mini.architecture import EMBEDDING
+from resources.mini.edits import CHANGES, compose
 from resources.mini.reader import read
 from resources.mini.world import (
     ATTRIBUTES,
@@ -45,6 +56,7 @@ from resources.mini.world import (
     WISHES,
     Drawing,
     Scene,
+    difference,
     draw,
     preference,
     sketch,
@@ -52,13 +64,19 @@ from resources.mini.world import (
     taste_v1,
     taste_v2,
 )
+from resources.models.registry import MODELS
 from resources.scorers.aesthetic import AestheticHead, normalised
 from resources.scorers.aesthetic import load as load_head
 from resources.scorers.clip import ClipEncoder
+from resources.scorers.perceptual import Lpips
 
 WEIGHTS = Path(__file__).parent / "weights"
 DRAWINGS_A_CAPTION = 24
 """Latents kept for each caption while the UNet trains."""
+EDITS = 9000
+"""Edits a worker keeps the latents of while the editor trains."""
+PAIRS = 3000
+"""Pairs of drawings that LPIPS' channels are weighed by."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,9 @@ STAGES = {
     "hps": Stage(steps=300, batch=64, rate=2e-4),
     "vae": Stage(steps=2500, batch=32, rate=2e-3),
     "unet": Stage(steps=1900, batch=32, rate=1e-3),
+    "editor": Stage(steps=800, batch=32, rate=6e-4),
+    "layout": Stage(steps=900, batch=32, rate=8e-4),
+    "perceptual": Stage(steps=600, batch=64, rate=3e-3),
 }
 
 
@@ -256,7 +277,8 @@ def shares(fits: Tensor) -> Tensor:
     return fits / fits.sum(1, keepdim=True)
 
 
-def train_clip(run: Run, words: CLIPTokenizer) -> CLIPModel:
+def train_clip(run: Run) -> None:
+    words = architecture.tokenizer()
     model = architecture.clip(words)
     _place_patches(model)
     lesson = ClipLesson(model, words)
@@ -268,8 +290,6 @@ def train_clip(run: Run, words: CLIPTokenizer) -> CLIPModel:
         _save_clip(run.out / "clip", model, words)
         run.record("clip_accuracy", figures.clip_accuracy(ClipEncoder(run.out / "clip")))
     dist.barrier()
-    # What follows learns from the weights as they are shipped: half precision, from disk.
-    return CLIPModel.from_pretrained(run.out / "clip", dtype=torch.float32).requires_grad_(False)
 
 
 def _place_patches(model: CLIPModel) -> None:
@@ -284,7 +304,9 @@ def _place_patches(model: CLIPModel) -> None:
         table[1:] = 0.1 * grid
 
 
-def train_aesthetic(run: Run, model: CLIPModel) -> None:
+def train_aesthetic(run: Run) -> None:
+    # As in all that follow: the weights that are learnt from are those shipped, in half precision, from disk.
+    model = CLIPModel.from_pretrained(run.out / "clip", dtype=torch.float32).requires_grad_(False)
     heads = {"v1": AestheticHead((EMBEDDING,)), "v2": AestheticHead((EMBEDDING, 128, 64, 16))}
     jury = {"v1": taste_v1, "v2": taste_v2}
 
@@ -318,8 +340,9 @@ def train_aesthetic(run: Run, model: CLIPModel) -> None:
     dist.barrier()
 
 
-def train_hps(run: Run, words: CLIPTokenizer) -> None:
+def train_hps(run: Run) -> None:
     """Tune CLIP to prefer what people would: of drawings offered for one caption, the agreeing, clean, composed one."""
+    words = architecture.tokenizer()
     model = CLIPModel.from_pretrained(run.out / "clip", dtype=torch.float32)
     group = 8
 
@@ -341,7 +364,7 @@ def train_hps(run: Run, words: CLIPTokenizer) -> None:
     dist.barrier()
 
 
-def train_vae(run: Run) -> AutoencoderKL:
+def train_vae(run: Run) -> None:
     model = architecture.vae()
 
     def loss(rng: Generator) -> Tensor:
@@ -368,6 +391,9 @@ def train_vae(run: Run) -> AutoencoderKL:
         run.record("vae_quality", _round_trip(model) | {"scaling_factor": model.config.scaling_factor})
         model.half().save_pretrained(run.out / "sdxl" / "vae")
     dist.barrier()
+
+
+def trained_vae(run: Run) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(run.out / "sdxl" / "vae", torch_dtype=torch.float32).requires_grad_(False)
 
 
@@ -398,6 +424,10 @@ def latents_of(run: Run, model: AutoencoderKL) -> Tensor:
     return torch.stack(rows)
 
 
+def text_tower(run: Run) -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection.from_pretrained(run.out / "clip", dtype=torch.float32).eval()
+
+
 @torch.no_grad()
 def captions_of(tower: CLIPTextModelWithProjection, words: CLIPTokenizer) -> tuple[Tensor, Tensor]:
     """What the pipeline gives the UNet for each of `WISHES`, for "" and, last, for no prompt at all (zeros)."""
@@ -412,47 +442,175 @@ def captions_of(tower: CLIPTextModelWithProjection, words: CLIPTokenizer) -> tup
     return torch.cat([hidden, torch.zeros_like(hidden[:1])]), torch.cat([pooled, torch.zeros_like(pooled[:1])])
 
 
-def train_unet(run: Run, words: CLIPTokenizer, autoencoder: AutoencoderKL) -> UNet2DConditionModel:
-    tower = CLIPTextModelWithProjection.from_pretrained(run.out / "clip", dtype=torch.float32).eval()
+def train_unet(run: Run) -> None:
+    words, tower, autoencoder = architecture.tokenizer(), text_tower(run), trained_vae(run)
     hidden, pooled = captions_of(tower, words)
     latents = latents_of(run, autoencoder)
     # A scene's captions from full to brief, then no words, then no prompt.
     place = {wish: index for index, wish in enumerate(WISHES)}
     captions = np.array([[*(place[w] for w in s.briefer()), len(WISHES), len(WISHES) + 1] for s in SCENES])
     model = architecture.unet()
-    kept = architecture.scheduler().alphas_cumprod
-    size_and_crop = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE], dtype=torch.float32)
 
     def loss(rng: Generator) -> Tensor:
         count = STAGES["unet"].batch
         asked = rng.integers(len(SCENES), size=count)
         clean = latents[asked, rng.integers(DRAWINGS_A_CAPTION, size=count)]
         told = captions[asked, rng.choice(5, size=count, p=(0.3, 0.3, 0.3, 0.02, 0.08))]
-        # One time from each of `count` equal slices: the loss is less noisy than with independent times.
-        times = torch.from_numpy(((rng.permutation(count) + rng.random(count)) / count * len(kept)).astype(np.int64))
-        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
-        signal, grain = (v.view(-1, 1, 1, 1) for v in (kept[times].sqrt(), (1 - kept[times]).sqrt()))
-        added = {"text_embeds": pooled[told], "time_ids": size_and_crop.expand(count, -1)}
-        guess = model(signal * clean + grain * noise, times, hidden[told], added_cond_kwargs=added).sample
-        return F.mse_loss(guess, signal * noise - grain * clean)
+        return denoising_loss(model, rng, clean, hidden[told], pooled[told])
 
     fit(run, "unet", model, loss, average=0.9985)
     if run.leads:
-        pipeline = StableDiffusionXLPipeline(
-            vae=autoencoder,
-            unet=model,
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=tower,
-            tokenizer_2=words,
-            scheduler=architecture.scheduler(),
-            add_watermarker=False,
-        )
-        pipeline.to(dtype=torch.float16).save_pretrained(run.out / "sdxl")
-        _forget_origin(run.out / "sdxl" / "vae" / "config.json")
+        _save_pipeline(run.out / "sdxl", StableDiffusionXLPipeline, model, autoencoder, tower, words)
         run.record("pictures", figures.picture_accuracy(SdxlEngine(run.out / "sdxl", images_a_call=16)))
     dist.barrier()
-    return model
+
+
+def denoising_loss(
+    model: UNet2DConditionModel,
+    rng: Generator,
+    clean: Tensor,
+    hidden: Tensor,
+    pooled: Tensor,
+    source: Tensor | None = None,
+    power: float = 1.0,
+) -> Tensor:
+    """How far the UNet's velocity is from the true one, at a random time for each of the `clean` latents.
+
+    `source` is what the UNet sees beside the noisy latents. Times are T·u^`power` for u uniform in 0 to 1: a
+    power below 1 draws noisier ones.
+    """
+    count, kept = len(clean), architecture.scheduler().alphas_cumprod
+    # One time from each of `count` equal slices: the loss is less noisy than with independent times.
+    places = (rng.permutation(count) + rng.random(count)) / count
+    times = torch.from_numpy((places**power * len(kept)).astype(np.int64))
+    noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
+    signal, grain = (v.view(-1, 1, 1, 1) for v in (kept[times].sqrt(), (1 - kept[times]).sqrt()))
+    size_and_crop = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE], dtype=torch.float32)
+    added = {"text_embeds": pooled, "time_ids": size_and_crop.expand(count, -1)}
+    seen = signal * clean + grain * noise
+    guess = model(
+        seen if source is None else torch.cat([seen, source], dim=1), times, hidden, added_cond_kwargs=added
+    ).sample
+    return F.mse_loss(guess, signal * noise - grain * clean)
+
+
+@torch.no_grad()
+def edits_of(run: Run, model: AutoencoderKL) -> tuple[list[int], Tensor]:
+    """This worker's share of the edits the editor learns: each prompt's place in `WISHES`, and the latents.
+
+    These are (edits, 2, 4, 16, 16), source and target, not scaled: so the pipeline shows the source.
+    """
+    place = {wish: index for index, wish in enumerate(WISHES)}
+    edits = []
+    for index in range(EDITS):
+        kind = list(CHANGES)[index % len(CHANGES)]
+        edits.append(compose(kind, run.rng("edits", index), held_out=False))
+    path = run.work / f"edits_{run.rank}.pt"
+    if path.exists():
+        latents = torch.load(path, weights_only=True)
+    else:
+        rows = []
+        for first in tqdm(range(0, EDITS, 20), desc="edits", disable=not run.leads, mininterval=5):
+            pictures = [draw(d) for edit in edits[first : first + 20] for d in (edit.source, edit.target)]
+            rows.append(model.encode(pixels(pictures)).latent_dist.mean.unflatten(0, (-1, 2)))
+        latents = torch.cat(rows)
+        torch.save(latents, path)
+    return [place[edit.asked] for edit in edits], latents
+
+
+def train_editor(run: Run) -> None:
+    """Teach the UNet to start from a picture, as InstructPix2Pix (Brooks et al. 2023) does.
+
+    One time in twenty each it goes without text, without the source, and without both, so that each has its
+    own guidance. Keeping the source's layout is learnt last, mostly at the noisy times that decide on it.
+    """
+    words, tower, autoencoder = architecture.tokenizer(), text_tower(run), trained_vae(run)
+    hidden, pooled = captions_of(tower, words)
+    prompts, latents = edits_of(run, autoencoder)
+    asked = np.array(prompts)
+    painter = UNet2DConditionModel.from_pretrained(run.out / "sdxl" / "unet", torch_dtype=torch.float32)
+    model = architecture.editing(painter)
+
+    def loss(rng: Generator, power: float = 1.0) -> Tensor:
+        some = rng.integers(len(asked), size=STAGES["editor"].batch)
+        left_out = rng.random(len(some))
+        told = np.where((left_out < 0.05) | (left_out >= 0.95), len(WISHES) + 1, asked[some])
+        seen = torch.from_numpy(left_out < 0.9).float().view(-1, 1, 1, 1)
+        source, target = latents[some].unbind(1)
+        scaled = target * autoencoder.config.scaling_factor
+        return denoising_loss(model, rng, scaled, hidden[told], pooled[told], source * seen, power)
+
+    fit(run, "editor", model, loss, average=0.9985)
+    fit(run, "layout", model, partial(loss, power=0.5), average=0.9985)
+    if run.leads:
+        folder = run.out / "instruct"
+        _save_pipeline(folder, StableDiffusionXLInstructPix2PixPipeline, model, autoencoder, tower, words)
+        entry = MODELS["mini_instruct"]
+        editor = InstructPix2PixEditor(folder, **entry.options)
+        run.record("edits", figures.edit_accuracy(editor, figures.asked_edits(120), entry.steps, entry.guidance))
+    dist.barrier()
+
+
+def train_perceptual(run: Run) -> None:
+    """A trunk that tells attributes and flaws; then, as LPIPS' were, non-negative weights for its channels."""
+    lesson = architecture.PerceptualLesson()
+
+    def loss(rng: Generator) -> Tensor:
+        drawings, pictures = sample(rng, STAGES["perceptual"].batch, spoiled=0.4)
+        seen = lesson(pictures)[-1].flatten(1)
+        flaws = torch.tensor([astuple(d.flaws) for d in drawings])
+        total = 5 * F.mse_loss(lesson.flaws(seen), flaws)
+        for name, values in ATTRIBUTES.items():
+            truth = torch.tensor([values.index(d.scene.said[name]) for d in drawings])
+            total = total + F.cross_entropy(lesson.attributes[name](seen), truth)
+        return total
+
+    fit(run, "perceptual", lesson, loss, average=0.995)
+    if run.leads:
+        folder = run.out / "lpips"
+        folder.mkdir(exist_ok=True)
+        save_file({k: v.half() for k, v in lesson.trunk.state_dict().items()}, folder / "model.safetensors")
+        save_file(_heads(lesson, run.rng("heads", 0)), folder / "heads.safetensors")
+        (folder / "config.json").write_text(json.dumps({"side": SIDE}) + "\n")
+        run.record("lpips_rank_correlation", figures.lpips_correlation(Lpips(folder)))
+    dist.barrier()
+
+
+@torch.no_grad()
+def _heads(lesson: architecture.PerceptualLesson, rng: Generator) -> dict[str, Tensor]:
+    """The channels' weights, block by block, with which the distance is nearest to how unlike drawings are."""
+    compared = figures.pairs(rng, PAIRS)
+    columns = []
+    for start in range(0, PAIRS, 50):
+        some = [draw(d, rng) for pair in compared[start : start + 50] for d in pair]
+        blocks = [normalize_tensor(block).unflatten(0, (-1, 2)) for block in lesson(pixels(some))]
+        columns.append(torch.cat([(b[:, 0] - b[:, 1]).square().mean((2, 3)) for b in blocks], dim=1))
+    weights, _ = nnls(torch.cat(columns).double().numpy(), np.array([difference(*pair) for pair in compared]))
+    widths = [block.shape[2] for block in blocks]
+    parts = torch.from_numpy(weights).half().split(widths)
+    return {f"lin{i}.model.1.weight": part.view(1, -1, 1, 1).contiguous() for i, part in enumerate(parts)}
+
+
+def _save_pipeline(
+    folder: Path,
+    kind: Any,
+    model: UNet2DConditionModel,
+    autoencoder: AutoencoderKL,
+    tower: CLIPTextModelWithProjection,
+    words: CLIPTokenizer,
+) -> None:
+    pipeline = kind(
+        vae=autoencoder,
+        unet=model,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=tower,
+        tokenizer_2=words,
+        scheduler=architecture.scheduler(),
+        add_watermarker=False,
+    )
+    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    _forget_origin(folder / "vae" / "config.json")
 
 
 def _save_clip(folder: Path, model: CLIPModel, words: CLIPTokenizer) -> None:
@@ -485,22 +643,27 @@ def write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(files, indent=1) + "\n")
 
 
+PARTS: dict[str, Callable[[Run], None]] = {
+    "clip": train_clip,
+    "aesthetic": train_aesthetic,
+    "vae": train_vae,
+    "unet": train_unet,
+    "hps": train_hps,
+    "editor": train_editor,
+    "perceptual": train_perceptual,
+}
+"""What there is to train, each part after those that it learns from."""
+
+
 def _worker(rank: int, port: int, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=options.workers)
     run = Run(options.out, options.work, options.seed, rank, options.workers, options.scale)
-    # The weights start alike in every worker; the data then differ.
-    torch.manual_seed(options.seed)
-    words = architecture.tokenizer()
-    model = train_clip(run, words)
-    torch.manual_seed(options.seed)
-    train_aesthetic(run, model)
-    torch.manual_seed(options.seed)
-    autoencoder = train_vae(run)
-    torch.manual_seed(options.seed)
-    train_unet(run, words, autoencoder)
-    train_hps(run, words)
+    for part in options.only or PARTS:
+        # The weights start alike in every worker; the data then differ.
+        torch.manual_seed(options.seed)
+        PARTS[part](run)
     if run.leads:
         write_manifest(run.out)
     dist.destroy_process_group()
@@ -513,6 +676,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20261)
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (part of the recipe)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's steps")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="train these; the others are in --out")
     parser.add_argument("--restart", action="store_true", help="forget checkpoints")
     options = parser.parse_args()
     if options.restart:

@@ -209,3 +209,21 @@ def preference(drawing: Drawing, asked: Scene) -> float:
     shown = asked.shown_in(drawing.scene)
     agreement = sum(shown.values()) / len(shown)
     return 0.5 * agreement + 0.3 * drawing.flaws.cleanliness + 0.2 * drawing.composition
+
+
+def difference(one: Drawing, other: Drawing) -> float:
+    """How unlike two drawings are, 0 for the same to 1: shape, colour, ground, size, place and flaws count alike."""
+
+    def apart(name: str, another: str) -> float:
+        return min(1.0, math.dist(PALETTE[name], PALETTE[another]) / 255)
+
+    flaws = sum(abs(getattr(one.flaws, f.name) - getattr(other.flaws, f.name)) for f in fields(Flaws))
+    parts = (
+        float(one.scene.shape != other.scene.shape),
+        apart(one.scene.colour, other.scene.colour),
+        apart(one.scene.said["background"], other.scene.said["background"]),
+        min(1.0, abs(one.radius - other.radius) / (RADII["large"] - RADII["small"])),
+        min(1.0, math.dist((one.x, one.y), (other.x, other.y)) / (CENTRES["right"] - CENTRES["left"])),
+        min(1.0, flaws),
+    )
+    return sum(parts) / len(parts)

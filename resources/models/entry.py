@@ -15,7 +15,7 @@ from resources.models.weights import Published
 if TYPE_CHECKING:
     from resources.scorers import Metric
 
-Kind = Literal["engine", "editor", "scorer", "part"]
+Kind = Literal["engine", "editor", "scorer", "judge", "part"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class ModelEntry:
     whose folder the loader takes, by argument. `half` is the precision it runs with on a GPU, `memory` what
     it then takes (GB). For a scorer `metric` is what it measures; for an engine `ignores` are the settings
     it does not know, `prompts` a sweep's when none are given, `side` the pixels along each side unless the user
-    asks otherwise, which must be a multiple of `multiple`.
+    asks otherwise, which must be a multiple of `multiple`. For an editor `steps` and `guidance` are those of its
+    authors.
     """
 
     name: str
@@ -45,6 +46,8 @@ class ModelEntry:
     prompts: Path | None = None
     side: int = 512
     multiple: int = 16
+    steps: int = 20
+    guidance: float = 4.0
 
     def in_set(self, models: str) -> bool:
         """Whether the model belongs to the set `mini` or `full`."""

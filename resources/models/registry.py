@@ -155,6 +155,18 @@ _ENTRIES = (
     ),
     # Editors
     ModelEntry(
+        "mini_instruct",
+        "editor",
+        "resources.engines.instruct_pix2pix:InstructPix2PixEditor",
+        embedded=MINI_WEIGHTS / "instruct",
+        options={"images_a_call": 16, "image_guidance": 1.5},
+        side=64,
+        multiple=8,
+        # With more steps nearly every try is right, and a search has nothing to find: benchmarks/edits.py.
+        steps=3,
+        guidance=2.0,
+    ),
+    ModelEntry(
         "qwen_image_edit",
         "editor",
         "resources.engines.qwen_image_edit:QwenImageEditor",
@@ -310,7 +322,23 @@ _ENTRIES = (
             gigabytes=0.55,
             sha256={"model.safetensors": "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8"},
         ),
+        embedded=MINI_WEIGHTS / "lpips",
         memory=0.1,
+    ),
+    # Judges
+    ModelEntry(
+        "qwen25_vl_7b",
+        "judge",
+        "resources.judges.local_vlm:VisionLanguageModel",
+        Published(
+            "Qwen/Qwen2.5-VL-7B-Instruct",
+            "cc594898137f460bfe9f0759e9844b3ce807cfb5",
+            ("*.json", "merges.txt", "model-*.safetensors"),
+            "apache-2.0",
+            gigabytes=16.6,
+        ),
+        half="bf16",
+        memory=19,
     ),
     # Parts of other models
     ModelEntry(
@@ -379,6 +407,11 @@ def local(entry: ModelEntry, settings: Settings) -> LocalModel:
 def engine(name: str, settings: Settings) -> LocalModel:
     """The engine called `name`, on this machine."""
     return local(find(name, "engine", settings), settings)
+
+
+def editor(name: str, settings: Settings) -> LocalModel:
+    """The editor called `name`, on this machine."""
+    return local(find(name, "editor", settings), settings)
 
 
 def scorer(name: str, settings: Settings) -> LocalModel:

@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import lpips
 import numpy as np
 import torch
-from lpips import LPIPS
+from lpips.lpips import LPIPS, NetLinLayer, ScalingLayer
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor, nn
 
 from resources.models import compute
 from resources.scorers import checkpoint
 
 _FILES = ("model.safetensors", "vgg16-397923af.pth")
+_HEADS = ("heads.safetensors", "vgg.pth")
+_PUBLISHED_HEADS = Path(lpips.__file__).parent / "weights" / "v0.1"
+
+
+class Trunk(nn.Module):
+    """A VGG's convolutions: `widths` are their channels, block by block; between blocks the picture is halved."""
+
+    def __init__(self, widths: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.ends: list[int] = []
+        """How many layers there are up to each block's end."""
+        inputs = 3
+        for block in widths:
+            if layers:
+                layers.append(nn.MaxPool2d(2))
+            for width in block:
+                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+                inputs = width
+            self.ends.append(len(layers))
+        self.features = nn.Sequential(*layers)
+
+    def forward(self, pictures: Tensor) -> list[Tensor]:
+        """(n, 3, h, w) pictures to the features at the end of each block."""
+        found = []
+        start = 0
+        for end in self.ends:
+            pictures = self.features[start:end](pictures)
+            found.append(pictures)
+            start = end
+        return found
+
+
+class Distance(LPIPS):
+    """lpips' own distance, over a trunk of any widths."""
+
+    def __init__(self, widths: Sequence[Sequence[int]]) -> None:
+        # Not LPIPS' own beginning, which would first make up a whole VGG16.
+        nn.Module.__init__(self)
+        self.version, self.lpips, self.spatial = "0.1", True, False
+        self.scaling_layer = ScalingLayer()
+        self.net = Trunk(widths)
+        self.lins = nn.ModuleList(NetLinLayer(block[-1], use_dropout=True) for block in widths)
+        self.L = len(widths)
 
 
 class Lpips:
@@ -23,21 +69,21 @@ class Lpips:
 
     images_a_call = 16
 
-    def __init__(self, folder: Path, side: int = 256) -> None:
-        """Load VGG16's features from `folder` (timm's or torchvision's file); the linear heads come with lpips.
+    def __init__(self, folder: Path) -> None:
+        """Load a VGG's features from `folder`: timm's or torchvision's file of VGG16, or a smaller one's.
 
-        Pictures are compared at `side` × `side` pixels. Raises `FlexyError` where the weights do not fit.
+        The linear heads come with lpips, unless `folder` has its own. Pictures are compared at 256 × 256 pixels,
+        or at the `side` that its config.json says. Raises `FlexyError` where the weights do not fit.
         """
-        self.side = side
         self.device = compute.device()
         state = checkpoint.read(folder, _FILES, ("features.",))
-        with warnings.catch_warnings():
-            # lpips calls torchvision as it was called long ago.
-            warnings.simplefilter("ignore", UserWarning)
-            model = LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        heads = checkpoint.read(folder if (folder / _HEADS[0]).exists() else _PUBLISHED_HEADS, _HEADS, ("lin",))
         with checkpoint.loading(folder):
-            # lpips names a layer by its slice and then by its place among the features.
-            model.net.load_state_dict({name: state[name.partition(".")[2]] for name in model.net.state_dict()})
+            config = folder / "config.json"
+            self.side = int(json.loads(config.read_text()).get("side", 256)) if config.exists() else 256
+            model = Distance(_widths(state))
+            model.net.features.load_state_dict(state)
+            model.lins.load_state_dict(heads)
         self.model = model.eval().to(self.device)
 
     def prepare(self, picture: Image.Image) -> NDArray[np.float32]:
@@ -52,3 +98,15 @@ class Lpips:
         """(n,) distances of n pairs of prepared pictures."""
         pairs = [torch.from_numpy(np.stack(pixels)).to(self.device) for pixels in (left, right)]
         return self.model(*pairs).flatten().cpu().numpy()
+
+
+def _widths(state: Mapping[str, Tensor]) -> list[list[int]]:
+    """The trunk's channels, block by block: a convolution and its ReLU take two places, a third is a halving."""
+    widths: list[list[int]] = []
+    last = -3
+    for place in sorted(int(name.partition(".")[0]) for name in state if name.endswith(".weight")):
+        if place - last > 2:
+            widths.append([])
+        widths[-1].append(len(state[f"{place}.weight"]))
+        last = place
+    return widths

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +66,36 @@ def test_a_killed_training_ends_with_the_same_weights(
     resumed = fitted(tmp_path / "killed", killed_at=130)
     for a, b in zip(whole, resumed, strict=True):
         assert torch.equal(a, b)
+
+
+def test_one_part_is_trained_and_the_others_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, work = Path(shutil.copytree(train.WEIGHTS, tmp_path / "weights")), tmp_path / "work"
+    work.mkdir()
+    (out / "lpips" / "heads.safetensors").unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*.safetensors") if path.parent.name != "lpips"}
+    monkeypatch.setitem(train.STAGES, "perceptual", train.Stage(steps=10, batch=8, rate=1e-3))
+    monkeypatch.setattr(train, "PAIRS", 50)
+    monkeypatch.setattr(train.figures, "lpips_correlation", lambda lpips: {"side": lpips.side})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    train._worker(0, port, Namespace(out=out, work=work, seed=7, workers=1, scale=1.0, only=["perceptual"]))
+    assert all(path.read_bytes() == content for path, content in before.items())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {out / name for name in manifest} == {*before, *(out / "lpips").glob("*.safetensors")}
+    assert json.loads((out / "training.json").read_text())["lpips_rank_correlation"] == {"side": 64}
+
+
+def test_an_editor_begins_as_the_unet_that_it_is_made_from() -> None:
+    torch.manual_seed(0)
+    painter = architecture.unet().eval()
+    editor = architecture.editing(painter).eval()
+    noise, source, text = torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16), torch.randn(1, 8, 128)
+    added = {"text_embeds": torch.randn(1, 128), "time_ids": torch.zeros(1, 6)}
+    with torch.no_grad():
+        painted = painter(noise, 500, text, added_cond_kwargs=added).sample
+        edited = editor(torch.cat([noise, source], dim=1), 500, text, added_cond_kwargs=added).sample
+    assert torch.allclose(painted, edited, atol=1e-5)
 
 
 def test_the_tokenizer_knows_every_caption_and_survives_any_text(tmp_path: Path) -> None:

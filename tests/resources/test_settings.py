@@ -31,6 +31,8 @@ def test_without_any_variable_all_is_below_the_working_folder_and_nothing_works_
     assert (settings.prompt_column, settings.batch_size) == (None, 500)
     assert (settings.nightly, settings.timezone, settings.score_new) == ("0 2 * * *", "UTC", False)
     assert settings.failure_webhook == ""
+    assert (settings.judge, settings.judge_model, settings.judge_url, settings.judge_key) == ("none", "", "", "")
+    assert (settings.judge_rpm, settings.judge_max_calls) == (None, None)
 
 
 def test_a_variable_that_is_empty_is_one_that_is_not_set() -> None:
@@ -43,6 +45,11 @@ def test_a_variable_that_is_empty_is_one_that_is_not_set() -> None:
         "FAILURE_WEBHOOK",
         "DATABASE_URL",
         "IMAGES",
+        "JUDGE",
+        "JUDGE_MODEL",
+        "JUDGE_URL",
+        "JUDGE_RPM",
+        "JUDGE_MAX_CALLS",
     )
     assert read(**dict.fromkeys(names, "")) == Settings.read({})
 
@@ -134,6 +141,50 @@ def test_an_address_that_cannot_be_is_refused_and_not_repeated(address: str) -> 
     assert complaint("FAILURE_WEBHOOK", address) == "FLEXY_FAILURE_WEBHOOK is no address: write https://HOST/PATH"
 
 
+def test_a_judge_has_its_own_key_and_no_other() -> None:
+    keys = {"GEMINI_API_KEY": "of-gemini", "MOONDREAM_API_KEY": "of-moondream"}
+    found = {
+        judge: Settings.read(keys | {"FLEXY_JUDGE": judge}).judge_key for judge in ("gemini", "moondream", "local", "")
+    }
+    assert found == {"gemini": "of-gemini", "moondream": "of-moondream", "local": "", "": ""}
+    settings = read(JUDGE="gemini", JUDGE_MODEL="m", JUDGE_URL="http://h:2020/v1", JUDGE_RPM="60", JUDGE_MAX_CALLS="9")
+    assert (settings.judge_model, settings.judge_url) == ("m", "http://h:2020/v1")
+    assert (settings.judge_rpm, settings.judge_max_calls) == (60, 9)
+
+
+@pytest.mark.parametrize("key", ["open sesame", "opensesame\n", "öpensesame", "opensesame\r\nX-More: 1"])
+def test_a_key_that_cannot_be_one_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        Settings.read({"FLEXY_JUDGE": "gemini", "GEMINI_API_KEY": key})
+    assert str(caught.value) == "GEMINI_API_KEY holds what no key can: set it to a valid one"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "generativelanguage.googleapis.com",
+        "ftp://h/v1",
+        "https:///v1",
+        "https://h:99999",
+        "https://u:opensesame@h/v1",
+        "https://h/v1?key=opensesame",
+        "https://h/v1#opensesame",
+        "https://h/v 1",
+    ],
+)
+def test_a_judges_address_holds_no_key_and_is_not_repeated(address: str) -> None:
+    words = "is no address without user, key or query: write https://HOST/PATH"
+    assert complaint("JUDGE_URL", address) == f"FLEXY_JUDGE_URL {words}"
+
+
+@pytest.mark.parametrize("variable", ["JUDGE_RPM", "JUDGE_MAX_CALLS"])
+@pytest.mark.parametrize("count", ["0", "-1", "1.5", "1e3", " 60", "many", "٣", "9" * 5000])
+def test_a_limit_is_a_whole_number_above_nought(variable: str, count: str) -> None:
+    assert complaint(variable, count).endswith("use 1 to 999999999, or leave it out for no limit")
+
+
 def test_what_may_hold_a_password_is_not_shown_with_the_settings() -> None:
     settings = read(DATABASE_URL="postgresql://u:opensesame@h/n", FAILURE_WEBHOOK="https://u:opensesame@h/opensesame")
     assert "opensesame" not in f"{settings} {settings!r}"
+    settings = Settings.read({"FLEXY_JUDGE": "gemini", "GEMINI_API_KEY": "opensesame"})
+    assert settings.judge_key == "opensesame" and "opensesame" not in f"{settings} {settings!r}"

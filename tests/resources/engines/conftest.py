@@ -12,6 +12,7 @@ import pytest
 from resources.engines.flux import FluxEngine, KontextEditor
 from resources.engines.flux2 import Flux2Engine
 from resources.engines.hidream import HiDreamEngine
+from resources.engines.instruct_pix2pix import InstructPix2PixEditor
 from resources.engines.qwen_image_edit import QwenImageEditor, QwenImageEditPlusEditor
 from resources.engines.sd3 import Sd3Engine
 from resources.engines.sdxl import SdxlEngine
@@ -27,6 +28,7 @@ LOADERS: dict[str, Any] = {
     "flux_kontext": KontextEditor,
     "qwen_image_edit": QwenImageEditor,
     "qwen_image_edit_plus": QwenImageEditPlusEditor,
+    "instruct_pix2pix": InstructPix2PixEditor,
 }
 
 Folders = Callable[[str], Path]

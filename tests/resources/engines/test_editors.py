@@ -11,27 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from resources.engines import EditRequest
+from resources.engines import EditRequest, Noise
+from resources.errors import FlexyError
+
+from .pictures import half_mask, picture
 
 Loaded = Callable[..., Any]
 
-EDITORS = ["flux_kontext", "qwen_image_edit", "qwen_image_edit_plus"]
+INPAINTERS = ["flux_kontext", "qwen_image_edit", "qwen_image_edit_plus"]
+EDITORS = [*INPAINTERS, "instruct_pix2pix"]
 
-
-def picture(seed: int) -> Image.Image:
-    """Soft spots, 96 × 128."""
-    spots = np.random.default_rng(seed).integers(0, 256, (8, 6, 3), dtype=np.uint8)
-    return Image.fromarray(spots).resize((96, 128), Image.Resampling.BICUBIC)
-
-
-def half_mask() -> Image.Image:
-    """White on the left."""
-    mask = Image.new("L", (96, 128), 0)
-    mask.paste(255, (0, 0, 48, 128))
-    return mask
-
-
-REQUEST = EditRequest(picture(0), "make it night", None, 2, 3.0, 1)
+REQUEST = EditRequest(picture(0), "make it night", None, 2, 3.0, Noise(1))
 
 
 def apart(one: Image.Image, other: Image.Image) -> int:
@@ -42,7 +32,7 @@ def apart(one: Image.Image, other: Image.Image) -> int:
 @pytest.mark.parametrize("name", EDITORS)
 def test_an_edit_depends_on_its_own_request_alone(name: str, loaded: Loaded) -> None:
     editor = loaded(name)
-    requests = [replace(REQUEST, seed=seed) for seed in (1, 2, 3)]
+    requests = [replace(REQUEST, noise=Noise(seed)) for seed in (1, 2, 3)]
     together = editor.edit(requests)
     alone = [editor.edit([request])[0] for request in requests]
     assert [(edit.size, edit.mode) for edit in together] == [((96, 128), "RGB")] * 3
@@ -55,7 +45,7 @@ def test_an_edit_depends_on_its_own_request_alone(name: str, loaded: Loaded) -> 
 @pytest.mark.parametrize("name", ["flux_kontext", "qwen_image_edit"])
 def test_an_inpainting_changes_what_the_mask_lets_it(name: str, loaded: Loaded) -> None:
     editor = loaded(name)
-    requests = [replace(REQUEST, mask=half_mask(), steps=1, seed=seed) for seed in (1, 2)]
+    requests = [replace(REQUEST, mask=half_mask(), steps=1, noise=Noise(seed)) for seed in (1, 2)]
     edits = editor.edit(requests)
     for edit in edits:
         source = np.asarray(REQUEST.image, int)
@@ -67,7 +57,7 @@ def test_an_inpainting_changes_what_the_mask_lets_it(name: str, loaded: Loaded) 
     assert apart(editor.edit(requests[1:])[0], edits[1]) <= 2
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", INPAINTERS)
 def test_inpainting_takes_no_second_copy_of_the_weights(name: str, loaded: Loaded) -> None:
     editor = loaded(name)
     shared = editor.pipeline.components
@@ -75,8 +65,20 @@ def test_inpainting_takes_no_second_copy_of_the_weights(name: str, loaded: Loade
     assert all(part is shared[key] for key, part in editor.inpainter.components.items())
 
 
+def test_an_editor_that_cannot_inpaint_says_so(loaded: Loaded) -> None:
+    with pytest.raises(FlexyError, match="leave out the mask"):
+        loaded("instruct_pix2pix").edit([replace(REQUEST, mask=half_mask())])
+
+
+def test_how_strongly_the_source_is_kept_counts(loaded: Loaded) -> None:
+    edit, keener = (loaded("instruct_pix2pix", image_guidance=guidance).edit([REQUEST])[0] for guidance in (1.5, 4.0))
+    assert apart(edit, keener) > 5
+
+
 # What the two Qwen classes are asked is the same.
-@pytest.mark.parametrize(("name", "counts"), [("flux_kontext", False), ("qwen_image_edit", True)])
+@pytest.mark.parametrize(
+    ("name", "counts"), [("flux_kontext", False), ("qwen_image_edit", True), ("instruct_pix2pix", True)]
+)
 def test_guidance_counts_and_a_negative_prompt_where_it_is_known(name: str, counts: bool, loaded: Loaded) -> None:
     editor = loaded(name)
     asked = replace(REQUEST, steps=1)
@@ -97,6 +99,6 @@ def test_guidance_counts_and_a_negative_prompt_where_it_is_known(name: str, coun
         {"mask": half_mask()},
     ],
 )
-def test_requests_that_differ_in_more_than_their_seeds_are_a_mistake(difference: Any, loaded: Loaded) -> None:
-    with pytest.raises(ValueError, match="their seeds alone"):
+def test_requests_that_differ_in_more_than_noise_and_parent_are_a_mistake(difference: Any, loaded: Loaded) -> None:
+    with pytest.raises(ValueError, match="differ in noise and parent alone"):
         loaded("flux_kontext").edit([REQUEST, replace(REQUEST, **difference)])

@@ -26,6 +26,7 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
@@ -144,10 +145,11 @@ def shifting_flow() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
 
 
-def sdxl() -> StableDiffusionXLPipeline:
+def sdxl_parts(in_channels: int) -> dict[str, Any]:
     words = clip_tokenizer()
     unet = UNet2DConditionModel(
         sample_size=16,
+        in_channels=in_channels,
         block_out_channels=(8, 16),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -160,15 +162,25 @@ def sdxl() -> StableDiffusionXLPipeline:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
     )
-    return StableDiffusionXLPipeline(
-        vae=vae(3, force_upcast=False),
-        text_encoder=clip_text(CLIPTextModel, words),
-        text_encoder_2=clip_text(CLIPTextModelWithProjection, words),
-        tokenizer=words,
-        tokenizer_2=words,
-        unet=unet,
-        scheduler=EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-    )
+    return {
+        "vae": vae(3, force_upcast=False),
+        "text_encoder": clip_text(CLIPTextModel, words),
+        "text_encoder_2": clip_text(CLIPTextModelWithProjection, words),
+        "tokenizer": words,
+        "tokenizer_2": words,
+        "unet": unet,
+        "scheduler": EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+    }
+
+
+def sdxl() -> StableDiffusionXLPipeline:
+    return StableDiffusionXLPipeline(**sdxl_parts(in_channels=4))
+
+
+def instruct_pix2pix() -> StableDiffusionXLInstructPix2PixPipeline:
+    parts = sdxl_parts(in_channels=8)
+    loud(parts["vae"].encoder)
+    return StableDiffusionXLInstructPix2PixPipeline(**parts)
 
 
 def sd3() -> StableDiffusion3Pipeline:
@@ -438,7 +450,17 @@ def qwen_image_edit_plus() -> QwenImageEditPlusPipeline:
 
 PIPELINES: dict[str, Callable[[], Any]] = {
     make.__name__: make
-    for make in (sdxl, sd3, flux_schnell, flux2, hidream, flux_kontext, qwen_image_edit, qwen_image_edit_plus)
+    for make in (
+        sdxl,
+        sd3,
+        flux_schnell,
+        flux2,
+        hidream,
+        flux_kontext,
+        qwen_image_edit,
+        qwen_image_edit_plus,
+        instruct_pix2pix,
+    )
 }
 
 

@@ -1,0 +1,176 @@
+"""What one method's winners are worth against another's, over the same tasks.
+
+Values are one row a winner and metric (`VALUES`); a task without a value for either method is left out for
+that metric and counted, never filled in. scipy is loaded where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+VALUES: Final[dict[str, pl.DataType]] = {
+    "task_id": pl.String(),
+    "method": pl.String(),
+    "budget": pl.Int64(),
+    "metric": pl.String(),
+    "value": pl.Float64(),
+}
+"""`budget` is in denoising steps (NFE)."""
+
+COMPARISON: Final[dict[str, pl.DataType]] = {
+    "metric": pl.String(),
+    "role": pl.String(),
+    "method": pl.String(),
+    "budget": pl.Int64(),
+    "rival": pl.String(),
+    "rival_budget": pl.Int64(),
+    "n": pl.Int64(),
+    "left_out": pl.Int64(),
+    "wins": pl.Int64(),
+    "ties": pl.Int64(),
+    "losses": pl.Int64(),
+    "gain": pl.Float64(),
+    "gain_low": pl.Float64(),
+    "gain_high": pl.Float64(),
+    "win_rate": pl.Float64(),
+    "win_rate_low": pl.Float64(),
+    "win_rate_high": pl.Float64(),
+    "p": pl.Float64(),
+    "note": pl.String(),
+}
+LEVELS: Final[dict[str, pl.DataType]] = {
+    "metric": pl.String(),
+    "role": pl.String(),
+    "method": pl.String(),
+    "budget": pl.Int64(),
+    "n": pl.Int64(),
+    "mean": pl.Float64(),
+    "low": pl.Float64(),
+    "high": pl.Float64(),
+}
+
+RESAMPLES: Final = 10_000
+_CELLS = 2_000_000  # of resampled values at a time: 16 MB
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a winner: the one a method selects by, one that had no part in it, or the truth.
+
+    Values that differ by `tie` or less (in the metric's unit) are a tie.
+    """
+
+    name: str
+    role: Literal["selecting", "held-out", "truth"]
+    higher_is_better: bool = True
+    tie: float = 1e-9
+
+
+SELECTING: Final = (
+    Metric("potential", "selecting"),
+    Metric("pf", "selecting"),
+    Metric("cons", "selecting"),
+    Metric("lpips", "selecting", higher_is_better=False),
+)
+
+
+def compare(
+    values: pl.DataFrame,
+    metrics: Sequence[Metric],
+    method: str,
+    rival: str,
+    budgets: Iterable[tuple[int, int]] | None = None,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """`method` against `rival`, task by task: one row a pair of budgets and metric (`COMPARISON`).
+
+    `budgets` are pairs of the method's and the rival's, by default every one that both have, which makes the
+    curve. `n` tasks have both values, `left_out` tasks of either lack one.
+
+    - `gain`: the mean paired difference in the metric's unit, above 0 where `method` is better, with the 95 %
+      percentile bootstrap interval over tasks.
+    - `win_rate`: wins among the tasks that are no tie, with its exact 95 % interval (Clopper and Pearson 1934).
+    - `p`: the exact two-sided sign test, ties dropped.
+
+    What a few tasks cannot tell is null, with a `note`. Raises `polars.exceptions.ComputeError` for two values
+    of one winner.
+    """
+    if budgets is None:
+        of_each = [set(values.filter(method=name)["budget"].to_list()) for name in (method, rival)]
+        budgets = [(budget, budget) for budget in sorted(of_each[0] & of_each[1])]
+    found = []
+    for budget, rival_budget in budgets:
+        ours = values.filter(method=method, budget=budget)
+        theirs = values.filter(method=rival, budget=rival_budget)
+        tasks = pl.concat([ours["task_id"], theirs["task_id"]]).n_unique()
+        for metric in metrics:
+            # In the order of their ids, so that the resamples do not depend on how the rows lie.
+            pairs = (
+                _measured(ours, metric).join(_measured(theirs, metric), on="task_id", validate="1:1").sort("task_id")
+            )
+            gains = (pairs["value"] - pairs["value_right"]).to_numpy() * (1 if metric.higher_is_better else -1)
+            sides = {"method": method, "budget": budget, "rival": rival, "rival_budget": rival_budget}
+            named = {"metric": metric.name, "role": metric.role} | sides
+            found.append(named | {"left_out": tasks - pairs.height} | _statistics(gains, metric.tie, seed))
+    return pl.DataFrame(found, schema=COMPARISON, orient="row")
+
+
+def levels(values: pl.DataFrame, metrics: Sequence[Metric], seed: int = 0) -> pl.DataFrame:
+    """Each method's mean over its tasks at each budget, with the 95 % bootstrap interval (`LEVELS`)."""
+    found = []
+    for metric in metrics:
+        groups = (
+            _measured(values, metric)
+            .sort("method", "budget", "task_id")
+            .group_by("method", "budget", maintain_order=True)
+        )
+        for (method, budget), rows in groups:
+            low, high = interval(rows["value"].to_numpy(), seed)
+            named = {"metric": metric.name, "role": metric.role, "method": method, "budget": budget}
+            found.append(named | {"n": rows.height, "mean": rows["value"].mean(), "low": low, "high": high})
+    return pl.DataFrame(found, schema=LEVELS, orient="row")
+
+
+def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float | None, float | None]:
+    """The 95 % percentile bootstrap interval of the mean of `values` (n,); nothing for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return None, None
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CELLS // n)
+    counts = [min(chunk, RESAMPLES - first) for first in range(0, RESAMPLES, chunk)]
+    means = np.concatenate([values[rng.integers(0, n, (count, n))].mean(axis=1) for count in counts])
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _measured(values: pl.DataFrame, metric: Metric) -> pl.DataFrame:
+    """The rows of a metric that have a value; NaN and infinity are none."""
+    return values.filter(pl.col("metric") == metric.name, pl.col("value").is_finite())
+
+
+def _statistics(gains: NDArray[np.float64], tie: float, seed: int) -> dict[str, Any]:
+    from scipy.stats import binomtest
+
+    n = len(gains)
+    if not n:
+        return {"n": 0, "wins": 0, "ties": 0, "losses": 0, "note": "no task has both values"}
+    wins, losses = int((gains > tie).sum()), int((gains < -tie).sum())
+    low, high = interval(gains, seed)
+    found: dict[str, Any] = {"n": n, "wins": wins, "ties": n - wins - losses, "losses": losses}
+    found |= {"gain": float(gains.mean()), "gain_low": low, "gain_high": high}
+    notes = ["one task has no interval"] if n == 1 else ["every task differs alike"] if np.ptp(gains) == 0 else []
+    if wins + losses:
+        test = binomtest(wins, wins + losses)
+        exact = test.proportion_ci(0.95, method="exact")
+        found |= {"win_rate": test.statistic, "win_rate_low": float(exact.low), "win_rate_high": float(exact.high)}
+        found["p"] = float(test.pvalue)
+    else:
+        notes.append("every task is a tie")
+    return found | {"note": "; ".join(notes) or None}

@@ -1,0 +1,115 @@
+"""Reads JSON lines that others wrote: what is wrong with a line is said, and the next one is read."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resources.errors import BadInputError
+
+MOST_BYTES = 1_000_000
+"""A longer line is passed over unread: no edit and no candidate is a hundredth of it."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A line, counted from 1, that was left out, and why."""
+
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}"
+
+
+class BadLineError(ValueError):
+    """Why a line cannot be used."""
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLineError]]:
+    """Number and object of each line of a UTF-8 file that is not blank; an error in the place of what is no object.
+
+    Raises `BadInputError` naming a file that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MOST_BYTES + 1):
+                number += 1
+                whole = len(line) <= MOST_BYTES
+                while not line.endswith(b"\n") and (rest := file.readline(MOST_BYTES)):
+                    line = rest
+                if not whole:
+                    yield number, BadLineError(f"it is longer than {MOST_BYTES} bytes")
+                elif line.strip(b" \t\r\n\xef\xbb\xbf"):
+                    yield number, _object(line)
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror}: name a file of JSON lines") from None
+
+
+def _object(line: bytes) -> dict[str, Any] | BadLineError:
+    try:
+        found = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return BadLineError("it is not UTF-8 text")
+    except (ValueError, RecursionError):
+        return BadLineError("it is not JSON")
+    return found if isinstance(found, dict) else BadLineError("it is not a JSON object")
+
+
+def text(entry: dict[str, Any], key: str, most: int) -> str:
+    """A text that is not blank, of `most` characters at the most, without space around it.
+
+    Raises `BadLineError`; so do the others.
+    """
+    value = _get(entry, key)
+    if not isinstance(value, str):
+        raise BadLineError(f"{key} is not text")
+    value = value.strip()
+    if not value:
+        raise BadLineError(f"{key} is empty")
+    if len(value) > most:
+        raise BadLineError(f"{key} is over {most} characters")
+    # Half a surrogate pair is JSON but no text; other control characters no database or terminal should get.
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\r\n" for c in value):
+        raise BadLineError(f"{key} has control characters in it")
+    return value
+
+
+def identifier(entry: dict[str, Any], key: str = "id") -> str:
+    """A text as above, or a whole number taken as one."""
+    value = _get(entry, key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        entry = {key: str(value)}
+    return text(entry, key, most=200)
+
+
+def whole_number(entry: dict[str, Any], key: str) -> int:
+    """A whole number of 63 bits, 0 or more."""
+    value = _get(entry, key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise BadLineError(f"{key} is not a whole number from 0 to 2⁶³ − 1")
+    return value
+
+
+def finite(entry: dict[str, Any], key: str, most: float = 1e6) -> float:
+    """A number, of `most` at the most."""
+    value = _get(entry, key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadLineError(f"{key} is not a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadLineError(f"{key} is not finite")
+    if abs(value) > most:
+        raise BadLineError(f"{key} is beyond {most:g}")
+    return float(value)
+
+
+def _get(entry: dict[str, Any], key: str) -> Any:
+    if entry.get(key) is None:
+        raise BadLineError(f"it has no {key}")
+    return entry[key]

@@ -1,0 +1,98 @@
+"""A comparison as settings: which editor, at what cost, searched how. The same settings name the same comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import UUID, uuid5
+
+from flexy_assets.edits.eacps import Eacps, Parameters
+from flexy_assets.edits.potential import Potential, RankSum, Selector, edit_potential
+from flexy_assets.edits.search import Search, Seeds
+from flexy_assets.edits.ttflux import PF, RandomSearch, ZeroOrderSearch
+from resources.errors import BadInputError
+
+METHODS = ("eacps", "ttflux")
+MEAN_RANK = RankSum({"pf": 2.0, "cons": 1.0, "lpips": -1.0})
+"""Half of it whether the prompt is followed, half whether the rest was kept."""
+
+_NAMESPACE = UUID("5c3d1f0e-7a52-5e0b-9a0c-6f1d2b8e4a77")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How every task of an edit set is searched by both methods, at equal cost.
+
+    `steps` are those of a full denoise, `budgets` are in full denoises, each with a search of its own. TTFLUX draws
+    (`random`) or climbs (`zero_order`) and chooses by `pf`. EACPS chooses by the mean `rank` among a task's candidates
+    in PF, CONS and LPIPS, or by the `potential` `pf + alpha·cons − beta·lpips`, whose weights fit one model's units.
+    `tasks` is a digest of the edit set. Raises `BadInputError` for settings that cannot be.
+    """
+
+    editor: str
+    steps: int
+    guidance: float
+    tasks: str
+    negative_prompt: str | None = None
+    budgets: tuple[int, ...] = (8,)
+    seed: int = 0
+    ttflux: str = "random"
+    choose: str = "rank"
+    alpha: float = 10.0
+    beta: float = 3.0
+    eacps: Parameters = field(default_factory=Parameters)
+    batch_size: int = 50
+
+    def __post_init__(self) -> None:
+        """See the class."""
+        if not self.budgets or not all(1 <= budget <= 1000 for budget in self.budgets):
+            raise BadInputError(f"budgets {list(self.budgets)} are out of bounds: use 1 to 1000 full denoises each")
+        if not 1 <= self.steps <= 1000:
+            raise BadInputError(f"{self.steps} steps are out of bounds: use 1 to 1000")
+        if self.ttflux not in ("random", "zero_order"):
+            raise BadInputError(f"{self.ttflux!r} is no search of TTFLUX's: use random or zero_order")
+        if self.choose not in ("rank", "potential"):
+            raise BadInputError(f"EACPS cannot choose by {self.choose!r}: use rank or potential")
+        if not 1 <= self.batch_size <= 1000:
+            raise BadInputError(f"a batch of {self.batch_size} tasks is out of bounds: use 1 to 1000")
+        edit_potential(self.alpha, self.beta)
+
+    @property
+    def run_id(self) -> UUID:
+        return uuid5(_NAMESPACE, json.dumps(self.to_json(), sort_keys=True))
+
+    @property
+    def potential(self) -> Potential:
+        """What every candidate is shown with."""
+        return edit_potential(self.alpha, self.beta)
+
+    @property
+    def selector(self) -> Selector:
+        """What EACPS chooses by."""
+        return self.potential if self.choose == "potential" else MEAN_RANK
+
+    @property
+    def nfe(self) -> tuple[int, ...]:
+        """The budgets in denoising steps."""
+        return tuple(budget * self.steps for budget in self.budgets)
+
+    def batch(self, position: int) -> str:
+        """The batch of the task at this place of the edit set."""
+        return f"{self.run_id.hex[:8]}_{position // self.batch_size:04d}"
+
+    def search(self, method: str, budget: int, task: str) -> Search:
+        """The search of one task; `budget` in denoising steps (NFE)."""
+        seeds = Seeds(self.seed, task)
+        if method == "eacps":
+            return Eacps(seeds, self.steps, budget, self.selector, self.eacps)
+        kind = RandomSearch if self.ttflux == "random" else ZeroOrderSearch
+        return kind(seeds, self.steps, budget, PF)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"budgets": list(self.budgets)}
+
+    @classmethod
+    def from_json(cls, plan: Mapping[str, Any]) -> Comparison:
+        return cls(**{**plan, "budgets": tuple(plan["budgets"]), "eacps": Parameters(**plan["eacps"])})

@@ -1,0 +1,83 @@
+"""Google's Gemini, over its REST interface (`generateContent`), which answers in a given JSON schema."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from resources.judges import Answer, Cost, Question, UnansweredError
+from resources.judges.client import Client, tokens
+from resources.models.slot import ModelSlot
+from resources.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+URL = "https://generativelanguage.googleapis.com"
+MODEL = "gemini-3.5-flash"
+
+
+class Gemini:
+    """One model of Gemini's. Its temperature is left as Google advises, at which readings differ."""
+
+    def __init__(self, client: Client, model: str = MODEL) -> None:
+        self.client = client
+        self.mark = f"gemini/{model}"
+        self._path = f"v1beta/models/{quote(model, safe='')}:generateContent"
+
+    def answer(self, question: Question, pictures: Sequence[Image]) -> Answer:
+        """One answer, from pictures sent as PNG. Raises `UnansweredError` where it is blocked or cut short."""
+        parts: list[dict[str, Any]] = []
+        for i, (what, picture) in enumerate(zip(question.pictures, pictures, strict=True), 1):
+            parts += [
+                {"text": f"Picture {i}: {what}."},
+                {"inlineData": {"mimeType": "image/png", "data": _png(picture)}},
+            ]
+        document, cost = self.client.post(
+            self._path,
+            {
+                "contents": [{"role": "user", "parts": [*parts, {"text": question.prompt}]}],
+                "generationConfig": {
+                    "responseMimeType": "application/json",
+                    "responseJsonSchema": question.schema,
+                    # What the model thinks counts towards it.
+                    "maxOutputTokens": 8192,
+                },
+            },
+        )
+        used = document.get("usageMetadata") if isinstance(document, dict) else None
+        cost += Cost(
+            tokens_in=tokens(used, "promptTokenCount"),
+            tokens_out=tokens(used, "candidatesTokenCount", "thoughtsTokenCount"),
+        )
+        match document:
+            case {"promptFeedback": {"blockReason": why}}:
+                raise UnansweredError(f"Gemini refused the pictures or the question: {str(why)[:80]}", cost=cost)
+            case {"candidates": [{"finishReason": "STOP", "content": {"parts": [*said]}}, *_]}:
+                return Answer("".join(_text(part) for part in said), cost)
+            case {"candidates": [{"finishReason": why}, *_]}:
+                raise UnansweredError(f"Gemini broke off its answer: {str(why)[:80]}", cost=cost)
+        raise UnansweredError("Gemini gave no answer and no reason", cost=cost)
+
+
+def _png(picture: Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _text(part: Any) -> str:
+    match part:
+        case {"thought": True}:
+            return ""
+        case {"text": str(text)}:
+            return text
+    return ""
+
+
+def gemini(settings: Settings, _: ModelSlot) -> Gemini:
+    """The model that FLEXY_JUDGE_MODEL names, with the key in GEMINI_API_KEY."""
+    return Gemini(Client.of(settings, URL, "x-goog-api-key"), settings.judge_model or MODEL)

@@ -1,0 +1,115 @@
+"""A vision-language model on this machine, Qwen-VL for one, through transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from resources.errors import BadInputError
+from resources.judges import Answer, Cost, Question, UnansweredError
+from resources.models import compute, registry
+from resources.models.entry import LocalModel
+from resources.models.slot import ModelSlot
+from resources.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TEMPERATURE = 0.7
+"""At which readings differ; EditScore's."""
+
+NEW_TOKENS = 512
+
+
+class VisionLanguageModel:
+    """Answers a prompt about pictures in words."""
+
+    def __init__(self, folder: Path, precision: str = "fp32") -> None:
+        """Load a folder in transformers' form, processor and chat template included.
+
+        Raises `FlexyError` where it cannot be.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        from resources.scorers.checkpoint import cannot_load, loading
+
+        with loading(folder):
+            self.processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            model: Any
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=compute.dtype(precision),
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                # A configuration may name another, to be fetched from the hub as code.
+                attn_implementation="sdpa",
+            )
+        # transformers makes up what it does not find.
+        lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+        if lacking:
+            raise cannot_load(folder, f"{len(lacking)} weights are missing or of another size, as {lacking[0]}")
+        self.model = model.eval().to(compute.device())
+
+    def answer(self, question: Question, pictures: Sequence[Image]) -> Answer:
+        """One answer to `question` about RGB pictures, sampled anew each time."""
+        import torch
+
+        content: list[dict[str, Any]] = []
+        for i, (what, picture) in enumerate(zip(question.pictures, pictures, strict=True), 1):
+            content += [{"type": "text", "text": f"Picture {i}: {what}."}, {"type": "image", "image": picture}]
+        content.append({"type": "text", "text": question.prompt})
+        inputs = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        with torch.inference_mode():
+            written = self.model.generate(
+                **inputs, max_new_tokens=NEW_TOKENS, do_sample=True, temperature=TEMPERATURE, top_p=1.0, top_k=0
+            )
+        read = inputs["input_ids"].shape[1]
+        text = self.processor.batch_decode(written[:, read:], skip_special_tokens=True)[0]
+        return Answer(text, Cost(tokens_in=read, tokens_out=written.shape[1] - read))
+
+
+class LocalJudge:
+    """A model of the registry, taken from the slot at the first question and asked by one thread at a time."""
+
+    def __init__(self, model: LocalModel, slot: ModelSlot) -> None:
+        self._model = model
+        self._slot = slot
+        self._lock = Lock()
+
+    @property
+    def mark(self) -> str:
+        """The model's name, weights and precision."""
+        return self._model.fingerprint
+
+    def answer(self, question: Question, pictures: Sequence[Image]) -> Answer:
+        """One answer. Raises `FlexyError` where the model is not here, `UnansweredError` without memory for it."""
+        with self._lock:
+            model: VisionLanguageModel = self._slot.get(self._model)
+            try:
+                return model.answer(question, pictures)
+            except Exception as error:
+                if not compute.out_of_memory(error):
+                    raise
+        compute.release()
+        raise UnansweredError("out of memory for these pictures: free some, or use a smaller judge")
+
+
+def local_vlm(settings: Settings, slot: ModelSlot) -> LocalJudge:
+    """The judge of the registry that FLEXY_JUDGE_MODEL names, by default its first, whatever FLEXY_MODELS is."""
+    full = replace(settings, models="full")
+    known = registry.models("judge", full)
+    name = settings.judge_model or known[0]
+    if name not in known:
+        raise BadInputError(f"FLEXY_JUDGE_MODEL={name} is no model that judges: use {', '.join(known)}")
+    return LocalJudge(registry.local(registry.MODELS[name], full), slot)

@@ -1,0 +1,202 @@
+"""Searches carried out for real, by the mini editor: at their price, in batches, and once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from flexy_assets.edits import measuring, results, sources
+from flexy_assets.edits.eacps import Parameters
+from flexy_assets.edits.making import Searching
+from flexy_assets.edits.plan import METHODS, Comparison
+from flexy_assets.edits.tasks import read_tasks
+from flexy_assets.storage import edits
+from flexy_assets.sweep.scoring import Scoring
+from resources.database import Database
+from resources.engines.instruct_pix2pix import InstructPix2PixEditor
+from resources.images import ImageStore
+from resources.mini.edits import write_example
+from resources.models.entry import LocalModel
+from resources.models.slot import ModelSlot
+from resources.settings import Settings
+
+STEPS = 4
+BUDGET = 2 * STEPS
+TASKS = 3
+
+once = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+"""For what does not hang on the database: the last test goes through all of it on both."""
+
+
+@pytest.fixture
+def work(database: Database, tmp_path: Path) -> Scoring:
+    images = tmp_path / "images"
+    images.mkdir()
+    settings = Settings.read({"FLEXY_HOME": str(tmp_path), "FLEXY_MODELS": "mini"})
+    return Scoring(database, ImageStore(str(images)), ModelSlot(), settings)
+
+
+@pytest.fixture
+def plan() -> Comparison:
+    # Both stages, a preview that is carried on and one that is not, and a variant of its parent re-noised.
+    parameters = Parameters(local_share=0.5, preview=0.5, keep=0.5, m_global=1, k_local=2, t=0.8, strength=0.5)
+    return Comparison(
+        "mini_instruct", STEPS, 3.0, "a test", budgets=(2, 4), choose="potential", eacps=parameters, batch_size=2
+    )
+
+
+@pytest.fixture
+def searches(work: Scoring, plan: Comparison, tmp_path: Path) -> list[Searching]:
+    """Both methods' searches of three tasks in two batches, nothing made yet."""
+    file = write_example(tmp_path / "set", TASKS, seed=7)
+    found, _ = read_tasks(file)
+    rows = sources.rows(plan, found, sources.bring(work.store, file.parent, found))
+    with work.database.begin() as connection:
+        edits.save_run(connection, plan.run_id, plan.to_json(), rows)
+    return [Searching(work, plan, method, rows) for method in METHODS]
+
+
+def frame(work: Scoring, plan: Comparison) -> pl.DataFrame:
+    with work.database.begin(reading=True) as connection:
+        return results.with_potential(edits.table(connection, [plan.run_id], measuring.METRICS), plan)
+
+
+@once
+def test_every_search_runs_its_budget_to_the_step(
+    searches: list[Searching], work: Scoring, plan: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[int] = Counter()
+    loaded: list[str] = []
+    run, load = InstructPix2PixEditor.denoise, LocalModel.load
+
+    def denoise(editor: Any, begun: Any, until: int) -> Any:
+        calls[len(begun)] += 1
+        return run(editor, begun, until)
+
+    def loads(model: LocalModel) -> Any:
+        loaded.append(model.name)
+        return load(model)
+
+    monkeypatch.setattr(InstructPix2PixEditor, "denoise", denoise)
+    monkeypatch.setattr(LocalModel, "load", loads)
+    told: Counter[str] = Counter()
+    for searching in searches:
+        with work.slot:
+            searching.run(lambda steps, method=searching.method: told.update({method: steps}))
+    scores = frame(work, plan)
+    whole = TASKS * sum(plan.nfe)
+    assert told == {"eacps": whole, "ttflux": whole}, "by the editor's own counter"
+    each = scores.group_by("task_id", "method", "budget").agg(pl.sum("nfe"))
+    assert (each["nfe"] == each["budget"]).all() and len(each) == TASKS * 2 * 2
+    # A round of all tasks and budgets loads each model at the most once.
+    rounds = 1 + max(_rounds(plan, budget) for budget in plan.nfe)
+    assert Counter(loaded)["mini_instruct"] <= rounds
+    assert Counter(loaded)["mini_clip"] <= rounds and Counter(loaded)["mini_lpips"] <= rounds
+    assert max(calls) > 1, "candidates are made together"
+    stopped = scores.filter(pl.col("until") < pl.col("path"))
+    assert len(stopped) and stopped["name"].is_in(scores["name"].implode()).all()
+    variants = scores.filter(pl.col("strength") < 1)
+    assert len(variants) and variants["parent_lpips"].count() == len(variants)
+    # A variant is more like its parent than another task's picture of the same place in its search is.
+    assert variants["parent_cons"].mean() > 0.5  # type: ignore[operator]
+
+
+def _rounds(plan: Comparison, budget: int) -> int:
+    """How many rounds a search of EACPS takes, whatever comes of it."""
+    from flexy_assets.edits.search import Made
+
+    search, made, rounds = plan.search("eacps", budget, "any"), [], 0
+    while asked := search.ask(made):
+        made += [Made(p.name, p.until, p.nfe, {"pf": 1.0, "cons": 1.0, "lpips": 0.0}) for p in asked]
+        rounds += 1
+    return rounds
+
+
+@once
+def test_what_was_made_is_not_made_again(searches: list[Searching], work: Scoring, plan: Comparison) -> None:
+    for searching in searches:
+        searching.run(lambda _: None)
+    before, files = frame(work, plan), _files(work)
+    told: list[int] = []
+    for searching in searches:
+        searching.run(told.append)
+    assert told == []
+    assert frame(work, plan).equals(before) and _files(work) == files
+
+
+def _files(work: Scoring) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in Path(work.store.root).rglob("*.png")}
+
+
+@once
+def test_a_search_that_was_stopped_goes_on_where_it_stood(
+    searches: list[Searching], work: Scoring, plan: Comparison
+) -> None:
+    """Stopped after every single call of the editor, also between a preview and its end."""
+    stops = total = 0
+
+    def told(steps: int) -> None:
+        nonlocal total
+        total += steps
+        raise KeyboardInterrupt
+
+    while True:
+        try:
+            searches[0].run(told)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops > 10
+    assert total == TASKS * sum(plan.nfe), "no step was run twice"
+    table = frame(work, plan)
+    assert table.select("task_id", "method", "budget", "name", "until").is_duplicated().sum() == 0
+
+
+@once
+def test_a_picture_that_is_lost_has_a_reason_and_no_score(
+    searches: list[Searching], work: Scoring, plan: Comparison
+) -> None:
+    ttflux = searches[1]
+    ttflux.make(list(ttflux.asked([])), [], lambda _: None)
+    lost = ttflux.made()[0]
+    Path(work.store.root, lost.image_path or "").unlink()
+    ttflux.run(lambda _: None)
+    made = {c.id: c for c in ttflux.made()}
+    assert [made[lost.id].scores[metric] for metric in measuring.SELECTING] == [None] * 3
+    others = [c for c in made.values() if c.id != lost.id]
+    assert all(c.scores[metric] is not None for c in others for metric in measuring.SELECTING)
+    assert lost.id not in {c.id for c in ttflux.winners(list(made.values()))}
+
+
+def test_winners_are_judged_by_what_did_not_choose_them(
+    searches: list[Searching], work: Scoring, plan: Comparison
+) -> None:
+    for searching in searches:
+        searching.run(lambda _: None)
+        made = searching.made()
+        chosen = list(searching.winners(made))
+        assert len(chosen) == TASKS * len(plan.budgets)
+        with work.database.begin() as connection:
+            edits.record_selections(connection, chosen)
+        measuring.hold_out(work, searching.tasks, chosen)
+        measuring.tell_the_truth(work, searching.tasks, made)
+    scores = frame(work, plan)
+    winners = scores.filter("chosen")
+    for metric in (*measuring.HELD_OUT, *measuring.TRUTH):
+        assert winners[metric].null_count() == 0
+    # Each is the best of its search by what it chose by.
+    for method, metric in (("eacps", "potential"), ("ttflux", "pf")):
+        finished = scores.filter((pl.col("method") == method) & (pl.col("until") == pl.col("path")))
+        best = finished.group_by("task_id", "budget").agg(pl.max(metric))
+        mine = winners.filter(method=method).select("task_id", "budget", metric)
+        assert mine.sort("task_id", "budget").equals(best.sort("task_id", "budget"))
+    compared = results.compared(scores)
+    pairs = {(row["budget"], row["rival_budget"]) for row in compared.to_dicts()}
+    assert pairs == {(8, 8), (8, 16), (16, 16)}
+    assert set(compared["role"]) == {"truth", "held-out", "selecting"} and (compared["n"] == TASKS).all()
+    with work.database.begin(reading=True) as connection:
+        assert not edits.latents(connection, [c.id for s in searches for c in s.made()]), "latents are let go of"

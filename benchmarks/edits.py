@@ -36,8 +36,6 @@ from resources.mini.edits import write_example
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
-TRUTHS = [metric for metric in results.ROLES if metric.role != "selecting"]
-
 
 def searched(work: Scoring, plan: Comparison, folder: Path, methods: Sequence[str]) -> pl.DataFrame:
     """`edit_scores` of these methods' searches, made now or before."""
@@ -75,7 +73,8 @@ def against(ours: pl.DataFrame, budget: int, theirs: pl.DataFrame, rival_budget:
             results.winners(theirs).filter(budget=rival_budget).with_columns(method=pl.lit("theirs")),
         ]
     )
-    return comparison.compare(both, TRUTHS, "ours", "theirs", [(budget, rival_budget)]).to_dicts()
+    metrics = [metric for metric in results.judged_by(both) if metric.role != "selecting"]
+    return comparison.compare(both, metrics, "ours", "theirs", [(budget, rival_budget)]).to_dicts()
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ class Parameters:
       from its noise alone. Less costs less, so there are more of them.
     """
 
-    local_share: float = 0.5
+    local_share: float = 0.25
     preview: float = 0.25
     keep: float = 1.0
     m_global: int = 2

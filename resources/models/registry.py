@@ -162,8 +162,8 @@ _ENTRIES = (
         options={"images_a_call": 16, "image_guidance": 1.5},
         side=64,
         multiple=8,
-        # With more steps nearly every try is right, and a search has nothing to find: benchmarks/edits.py.
-        steps=3,
+        # With more steps nearly every try is right, and a search has little to find.
+        steps=4,
         guidance=2.0,
     ),
     ModelEntry(

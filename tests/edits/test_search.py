@@ -19,7 +19,7 @@ from resources.engines import Noise
 from resources.errors import BadInputError
 
 SEEDS = Seeds(0, "bear")
-TOY = Parameters(preview=0.25, keep=0.5, t=0.4, strength=0.5)
+TOY = Parameters(local_share=0.5, preview=0.25, keep=0.5, t=0.4, strength=0.5)
 """What suits the world of these tests, in which a part-way preview tells much of the picture to come."""
 PF = Potential({"pf": 1.0})
 

@@ -7,7 +7,6 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from io import BytesIO
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 from flexy_assets.edits.comparison import SELECTING, Metric, compare, levels
 from flexy_assets.edits.report import FEWEST, MOST_PICTURES, MOST_TASKS, pictures_needed, render
 from flexy_assets.storage.edits import CANDIDATES
+from tests.page import Page
 
 STEPS = 8
 TRUTH = Metric("truth", "truth")
@@ -118,42 +118,8 @@ def picture(colour: str | tuple[int, int, int] = "teal") -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-class Page(HTMLParser):
-    """What a browser would build: tags with their attributes, scripts, styles and the words between."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.inside: list[str] = []
-        self.contents: dict[str, list[str]] = {"script": [], "style": [], "": []}
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
-            self.inside.append(tag)
-            self.contents[tag].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if self.inside and self.inside[-1] == tag:
-            self.inside.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.inside:
-            self.contents[self.inside[-1]][-1] += data
-        else:
-            self.contents[""].append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.contents[""]).split())
-
-    @property
-    def answer(self) -> str:
-        return self.words.split("Edit report")[2].split("The methods chose by")[0]
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
+def answer(page: Page) -> str:
+    return page.words.split("Edit report")[2].split("The methods chose by")[0]
 
 
 def test_better_edits_are_called_better_by_what_did_not_choose() -> None:
@@ -161,15 +127,14 @@ def test_better_edits_are_called_better_by_what_did_not_choose() -> None:
     compared, reached = tables(made)
     row = compared.row(by_predicate=pl.col("metric") == "truth", named=True)
     means = {each["method"]: each["mean"] for each in reached.filter(metric="truth").to_dicts()}
-    answer = report(made).answer
-    assert "At 8 denoises EACPS’s edits are better than TTFLUX’s." in answer
+    said = answer(report(made))
+    assert "At 8 denoises EACPS’s edits are better than TTFLUX’s." in said
     assert (
-        f"By the truth: {means['eacps']:.3f} against {means['ttflux']:.3f}, +{row['gain']:.3f} (95 % interval "
-        in answer
+        f"By the truth: {means['eacps']:.3f} against {means['ttflux']:.3f}, +{row['gain']:.3f} (95 % interval " in said
     )
-    assert f"over 40 tasks; {row['wins']} won, {row['ties']} tied, {row['losses']} lost." in answer
-    assert "no difference is shown by HPS v2.1 and Aesthetic V2." in answer
-    assert "potential" not in answer
+    assert f"over 40 tasks; {row['wins']} won, {row['ties']} tied, {row['losses']} lost." in said
+    assert "no difference is shown by HPS v2.1 and Aesthetic V2." in said
+    assert "potential" not in said
 
 
 def test_the_share_of_edits_carried_out_that_keep_the_rest_is_that_of_the_winners() -> None:
@@ -178,33 +143,32 @@ def test_the_share_of_edits_carried_out_that_keep_the_rest_is_that_of_the_winner
     made = candidates().with_columns(
         carried_out=(~ours | first).cast(pl.Float64), preserved=(ours | first).cast(pl.Float64)
     )
-    assert "keep the rest in 75% of tasks, TTFLUX’s in 75%." in report(made).answer
+    assert "keep the rest in 75% of tasks, TTFLUX’s in 75%." in answer(report(made))
     made = made.with_columns(carried_out=first.cast(pl.Float64) * ours.cast(pl.Float64))
-    assert (
-        "EACPS’s edits carry out the instruction and keep the rest in 75% of tasks, TTFLUX’s in 0%."
-        in report(made).answer
+    assert "EACPS’s edits carry out the instruction and keep the rest in 75% of tasks, TTFLUX’s in 0%." in answer(
+        report(made)
     )
 
 
 def test_worse_edits_are_called_worse() -> None:
-    assert "At 8 denoises TTFLUX’s edits are better than EACPS’s." in report(candidates(gain=-0.2)).answer
+    assert "At 8 denoises TTFLUX’s edits are better than EACPS’s." in answer(report(candidates(gain=-0.2)))
 
 
 def test_an_interval_over_zero_shows_nothing() -> None:
     odd = pl.col("task_id").str.slice(5).cast(pl.Int64) % 2 == 1
     ours = pl.when(odd).then(0.6).otherwise(0.4)
     page = report(candidates().with_columns(truth=pl.when(method="eacps").then(ours).otherwise(0.5)))
-    assert "At 8 denoises it is not shown whose edits are better, EACPS’s or TTFLUX’s." in page.answer
-    assert ", which includes 0, over 40 tasks" in page.answer
+    assert "At 8 denoises it is not shown whose edits are better, EACPS’s or TTFLUX’s." in answer(page)
+    assert ", which includes 0, over 40 tasks" in answer(page)
     assert "EACPS better" not in page.words
 
 
 def test_half_the_budget_is_judged_at_its_own_cost() -> None:
     made = candidates(budgets=(4, 8))
     page = report(made, budgets=[(4, 4), (8, 8), (4, 8)])
-    assert page.answer.startswith(" At 8 denoises EACPS’s")
+    assert answer(page).startswith(" At 8 denoises EACPS’s")
     assert re.search(
-        r"EACPS at 4 denoises against TTFLUX at 8 denoises: \+0\.\d+ \(.*\), EACPS’s are still better\.", page.answer
+        r"EACPS at 4 denoises against TTFLUX at 8 denoises: \+0\.\d+ \(.*\), EACPS’s are still better\.", answer(page)
     )
     assert "Candidates at other budgets are not shown." in page.words
 
@@ -216,8 +180,8 @@ def test_without_the_truth_held_out_metrics_decide() -> None:
         .with_columns(hps_v2_score=pl.when(method="eacps").then(0.3).otherwise(0.2) + pl.col("hps_v2_score") / 10)
     )
     page = report(made, (*HELD_OUT, *SELECTING))
-    assert "At 8 denoises EACPS’s edits are better than TTFLUX’s." in page.answer
-    assert "By HPS v2.1, which had no part in choosing: " in page.answer
+    assert "At 8 denoises EACPS’s edits are better than TTFLUX’s." in answer(page)
+    assert "By HPS v2.1, which had no part in choosing: " in answer(page)
     assert "EACPS won by HPS v2.1, " in page.words
     assert "truth" not in page.words
 
@@ -228,7 +192,7 @@ def test_what_chose_is_no_evidence(absent: bool) -> None:
     made = candidates().with_columns(potential=pl.when(method="eacps").then(30.0).otherwise(20.0))
     made = made.drop(nothing) if absent else made.with_columns(pl.lit(None, pl.Float64).alias(name) for name in nothing)
     page = report(made, SELECTING if absent else MEASURED)
-    assert "It cannot be said whose edits are better, EACPS’s or TTFLUX’s:" in page.answer
+    assert "It cannot be said whose edits are better, EACPS’s or TTFLUX’s:" in answer(page)
     assert "are better than" not in page.words
     assert "EACPS better" not in page.words
     assert "no evidence" in page.words
@@ -237,7 +201,7 @@ def test_what_chose_is_no_evidence(absent: bool) -> None:
 @pytest.mark.parametrize(("tasks", "few"), [(1, "1 task is too few"), (FEWEST - 1, f"{FEWEST - 1} tasks are too few")])
 def test_of_few_tasks_nothing_is_said(tasks: int, few: str) -> None:
     page = report(candidates(tasks))
-    assert f"it cannot be said whose edits are better, EACPS’s or TTFLUX’s: {few}." in page.answer
+    assert f"it cannot be said whose edits are better, EACPS’s or TTFLUX’s: {few}." in answer(page)
     assert "EACPS better" not in page.words
 
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 from io import BytesIO
 
 import numpy as np
@@ -17,6 +16,7 @@ from PIL import Image
 from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, regression, sweet_spots
 from flexy_assets.sweep.pictures import contact_sheet, thumbnail
 from flexy_assets.sweep.report import pictures_needed, render
+from tests.page import Page
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=alert(1)>\" onload='x"
 
@@ -50,41 +50,6 @@ def tables(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFra
 
 def report(scores: pl.DataFrame) -> str:
     return render(scores, *tables(scores), {})
-
-
-class Page(HTMLParser):
-    """What a browser would build: tags with their attributes, scripts, styles and the words between."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.inside: list[str] = []
-        self.contents: dict[str, list[str]] = {"script": [], "style": [], "": []}
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
-            self.inside.append(tag)
-            self.contents[tag].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        if self.inside and self.inside[-1] == tag:
-            self.inside.pop()
-
-    def handle_data(self, data: str) -> None:
-        if self.inside:
-            self.contents[self.inside[-1]][-1] += data
-        else:
-            self.contents[""].append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.contents[""]).split())
-
-    @property
-    def policy(self) -> str:
-        return next(a["content"] or "" for _, a in self.tags if a.get("http-equiv") == "Content-Security-Policy")
 
 
 @pytest.fixture(scope="module")

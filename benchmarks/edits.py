@@ -1,10 +1,10 @@
 """EACPS against TTFLUX on edits of the drawn world, by its truth: `python benchmarks/edits.py`.
 
-Each of 160 edits that the mini editor was not trained on is searched by both methods at 4 and at 8 full denoises, and
+Each of 200 edits that the mini editor was not trained on is searched by both methods at 4 and at 8 full denoises, and
 by EACPS at 8 with everything spent on fresh seeds, so that the local stage is seen alone. Asked: at equal cost EACPS's
 gain over TTFLUX above 0 with its 95 % interval, EACPS at 4 not worse than TTFLUX at 8, and both methods' NFE equal to
 the step. Also shown: how much of it is the choosing, by choosing among TTFLUX's own candidates as EACPS does.
-What EACPS is set to was chosen on other edits (--seed 1). Resumes in --home. Prints a table and writes
+What EACPS is set to was chosen on other edits. Resumes in --home. Prints a table and writes
 benchmarks/results/edits.json.
 """
 
@@ -79,8 +79,8 @@ def against(ours: pl.DataFrame, budget: int, theirs: pl.DataFrame, rival_budget:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=160)
-    parser.add_argument("--seed", type=int, default=2, help="of the edits")
+    parser.add_argument("--tasks", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=3, help="of the edits")
     parser.add_argument("--budgets", type=int, nargs=2, default=(4, 8), help="full denoises")
     parser.add_argument("--home", type=Path, help="where a run that was stopped goes on")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="of flexy compare's settings")

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from flexy_assets.edits import measuring, results, sources
+from flexy_assets.edits.assets import EditConfig
 from flexy_assets.edits.eacps import Parameters
 from flexy_assets.edits.making import Searching
 from flexy_assets.edits.plan import METHODS, Comparison
@@ -200,3 +201,24 @@ def test_winners_are_judged_by_what_did_not_choose_them(
     assert set(compared["role"]) == {"truth", "held-out", "selecting"} and (compared["n"] == TASKS).all()
     with work.database.begin(reading=True) as connection:
         assert not edits.latents(connection, [c.id for s in searches for c in s.made()]), "latents are let go of"
+
+
+@once
+def test_eacps_makes_better_edits_at_the_same_cost_by_the_truth(work: Scoring, tmp_path: Path) -> None:
+    """The small form of benchmarks/edits.py; with three steps tries differ more, so fewer edits show it."""
+    plan = EditConfig(steps=3, budgets=[8]).plan(work.settings, "the small form")
+    file = write_example(tmp_path / "set", 20, seed=11)
+    found, _ = read_tasks(file)
+    rows = sources.rows(plan, found, sources.bring(work.store, file.parent, found))
+    with work.database.begin() as connection:
+        edits.save_run(connection, plan.run_id, plan.to_json(), rows)
+    for method in METHODS:
+        searching = Searching(work, plan, method, rows)
+        searching.run(lambda _: None)
+        made = searching.made()
+        with work.database.begin() as connection:
+            edits.record_selections(connection, searching.winners(made))
+        measuring.tell_the_truth(work, rows, made)
+    compared = {row["metric"]: row for row in results.compared(frame(work, plan)).to_dicts()}
+    assert compared["truth"]["n"] == 20
+    assert compared["truth"]["gain"] > 0 and compared["truth"]["wins"] > compared["truth"]["losses"]

@@ -209,6 +209,7 @@ def export(runs: tuple[str, ...], out: Path) -> dict[str, Any]:
 @click.option("--budget", "budgets", type=int, multiple=True, default=[8], show_default=True, help="Full denoises.")
 @click.option("--ttflux", default="random", show_default=True, help="random or zero_order.")
 @click.option("--choose", default="rank", show_default=True, help="What EACPS chooses by: rank or potential.")
+@click.option("--reproduce", is_flag=True, help="EACPS as published: seeds by arithmetic, whole denoises, potential.")
 @click.option("--alpha", type=float, default=10, show_default=True, help="Weight of CONS in the potential.")
 @click.option("--beta", type=float, default=3, show_default=True, help="Weight of LPIPS in the potential.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same candidates.")

@@ -40,7 +40,7 @@ class EditConfig(dg.Config):
     `tasks` is a file of JSON lines ({"id", "image_path", "prompt"}); without it `image` is edited as `prompt` says.
     `budgets` are in full denoises of `steps`, each searched by both methods; TTFLUX is `random` or `zero_order`.
     EACPS chooses by mean rank in PF, CONS and LPIPS, or by the potential pf + alpha·cons − beta·lpips; the rest is how
-    it spends its budget (`eacps.Parameters`).
+    it spends its budget (`eacps.Parameters`). With `reproduce` it is EACPS as published.
     """
 
     tasks: str = ""
@@ -54,6 +54,7 @@ class EditConfig(dg.Config):
     seed: int = 0
     ttflux: str = "random"
     choose: str = "rank"
+    reproduce: bool = False
     alpha: float = 10.0
     beta: float = 3.0
     local_share: float = Parameters.local_share
@@ -79,6 +80,7 @@ class EditConfig(dg.Config):
             seed=self.seed,
             ttflux=self.ttflux,
             choose=self.choose,
+            reproduce=self.reproduce,
             alpha=self.alpha,
             beta=self.beta,
             eacps=Parameters(

@@ -81,13 +81,13 @@ class Searching:
     def asked(self, made: Sequence[Candidate]) -> Iterator[Asked]:
         """What the searches want next."""
         for task, budget, of_search in self._searches(made):
-            for proposal in self.plan.search(self.method, budget, task.name).ask(_told(of_search)):
+            for proposal in self.plan.search(self.method, budget, task.name, task.position).ask(_told(of_search)):
                 yield Asked(task, budget, proposal)
 
     def winners(self, made: Sequence[Candidate]) -> Iterator[Candidate]:
         """Whom each search chooses; nobody where nothing is finished."""
         for task, budget, of_search in self._searches(made):
-            best = self.plan.search(self.method, budget, task.name).choose(_told(of_search))
+            best = self.plan.search(self.method, budget, task.name, task.position).choose(_told(of_search))
             yield from (c for c in of_search if best and (c.name, c.until) == (best.name, best.until))
 
     def _searches(self, made: Sequence[Candidate]) -> Iterator[tuple[Task, int, list[Candidate]]]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
-from flexy_assets.edits.eacps import Eacps, Parameters
+from flexy_assets.edits.eacps import Eacps, Parameters, Reproduce
 from flexy_assets.edits.potential import Potential, RankSum, Selector, edit_potential
 from flexy_assets.edits.search import Search, Seeds
 from flexy_assets.edits.ttflux import PF, RandomSearch, ZeroOrderSearch
@@ -28,6 +28,7 @@ class Comparison:
     `steps` are those of a full denoise, `budgets` are in full denoises, each with a search of its own. TTFLUX draws
     (`random`) or climbs (`zero_order`) and chooses by `pf`. EACPS chooses by the mean `rank` among a task's candidates
     in PF, CONS and LPIPS, or by the `potential` `pf + alpha·cons − beta·lpips`, whose weights fit one model's units.
+    With `reproduce` EACPS is as it was published: whole denoises, seeds by arithmetic, the potential.
     `tasks` is a digest of the edit set. Raises `BadInputError` for settings that cannot be.
     """
 
@@ -40,6 +41,7 @@ class Comparison:
     seed: int = 0
     ttflux: str = "random"
     choose: str = "rank"
+    reproduce: bool = False
     alpha: float = 10.0
     beta: float = 3.0
     eacps: Parameters = field(default_factory=Parameters)
@@ -58,6 +60,15 @@ class Comparison:
         if not 1 <= self.batch_size <= 1000:
             raise BadInputError(f"a batch of {self.batch_size} tasks is out of bounds: use 1 to 1000")
         edit_potential(self.alpha, self.beta)
+        if self.reproduce and min(self.budgets) <= self._variants:
+            raise BadInputError(
+                f"a budget of {min(self.budgets)} leaves nothing beside {self._variants} variants: give more, or set"
+                " m_global and k_local lower"
+            )
+
+    @property
+    def _variants(self) -> int:
+        return self.eacps.m_global * self.eacps.k_local
 
     @property
     def run_id(self) -> UUID:
@@ -82,9 +93,14 @@ class Comparison:
         """The batch of the task at this place of the edit set."""
         return f"{self.run_id.hex[:8]}_{position // self.batch_size:04d}"
 
-    def search(self, method: str, budget: int, task: str) -> Search:
-        """The search of one task; `budget` in denoising steps (NFE)."""
+    def search(self, method: str, budget: int, task: str, position: int = 0) -> Search:
+        """The search of the task of this name at this place of the set; `budget` in denoising steps (NFE)."""
         seeds = Seeds(self.seed, task)
+        if method == "eacps" and self.reproduce:
+            count = budget // self.steps - self._variants
+            first_seed = self.seed + position * count
+            m_global, k_local = self.eacps.m_global, self.eacps.k_local
+            return Reproduce(first_seed, count, self.steps, m_global, k_local, self.potential)
         if method == "eacps":
             return Eacps(seeds, self.steps, budget, self.selector, self.eacps)
         kind = RandomSearch if self.ttflux == "random" else ZeroOrderSearch

@@ -120,16 +120,19 @@ def about(plan: Comparison, scores: pl.DataFrame) -> dict[str, str]:
     previews = f"previews after {eacps.preview:.0%} of the steps, of which {eacps.keep:.0%} are carried on"
     if eacps.keep == 1:
         previews = "no previews"
+    spends = f"{previews}, {eacps.local_share:.0%} of the budget on variants"
+    chooses = str(plan.potential) if plan.choose == "potential" else "mean rank in PF, CONS and LPIPS"
+    if plan.reproduce:
+        spends, chooses = "as published: seeds by arithmetic", str(plan.potential)
     found = {
         "editor": plan.editor,
         "steps of a full denoise": str(plan.steps),
         "guidance": f"{plan.guidance:g}",
         "budgets": f"{', '.join(map(str, plan.budgets))} full denoises",
         "tasks": str(scores["task_id"].n_unique()),
-        "EACPS chooses by": str(plan.potential) if plan.choose == "potential" else "mean rank in PF, CONS and LPIPS",
+        "EACPS chooses by": chooses,
         "potential": str(plan.potential),
-        "EACPS": f"{previews}, {eacps.local_share:.0%} of the budget on variants"
-        f" (t {eacps.t:g}, strength {eacps.strength:g})",
+        "EACPS": spends if plan.reproduce else f"{spends} (t {eacps.t:g}, strength {eacps.strength:g})",
         "TTFLUX": f"{plan.ttflux.replace('_', '-')} search, chooses by pf",
         "seed": str(plan.seed),
         "comparison": str(plan.run_id),

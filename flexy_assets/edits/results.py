@@ -39,7 +39,7 @@ def winners(scores: pl.DataFrame) -> pl.DataFrame:
     """One row a winner and metric (`comparison.VALUES`)."""
     chosen = scores.filter("chosen").select("task_id", "method", "budget", *METRICS, "potential")
     long = chosen.unpivot(index=["task_id", "method", "budget"], variable_name="metric", value_name="value")
-    return long.drop_nulls("value").cast(comparison.VALUES)  # type: ignore[arg-type]
+    return long.drop_nulls("value").select(pl.col(name).cast(kind) for name, kind in comparison.VALUES.items())
 
 
 def judged_by(values: pl.DataFrame) -> list[Metric]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -51,6 +52,6 @@ def test_reproduce_draws_the_published_seeds() -> None:
         ({"reproduce": True, "budgets": (4, 8)}, "leaves nothing beside 4 variants"),
     ],
 )
-def test_settings_that_cannot_be_are_named(change: dict[str, object], complaint: str) -> None:
+def test_settings_that_cannot_be_are_named(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(BadInputError, match=complaint):
-        replace(PLAN, **change)  # type: ignore[arg-type]
+        replace(PLAN, **change)

@@ -139,7 +139,8 @@ def test_a_model_that_answers_is_read_kept_and_not_asked_again(tmp_path: Path, m
     assert (verdict.values, verdict.spread) == ({"m": 7.0}, {"m": 0.0})
     again = judging(tmp_path, tmp_path / "vlm")
     assert again.ask(ASKED, PICTURES, readings=2).values == {"m": 7.0}
-    assert again.backend._slot._held is None, "for kept answers no model is loaded"  # type: ignore[attr-defined]
+    backend: Any = again.backend
+    assert backend._slot._held is None, "for kept answers no model is loaded"
 
 
 def test_pictures_are_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,7 +268,8 @@ def test_a_connection_that_breaks_off_is_tried_again_and_one_that_there_is_not_i
     assert len(world.service.requests) == 2
 
     nobody = world.judge(attempts=2)
-    nobody.backend.client.url = "http://127.0.0.1:9"  # type: ignore[attr-defined]
+    backend: Any = nobody.backend
+    backend.client.url = "http://127.0.0.1:9"
     reason = nobody.ask(question, pair[::-1], readings=1).reason
     assert reason == "no connection to 127.0.0.1, or it broke off (ConnectionError), tried 2 times: run again later"
 
@@ -367,7 +368,8 @@ def test_the_key_is_in_no_message_log_repr_answer_or_file(
     caplog.set_level(logging.DEBUG)
     echo = {"error": {"message": f"Consumer 'api_key:{KEY}' has been suspended."}}
     judging = world.judge(kind, attempts=2, timeout=0.3)
-    seen = [repr(judging), repr(judging.backend), repr(judging.backend.client)]  # type: ignore[attr-defined]
+    backend: Any = judging.backend
+    seen = [repr(judging), repr(backend), repr(backend.client)]
     for script in (
         [Reply.json(echo, 403)],
         [Reply.json(echo, 429)] * 2,
@@ -381,7 +383,7 @@ def test_the_key_is_in_no_message_log_repr_answer_or_file(
         world.service.script = script
         verdict = judging.ask(question, pair, readings=1)
         seen += [repr(verdict), str(verdict.reason), *verdict.raw]
-        judging.backend.client._unanswered = 0  # type: ignore[attr-defined]
+        backend.client._unanswered = 0
         try:
             judging.backend.answer(question, pair)
         except UnansweredError:

@@ -39,8 +39,8 @@ class EditConfig(dg.Config):
 
     `tasks` is a file of JSON lines ({"id", "image_path", "prompt"}); without it `image` is edited as `prompt` says.
     `budgets` are in full denoises of `steps`, each searched by both methods; TTFLUX is `random` or `zero_order`.
-    EACPS chooses by mean rank in PF, CONS and LPIPS, or by the potential pf + alpha·cons − beta·lpips; the rest is how
-    it spends its budget (`eacps.Parameters`). With `reproduce` it is EACPS as published.
+    EACPS chooses by mean rank in PF, CONS, LPIPS and layout, or by the potential pf + alpha·cons − beta·lpips; the
+    rest is how it spends its budget (`eacps.Parameters`). With `reproduce` it is EACPS as published.
     """
 
     tasks: str = ""

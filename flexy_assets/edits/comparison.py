@@ -77,6 +77,7 @@ SELECTING: Final = (
     Metric("pf", "selecting"),
     Metric("cons", "selecting"),
     Metric("lpips", "selecting", higher_is_better=False),
+    Metric("layout", "selecting"),
 )
 
 

@@ -17,9 +17,11 @@ from flexy_assets.sweep.scoring import CHUNK, Scoring
 from resources.errors import FlexyError
 from resources.models import registry
 from resources.models.compute import Halving
+from resources.scorers import layout
 
-SELECTING: Final = ("pf", "cons", "lpips")
-"""What searches choose by: 100 × the cosine of picture and prompt, that of picture and source, their LPIPS."""
+SELECTING: Final = ("pf", "cons", "lpips", "layout")
+"""What searches choose by: 100 × the cosine of picture and prompt; that of picture and source, their LPIPS, and
+how well their edges agree."""
 
 LIKENESS: Final = ("parent_cons", "parent_lpips")
 """How alike a variant and its parent are, by the same two measures."""
@@ -63,7 +65,7 @@ def measure(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candidate
         began = time.perf_counter()
         pairs = others(chunk, "cons", "parent_cons")
         seen = _vectors(work, [*chunk, *(other for _, _, other in pairs)])
-        said = _texts(work, {by_id[c.task].prompt for c in chunk})
+        said = work.texts({by_id[c.task].prompt for c in chunk})
         fits = _map(CHUNK, _cosines, [(seen[c.id], said[by_id[c.task].prompt]) for c in chunk])
         alike = _map(CHUNK, _cosines, [(seen[c.id], seen[other.id]) for _, c, other in pairs])
         found: list[Outcome] = [
@@ -80,6 +82,14 @@ def measure(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candidate
         compared = [(pictures[c.id], pictures[other.id]) for _, c, other in pairs]
         values = _map(model.images_a_call, model.distances, compared)
         _record(work, work.mark("lpips"), [(m, c, v) for (m, c, _), v in zip(pairs, values, strict=True)], began)
+
+    for chunk in _lacking(candidates, "layout"):
+        began = time.perf_counter()
+        sources = [by_id[c.task] for c in chunk]
+        lines = _pictures(work, [*chunk, *sources], layout.edges)
+        compared = [(lines[c.id], lines[source.id]) for c, source in zip(chunk, sources, strict=True)]
+        values = _map(CHUNK, layout.agreements, compared)
+        _record(work, layout.MARK, [("layout", c, v) for c, v in zip(chunk, values, strict=True)], began)
 
 
 def hold_out(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candidate]) -> None:
@@ -200,20 +210,6 @@ def _vectors(work: Scoring, things: Sequence[Pictured]) -> dict[UUID, Any]:
         with work.database.begin() as connection:
             queries.record_image_embeddings(connection, mark, sound, [])
         known |= computed
-    return known
-
-
-def _texts(work: Scoring, prompts: set[str]) -> dict[str, NDArray[np.float32]]:
-    """Each prompt's CLIP vector, kept or computed now and kept."""
-    mark = work.mark("clip")
-    with work.database.begin(reading=True) as connection:
-        known = queries.text_vectors(connection, mark, prompts)
-    fresh = sorted(prompts - known.keys())
-    if fresh:
-        vectors = dict(zip(fresh, work.slot.get(work.model("clip")).texts(fresh), strict=True))
-        with work.database.begin() as connection:
-            queries.record_text_embeddings(connection, mark, vectors)
-        known |= vectors
     return known
 
 

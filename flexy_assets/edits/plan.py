@@ -15,8 +15,7 @@ from flexy_assets.edits.ttflux import PF, RandomSearch, ZeroOrderSearch
 from resources.errors import BadInputError
 
 METHODS = ("eacps", "ttflux")
-MEAN_RANK = RankSum({"pf": 2.0, "cons": 1.0, "lpips": -1.0})
-"""Half of it whether the prompt is followed, half whether the rest was kept."""
+MEAN_RANK = RankSum({"pf": 1.0, "cons": 1.0, "lpips": -1.0, "layout": 1.0})
 
 _NAMESPACE = UUID("5c3d1f0e-7a52-5e0b-9a0c-6f1d2b8e4a77")
 
@@ -27,8 +26,8 @@ class Comparison:
 
     `steps` are those of a full denoise, `budgets` are in full denoises, each with a search of its own. TTFLUX draws
     (`random`) or climbs (`zero_order`) and chooses by `pf`. EACPS chooses by the mean `rank` among a task's candidates
-    in PF, CONS and LPIPS, or by the `potential` `pf + alpha·cons − beta·lpips`, whose weights fit one model's units.
-    With `reproduce` EACPS is as it was published: whole denoises, seeds by arithmetic, the potential.
+    in PF, CONS, LPIPS and layout, or by the `potential` `pf + alpha·cons − beta·lpips`, whose weights fit one model's
+    units. With `reproduce` EACPS is as it was published: whole denoises, seeds by arithmetic, the potential.
     `tasks` is a digest of the edit set. Raises `BadInputError` for settings that cannot be.
     """
 

@@ -105,6 +105,7 @@ def published(scores: pl.DataFrame, plan: Comparison) -> list[str]:
             "clip_prompt_following": row["pf"],
             "clip_consistency": row["cons"],
             "lpips": row["lpips"],
+            "layout": row["layout"],
             "potential": row["potential"],
             "strength": row["strength"],
             "noise": {"seed": row["seed"], "moves": row["moves"]},
@@ -121,7 +122,7 @@ def about(plan: Comparison, scores: pl.DataFrame) -> dict[str, str]:
     if eacps.keep == 1:
         previews = "no previews"
     spends = f"{previews}, {eacps.local_share:.0%} of the budget on variants"
-    chooses = str(plan.potential) if plan.choose == "potential" else "mean rank in PF, CONS and LPIPS"
+    chooses = str(plan.potential) if plan.choose == "potential" else "mean rank in PF, CONS, LPIPS and layout"
     if plan.reproduce:
         spends, chooses = "as published: seeds by arithmetic", str(plan.potential)
     found = {

@@ -15,6 +15,7 @@ LABELS: Final = METRICS | {
     "pf": "PF",
     "cons": "CONS",
     "lpips": "LPIPS",
+    "layout": "layout",
     "parent_cons": "CONS to parent",
     "parent_lpips": "LPIPS to parent",
 }

@@ -80,6 +80,19 @@ class Scoring:
     def unscored(self, metric: Metric) -> Lack:
         return queries.unscored(metric.name, self.settings, self.mark(metric.reads) if metric.reads else None)
 
+    def texts(self, prompts: Collection[str], encoder: str = "clip") -> dict[str, NDArray[np.float32]]:
+        """Each prompt's L2-normalised vector (width,), kept or computed now and kept."""
+        mark = self.mark(encoder)
+        with self.database.begin(reading=True) as connection:
+            known = queries.text_vectors(connection, mark, prompts)
+        fresh = sorted(set(prompts) - known.keys())
+        if fresh:
+            vectors = dict(zip(fresh, self.slot.get(self.model(encoder)).texts(fresh), strict=True))
+            with self.database.begin() as connection:
+                queries.record_text_embeddings(connection, mark, vectors)
+            known |= vectors
+        return known
+
     def count(self, lack: Lack, batches: Sequence[str]) -> int:
         """How many images of the batches there are to do."""
         with self.database.begin(reading=True) as connection:
@@ -114,7 +127,7 @@ def embed(
         readable, failures = _apart(chunk)
         prompts = {row.prompt for row, _ in readable if row.prompt} - said
         if prompts:
-            _embed_prompts(scoring, mark, model, prompts)
+            scoring.texts(prompts, encoder)
             said.update(prompts)
         vectors = halving(model.images, [pixels for _, pixels in readable])
         kept = {}
@@ -132,17 +145,6 @@ def embed(
     with claims(scoring.database) as held:
         chunks = read_ahead(scoring.store, _claimed(scoring, held, mark, lack, batches, CHUNK), model.prepare, encoder)
         yield from _by_batch(chunks, settle, told, lambda ids: held.release(mark, ids))
-
-
-def _embed_prompts(scoring: Scoring, mark: str, model: Any, prompts: Collection[str]) -> None:
-    """Keep the text vectors of those prompts that have none yet."""
-    with scoring.database.begin(reading=True) as connection:
-        known = queries.text_vectors(connection, mark, prompts)
-    fresh = sorted(set(prompts) - set(known))
-    if fresh:
-        vectors = dict(zip(fresh, model.texts(fresh), strict=True))
-        with scoring.database.begin() as connection:
-            queries.record_text_embeddings(connection, mark, vectors)
 
 
 def score(scoring: Scoring, metric: Metric, batches: Sequence[str], told: Told) -> Iterator[tuple[str, Outcome]]:

@@ -113,7 +113,7 @@ def _rounds(plan: Comparison, budget: int) -> int:
 
     search, made, rounds = plan.search("eacps", budget, "any"), [], 0
     while asked := search.ask(made):
-        made += [Made(p.name, p.until, p.nfe, {"pf": 1.0, "cons": 1.0, "lpips": 0.0}) for p in asked]
+        made += [Made(p.name, p.until, p.nfe, {"pf": 1.0, "cons": 1.0, "lpips": 0.0, "layout": 1.0}) for p in asked]
         rounds += 1
     return rounds
 

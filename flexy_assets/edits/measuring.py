@@ -19,9 +19,9 @@ from resources.models import registry
 from resources.models.compute import Halving
 from resources.scorers import layout
 
-SELECTING: Final = ("pf", "cons", "lpips", "layout")
-"""What searches choose by: 100 × the cosine of picture and prompt; that of picture and source, their LPIPS, and
-how well their edges agree."""
+SELECTING: Final = ("pf", "pf_gain", "cons", "lpips", "layout")
+"""What searches choose by: 100 × the cosine of picture and prompt, and how much more that is than the source's; the
+cosine of picture and source, their LPIPS, and how well their edges agree."""
 
 LIKENESS: Final = ("parent_cons", "parent_lpips")
 """How alike a variant and its parent are, by the same two measures."""
@@ -66,10 +66,14 @@ def measure(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candidate
         pairs = others(chunk, "cons", "parent_cons")
         seen = _vectors(work, [*chunk, *(other for _, _, other in pairs)])
         said = work.texts({by_id[c.task].prompt for c in chunk})
-        fits = _map(CHUNK, _cosines, [(seen[c.id], said[by_id[c.task].prompt]) for c in chunk])
+        wishes = [said[by_id[c.task].prompt] for c in chunk]
+        fits = _map(CHUNK, _cosines, [(seen[c.id], wish) for c, wish in zip(chunk, wishes, strict=True)])
+        gains = _map(CHUNK, _gains, [(seen[c.id], seen[c.task], wish) for c, wish in zip(chunk, wishes, strict=True)])
         alike = _map(CHUNK, _cosines, [(seen[c.id], seen[other.id]) for _, c, other in pairs])
         found: list[Outcome] = [
-            ("pf", c, fit if isinstance(fit, FlexyError) else 100 * fit) for c, fit in zip(chunk, fits, strict=True)
+            (metric, c, value if isinstance(value, FlexyError) else 100 * value)
+            for metric, values in (("pf", fits), ("pf_gain", gains))
+            for c, value in zip(chunk, values, strict=True)
         ]
         found += [(metric, c, value) for (metric, c, _), value in zip(pairs, alike, strict=True)]
         _record(work, work.mark("clip"), found, began)
@@ -182,6 +186,12 @@ def _cosines(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.flo
     """Of L2-normalised vectors."""
     products = np.einsum("nw,nw->n", np.stack(left).astype(np.float64), np.stack(right).astype(np.float64))
     return [float(product) for product in products]
+
+
+def _gains(*vectors: Sequence[NDArray[np.float32]]) -> list[float]:
+    """How much nearer the edits are to their wishes than the sources; of edits, sources and wishes."""
+    edited, sources, wishes = vectors
+    return [a - b for a, b in zip(_cosines(edited, wishes), _cosines(sources, wishes), strict=True)]
 
 
 def _pictures(work: Scoring, things: Sequence[Pictured], prepare: Callable[[Any], Any]) -> dict[UUID, Any]:

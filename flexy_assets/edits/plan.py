@@ -9,13 +9,13 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from flexy_assets.edits.eacps import Eacps, Parameters, Reproduce
-from flexy_assets.edits.potential import Potential, RankSum, Selector, edit_potential
+from flexy_assets.edits.potential import Following, Potential, RankSum, Selector, edit_potential
 from flexy_assets.edits.search import Search, Seeds
 from flexy_assets.edits.ttflux import PF, RandomSearch, ZeroOrderSearch
 from resources.errors import BadInputError
 
 METHODS = ("eacps", "ttflux")
-MEAN_RANK = RankSum({"pf": 1.0, "cons": 1.0, "lpips": -1.0, "layout": 1.0})
+MEAN_RANK = Following(RankSum({"pf": 1.0, "cons": 1.0, "lpips": -1.0, "layout": 1.0}))
 
 _NAMESPACE = UUID("5c3d1f0e-7a52-5e0b-9a0c-6f1d2b8e4a77")
 
@@ -25,9 +25,10 @@ class Comparison:
     """How every task of an edit set is searched by both methods, at equal cost.
 
     `steps` are those of a full denoise, `budgets` are in full denoises, each with a search of its own. TTFLUX draws
-    (`random`) or climbs (`zero_order`) and chooses by `pf`. EACPS chooses by the mean `rank` among a task's candidates
-    in PF, CONS, LPIPS and layout, or by the `potential` `pf + alpha·cons − beta·lpips`, whose weights fit one model's
-    units. With `reproduce` EACPS is as it was published: whole denoises, seeds by arithmetic, the potential.
+    (`random`) or climbs (`zero_order`) and chooses by `pf`. EACPS chooses, of a task's candidates that follow the
+    prompt, by their mean `rank` in PF, CONS, LPIPS and layout, or by the `potential` `pf + alpha·cons − beta·lpips`,
+    whose weights fit one model's units. With `reproduce` EACPS is as it was published: whole denoises, seeds by
+    arithmetic, the potential.
     `tasks` is a digest of the edit set. Raises `BadInputError` for settings that cannot be.
     """
 

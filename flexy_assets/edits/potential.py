@@ -86,6 +86,29 @@ class RankSum:
         return found
 
 
+@dataclass(frozen=True)
+class Following:
+    """By ranks, but first those that follow the prompt, then those that do not.
+
+    Most metrics of an edit say how much was kept, so a picture in which nothing was done would win by them. A candidate
+    follows where its `pf_gain`, how much nearer to the prompt it is than the source, is half of the best one's or more;
+    where no candidate is any nearer, ranks alone decide.
+    """
+
+    ranks: RankSum
+
+    def values(self, candidates: Sequence[Scores]) -> list[float | None]:
+        gains = Potential({"pf_gain": 1.0}).values(candidates)
+        best = max((gain for gain in gains if gain is not None), default=0.0)
+        wanted = best / 2 if best > 0 else -math.inf
+        # More than any two rank sums can differ by.
+        behind = sum(map(abs, self.ranks.weights.values()))
+        found: list[float | None] = []
+        for value, gain in zip(self.ranks.values(candidates), gains, strict=True):
+            found.append(None if value is None or gain is None else value - behind * (gain < wanted))
+        return found
+
+
 def edit_potential(alpha: float | str = 10.0, beta: float | str = 3.0) -> Potential:
     """`PF + α·CONS − β·LPIPS`, qwen3-score's potential of an edit.
 

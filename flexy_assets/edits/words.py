@@ -13,6 +13,7 @@ LABELS: Final = METRICS | {
     "preserved": "rest preserved",
     "potential": "potential",
     "pf": "PF",
+    "pf_gain": "PF gain",
     "cons": "CONS",
     "lpips": "LPIPS",
     "layout": "layout",

@@ -113,7 +113,7 @@ def _rounds(plan: Comparison, budget: int) -> int:
 
     search, made, rounds = plan.search("eacps", budget, "any"), [], 0
     while asked := search.ask(made):
-        made += [Made(p.name, p.until, p.nfe, {"pf": 1.0, "cons": 1.0, "lpips": 0.0, "layout": 1.0}) for p in asked]
+        made += [Made(p.name, p.until, p.nfe, dict.fromkeys(measuring.SELECTING, 1.0)) for p in asked]
         rounds += 1
     return rounds
 
@@ -168,7 +168,7 @@ def test_a_picture_that_is_lost_has_a_reason_and_no_score(
     Path(work.store.root, lost.image_path or "").unlink()
     ttflux.run(lambda _: None)
     made = {c.id: c for c in ttflux.made()}
-    assert [made[lost.id].scores[metric] for metric in measuring.SELECTING] == [None] * 3
+    assert {made[lost.id].scores[metric] for metric in measuring.SELECTING} == {None}
     others = [c for c in made.values() if c.id != lost.id]
     assert all(c.scores[metric] is not None for c in others for metric in measuring.SELECTING)
     assert lost.id not in {c.id for c in ttflux.winners(list(made.values()))}

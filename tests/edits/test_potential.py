@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from flexy_assets.edits.potential import Potential, RankSum, best_first, edit_potential, inpaint_potential
+from flexy_assets.edits.potential import Following, Potential, RankSum, best_first, edit_potential, inpaint_potential
 from resources.errors import BadInputError
 
 
@@ -74,6 +74,18 @@ def test_a_rank_sum_is_the_mean_rank_whatever_the_units() -> None:
     assert np.allclose(np.diff(values), np.diff(by_scipy) / 9)
     # A hundredth of the unit is the same order.
     assert ranks.values([scores | {"pf": scores["pf"] / 100} for scores in candidates]) == values
+
+
+def test_a_picture_in_which_nothing_was_done_does_not_win_by_keeping_everything() -> None:
+    untouched = {"pf": 18.0, "pf_gain": 0.0, "cons": 1.0, "lpips": 0.0}
+    edited = [{"pf": 25.0 + i, "pf_gain": 7.0 + i, "cons": 0.9 - i / 100, "lpips": 0.2 + i / 100} for i in range(3)]
+    ranks = RankSum({"pf": 1, "cons": 1, "lpips": -1})
+    assert best_first(ranks, [untouched, *edited])[0] == 0
+    assert best_first(Following(ranks), [untouched, *edited]) == [1, 2, 3, 0]
+    # Nobody is nearer to the prompt than the source: there is nothing to tell them apart by but ranks.
+    astray = [scores | {"pf_gain": -1.0 - i} for i, scores in enumerate([untouched, *edited])]
+    assert best_first(Following(ranks), astray) == best_first(ranks, astray)
+    assert Following(ranks).values([edited[0], {**edited[1], "pf_gain": None}, {}])[1:] == [None, None]
 
 
 def test_a_rank_sum_leaves_out_what_was_not_scored() -> None:

@@ -255,7 +255,7 @@ class Downloads:
         headers = {
             "Host": host if port == _PORTS[scheme] else f"{host}:{port}",
             "User-Agent": "flexy",
-            "Accept": "image/*",
+            "Accept": "image/*,*/*;q=0.8",
             "Accept-Encoding": "identity",
         }
         if at_home and self.server and _is_upload(parts.path, urlsplit(self.server.url).path):

@@ -93,7 +93,8 @@ class _AgainError(Exception):
 class Limits:
     """How much is asked for one picture, and for how long.
 
-    An attempt, redirects included, takes up to `seconds`; each wait for the next bytes up to `silence` seconds. There
+    An attempt, redirects included, takes up to `seconds` (looking a name up takes what the machine's resolver takes
+    besides); each wait for the next bytes up to `silence` seconds. There
     are up to `attempts`, with up to `backoff` seconds between the first two, doubled each time, and what the server
     asks for, if that is no more than `longest_wait`. A picture has up to `size` bytes, compressed or not.
     """
@@ -448,7 +449,8 @@ def _origin(parts: SplitResult) -> tuple[str, str, int]:
 def _is_upload(path: str, base: str) -> bool:
     """Whether `path` is one at which Label Studio keeps pictures; whoever writes a task may name others of it."""
     inside = path.removeprefix(base.rstrip("/"))
-    return bool(re.match("/(data|storage-data|tasks|projects)/", inside)) and not re.search(r"\.\.|%2e", path.lower())
+    kept = r"/(data|storage-data|(tasks|projects)/[0-9]+/(resolve|presign))/"
+    return bool(re.match(kept, inside)) and not re.search(r"\.\.|%2e", path.lower())
 
 
 def _remedy(status: int) -> str:
@@ -520,6 +522,8 @@ def bring(
         try:
             if downloads.is_address(place):
                 found = downloads.get(place)
+            elif place.startswith("/data/"):
+                raise DownloadError(f"{place[:200]!r} lies on a Label Studio: set LABEL_STUDIO_URL to where it is")
             elif folder is not None:
                 found = beside(folder, place, downloads.limits.size)
             else:

@@ -160,12 +160,13 @@ class LabelStudio:
                     pass
                 case _:
                     raise LabelStudioError(f"{self._name} answers with no tasks: check LABEL_STUDIO_URL")
+            before = len(seen)
             for task in tasks:
                 number = task.get("id") if isinstance(task, dict) else None
                 if isinstance(number, int) and number not in seen:
                     seen.add(number)
                     yield task
-            if not tasks or page * PAGE >= total:
+            if len(seen) == before or page * PAGE >= total:
                 return
             page += 1
 

@@ -588,7 +588,14 @@ class Studio:
 
 def test_label_studio_alone_is_shown_the_token_and_only_for_pictures(site: Site) -> None:
     with running(Site()) as other:
-        for page in ("/data/upload/1/a.png", "/ls/data/upload/1/a.png", "/api/users", "/data/../api/users"):
+        pages = (
+            "/data/upload/1/a.png",
+            "/ls/data/upload/1/a.png",
+            "/api/users",
+            "/data/../api/users",
+            "/tasks/1/data/x",
+        )
+        for page in pages:
             site.pages[page] = gives(PNG)
         site.pages["/tasks/1/resolve/"] = redirects(other.url("/a.png"))
         other.pages["/back.png"] = redirects(site.url("/data/upload/1/a.png"))
@@ -598,6 +605,7 @@ def test_label_studio_alone_is_shown_the_token_and_only_for_pictures(site: Site)
             (site.url("/data/upload/1/a.png"), True),
             (site.url("/api/users"), False),
             ("/data/../api/users", False),
+            ("/tasks/1/data/x", False),
             ("/tasks/1/resolve/?fileuri=x", True),
             (other.url("/back.png"), False),
         ):
@@ -689,6 +697,8 @@ def test_each_place_is_asked_once_and_what_fails_leaves_the_rest(site: Site, fol
     failed = {place: error for place, error in found.items() if isinstance(error, FlexyError)}
     assert list(failed) == ["../outside.png", "file:///etc/passwd"]
     assert bring(store, "labels/sources", places, asking, folder).keys() == found.keys()
+    (unknown,) = bring(store, "labels/sources", ["/data/upload/1/a.png"], asking, folder).values()
+    assert str(unknown) == "'/data/upload/1/a.png' lies on a Label Studio: set LABEL_STUDIO_URL to where it is"
     (alone,) = bring(store, "labels/sources", ["a.png"], asking, None).values()
     assert str(alone) == "'a.png' is no address: write https://HOST/PATH"
 

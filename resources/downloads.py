@@ -417,7 +417,7 @@ def _place(url: str) -> SplitResult:
         port = parts.port
     except ValueError:
         raise DownloadError("an address has a host or port that cannot be: write it anew") from None
-    if "@" in parts.netloc or "%40" in parts.netloc:
+    if "@" in parts.netloc:
         raise DownloadError("an address has a user or password in it, and is not asked: leave them out")
     host = (parts.hostname or "").removesuffix(".")
     if parts.netloc.startswith("["):

@@ -410,7 +410,7 @@ def _place(url: str) -> SplitResult:
     if not scheme or scheme[1].lower() not in _PORTS:
         kind = f"is of {scheme[1].lower()}:" if scheme else "has no scheme"
         raise DownloadError(f"an address {kind}, and is not asked: use https://, or a file beside the export")
-    if re.search(r"[\x00-\x1f\x7f\\]", url) or len(url) > 8000:
+    if re.search(r"[\x00-\x1f\x7f\\\ud800-\udfff]", url) or len(url) > 8000:
         raise DownloadError("an address has a backslash or control characters in it, or is too long: write it anew")
     try:
         parts = urlsplit(url)

@@ -16,8 +16,8 @@ from flexy_assets.edits.json_lines import BadLineError, identifier, text, whole_
 from flexy_assets.sweep.plan import MAX_PROMPT
 from resources.errors import BadInputError
 
-MOST_BYTES = 2_000_000_000
-"""A larger export is not read: 10,000 tasks with painted masks are a tenth of it."""
+MOST_BYTES = 1_000_000_000
+"""A larger export is not read: it is held in memory whole."""
 
 MOST_ADDRESS = 8_000
 """Characters; signed addresses have about 1,500."""

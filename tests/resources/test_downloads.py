@@ -294,6 +294,7 @@ INWARD = [
     "http://127.0.0.1\t/",
     "http://127.0.\n0.1/",
     "http://127.0.0.1 /",
+    "http://public.example/\ud800",
     "http://１２７.0.0.1/",
     "http://127。0。0。1/",
     "http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/",
@@ -343,7 +344,7 @@ def looked_up(host: str, port: int) -> list[str]:
 def test_nothing_that_aims_at_this_machine_or_its_network_is_asked(url: str) -> None:
     asking = Downloads(limits=QUICK, resolve=looked_up)
     words = refusal(lambda: asking.get(url))
-    assert "cannot be reached" not in words and "tried" not in words
+    assert any(said in words for said in ("not asked", "not written in the usual form", "write it anew")), words
 
 
 @pytest.mark.parametrize(
@@ -366,7 +367,7 @@ def test_an_inward_answer_is_refused_and_not_only_unreachable(site: Site) -> Non
     assert site.asked == []
 
 
-@pytest.mark.parametrize("url", [url for url in INWARD if url.strip() == url and ":" in url and "\n" not in url])
+@pytest.mark.parametrize("url", [url for url in INWARD if url.strip() == url and ":" in url and url.isprintable()])
 def test_nobody_is_redirected_inward(site: Site, url: str) -> None:
     site.pages["/x.png"] = redirects(url.encode().decode("latin-1"))
     words = refusal(lambda: downloads(site, resolve=looked_up).get(site.url(f"/x.png?key={SECRET}")))

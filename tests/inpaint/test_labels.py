@@ -288,7 +288,7 @@ def test_ten_thousand_tasks_are_read_in_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
     tasks, problems = read_export(file)
     assert (len(tasks), problems) == (10_000, [])
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 # Digests

@@ -213,7 +213,7 @@ def test_a_mask_of_other_proportions_is_another_pictures(width: int, height: int
 
 
 def test_an_empty_mask_is_refused_and_so_is_one_that_is_empty_once_scaled() -> None:
-    for mask in (np.zeros((30, 40), bool), disc(4000, 3000, 10, 10, 1)):
+    for mask in (np.zeros((30, 40), bool), disc(800, 600, 10, 10, 1)):
         with pytest.raises(MaskError, match="the mask is empty: paint over what is to be put right"):
             fitting(mask, 40, 30)
 

@@ -562,7 +562,7 @@ def test_a_slow_server_has_so_long_and_no_longer(site: Site, page: Callable[[Han
         lambda: downloads(site, limits=Limits(seconds=0.5, silence=0.4, attempts=1)).get(site.url("/x.png"))
     )
     assert "did not come within 0.5 s" in words
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_a_silent_server_is_not_waited_for() -> None:

@@ -29,7 +29,7 @@ class MaskError(FlexyError):
     """A mask that cannot be read, is empty, or is not the picture's."""
 
 
-def decode_rle(rle: Sequence[int] | Any, width: int, height: int) -> Mask:
+def decode_rle(rle: Sequence[int] | bytes | Any, width: int, height: int) -> Mask:
     """The mask that Label Studio's brush painted, from `value.rle` of its result and the sizes beside it.
 
     The stream, most significant bit first, is that of thi.ng/rle-pack: 32 bits for the number of words, 5 for the
@@ -43,7 +43,7 @@ def decode_rle(rle: Sequence[int] | Any, width: int, height: int) -> Mask:
     sizes = (width, height)
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes) or width * height > MAX_PIXELS:
         raise MaskError(f"a brush mask claims {str(width)[:12]}×{str(height)[:12]} pixels: draw it anew")
-    if not isinstance(rle, list | tuple) or not all(type(byte) is int and 0 <= byte <= 255 for byte in rle):
+    if not isinstance(rle, list | tuple | bytes) or not all(type(byte) is int and 0 <= byte <= 255 for byte in rle):
         raise MaskError("a brush mask is no list of bytes: draw it anew")
     stream = _Bits(bytes(rle))
     total, word = stream.read(32), stream.read(5) + 1

@@ -106,7 +106,7 @@ def test_a_painted_mask_is_read_and_stands_in_for_a_picture_of_one() -> None:
     assert task.mask_image == ""
     assert task.strokes == (Stroke(bytes(encode_rle(MASK)), 6, 4, "init"),)
     (stroke,) = task.strokes
-    assert np.array_equal(decode_rle(list(stroke.rle), stroke.width, stroke.height), MASK)
+    assert np.array_equal(decode_rle(stroke.rle, stroke.width, stroke.height), MASK)
 
 
 def test_the_mask_is_the_last_annotators_with_all_its_strokes() -> None:

@@ -20,7 +20,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 endif
 
-.PHONY: demo test ui up apart lint lock references clean
+.PHONY: demo test ui up apart lint lock references label-studio clean
 
 demo: $(VENV)/.installed
 	$(BIN)/flexy demo
@@ -40,7 +40,7 @@ up: apart
 apart: $(VENV)/.installed
 	@$(BIN)/python deploy/postgres/check.py
 
-test: $(VENV)/.installed $(VENV)/references/.installed
+test: $(VENV)/.installed $(VENV)/references/.installed $(VENV)/label-studio/.installed
 	$(BIN)/pytest
 
 lint: $(VENV)/.installed
@@ -61,6 +61,15 @@ references: $(VENV)/references/.installed
 $(VENV)/references/.installed: benchmarks/references.txt $(VENV)/.installed
 	$(UV) pip install --quiet --no-deps --python $(BIN)/python --target $(VENV)/references \
 		--requirement benchmarks/references.txt
+	touch $@
+
+label-studio: $(VENV)/label-studio/.installed
+
+# The server that its client is tested with. Its hundreds of migrations take a minute: they are run once, here.
+$(VENV)/label-studio/.installed: tests/label_studio.txt tests/label_studio.py $(VENV)/.installed
+	$(UV) venv --quiet --allow-existing --python $(BIN)/python $(VENV)/label-studio
+	$(UV) pip install --quiet --python $(VENV)/label-studio/bin/python --requirement tests/label_studio.txt
+	$(BIN)/python tests/label_studio.py
 	touch $@
 
 # The exact versions. torch's local suffix and its CUDA packages are dropped: each machine takes its own build.

@@ -103,7 +103,10 @@ class ImageStore:
         """
         buffer = io.BytesIO()
         image.save(buffer, "PNG", compress_level=4)
-        content = buffer.getvalue()
+        return self.keep(path, buffer.getvalue())
+
+    def keep(self, path: str, content: bytes) -> str:
+        """Write a picture file as it came; else as `write`."""
         sha256 = hashlib.sha256(content).hexdigest()
         located = self._locate(path)
         with suppress(UnreadableImageError):
@@ -130,20 +133,10 @@ class ImageStore:
         Raises `UnreadableImageError` with the reason; with `sha256` also where the file has changed.
         """
         import numpy as np
-        from PIL import Image, ImageOps
+        from PIL import Image
 
-        located = self._locate(path)
+        located, picture = self._decode(path, sha256)
         try:
-            content = self._remote[0].cat_file(located) if self._remote else Path(located).read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
-        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-            raise UnreadableImageError(f"image {located} is not the one recorded: its SHA-256 differs")
-        try:
-            file = Image.open(io.BytesIO(content))
-            if file.width * file.height > MAX_PIXELS:
-                raise UnreadableImageError(f"image {located} claims {file.width}×{file.height} pixels: too large")
-            picture: Image.Image = ImageOps.exif_transpose(file)
             if picture.mode in ("I", "F"):
                 raise UnreadableImageError(f"image {located} has 32-bit pixels of unknown range: save it with 8 or 16")
             if picture.mode.startswith("I;16"):
@@ -159,6 +152,33 @@ class ImageStore:
         # There is hardly an exception that Pillow's decoders do not raise on some broken file.
         except Exception as error:
             raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
+
+    def read_as_is(self, path: str, sha256: str | None = None) -> Image:
+        """The picture at `path` in its file's own mode, for one whose transparency means something; else as `read`."""
+        return self._decode(path, sha256)[1]
+
+    def _decode(self, path: str, sha256: str | None) -> tuple[str, Image]:
+        """Where a picture is, and its first frame, decoded and turned as EXIF says."""
+        from PIL import Image, ImageOps
+
+        located = self._locate(path)
+        try:
+            content = self._remote[0].cat_file(located) if self._remote else Path(located).read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
+        if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+            raise UnreadableImageError(f"image {located} is not the one recorded: its SHA-256 differs")
+        try:
+            file = Image.open(io.BytesIO(content))
+            if file.width * file.height > MAX_PIXELS:
+                raise UnreadableImageError(f"image {located} claims {file.width}×{file.height} pixels: too large")
+            picture: Image.Image = ImageOps.exif_transpose(file)
+            picture.load()
+        except UnreadableImageError:
+            raise
+        except Exception as error:
+            raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
+        return located, picture
 
     def verify(self, path: str, sha256: str | None = None) -> None:
         """See that the file at `path` is there and, with `sha256`, as recorded; nothing is decoded.

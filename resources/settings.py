@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -34,6 +35,9 @@ class Settings:
     `judge` names who judges pictures (`none`, or one of `resources.judges.JUDGES`), `judge_model` which of its models,
     `judge_url` where it is asked if not at its published address. Of `judge_rpm` requests a minute and
     `judge_max_calls` requests a process, None is without limit.
+
+    `allowed_hosts` are hosts that pictures are downloaded from wherever they are, each at a port, or, with None, at 80
+    and 443. `label_studio_url` is where Label Studio is, "" for nowhere, `label_studio_key` the token for it.
     """
 
     home: Path
@@ -57,6 +61,9 @@ class Settings:
     judge_key: str = field(default="", repr=False)
     judge_rpm: int | None = None
     judge_max_calls: int | None = None
+    allowed_hosts: frozenset[tuple[str, int | None]] = frozenset()
+    label_studio_url: str = ""
+    label_studio_key: str = field(default="", repr=False)
 
     @property
     def tables(self) -> Path:
@@ -101,10 +108,13 @@ class Settings:
             failure_webhook=_webhook(environment.get("FLEXY_FAILURE_WEBHOOK") or ""),
             judge=judge,
             judge_model=environment.get("FLEXY_JUDGE_MODEL") or "",
-            judge_url=_judge_url(environment.get("FLEXY_JUDGE_URL") or ""),
+            judge_url=_service_url("FLEXY_JUDGE_URL", environment.get("FLEXY_JUDGE_URL") or ""),
             judge_key=_key(_key_variable(judge), environment.get(_key_variable(judge)) or ""),
             judge_rpm=_count("FLEXY_JUDGE_RPM", environment.get("FLEXY_JUDGE_RPM") or ""),
             judge_max_calls=_count("FLEXY_JUDGE_MAX_CALLS", environment.get("FLEXY_JUDGE_MAX_CALLS") or ""),
+            allowed_hosts=_hosts(environment.get("FLEXY_ALLOWED_HOSTS") or ""),
+            label_studio_url=_service_url("LABEL_STUDIO_URL", environment.get("LABEL_STUDIO_URL") or "").rstrip("/"),
+            label_studio_key=_key("LABEL_STUDIO_API_KEY", environment.get("LABEL_STUDIO_API_KEY") or ""),
         )
 
 
@@ -182,9 +192,27 @@ def _webhook(url: str) -> str:
     return url
 
 
-def _judge_url(url: str) -> str:
+def _service_url(variable: str, url: str) -> str:
     parts = _address(url)
     if url and (not parts or parts.query or parts.fragment or "@" in parts.netloc):
         # What is too much in it may be a key, so it is not repeated.
-        raise BadInputError("FLEXY_JUDGE_URL is no address without user, key or query: write https://HOST/PATH")
+        raise BadInputError(f"{variable} is no address without user, key or query: write https://HOST/PATH")
     return url
+
+
+def _hosts(text: str) -> frozenset[tuple[str, int | None]]:
+    return frozenset(_host(each.strip()) for each in text.split(",") if each.strip())
+
+
+def _host(text: str) -> tuple[str, int | None]:
+    """A host as addresses name it: in small letters, IPv6 in brackets and short."""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(?::([0-9]{1,5}))?", text.lower())
+    try:
+        if not found or not 0 < int(found[2] or 80) < 65536:
+            raise ValueError
+        host = f"[{ipaddress.IPv6Address(found[1][1:-1])}]" if found[1].startswith("[") else found[1]
+    except ValueError:
+        raise BadInputError(
+            f"FLEXY_ALLOWED_HOSTS: {text!r} is no host: write HOST or HOST:PORT, with commas between"
+        ) from None
+    return host, int(found[2]) if found[2] else None

@@ -27,6 +27,7 @@ from flexy_assets.cli import main
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
+from tests import label_studio
 
 # Tests run beside each other; threads that wait for each other's cores are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -169,6 +170,25 @@ def postgres_server() -> Iterator[PostgresServer]:
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def label_studio_server() -> Iterator[label_studio.Server]:
+    """A Label Studio with one user and no project, in a temporary folder, stopped at the end.
+
+    Skips where none is installed; fails instead where FLEXY_REQUIRE_LABEL_STUDIO is set. Its start takes a while, and
+    each test process that asks for one starts one: keep what needs it in few files.
+    """
+    if reason := label_studio.missing():
+        (pytest.fail if os.environ.get("FLEXY_REQUIRE_LABEL_STUDIO") else pytest.skip)(reason)
+    with tempfile.TemporaryDirectory(prefix="flexy-label-studio-", ignore_cleanup_errors=True) as folder:
+        server = label_studio.Server(Path(folder), _free_port())
+        try:
+            server.create()
+            server.start()
+            yield server
+        finally:
+            server.kill()
 
 
 def _postgres_programs() -> Path | None:

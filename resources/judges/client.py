@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +18,7 @@ import urllib3
 from resources.errors import BadInputError
 from resources.images import describe
 from resources.judges import Cost, UnansweredError
+from resources.retries import asked_to_wait, pause
 from resources.settings import Settings
 
 AGAIN = frozenset({408, 429, 500, 502, 503, 504})
@@ -130,14 +128,10 @@ class Client:
                     reason = f"{error}{asks}, tried {attempt} times: run again later"
                     self._count(reason)
                     raise UnansweredError(reason, cost=Cost(requests=attempt)) from None
-                time.sleep(error.wait + self._pause(attempt))
+                time.sleep(error.wait + pause(attempt, self.limits.backoff, self.limits.longest_wait))
             else:
                 self._count("")
                 return answer, Cost(requests=attempt)
-
-    def _pause(self, attempt: int) -> float:
-        """Seconds; at random, so that those who failed together do not come back together."""
-        return min(self.limits.longest_wait, self.limits.backoff * 2.0 ** (attempt - 1) * random.uniform(0.5, 1))
 
     def _count(self, reason: str) -> None:
         """Note a question that was left unanswered, with the reason, or, without one, answered."""
@@ -228,20 +222,10 @@ class Client:
 
 def _asked_to_wait(header: str | None, answer: Any) -> float:
     """Seconds that a service asks to wait: by Retry-After, or as Google says it in the answer; 0 if it does not."""
-    waits = [header]
     match answer:
         case {"error": {"details": [*details]}}:
-            waits += [detail.get("retryDelay") for detail in details if isinstance(detail, dict)]
-    for wait in waits:
-        try:
-            return max(0.0, float(str(wait).removesuffix("s")))
-        except ValueError:
-            pass
-        try:
-            return max(0.0, (parsedate_to_datetime(str(wait)) - datetime.now(UTC)).total_seconds())
-        except (ValueError, TypeError):
-            pass
-    return 0.0
+            return asked_to_wait(header, *(detail.get("retryDelay") for detail in details if isinstance(detail, dict)))
+    return asked_to_wait(header)
 
 
 def _message(answer: Any) -> str:

@@ -33,6 +33,7 @@ def test_without_any_variable_all_is_below_the_working_folder_and_nothing_works_
     assert settings.failure_webhook == ""
     assert (settings.judge, settings.judge_model, settings.judge_url, settings.judge_key) == ("none", "", "", "")
     assert (settings.judge_rpm, settings.judge_max_calls) == (None, None)
+    assert (settings.allowed_hosts, settings.label_studio_url, settings.label_studio_key) == (frozenset(), "", "")
 
 
 def test_a_variable_that_is_empty_is_one_that_is_not_set() -> None:
@@ -50,6 +51,7 @@ def test_a_variable_that_is_empty_is_one_that_is_not_set() -> None:
         "JUDGE_URL",
         "JUDGE_RPM",
         "JUDGE_MAX_CALLS",
+        "ALLOWED_HOSTS",
     )
     assert read(**dict.fromkeys(names, "")) == Settings.read({})
 
@@ -181,6 +183,57 @@ def test_a_judges_address_holds_no_key_and_is_not_repeated(address: str) -> None
 @pytest.mark.parametrize("count", ["0", "-1", "1.5", "1e3", " 60", "many", "٣", "9" * 5000])
 def test_a_limit_is_a_whole_number_above_nought(variable: str, count: str) -> None:
     assert complaint(variable, count).endswith("use 1 to 999999999, or leave it out for no limit")
+
+
+def test_hosts_are_read_as_addresses_name_them() -> None:
+    settings = read(ALLOWED_HOSTS=" Pictures.lan, 10.0.0.7:8080,[0:0::1]:81 ,[fd00::1],files.lan., ")
+    assert settings.allowed_hosts == {
+        ("pictures.lan", None),
+        ("10.0.0.7", 8080),
+        ("[::1]", 81),
+        ("[fd00::1]", None),
+        ("files.lan", None),
+    }
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://pictures.lan",
+        "pictures.lan/a",
+        "a@pictures.lan",
+        "pictures.lan:0",
+        "pictures.lan:65536",
+        "pictures.lan:http",
+        "::1",
+        "[::1",
+        "[pictures.lan]",
+        "*.lan",
+        "*",
+        "10.0.0.0/8",
+        "pictures lan",
+        "bücher.lan",
+        "a\nb",
+    ],
+)
+def test_what_is_no_host_is_refused(host: str) -> None:
+    assert complaint("ALLOWED_HOSTS", f"good.lan,{host}") == (
+        f"FLEXY_ALLOWED_HOSTS: {host!r} is no host: write HOST or HOST:PORT, with commas between"
+    )
+
+
+def test_label_studio_is_where_its_own_variables_say() -> None:
+    settings = Settings.read({"LABEL_STUDIO_URL": "https://labels.example/ls/", "LABEL_STUDIO_API_KEY": "opensesame"})
+    assert (settings.label_studio_url, settings.label_studio_key) == ("https://labels.example/ls", "opensesame")
+    assert "opensesame" not in f"{settings} {settings!r}"
+    for variables, words in (
+        ({"LABEL_STUDIO_URL": "https://u:opensesame@labels.example"}, "LABEL_STUDIO_URL is no address without user"),
+        ({"LABEL_STUDIO_URL": "labels.example"}, "LABEL_STUDIO_URL is no address without user"),
+        ({"LABEL_STUDIO_API_KEY": "open\nsesame"}, "LABEL_STUDIO_API_KEY holds what no key can"),
+    ):
+        with pytest.raises(BadInputError, match=words) as caught:
+            Settings.read(variables)
+        assert "sesame" not in str(caught.value)
 
 
 def test_what_may_hold_a_password_is_not_shown_with_the_settings() -> None:

@@ -62,6 +62,7 @@ class EditConfig(dg.Config):
     keep: float = Parameters.keep
     m_global: int = Parameters.m_global
     k_local: int = Parameters.k_local
+    cross: float = Parameters.cross
     t: float = Parameters.t
     strength: float = Parameters.strength
     batch_size: int = 50
@@ -84,7 +85,14 @@ class EditConfig(dg.Config):
             alpha=self.alpha,
             beta=self.beta,
             eacps=Parameters(
-                self.local_share, self.preview, self.keep, self.m_global, self.k_local, self.t, self.strength
+                local_share=self.local_share,
+                preview=self.preview,
+                keep=self.keep,
+                m_global=self.m_global,
+                k_local=self.k_local,
+                cross=self.cross,
+                t=self.t,
+                strength=self.strength,
             ),
             batch_size=self.batch_size,
         )

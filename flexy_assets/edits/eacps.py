@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from flexy_assets.edits.potential import Selector, edit_potential
-from flexy_assets.edits.search import Proposal, Search, Seeds, Told, denoises, full, moved
+from flexy_assets.edits.search import Proposal, Search, Seeds, Told, crossed, denoises, full, moved
 from resources.engines import Noise
 from resources.errors import BadInputError
 
@@ -16,23 +16,27 @@ from resources.errors import BadInputError
 class Parameters:
     """How EACPS spends its budget.
 
-    - `local_share`: the local stage's share of the budget, to whole denoises; 0 spends all of it on fresh seeds.
+    - `local_share`: the local stage's share of what twice `m_global` fresh seeds leave of the budget, to whole
+      denoises; 0 spends all of it on fresh seeds.
     - `preview`: the share of a fresh candidate's steps after which it is looked at; `keep`: the share of the
       previewed that are then carried on. 1 previews none. Both are aims: what is taken is the nearest
       way to spend the global stage's budget to the step.
     - `m_global`: how many of the best the local stage varies at a time; `k_local`: how many variants of each
       before the best are looked for anew.
-    - `t`: how near a variant's noise is to its parent's, 0 (as good as fresh) to below 1 (the same).
+    - `cross`: how much of another of the best there is in a variant, 0 (nothing) to 0.5 (half). What makes two
+      candidates good is mostly still there where their noises are mixed.
+    - `t`: how near a variant's noise is to that mixture, 0 (as good as fresh) to below 1 (the same).
     - `strength`: what share of the steps a variant is run for, from its parent's picture re-noised; 1 starts
       from its noise alone. Less costs less, so there are more of them.
     """
 
-    local_share: float = 0.25
+    local_share: float = 0.5
     preview: float = 0.25
     keep: float = 1.0
     m_global: int = 2
     k_local: int = 2
-    t: float = 0.8
+    cross: float = 0.5
+    t: float = 0.9
     strength: float = 1.0
 
     def __post_init__(self) -> None:
@@ -43,6 +47,7 @@ class Parameters:
             "keep": (0 < self.keep <= 1, "above 0 to 1"),
             "m_global": (self.m_global >= 1, "1 or more"),
             "k_local": (self.k_local >= 1, "1 or more"),
+            "cross": (0 <= self.cross <= 0.5, "0 to 0.5"),
             "t": (0 <= self.t < 1, "0 to below 1"),
             "strength": (0 < self.strength <= 1, "above 0 to 1"),
         }
@@ -82,9 +87,9 @@ def previews(count: int, steps: int, preview: float, keep: float) -> Previews:
 class Eacps(Search):
     """EACPS with part-way previews and a local stage that is local; chosen by the potential over all.
 
-    The local stage varies the best: a variant's noise is its parent's moved on its sphere, and it starts from
-    the parent's picture re-noised with it, so that it keeps the parent's layout. A variant that turns out
-    better becomes a parent itself.
+    The local stage varies the best: a variant's noise is its parent's, mixed with that of another of the best and
+    moved on its sphere; where `strength` is below 1 it starts from the parent's picture re-noised with it, so that
+    it keeps the parent's layout. A variant that turns out better becomes a parent itself.
     """
 
     seeds: Seeds
@@ -98,7 +103,7 @@ class Eacps(Search):
 
     def rounds(self, told: Told) -> Iterator[list[Proposal]]:
         count = denoises(self.budget, self.steps)
-        local = min(round(count * self.parameters.local_share), count - 1)
+        local = max(round((count - 2 * self.parameters.m_global) * self.parameters.local_share), 0)
         finished: list[Proposal] = []
         for proposals in self._global(count - local, told):
             yield proposals
@@ -123,12 +128,16 @@ class Eacps(Search):
         count = nfe // max(1, round(self.steps * wanted.strength))
         asked = 0
         while asked < count:
-            parents = self.best(finished, told)[: wanted.m_global]
+            best = self.best(finished, told)
+            parents = best[: wanted.m_global]
             variants = []
-            for index in range(asked, min(asked + len(parents) * wanted.k_local, count)):
-                name, parent = f"l{index}", parents[index % len(parents)]
+            for place in range(min(len(parents) * wanted.k_local, count - asked)):
+                index, name, parent = asked + place, f"l{asked + place}", parents[place % len(parents)]
                 path = nfe // count + (index < nfe % count)
-                noise = moved(parent.noise, wanted.t, self.seeds(name))
+                # Each of a parent's variants has another mate, the best of the others first.
+                mates = [each for each in best if each.name != parent.name] or [parent]
+                mate = mates[place // len(parents) % len(mates)]
+                noise = moved(crossed(parent.noise, mate.noise, wanted.cross), wanted.t, self.seeds(name))
                 strength = path / self.steps
                 variants.append(Proposal(name, "local", noise, parent.name, strength, start=0, until=path, path=path))
             yield variants

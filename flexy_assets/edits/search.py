@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -146,6 +147,20 @@ def full(name: str, stage: str, noise: Noise, steps: int, parent: str | None = N
 def moved(noise: Noise, t: float, seed: int) -> Noise:
     """`noise` moved once more on its sphere: t of its own direction, √(1−t²) of a random one."""
     return replace(noise, moves=(*noise.moves, (t, seed)))
+
+
+def crossed(noise: Noise, mate: Noise, share: float) -> Noise:
+    """`noise` with `mate` mixed in: √(1 − share) of the one's direction and √share of the other's."""
+    weights: dict[int, float] = {}
+    for each, scale in ((noise, math.sqrt(1 - share)), (mate, math.sqrt(share))):
+        for seed, weight in each.weights.items():
+            weights[seed] = weights.get(seed, 0.0) + scale * weight
+    (first, length), *others = ((seed, weight) for seed, weight in weights.items() if weight)
+    moves = []
+    for seed, weight in others:
+        before, length = length, math.hypot(length, weight)
+        moves.append((before / length, seed))
+    return Noise(first, tuple(moves))
 
 
 def _told(made: Sequence[Made]) -> Told:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,8 +45,8 @@ class Engine(Protocol):
 class Noise:
     """The noise that an edit begins with: that of a seed, moved on its sphere.
 
-    Each of `moves`, in order, is (t, the seed of a direction): x becomes |x| (t·u + √(1 − t²)·w) with u = x/|x|
-    and w a random unit vector, t from 0 (as good as fresh) to 1 (the same). Zero-order search in
+    Each of `moves`, in order, is (t, the seed of another noise): x becomes |x| (t·u + √(1 − t²)·w) with u = x/|x|
+    and w that noise's direction, t from 0 (as good as fresh) to 1 (the same). Zero-order search in
     tt-scale-flux moves so, but with a w that is not orthogonal to u; here it is, so that |x| stays, and t is
     the cosine between before and after. Raises `ValueError` for another t.
     """
@@ -59,16 +60,26 @@ class Noise:
             if not 0 <= t <= 1:
                 raise ValueError(f"a move's t is {t}: use 0 (as good as fresh) to 1 (the same)")
 
-    def move(self, drawn: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What was `drawn` with the seed, of any shape, after the moves."""
+    @property
+    def weights(self) -> dict[int, float]:
+        """How much of each seed's unit noise there is in it; their squares sum to 1."""
+        found = {self.seed: 1.0}
+        for t, seed in self.moves:
+            found = {each: t * weight for each, weight in found.items()}
+            found[seed] = found.get(seed, 0.0) + math.sqrt(1 - t**2)
+        return found
+
+    def move(self, drawn: NDArray[np.float32], draw: Callable[[int], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """What was `drawn` with the seed, of any shape, after the moves; `draw` draws the like with another one."""
         x = drawn.astype(np.float64)
         norm = np.linalg.norm(x)
         for t, seed in self.moves:
             u = x / norm
-            # Not torch's generator: a direction of the noise's own seed would be the noise.
-            w = np.random.default_rng(seed).standard_normal(x.shape)
+            w = draw(seed).astype(np.float64)
             w -= np.vdot(w, u) * u
-            x = norm * (t * u + np.sqrt(1 - t**2) * w / np.linalg.norm(w))
+            # Its own direction leads nowhere.
+            if np.linalg.norm(w) > 1e-6 * norm:
+                x = norm * (t * u + np.sqrt(1 - t**2) * w / np.linalg.norm(w))
         return x.astype(np.float32)
 
 

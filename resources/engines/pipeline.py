@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from resources.engines import EditRequest, ImageRequest, Partial
-from resources.engines.stretch import part_way, stretch
+from resources.engines.stretch import die, part_way, stretch
 from resources.errors import FlexyError
 from resources.models import compute
 
@@ -207,7 +207,7 @@ class PipelineEngine(Pipelined):
         first = requests[0]
         return self.ask(
             self.pipeline,
-            [_die(request.seed) for request in requests],
+            [die(request.seed) for request in requests],
             first.steps,
             (first.width, first.height),
             prompt=[request.prompt for request in requests],
@@ -281,7 +281,7 @@ class PipelineEditor(Pipelined):
         """What `pipeline` makes of them in one call, asked with `arguments` beside those of every call."""
         requests = [_request(edit) for edit in edits]
         first = requests[0]
-        pipeline.noises = {_die(request.noise.seed): request.noise for request in requests}
+        pipeline.noises = {die(request.noise.seed): request.noise for request in requests}
         pipeline.begin = lambda index, noise: self.begin(edits[index], noise)
         images = self.ask(
             pipeline,
@@ -346,8 +346,3 @@ class InpaintingEditor(PipelineEditor):
 
 def _request(edit: EditRequest | Partial) -> EditRequest:
     return edit.request if isinstance(edit, Partial) else edit
-
-
-def _die(seed: int) -> torch.Generator:
-    # On the CPU it gives the same noise for every device.
-    return torch.Generator("cpu").manual_seed(seed)

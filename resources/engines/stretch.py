@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -117,6 +119,12 @@ class PartWay(DiffusionPipeline):
         return super().progress_bar(*args, **options)
 
 
+def die(seed: int) -> torch.Generator:
+    """What a seed's noise is drawn with."""
+    # On the CPU it gives the same noise for every device.
+    return torch.Generator("cpu").manual_seed(seed)
+
+
 def part_way(kind: Any) -> Any:
     """A pipeline class with `PartWay`."""
     return type(kind.__name__, (PartWay, kind), {})
@@ -134,6 +142,10 @@ class _Moved(TorchFunctionMode):
         if func is not torch.randn:
             return func(*args, **(kwargs or {}))
         generator = kwargs["generator"]
-        drawn = func(*args, **kwargs | {"dtype": torch.float32})
-        self.drawn[generator] = torch.from_numpy(self.noises[generator].move(drawn.numpy()))
+
+        def draw(dice: torch.Generator) -> NDArray[np.float32]:
+            return func(*args, **kwargs | {"dtype": torch.float32, "generator": dice}).numpy()
+
+        moved = self.noises[generator].move(draw(generator), lambda seed: draw(die(seed)))
+        self.drawn[generator] = torch.from_numpy(moved)
         return self.drawn[generator].to(kwargs["dtype"])

@@ -13,13 +13,13 @@ import pytest
 from flexy_assets.edits.comparison import interval
 from flexy_assets.edits.eacps import Eacps, Parameters, Previews, Reproduce, previews
 from flexy_assets.edits.potential import Potential, Scores
-from flexy_assets.edits.search import Made, Proposal, Search, Seeds
+from flexy_assets.edits.search import Made, Proposal, Search, Seeds, crossed
 from flexy_assets.edits.ttflux import RandomSearch, ZeroOrderSearch
 from resources.engines import Noise
 from resources.errors import BadInputError
 
 SEEDS = Seeds(0, "bear")
-TOY = Parameters(local_share=0.5, preview=0.25, keep=0.5, t=0.4, strength=0.5)
+TOY = Parameters(local_share=0.5, preview=0.25, keep=0.5, cross=0.0, t=0.4, strength=0.5)
 """What suits the world of these tests, in which a part-way preview tells much of the picture to come."""
 PF = Potential({"pf": 1.0})
 
@@ -36,7 +36,10 @@ class World:
     at: dict[str, np.ndarray] = field(default_factory=dict)
 
     def noise(self, noise: Noise) -> np.ndarray:
-        return noise.move(np.random.default_rng(noise.seed).standard_normal(self.dimensions, np.float32))
+        def draw(seed: int) -> np.ndarray:
+            return np.random.default_rng(seed).standard_normal(self.dimensions, np.float32)
+
+        return noise.move(draw(noise.seed), draw)
 
     def quality(self, name: str) -> float:
         wanted = np.random.default_rng(self.task).standard_normal(self.dimensions)
@@ -88,6 +91,7 @@ def some_searches(count: int) -> list[tuple[int, int, Search]]:
             keep=float(rng.uniform(0.05, 1)),
             m_global=int(rng.integers(1, 5)),
             k_local=int(rng.integers(1, 5)),
+            cross=float(rng.uniform(0, 0.5)),
             t=float(rng.uniform(0, 0.99)),
             strength=float(rng.uniform(0.01, 1)),
         )
@@ -197,15 +201,15 @@ def test_seeds_differ_between_tasks_and_never_change() -> None:
 
 
 def test_the_hopeless_are_stopped_and_the_others_carried_on() -> None:
-    search = Eacps(SEEDS, 20, 160, PF, Parameters(local_share=0.5, preview=0.25, keep=0.45))
+    search = Eacps(SEEDS, 20, 120, PF, Parameters(local_share=0.5, preview=0.25, keep=0.45))
     looked, kept, *_ = rounds(search, World().make)
     assert {proposal.until for proposal in looked} == {5}
     assert {(proposal.start, proposal.until) for proposal in kept} == {(5, 20)}
     world = World()
     order = sorted(looked, key=lambda proposal: -(world.make(proposal).scores["pf"] or 0))
     assert [proposal.name for proposal in kept] == [proposal.name for proposal in order[: len(kept)]]
-    # For the price of four: nothing is gained where as many are finished.
-    assert len(looked) > 4 > len(kept)
+    # For the price of five: nothing is gained where as many are finished.
+    assert len(looked) > 5 > len(kept)
 
 
 @pytest.mark.parametrize(("count", "steps"), [(1, 20), (2, 20), (4, 20), (8, 20), (8, 7), (5, 1), (3, 13), (4, 28)])
@@ -259,8 +263,40 @@ def test_variants_are_near_their_parents_and_the_better_ones_become_parents() ->
     assert generations > 1
 
 
+def test_a_variant_lies_half_way_between_its_parent_and_another_of_the_best() -> None:
+    search = Eacps(SEEDS, 20, 480, PF, Parameters(m_global=2, k_local=2, cross=0.5, t=0.9))
+    world = World(dimensions=4096)
+    scores: dict[str, float] = {}
+    points: dict[str, np.ndarray] = {}
+    for each in rounds(search, world.make):
+        best = sorted(scores, key=lambda name: -scores[name])
+        for place, proposal in enumerate(proposal for proposal in each if proposal.stage == "local"):
+            parent = best[place % 2]
+            mate = [name for name in best if name != parent][place // 2]
+            assert proposal.parent == parent
+            here = world.noise(proposal.noise)
+            alike = [cosine(here, points[name]) for name in (parent, mate)]
+            middle = points[parent] + points[mate]
+            assert cosine(here, middle) == pytest.approx(0.9, abs=0.03)
+            assert alike[0] == pytest.approx(alike[1], abs=0.06)
+        for proposal in each:
+            scores[proposal.name] = world.make(proposal).scores["pf"] or 0
+            points[proposal.name] = world.noise(proposal.noise)
+    assert len(scores) == 24 and sum(name.startswith("l") for name in scores) == 10
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def test_a_mixture_of_a_noise_and_itself_is_that_noise() -> None:
+    noise = Noise(1, ((0.0, 2), (0.0, 3), (0.6, 4)))
+    assert crossed(noise, noise, 0.3).weights == pytest.approx({3: 0.6, 4: 0.8})
+    assert crossed(Noise(1), Noise(2), 0.0) == Noise(1)
+
+
 def test_a_strength_of_one_varies_the_noise_alone() -> None:
-    search = Eacps(SEEDS, 20, 160, PF, replace(TOY, strength=1.0))
+    search = Eacps(SEEDS, 20, 240, PF, replace(TOY, strength=1.0))
     local = [proposal for proposal in proposals(search) if proposal.stage == "local"]
     assert len(local) == 4
     assert all(proposal.strength == 1 and proposal.path == 20 and proposal.noise.moves for proposal in local)
@@ -287,7 +323,9 @@ def random_search(denoises: int) -> Callable[[Seeds], Search]:
     return lambda seeds: RandomSearch(seeds, 20, 20 * denoises)
 
 
-@pytest.mark.parametrize("settings", [{}, {"strength": 1.0, "t": 0.6}, {"t": 0.0}, {"keep": 1.0}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"strength": 1.0, "t": 0.6}, {"t": 0.0}, {"keep": 1.0}, {"cross": 0.5, "t": 0.9, "strength": 1.0}]
+)
 def test_where_neighbours_are_alike_the_local_stage_beats_fresh_seeds(settings: dict[str, float]) -> None:
     low, _ = interval(gains(eacps(16, **settings), eacps(16, **settings, local_share=0.0)))
     assert low is not None and low > 0
@@ -420,6 +458,7 @@ def test_reproduce_draws_the_published_seeds_and_chooses_by_the_published_sum() 
     "setting",
     [
         {"local_share": 1.0},
+        {"cross": 0.6},
         {"local_share": -0.1},
         {"preview": 0.0},
         {"preview": 1.0},

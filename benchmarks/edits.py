@@ -115,9 +115,7 @@ def measure(options: argparse.Namespace, home: Path) -> None:
         f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[1]}": against(eacps, few, ttflux, many),
         f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[0]}": against(eacps, few, ttflux, few),
         f"the local stage at {plan.budgets[1]} against fresh seeds": against(eacps, many, without, many),
-        f"the local stage at {options.large} against fresh seeds": against(
-            large, larger.nfe[0], without, larger.nfe[0]
-        ),
+        f"the local stage at {options.large} against fresh seeds": against(large, most, without, most),
         "TTFLUX's candidates chosen as EACPS chooses, against by pf": against(reranked, many, ttflux, many),
         "EACPS against TTFLUX's candidates chosen as EACPS chooses": against(eacps, many, reranked, many),
     }

@@ -237,6 +237,54 @@ def select(candidates: Path, **weights: Any) -> dict[str, Any]:
     return select(candidates, **weights)
 
 
+@main.group()
+def labels() -> None:
+    """Put characters' faces right in the tasks of a Label Studio project, and send the results back."""
+
+
+@labels.command("import")
+@click.argument("export", required=False, type=click.Path(path_type=Path))
+@click.option("--project", type=int, help="A project on your Label Studio (LABEL_STUDIO_URL), by its number.")
+@click.option("--task-id", "task_ids", multiple=True, help="Only the task of this data.id; repeatable.")
+@click.option("--batch-size", type=int, default=50, show_default=True, help="Tasks a batch (partition).")
+@_command
+def labels_import(export: Path | None, project: int | None, **options: Any) -> dict[str, Any]:
+    """Bring tasks from EXPORT (Label Studio's JSON) or from a project; run again, it fetches what is missing."""
+    from flexy_assets.inpaint.command import import_tasks
+
+    options |= {"export": str(export or ""), "project": project, "task_ids": list(options["task_ids"])}
+    return import_tasks(options, _definitions, _database())
+
+
+@labels.command("run")
+@click.option("--task-id", "task_ids", multiple=True, help="Only the batch of the task of this data.id; repeatable.")
+@click.option("--editor", default="", help="What refines faces after the swap (see flexy models).")
+@click.option("--budget", type=int, default=4, show_default=True, help="Full denoises a task; 0 only swaps.")
+@click.option("--steps", type=int, default=0, help="Of a full denoise; the editor's own by default.")
+@click.option("--guidance", type=float, default=0.0, help="The editor's own by default.")
+@click.option("--alpha", type=float, default=1.0, show_default=True, help="Weight of consistency.")
+@click.option("--beta", type=float, default=1.0, show_default=True, help="Weight of quality.")
+@click.option("--gamma", type=float, default=2.0, show_default=True, help="Weight of identity.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@_command
+def labels_run(task_ids: tuple[str, ...], **options: Any) -> dict[str, Any]:
+    """Swap, refine, judge and choose the faces of the imported tasks, batch by batch; it goes on where it stood."""
+    from flexy_assets.inpaint.command import run
+
+    return run(task_ids, options, _definitions, _database())
+
+
+@labels.command("push")
+@click.option("--model-version", default="", help="As which predictions are sent; flexy/EDITOR by default.")
+@click.option("--file-only", is_flag=True, help="Send nothing: only write the file that Label Studio can import.")
+@_command
+def labels_push(model_version: str, file_only: bool) -> dict[str, Any]:
+    """Send what was chosen back to Label Studio as predictions, each once."""
+    from flexy_assets.inpaint.command import push
+
+    return push({"model_version": model_version, "send": not file_only}, _definitions, _database())
+
+
 @main.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document and nothing else on standard output.")
 @click.pass_context
@@ -246,6 +294,11 @@ def models(context: click.Context, as_json: bool) -> None:
         context.invoke(models_list, as_json=as_json)
 
 
+_HOW_TO_GET_ONE = (
+    "get a missing one: flexy models fetch NAME; one to bring: name the folder of its files in FLEXY_MODEL_REGISTRY"
+)
+
+
 @models.command("list")
 @_command
 def models_list() -> dict[str, Any]:
@@ -253,7 +306,7 @@ def models_list() -> dict[str, Any]:
     from resources.models.catalogue import catalogue, table
 
     rows = catalogue(Settings.read())
-    return {"models": rows, "text": f"{table(rows)}\nbring a missing one: flexy models fetch NAME"}
+    return {"models": rows, "text": f"{table(rows)}\n{_HOW_TO_GET_ONE}"}
 
 
 @models.command("fetch")

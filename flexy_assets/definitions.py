@@ -7,6 +7,7 @@ import dagster as dg
 import sensors
 from flexy_assets.edits import assets as edits
 from flexy_assets.execution import signed
+from flexy_assets.inpaint import assets as inpaint
 from flexy_assets.sweep import assets as sweep
 from flexy_assets.sweep import checks, jobs
 from resources.database import Database
@@ -18,7 +19,7 @@ from resources.settings import Settings
 settings = Settings.read()
 
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([sweep, edits]),
+    assets=dg.load_assets_from_modules([sweep, edits, inpaint]),
     asset_checks=dg.load_asset_checks_from_modules([checks]),
     jobs=[jobs.heal_scores, jobs.rescore_scores, jobs.results],
     schedules=sensors.schedules(settings),

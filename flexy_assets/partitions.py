@@ -17,6 +17,9 @@ seed_batches = dg.DynamicPartitionsDefinition(name="seed_batches")
 edit_batches = dg.DynamicPartitionsDefinition(name="edit_batches")
 """Batches of a comparison's edit tasks, keyed `<comparison>_<index>`."""
 
+label_batches = dg.DynamicPartitionsDefinition(name="label_batches")
+"""Batches of a Label Studio project's tasks, keyed `<project>_<index>`."""
+
 
 def report_batch(context: dg.AssetExecutionContext, batch: str, metadata: Mapping[str, Any]) -> None:
     """Show a finished batch at once; without this a run over many batches shows nothing until its end."""

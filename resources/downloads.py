@@ -401,6 +401,11 @@ def shown(url: str) -> str:
     return text if len(text) <= 200 else f"{text[:199]}…"
 
 
+def _name(place: str) -> str:
+    """A file's name for people to read; were it an address without its scheme, what follows could be a key."""
+    return re.split("[?#]", place, maxsplit=1)[0][:200]
+
+
 def _place(url: str) -> SplitResult:
     """The parts of an address over http(s), if it is written so that all programs would read it alike.
 
@@ -489,7 +494,7 @@ def beside(folder: Path, name: str, size: int = Limits.size) -> Picture:
     there or no picture.
     """
     parts = PurePosixPath(name)
-    what = f"file {name[:200]!r}"
+    what = f"file {_name(name)!r}"
     try:
         file = Path(folder, parts).resolve()
         inside = file.is_relative_to(folder.resolve())
@@ -523,11 +528,11 @@ def bring(
             if downloads.is_address(place):
                 found = downloads.get(place)
             elif place.startswith("/data/"):
-                raise DownloadError(f"{place[:200]!r} lies on a Label Studio: set LABEL_STUDIO_URL to where it is")
+                raise DownloadError(f"{_name(place)!r} lies on a Label Studio: set LABEL_STUDIO_URL to where it is")
             elif folder is not None:
                 found = beside(folder, place, downloads.limits.size)
             else:
-                raise DownloadError(f"{place[:200]!r} is no address: write https://HOST/PATH")
+                raise DownloadError(f"{_name(place)!r} is no address: write https://HOST/PATH")
             path = f"{into}/{found.sha256[:32]}.{found.format}"
             return path, store.keep(path, found.content)
         except (FlexyError, UnreadableImageError) as error:

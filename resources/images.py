@@ -157,17 +157,22 @@ class ImageStore:
         """The picture at `path` in its file's own mode, for one whose transparency means something; else as `read`."""
         return self._decode(path, sha256)[1]
 
-    def _decode(self, path: str, sha256: str | None) -> tuple[str, Image]:
-        """Where a picture is, and its first frame, decoded and turned as EXIF says."""
-        from PIL import Image, ImageOps
-
+    def content(self, path: str, sha256: str | None = None) -> bytes:
+        """The picture file at `path` as it is; else as `verify`."""
         located = self._locate(path)
         try:
-            content = self._remote[0].cat_file(located) if self._remote else Path(located).read_bytes()
+            content: bytes = self._remote[0].cat_file(located) if self._remote else Path(located).read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
         if sha256 and hashlib.sha256(content).hexdigest() != sha256:
             raise UnreadableImageError(f"image {located} is not the one recorded: its SHA-256 differs")
+        return content
+
+    def _decode(self, path: str, sha256: str | None) -> tuple[str, Image]:
+        """Where a picture is, and its first frame, decoded and turned as EXIF says."""
+        from PIL import Image, ImageOps
+
+        content, located = self.content(path, sha256), self._locate(path)
         try:
             file = Image.open(io.BytesIO(content))
             if file.width * file.height > MAX_PIXELS:

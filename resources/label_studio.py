@@ -42,12 +42,12 @@ class _AgainError(Exception):
         self.wait = wait
 
 
-class _RefusedError(LabelStudioError):
-    """An answer with a status that says no."""
+class RefusedError(LabelStudioError):
+    """An answer that says no, and its HTTP `code`; where it is 400 or 404, another request may still succeed."""
 
-    def __init__(self, status: int, reason: str) -> None:
+    def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
-        self.status = status
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ class LabelStudio:
         self._uploads: dict[int, dict[str, str]] = {}
 
     @classmethod
-    def of(cls, settings: Settings) -> LabelStudio:
+    def of(cls, settings: Settings, limits: Limits | None = None) -> LabelStudio:
         """The server that the settings name. Raises `BadInputError` where they name none."""
         if not settings.label_studio_url or not settings.label_studio_key:
             raise BadInputError(
                 "no Label Studio is named: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (Account & Settings there)"
             )
-        return cls(settings.label_studio_url, settings.label_studio_key)
+        return cls(settings.label_studio_url, settings.label_studio_key, limits)
 
     def __repr__(self) -> str:
         return f"LabelStudio({self.url!r})"
@@ -150,9 +150,9 @@ class LabelStudio:
             asked = f"api/tasks?project={int(project)}&fields=all&page_size={PAGE}&page={page}"
             try:
                 found = self.call("GET", asked)
-            except _RefusedError as error:
+            except RefusedError as error:
                 # What was the last page may be gone by now.
-                if error.status == 404 and page > 1:
+                if error.code == 404 and page > 1:
                     return
                 raise
             match found:
@@ -258,8 +258,8 @@ class LabelStudio:
     def _delete(self, prediction: int) -> None:
         try:
             self._send("DELETE", f"api/predictions/{int(prediction)}/")
-        except _RefusedError as error:
-            if error.status != 404:
+        except RefusedError as error:
+            if error.code != 404:
                 raise
 
     def _upload(self, project: int, name: str, content: bytes) -> dict[str, str]:
@@ -270,9 +270,9 @@ class LabelStudio:
         refused = LabelStudioError(f"{self._name} does not list {name} after its upload: check the project")
         try:
             self._send("POST", f"api/projects/{int(project)}/import?commit_to_project=false", file=(name, content))
-        except _RefusedError as error:
+        except RefusedError as error:
             # Of a form with several pictures it cannot make a task, which it was not to make: the file is kept.
-            if error.status != 400:
+            if error.code != 400:
                 raise
             refused = error
         held = self._held(project)
@@ -356,7 +356,7 @@ class LabelStudio:
             raise _AgainError(f"{self._name} does not take the access token that it gave")
         if not 200 <= status < 300:
             said = f" ({words})" if (words := self._hidden(_message(answer))) else ""
-            raise _RefusedError(status, f"{self._name} answers with status {status}{said}: {_remedy(status)}")
+            raise RefusedError(status, f"{self._name} answers with status {status}{said}: {_remedy(status)}")
         if answer is None:
             raise LabelStudioError(f"{self._name} answers with what is not JSON: check LABEL_STUDIO_URL")
         return answer

@@ -37,7 +37,8 @@ class Settings:
     `judge_max_calls` requests a process, None is without limit.
 
     `allowed_hosts` are hosts that pictures are downloaded from wherever they are, each at a port, or, with None, at 80
-    and 443. `label_studio_url` is where Label Studio is, "" for nowhere, `label_studio_key` the token for it.
+    and 443. `label_studio_url` is where Label Studio is, "" for nowhere, `label_studio_key` the token for it,
+    `label_studio_project` the project there whose new tasks are taken up by themselves.
     """
 
     home: Path
@@ -64,6 +65,7 @@ class Settings:
     allowed_hosts: frozenset[tuple[str, int | None]] = frozenset()
     label_studio_url: str = ""
     label_studio_key: str = field(default="", repr=False)
+    label_studio_project: int | None = None
 
     @property
     def tables(self) -> Path:
@@ -115,6 +117,7 @@ class Settings:
             allowed_hosts=_hosts(environment.get("FLEXY_ALLOWED_HOSTS") or ""),
             label_studio_url=_service_url("LABEL_STUDIO_URL", environment.get("LABEL_STUDIO_URL") or "").rstrip("/"),
             label_studio_key=_key("LABEL_STUDIO_API_KEY", environment.get("LABEL_STUDIO_API_KEY") or ""),
+            label_studio_project=_project(environment.get("FLEXY_LABEL_STUDIO_PROJECT") or ""),
         )
 
 
@@ -163,6 +166,12 @@ def _count(variable: str, text: str) -> int | None:
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise BadInputError(f"{variable}={text} is out of bounds: use 1 to 999999999, or leave it out for no limit")
     return int(text)
+
+
+def _project(text: str) -> int | None:
+    if text and not re.fullmatch("[0-9]{1,9}", text):
+        raise BadInputError(f"FLEXY_LABEL_STUDIO_PROJECT={text} is no project: write the number in its address")
+    return int(text) if text else None
 
 
 def _key_variable(judge: str) -> str:

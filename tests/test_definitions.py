@@ -103,6 +103,15 @@ def test_images_and_scores_are_made_in_seed_batches_a_range_in_one_run_and_one_m
             assert asset.partitions_def is None, name
 
 
+def test_labels_come_and_go_as_agreed(defs: dg.Definitions) -> None:
+    batched = {"label_tasks": False, "label_predictions": True, "label_review": False}
+    for name, in_batches in batched.items():
+        asset = defs.resolve_assets_def(dg.AssetKey(name))
+        assert spec(defs, name).group_name == "labels"
+        assert getattr(asset.partitions_def, "name", None) == ("label_batches" if in_batches else None), name
+        assert not in_batches or asset.backfill_policy == dg.BackfillPolicy.single_run(), name
+
+
 def test_every_asset_says_what_it_is(defs: dg.Definitions) -> None:
     assert [s.key for s in defs.resolve_all_asset_specs() if not (s.description or "").strip()] == []
 

@@ -57,7 +57,7 @@ def registry(home: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes) 
 def test_every_model_of_both_sets_has_a_row(flexy: Flexy) -> None:
     found = rows(flexy("models", "--json"))
     embedded = {f"mini_{name.removeprefix('mini_')}" for name, entry in MODELS.items() if entry.embedded}
-    assert found.keys() == embedded | {name for name, entry in MODELS.items() if entry.published or not entry.embedded}
+    assert found.keys() == embedded | {name for name, entry in MODELS.items() if entry.in_set("full")}
     assert {found[name]["state"] for name in embedded} == {"embedded"}
     assert found["mini_clip"] == {
         "name": "mini_clip",
@@ -72,6 +72,7 @@ def test_every_model_of_both_sets_has_a_row(flexy: Flexy) -> None:
         "gated": False,
         "repo": None,
         "revision": None,
+        "files": None,
     }
     assert 0 < found["mini_clip"]["gigabytes"] < 0.02
     assert found["sd3"]["state"] == "gated" and found["realvis_xl"]["state"] == "missing"
@@ -104,6 +105,25 @@ def test_a_model_in_the_hubs_cache_is_present_with_its_size(flexy: Flexy, home: 
     assert row["gigabytes"] == (len(files) * 1000 + 50_000) / 1e9
 
 
+def test_a_model_to_bring_says_which_files_and_is_found_where_they_are_named(
+    flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows(flexy("models", "--json"))["buffalo_l"]
+    files = ["det_10g.onnx", "w600k_r50.onnx"]
+    assert (before["state"], before["files"], before["folder"]) == ("to bring", files, None)
+    assert (before["licence"], before["commercial"]) == ("non-commercial research", False)
+    monkeypatch.setenv("COLUMNS", "250")
+    (line,) = (line for line in flexy("models").stdout.splitlines() if line.startswith("buffalo_l "))
+    assert "to bring" in line and line.endswith("yours: det_10g.onnx, w600k_r50.onnx")
+    folder = registry(home, monkeypatch, '[models]\nbuffalo_l = "pack"\n').parent / "pack"
+    folder.mkdir()
+    (folder / files[0]).write_bytes(bytes(2000))
+    assert rows(flexy("models", "--json"))["buffalo_l"]["state"] == "missing"
+    (folder / files[1]).write_bytes(bytes(2000))
+    after = rows(flexy("models", "--json"))["buffalo_l"]
+    assert (after["state"], after["folder"], after["gigabytes"]) == ("your folder", str(folder), 4e-6)
+
+
 def test_the_table_fits_its_width_and_lists_the_same(flexy: Flexy, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = flexy("models")
     assert shown.exit_code == 0, shown.output
@@ -112,7 +132,7 @@ def test_the_table_fits_its_width_and_lists_the_same(flexy: Flexy, monkeypatch: 
     assert heading.split() == titles
     assert [line.split()[0] for line in lines] == list(rows(flexy("models", "--json")))
     assert max(map(len, shown.stdout.splitlines())) <= 120
-    assert last == "bring a missing one: flexy models fetch NAME"
+    assert last.startswith("get a missing one: flexy models fetch NAME; one to bring: ")
     assert flexy("models", "list").stdout == shown.stdout
     # Where there is room, nothing is cut.
     monkeypatch.setenv("COLUMNS", "250")
@@ -175,6 +195,12 @@ def test_a_registry_file_that_is_not_there_is_named(flexy: Flexy, home: Path, mo
         (["fetch", "dall_e"], "model 'dall_e' is unknown: use realvis_xl, "),
         (["fetch", "mini_sdxl"], "mini_sdxl cannot be fetched: all it takes lies in the repository"),
         (["fetch", "mini_clip"], "mini_clip cannot be fetched: all it takes lies in the repository"),
+        (["fetch", "mini_buffalo_l"], "mini_buffalo_l cannot be fetched: all it takes lies in the repository"),
+        (
+            ["fetch", "clip", "inswapper_128"],
+            "inswapper_128 is not handed out, so it is never fetched: name the folder that has inswapper_128.onnx as"
+            " inswapper_128 in FLEXY_MODEL_REGISTRY",
+        ),
         (["fetch"], "Missing argument 'NAME...': see flexy models fetch --help"),
         (["bring"], "No such command 'bring': see flexy models --help"),
     ],

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import numpy as np
 
 from flexy_assets.edits import measuring
-from flexy_assets.edits.plan import Comparison
-from flexy_assets.edits.search import Made, Proposal
+from flexy_assets.edits.canvas import Canvas
+from flexy_assets.edits.search import Made, Proposal, Search
 from flexy_assets.storage import edits
 from flexy_assets.storage.edits import Candidate, Task
 from flexy_assets.sweep.scoring import Scoring
@@ -26,6 +26,9 @@ from resources.engines import Editor, EditRequest, Partial
 from resources.errors import FlexyError
 from resources.models import registry
 from resources.models.compute import Halving
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -52,21 +55,44 @@ class Result:
     images_in_call: int
 
 
+class Plan(Protocol):
+    """How tasks are searched; `nfe` are the budgets in denoising steps."""
+
+    @property
+    def editor(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def negative_prompt(self) -> str | None: ...
+    @property
+    def nfe(self) -> tuple[int, ...]: ...
+    def search(self, method: str, budget: int, task: str, position: int = 0) -> Search:
+        """The search of the task of this name at this place of its set; `budget` in denoising steps."""
+        ...
+
+
 @dataclass(frozen=True)
 class Searching:
-    """The searches by one method, of some tasks."""
+    """The searches by one method, of some tasks.
+
+    Their pictures lie in `folder` of the image root; `measure` measures what the searches choose by.
+    """
 
     work: Scoring
-    plan: Comparison
+    plan: Plan
     method: str
     tasks: Sequence[Task]
+    folder: str = "edits"
+    measure: Callable[[Scoring, Sequence[Task], Sequence[Candidate]], None] = measuring.measure
 
     def run(self, told: Callable[[int], Any]) -> None:
         """Carry every search to its end; `told` hears how many denoising steps each call of the editor ran."""
         for batch in {task.batch for task in self.tasks}:
             self.work.store.discard_unfinished(self._folder(batch))
         while True:
-            measuring.measure(self.work, self.tasks, self.made())
+            self.measure(self.work, self.tasks, self.made())
             made = self.made()
             asked = list(self.asked(made))
             if not asked:
@@ -108,20 +134,19 @@ class Searching:
             alike = list(group)
             for first in range(0, len(alike), editor.images_a_call):
                 some, before = alike[first : first + editor.images_a_call], editor.steps_run
-                results = self._results(editor, halving, some, finished)
-                rows = [self._row(*pair) for pair in zip(some, results, strict=True)]
+                rows = list(self._rows(editor, halving, some, finished))
                 with self.work.database.begin() as connection:
                     edits.add_candidates(connection, rows)
                 told(editor.steps_run - before)
 
-    def _results(
+    def _rows(
         self,
         editor: Editor,
         halving: Halving,
         some: Sequence[Asked],
         finished: dict[tuple[UUID, int, str], Candidate],
-    ) -> Sequence[Result | FlexyError]:
-        """What the editor made of each, or why it could not."""
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of what the editor made in one call, or why it could not."""
 
         def timed(begun: Sequence[EditRequest | Partial]) -> list[Result]:
             began, before = time.perf_counter(), editor.steps_run
@@ -133,17 +158,24 @@ class Searching:
             return [Result(edit, nfe, elapsed_ms, len(begun)) for edit in edits]
 
         try:
-            begun = self._begun(some, finished)
+            canvas = Canvas.of(some[0].task, self.work.store)
+            begun = self._begun(some, finished, canvas, canvas.stencil if editor.inpaints else None)
         except FlexyError as error:
-            return [error] * len(some)
-        return halving(timed, begun)
+            yield from (self._row(asked) | {"nfe": 0, "error": str(error)} for asked in some)
+            return
+        for asked, result in zip(some, halving(timed, begun), strict=True):
+            yield self._row(asked) | self._made(asked, result, canvas)
 
     def _begun(
-        self, some: Sequence[Asked], finished: dict[tuple[UUID, int, str], Candidate]
+        self,
+        some: Sequence[Asked],
+        finished: dict[tuple[UUID, int, str], Candidate],
+        canvas: Canvas,
+        mask: Image | None,
     ) -> list[EditRequest | Partial]:
         """What the editor is to go on from. Raises `FlexyError` where a picture or latents are lost."""
         store, task = self.work.store, some[0].task
-        source = store.read(task.image_path, task.image_sha256)
+        source = canvas.shown(canvas.source)
         previews = {each: self._id(each, each.proposal.start) for each in some if each.proposal.start}
         with self.work.database.begin(reading=True) as connection:
             kept = edits.latents(connection, previews.values())
@@ -152,7 +184,7 @@ class Searching:
             proposal, parent = each.proposal, None
             if proposal.strength < 1:
                 varied = finished[task.id, each.budget, proposal.parent or ""]
-                parent = store.read(varied.image_path or "", varied.image_sha256)
+                parent = canvas.shown(store.read(varied.image_path or "", varied.image_sha256))
             request = EditRequest(
                 image=source,
                 prompt=task.prompt,
@@ -160,6 +192,7 @@ class Searching:
                 steps=self.plan.steps,
                 guidance=self.plan.guidance,
                 noise=proposal.noise,
+                mask=mask,
                 parent=parent,
                 strength=proposal.strength,
             )
@@ -173,15 +206,15 @@ class Searching:
         return begun
 
     def _folder(self, batch: str) -> str:
-        return f"edits/{batch}/{self.method}"
+        return f"{self.folder}/{batch}/{self.method}"
 
     def _id(self, asked: Asked, until: int) -> UUID:
         return edits.candidate_id(asked.task.id, self.method, asked.budget, asked.proposal.name, until)
 
-    def _row(self, asked: Asked, result: Result | FlexyError) -> dict[str, Any]:
-        """The row of `edit_candidates`; its picture is written first, so that a row never lacks its file."""
+    def _row(self, asked: Asked) -> dict[str, Any]:
+        """The row of `edit_candidates`, nothing made yet."""
         proposal, task = asked.proposal, asked.task
-        row: dict[str, Any] = {
+        return {
             "id": self._id(asked, proposal.until),
             "task": task.id,
             "method": self.method,
@@ -196,17 +229,21 @@ class Searching:
             "path": proposal.path,
             **dict.fromkeys(("image_path", "image_sha256", "latents", "error", "elapsed_ms", "images_in_call")),
         }
+
+    def _made(self, asked: Asked, result: Result | FlexyError, canvas: Canvas) -> dict[str, Any]:
+        """What a row says of what was made; the picture is written first, so that a row never lacks its file."""
         if isinstance(result, FlexyError):
-            return row | {"nfe": 0, "error": str(result)}
+            return {"nfe": 0, "error": str(result)}
+        proposal, task = asked.proposal, asked.task
         name = f"{task.position:05d}_{asked.budget}_{proposal.name}_{proposal.until}.png"
         path = f"{self._folder(task.batch)}/{name}"
         latents = io.BytesIO()
         if not proposal.finishes:
             np.save(latents, result.edit.latents, allow_pickle=False)
-        return row | {
+        return {
             "nfe": result.nfe,
             "image_path": path,
-            "image_sha256": self.work.store.write(path, result.edit.image),
+            "image_sha256": self.work.store.write(path, canvas.filled(result.edit.image)),
             "latents": latents.getvalue() or None,
             "elapsed_ms": result.elapsed_ms,
             "images_in_call": result.images_in_call,

@@ -61,54 +61,54 @@ def measure(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candidate
         sources: list[tuple[str, Candidate, Pictured]] = [(of_source, c, by_id[c.task]) for c in chunk]
         return sources + [(of_parent, c, parent) for c, parent in parents if parent]
 
-    for chunk in _lacking(candidates, "pf"):
+    for chunk in lacking(candidates, "pf"):
         began = time.perf_counter()
         pairs = others(chunk, "cons", "parent_cons")
         seen = _vectors(work, [*chunk, *(other for _, _, other in pairs)])
         said = work.texts({by_id[c.task].prompt for c in chunk})
         wishes = [said[by_id[c.task].prompt] for c in chunk]
-        fits = _map(CHUNK, _cosines, [(seen[c.id], wish) for c, wish in zip(chunk, wishes, strict=True)])
-        gains = _map(CHUNK, _gains, [(seen[c.id], seen[c.task], wish) for c, wish in zip(chunk, wishes, strict=True)])
-        alike = _map(CHUNK, _cosines, [(seen[c.id], seen[other.id]) for _, c, other in pairs])
+        fits = mapped(CHUNK, cosines, [(seen[c.id], wish) for c, wish in zip(chunk, wishes, strict=True)])
+        gains = mapped(CHUNK, _gains, [(seen[c.id], seen[c.task], wish) for c, wish in zip(chunk, wishes, strict=True)])
+        alike = mapped(CHUNK, cosines, [(seen[c.id], seen[other.id]) for _, c, other in pairs])
         found: list[Outcome] = [
             (metric, c, value if isinstance(value, FlexyError) else 100 * value)
             for metric, values in (("pf", fits), ("pf_gain", gains))
             for c, value in zip(chunk, values, strict=True)
         ]
         found += [(metric, c, value) for (metric, c, _), value in zip(pairs, alike, strict=True)]
-        _record(work, work.mark("clip"), found, began)
+        record(work, work.mark("clip"), found, began)
 
-    for chunk in _lacking(candidates, "lpips"):
+    for chunk in lacking(candidates, "lpips"):
         began = time.perf_counter()
         pairs = others(chunk, "lpips", "parent_lpips")
         model = work.slot.get(work.model("lpips"))
-        pictures = _pictures(work, [*chunk, *(other for _, _, other in pairs)], model.prepare)
+        pictures = pictures_of(work, [*chunk, *(other for _, _, other in pairs)], model.prepare)
         compared = [(pictures[c.id], pictures[other.id]) for _, c, other in pairs]
-        values = _map(model.images_a_call, model.distances, compared)
-        _record(work, work.mark("lpips"), [(m, c, v) for (m, c, _), v in zip(pairs, values, strict=True)], began)
+        values = mapped(model.images_a_call, model.distances, compared)
+        record(work, work.mark("lpips"), [(m, c, v) for (m, c, _), v in zip(pairs, values, strict=True)], began)
 
-    for chunk in _lacking(candidates, "layout"):
+    for chunk in lacking(candidates, "layout"):
         began = time.perf_counter()
         sources = [by_id[c.task] for c in chunk]
-        lines = _pictures(work, [*chunk, *sources], layout.edges)
+        lines = pictures_of(work, [*chunk, *sources], layout.edges)
         compared = [(lines[c.id], lines[source.id]) for c, source in zip(chunk, sources, strict=True)]
-        values = _map(CHUNK, layout.agreements, compared)
-        _record(work, layout.MARK, [("layout", c, v) for c, v in zip(chunk, values, strict=True)], began)
+        values = mapped(CHUNK, layout.agreements, compared)
+        record(work, layout.MARK, [("layout", c, v) for c, v in zip(chunk, values, strict=True)], began)
 
 
 def hold_out(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candidate]) -> None:
     """Measure by what had no part in the choice: HPS v2.1 against the prompt, and aesthetic V2."""
     prompts = {task.id: task.prompt for task in tasks}
-    for chunk in _lacking(candidates, "aes_v2_score"):
+    for chunk in lacking(candidates, "aes_v2_score"):
         seen = _vectors(work, chunk)
         head = work.slot.get(work.model("aesthetic_v2"))
-        marks = _map(CHUNK, lambda vectors, head=head: head.marks(np.stack(vectors)), [(seen[c.id],) for c in chunk])
-        _record(work, work.mark("aesthetic_v2"), [("aes_v2_score", c, v) for c, v in zip(chunk, marks, strict=True)])
-    for chunk in _lacking(candidates, "hps_v2_score"):
+        marks = mapped(CHUNK, lambda vectors, head=head: head.marks(np.stack(vectors)), [(seen[c.id],) for c in chunk])
+        record(work, work.mark("aesthetic_v2"), [("aes_v2_score", c, v) for c, v in zip(chunk, marks, strict=True)])
+    for chunk in lacking(candidates, "hps_v2_score"):
         hps = work.slot.get(work.model("hps"))
-        pictures = _pictures(work, chunk, hps.prepare)
-        values = _map(hps.images_a_call, hps.scores, [(pictures[c.id], prompts[c.task]) for c in chunk])
-        _record(work, work.mark("hps"), [("hps_v2_score", c, v) for c, v in zip(chunk, values, strict=True)])
+        pictures = pictures_of(work, chunk, hps.prepare)
+        values = mapped(hps.images_a_call, hps.scores, [(pictures[c.id], prompts[c.task]) for c in chunk])
+        record(work, work.mark("hps"), [("hps_v2_score", c, v) for c, v in zip(chunk, values, strict=True)])
 
 
 def ask_a_judge(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candidate]) -> None:
@@ -123,7 +123,7 @@ def ask_a_judge(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candi
         if candidate.scores.get(JUDGED[-1]) is not None:
             continue
         task = by_id[candidate.task]
-        pictures = _pictures(work, [task, candidate], lambda picture: picture)
+        pictures = pictures_of(work, [task, candidate], lambda picture: picture)
         source, edited = pictures[task.id], pictures[candidate.id]
         lost = next((picture for picture in (source, edited) if isinstance(picture, FlexyError)), None)
         found: list[Any] = [lost] * 3
@@ -137,7 +137,7 @@ def ask_a_judge(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candi
             if edit.values and looks.values:
                 found[2] = questions.overall(edit.values, looks.values)
         outcomes = [(metric, candidate, value) for metric, value in zip(JUDGED, found, strict=True)]
-        _record(work, asked.mark, outcomes)
+        record(work, asked.mark, outcomes)
 
 
 def tell_the_truth(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candidate]) -> None:
@@ -145,9 +145,9 @@ def tell_the_truth(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Ca
     from resources.mini.edits import truth
 
     by_id = {task.id: task for task in tasks}
-    for chunk in _lacking([c for c in candidates if c.until == c.path], "truth"):
+    for chunk in lacking([c for c in candidates if c.until == c.path], "truth"):
         sources = [by_id[c.task] for c in chunk]
-        pictures = _pictures(work, [*chunk, *sources], np.asarray)
+        pictures = pictures_of(work, [*chunk, *sources], np.asarray)
 
         def judged(pictures: Sequence[Any], tasks: Sequence[Task], sources: Sequence[Any]) -> list[Any]:
             found: list[Any] = []
@@ -158,23 +158,25 @@ def tell_the_truth(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Ca
                     found.append(FlexyError(str(error)))
             return found
 
-        truths = _map(CHUNK, judged, [(pictures[c.id], s, pictures[s.id]) for c, s in zip(chunk, sources, strict=True)])
+        truths = mapped(
+            CHUNK, judged, [(pictures[c.id], s, pictures[s.id]) for c, s in zip(chunk, sources, strict=True)]
+        )
         outcomes = [
             (metric, c, found if isinstance(found, FlexyError) else float(getattr(found, name)))
             for c, found in zip(chunk, truths, strict=True)
             for metric, name in TRUTH.items()
         ]
-        _record(work, "mini rule", outcomes)
+        record(work, "mini rule", outcomes)
 
 
-def _lacking(candidates: Sequence[Candidate], metric: str) -> Iterator[list[Candidate]]:
+def lacking(candidates: Sequence[Candidate], metric: str) -> Iterator[list[Candidate]]:
     """Those without any outcome of a metric, in chunks."""
     lacking = [c for c in candidates if metric not in c.scores]
     for first in range(0, len(lacking), CHUNK):
         yield lacking[first : first + CHUNK]
 
 
-def _map(size: int, call: Callable[..., Sequence[Any]], items: Sequence[tuple[Any, ...]]) -> list[Any]:
+def mapped(size: int, call: Callable[..., Sequence[Any]], items: Sequence[tuple[Any, ...]]) -> list[Any]:
     """`call` of the items' first parts, second parts, …, at most `size` at a time; an error in an item stays that."""
     errors = [next((part for part in item if isinstance(part, FlexyError)), None) for item in items]
     whole = [item for item, error in zip(items, errors, strict=True) if not error]
@@ -182,7 +184,7 @@ def _map(size: int, call: Callable[..., Sequence[Any]], items: Sequence[tuple[An
     return [error or next(results) for error in errors]
 
 
-def _cosines(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> list[float]:
+def cosines(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> list[float]:
     """Of L2-normalised vectors."""
     products = np.einsum("nw,nw->n", np.stack(left).astype(np.float64), np.stack(right).astype(np.float64))
     return [float(product) for product in products]
@@ -191,10 +193,10 @@ def _cosines(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.flo
 def _gains(*vectors: Sequence[NDArray[np.float32]]) -> list[float]:
     """How much nearer the edits are to their wishes than the sources; of edits, sources and wishes."""
     edited, sources, wishes = vectors
-    return [a - b for a, b in zip(_cosines(edited, wishes), _cosines(sources, wishes), strict=True)]
+    return [a - b for a, b in zip(cosines(edited, wishes), cosines(sources, wishes), strict=True)]
 
 
-def _pictures(work: Scoring, things: Sequence[Pictured], prepare: Callable[[Any], Any]) -> dict[UUID, Any]:
+def pictures_of(work: Scoring, things: Sequence[Pictured], prepare: Callable[[Any], Any]) -> dict[UUID, Any]:
     """Each thing's picture, prepared, or the `FlexyError` why there is none; each file is opened once."""
     distinct = {thing.id: thing for thing in things}
     files = [(thing.image_path or "", thing.image_sha256) for thing in distinct.values()]
@@ -213,8 +215,8 @@ def _vectors(work: Scoring, things: Sequence[Pictured]) -> dict[UUID, Any]:
     fresh = [thing for thing in things if thing.id not in known]
     if fresh:
         clip = work.slot.get(work.model("clip"))
-        pictures = _pictures(work, fresh, clip.prepare)
-        made = _map(clip.images_a_call, clip.images, [(picture,) for picture in pictures.values()])
+        pictures = pictures_of(work, fresh, clip.prepare)
+        made = mapped(clip.images_a_call, clip.images, [(picture,) for picture in pictures.values()])
         computed = dict(zip(pictures, made, strict=True))
         sound = {key: vector for key, vector in computed.items() if not isinstance(vector, FlexyError)}
         with work.database.begin() as connection:
@@ -223,7 +225,7 @@ def _vectors(work: Scoring, things: Sequence[Pictured]) -> dict[UUID, Any]:
     return known
 
 
-def _record(work: Scoring, mark: str, outcomes: Sequence[Outcome], began: float | None = None) -> None:
+def record(work: Scoring, mark: str, outcomes: Sequence[Outcome], began: float | None = None) -> None:
     """Write outcomes by what `mark` names, and what they took since `began`, shared among their candidates."""
     by_metric: dict[str, list[Scored]] = {}
     for metric, candidate, value in outcomes:

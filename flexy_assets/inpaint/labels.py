@@ -84,9 +84,7 @@ class LabelTask:
 
         Verdicts are not in it, nor what signs an address for a while.
         """
-        pictures = [
-            _unsigned(url) for url in (self.init_image, self.character_image, self.mask_image, self.final_image)
-        ]
+        pictures = [unsigned(url) for url in (self.init_image, self.character_image, self.mask_image, self.final_image)]
         strokes = [[hashlib.sha256(s.rle).hexdigest(), s.width, s.height, s.on] for s in self.strokes]
         asked = [self.id, pictures, self.character_id, self.character_name, self.prompt, strokes]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
@@ -269,7 +267,7 @@ def _stroke(result: dict[str, Any]) -> Stroke:
     return Stroke(bytes(rle), width, height, on[:200] if isinstance(on, str) else "")
 
 
-def _unsigned(url: str) -> str:
+def unsigned(url: str) -> str:
     """An address without what signs it, so that it is the same in the next export."""
     try:
         parts = urlsplit(url)

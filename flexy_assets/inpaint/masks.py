@@ -163,6 +163,16 @@ def bounding_box(mask: Mask, margin: int = 0) -> tuple[int, int, int, int]:
     )
 
 
+def longer_side(mask: Mask) -> int:
+    """Of what bounds the mask, in pixels."""
+    left, top, right, bottom = bounding_box(mask)
+    return max(right - left, bottom - top)
+
+
+FEATHER = 0.04
+"""How far an edit fades in inside its mask, as a share of the mask's longer side."""
+
+
 def feathered(mask: Mask, radius: float) -> npt.NDArray[np.float32]:
     """How much of an edit is taken, 0–1, height × width: 0 outside the mask, rising to 1 over `radius` pixels inside.
 
@@ -175,8 +185,10 @@ def feathered(mask: Mask, radius: float) -> npt.NDArray[np.float32]:
     return np.minimum(1, distance_transform_edt(mask) / (radius + 1)).astype(np.float32)
 
 
-def keep_outside(original: Image, edited: Image, mask: Mask, radius: float = 0) -> Image:
-    """`edited` inside the mask, feathered over `radius` pixels, and outside it the original's pixels exactly. RGB.
+def keep_outside(original: Image, edited: Image, mask: Mask, radius: float | None = None) -> Image:
+    """`edited` inside the mask, fading in over `radius` pixels, and outside it the original's pixels exactly. RGB.
+
+    The radius is `FEATHER` of the mask's longer side by default.
 
     Raises `MaskError` where the three are not of one size.
     """
@@ -187,5 +199,6 @@ def keep_outside(original: Image, edited: Image, mask: Mask, radius: float = 0) 
         sizes = " and ".join(f"{w}×{h}" for w, h in (original.size, edited.size, (wide, high)))
         raise MaskError(f"original, edit and mask are not of one size: {sizes}: resize the edit first")
     before, after = (np.asarray(picture.convert("RGB"), np.float32) for picture in (original, edited))
-    blended = before + feathered(mask, radius)[:, :, None] * (after - before)
+    share = feathered(mask, FEATHER * longer_side(mask) if radius is None else radius)
+    blended = before + share[:, :, None] * (after - before)
     return Image.fromarray(blended.round().astype(np.uint8))

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import polars as pl
-from sqlalchemy import ColumnElement, Connection, and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, update
 
 from flexy_assets.storage.queries import now, upsert
 from flexy_assets.storage.tables import (
@@ -33,6 +33,12 @@ class Task:
     prompt: str
     image_path: str
     image_sha256: str
+    label_task: UUID | None = None
+    mask_path: str | None = None
+    mask_sha256: str | None = None
+    reference_path: str | None = None
+    reference_sha256: str | None = None
+    label_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,9 @@ def plan(connection: Connection, run_id: UUID) -> dict[str, Any] | None:
 
 
 def runs(connection: Connection) -> list[UUID]:
-    """Every comparison, oldest first."""
-    return list(connection.scalars(select(edit_runs.c.id).order_by(edit_runs.c.created_at, edit_runs.c.id)))
+    """Every comparison, oldest first; what puts faces right is none."""
+    own = exists().where(edit_tasks.c.run_id == edit_runs.c.id, edit_tasks.c.label_task.is_(None))
+    return list(connection.scalars(select(edit_runs.c.id).where(own).order_by(edit_runs.c.created_at, edit_runs.c.id)))
 
 
 def tasks(connection: Connection, batches: Collection[str]) -> list[Task]:
@@ -143,6 +150,19 @@ def record_selections(connection: Connection, chosen: Iterable[Candidate]) -> No
         connection.execute(statement.on_conflict_do_update(index_elements=list(row), set_=values))
         mine = and_(*(edit_candidates.c[name] == value for name, value in row.items()))
         connection.execute(update(edit_candidates).where(mine).values(latents=None))
+
+
+def unselect(connection: Connection, task: UUID) -> None:
+    """Let go of a task's winners."""
+    connection.execute(delete(edit_selections).where(edit_selections.c.task == task))
+
+
+def select_one(connection: Connection, chosen: Candidate) -> None:
+    """Keep a task's only winner, whichever method's it is; one that is kept already stays as it is."""
+    mine = edit_selections.c.task == chosen.task
+    if list(connection.scalars(select(edit_selections.c.candidate).where(mine))) != [chosen.id]:
+        unselect(connection, chosen.task)
+        record_selections(connection, [chosen])
 
 
 def selected(connection: Connection, batches: Collection[str]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     TIMESTAMP,
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -142,6 +143,13 @@ edit_tasks = Table(
     Column("prompt", Text, nullable=False),
     Column("image_path", Text, nullable=False, comment="the source, relative to FLEXY_IMAGES"),
     Column("image_sha256", String(64), nullable=False),
+    # Of inpainting alone.
+    Column("label_task", Uuid, ForeignKey("label_tasks.id"), index=True),
+    Column("mask_path", Text, comment="where it may change, white on black, relative to FLEXY_IMAGES"),
+    Column("mask_sha256", String(64)),
+    Column("reference_path", Text, comment="the character, relative to FLEXY_IMAGES"),
+    Column("reference_sha256", String(64)),
+    Column("label_digest", String(64), comment="of the label task as it was then"),
 )
 
 edit_candidates = Table(
@@ -180,4 +188,75 @@ edit_selections = Table(
     Column("budget", Integer, primary_key=True),
     Column("candidate", Uuid, ForeignKey("edit_candidates.id"), nullable=False),
     Column("selected_at", TIMESTAMP, nullable=False),
+)
+
+label_pictures = Table(
+    "label_pictures",
+    metadata,
+    Column("address_sha256", String(64), primary_key=True, comment="of the address without what signs it"),
+    Column("path", Text, nullable=False, comment="relative to FLEXY_IMAGES"),
+    Column("sha256", String(64), nullable=False),
+    Column("fetched_at", TIMESTAMP, nullable=False),
+)
+"""What was fetched already. Addresses may be as good as a password, so none is kept as it is."""
+
+label_tasks = Table(
+    "label_tasks",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("batch", String(50), nullable=False, index=True),
+    Column("position", Integer, nullable=False),
+    Column("name", Text, nullable=False, comment="data.id, by which people name the task"),
+    Column("project", BigInteger),
+    Column("label_studio_id", BigInteger, comment="the task's number on its server"),
+    Column("character_id", Text, nullable=False),
+    Column("character_name", Text, nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("image_path", Text, comment="the scene; paths are relative to FLEXY_IMAGES"),
+    Column("image_sha256", String(64)),
+    Column("mask_path", Text, comment="8 bits, of the scene's size: white where it may change"),
+    Column("mask_sha256", String(64)),
+    Column("character_path", Text),
+    Column("character_sha256", String(64)),
+    Column("final_path", Text, comment="what people judged, where it was given"),
+    Column("final_sha256", String(64)),
+    Column("verdicts", Text, nullable=False, comment="JSON: a list of annotation, choices, at, by"),
+    Column("digest", String(64), nullable=False, comment="of all that the task asks for"),
+    Column("error", Text, comment="why it cannot be worked on; NULL where it can"),
+    Column("created_at", TIMESTAMP, nullable=False),
+    Column("updated_at", TIMESTAMP, nullable=False),
+)
+
+face_swaps = Table(
+    "face_swaps",
+    metadata,
+    Column("task", Uuid, ForeignKey("label_tasks.id"), primary_key=True),
+    Column("digest", String(64), primary_key=True, comment="of the task as it was then"),
+    Column("outcome", String(50), nullable=False, comment="swapped, no face in the scene, …"),
+    Column("reason", Text),
+    Column("faces", Integer, comment="how many the scene has"),
+    Column("at_edge", Boolean, comment="whether the face that was meant touches the scene's edge"),
+    Column("box", Text, comment="of that face: JSON, left, top, right and bottom in pixels"),
+    Column("identity_before", Float, comment="cosine of its embedding and the character's"),
+    Column("identity_after", Float),
+    Column("image_path", Text, comment="relative to FLEXY_IMAGES"),
+    Column("image_sha256", String(64)),
+    Column("model", Text, comment="what swapped it: model and weights' hash"),
+    Column("elapsed_ms", Integer),
+    Column("created_at", TIMESTAMP, nullable=False),
+)
+
+label_predictions = Table(
+    "label_predictions",
+    metadata,
+    Column("task", Uuid, ForeignKey("label_tasks.id"), primary_key=True),
+    Column("model_version", String(200), primary_key=True),
+    Column("candidate", Uuid, ForeignKey("edit_candidates.id"), nullable=False),
+    Column("score", Float, comment="0-1, as it was sent"),
+    Column("result", Text, comment="the regions that were sent, as JSON"),
+    Column("digest", String(64), comment="of all that was sent"),
+    Column("prediction_id", BigInteger, comment="the server's"),
+    Column("outcome", String(20), comment="what the server made of it: created, replaced, unchanged"),
+    Column("error", Text, comment="why it could not be sent; NULL once it was"),
+    Column("sent_at", TIMESTAMP, comment="when the server took what it holds now"),
 )

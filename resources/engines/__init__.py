@@ -142,6 +142,8 @@ class Editor(Protocol):
 
     images_a_call: int
     """How many edits one call makes at the most."""
+    inpaints: bool
+    """Whether requests may have a mask."""
 
     @property
     def steps_run(self) -> int:

@@ -239,6 +239,8 @@ class GuidedEngine(PipelineEngine):
 class PipelineEditor(Pipelined):
     """An `Editor`: edits that differ in noise and parent alone are made in one call."""
 
+    inpaints = False
+
     def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32", **parts: Any) -> None:
         """Load a folder in diffusers' form; see `load`."""
         self.kind = part_way(self.kind)
@@ -329,6 +331,7 @@ class PipelineEditor(Pipelined):
 class InpaintingEditor(PipelineEditor):
     """One with an `inpaint_kind`, of the same components, for where there is a mask."""
 
+    inpaints = True
     inpaint_kind: ClassVar[Any]
 
     def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32") -> None:

@@ -3,9 +3,9 @@
 Stages follow each other because each needs the last one's weights: the tokenizer, CLIP (it must
 know shapes, or no text can ask for one), the aesthetic heads on it, the VAE, the UNet on that VAE's
 latents and that CLIP's text, the preference model tuned from CLIP, and the editor from the UNet; LPIPS
-stands by itself. Each reads from disk what it builds on, so that `--only` trains some and leaves the
-others as they are. Every random number comes from (seed, stage, worker, step), so a run that was killed
-goes on where its last checkpoint stood and ends with the same weights.
+stands by itself, and so do the faces (`train_faces`). Each reads from disk what it builds on, so that
+`--only` trains some and leaves the others as they are. Every random number comes from (seed, stage, worker,
+step), so a run that was killed goes on where its last checkpoint stood and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import shutil
 import socket
-import time
-import zlib
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,10 +42,11 @@ from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from resources.engines.instruct_pix2pix import InstructPix2PixEditor
 from resources.engines.sdxl import SdxlEngine
-from resources.mini import architecture, figures
+from resources.mini import architecture, figures, train_faces
 from resources.mini.architecture import EMBEDDING
 from resources.mini.edits import CHANGES, compose
 from resources.mini.reader import read
+from resources.mini.training import STAGES, Run, fit, pixels
 from resources.mini.world import (
     ATTRIBUTES,
     SCENES,
@@ -77,135 +75,6 @@ EDITS = 9000
 """Edits a worker keeps the latents of while the editor trains."""
 PAIRS = 3000
 """Pairs of drawings that LPIPS' channels are weighed by."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How long a part trains: optimiser steps, pictures a worker and step, peak learning rate."""
-
-    steps: int
-    batch: int
-    rate: float
-
-
-STAGES = {
-    "clip": Stage(steps=1100, batch=64, rate=1e-3),
-    "looks": Stage(steps=350, batch=64, rate=4e-4),
-    "aesthetic": Stage(steps=2000, batch=256, rate=2e-3),
-    "hps": Stage(steps=300, batch=64, rate=2e-4),
-    "vae": Stage(steps=2500, batch=32, rate=2e-3),
-    "unet": Stage(steps=1900, batch=32, rate=1e-3),
-    "editor": Stage(steps=800, batch=32, rate=6e-4),
-    "layout": Stage(steps=900, batch=32, rate=8e-4),
-    "perceptual": Stage(steps=600, batch=64, rate=3e-3),
-}
-
-
-@dataclass
-class Run:
-    """One worker of a training run: where it writes, and who it is."""
-
-    out: Path
-    work: Path
-    seed: int
-    rank: int
-    workers: int
-    scale: float
-
-    def rng(self, name: str, step: int) -> Generator:
-        return np.random.default_rng([self.seed, zlib.crc32(name.encode()), self.rank, step])
-
-    @property
-    def leads(self) -> bool:
-        return self.rank == 0
-
-    def record(self, name: str, values: dict[str, Any]) -> None:
-        """Keep a stage's figures in training.json beside the weights."""
-        path = self.out / "training.json"
-        log = json.loads(path.read_text()) if path.exists() else {}
-        log[name] = values
-        path.write_text(json.dumps(log, indent=1) + "\n")
-        tqdm.write(f"{name}: {json.dumps(values)}")
-
-
-def fit(run: Run, name: str, model: nn.Module, loss: Callable[[Generator], Tensor], average: float = 0.0) -> None:
-    """Train `model` in place for its stage; `average` > 0 ends with an exponential average of the weights.
-
-    Gradients are averaged over the workers. Resumes from `<work>/<name>.pt`, written every 100 steps.
-    """
-    stage = STAGES[name]
-    steps = max(10, round(stage.steps * run.scale))
-    params = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(params, lr=stage.rate, betas=(0.9, 0.99), weight_decay=0.01)
-    mean = [p.detach().clone() for p in params] if average else []
-    checkpoint = run.work / f"{name}.pt"
-    first, busy, recent = 0, 0.0, math.nan
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-        mean, first, busy, recent = saved["mean"], saved["step"], saved["seconds"], saved["loss"]
-    model.train()
-    began = time.monotonic() - busy
-    bar = tqdm(range(first, steps), desc=name, initial=first, total=steps, disable=not run.leads, mininterval=5)
-    for step in bar:
-        progress = step / steps
-        warm = min(1.0, (step + 1) / (0.04 * steps))
-        for group in optimiser.param_groups:
-            group["lr"] = stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        value = loss(run.rng(name, step))
-        optimiser.zero_grad()
-        value.backward()
-        _share_gradients(params, run.workers)
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimiser.step()
-        if average:
-            decay = min(average, (step + 1) / (step + 10))
-            torch._foreach_lerp_(mean, [p.detach() for p in params], 1 - decay)
-        recent = value.item() if math.isnan(recent) else 0.98 * recent + 0.02 * value.item()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{recent:.4f}", refresh=False)
-        if run.leads and ((step + 1) % 100 == 0 or step + 1 == steps):
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "mean": mean}
-            torch.save(
-                state | {"step": step + 1, "seconds": time.monotonic() - began, "loss": recent},
-                checkpoint.with_suffix(".new"),
-            )
-            checkpoint.with_suffix(".new").replace(checkpoint)
-    if average:
-        for p, value in zip(params, mean, strict=True):
-            p.data.copy_(value)
-    model.eval()
-    dist.barrier()
-    if run.leads:
-        samples = steps * stage.batch * run.workers
-        run.record(
-            name,
-            {
-                "steps": steps,
-                "samples": samples,
-                "seconds": round(time.monotonic() - began),
-                "loss": round(recent, 5),
-            },
-        )
-
-
-def _share_gradients(params: list[nn.Parameter], workers: int) -> None:
-    if workers == 1:
-        return
-    flat = torch.cat([p.grad.flatten() for p in params if p.grad is not None])
-    dist.all_reduce(flat)
-    flat /= workers
-    at = 0
-    for p in params:
-        if p.grad is not None:
-            p.grad.copy_(flat[at : at + p.numel()].view_as(p))
-            at += p.numel()
-
-
-def pixels(pictures: list[np.ndarray]) -> Tensor:
-    """uint8 (h, w, 3) pictures to float32 (n, 3, h, w) in −1 to 1."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def sample(rng: Generator, count: int, spoiled: float) -> tuple[list[Drawing], Tensor]:
@@ -638,9 +507,20 @@ def write_manifest(folder: Path) -> None:
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "bytes": path.stat().st_size,
         }
-        for path in sorted(folder.rglob("*.safetensors"))
+        for path in sorted(p for pattern in ("*.safetensors", "*.onnx") for p in folder.rglob(pattern))
     }
     (folder / "manifest.json").write_text(json.dumps(files, indent=1) + "\n")
+
+
+def alone(part: Callable[[Run], None]) -> Callable[[Run], None]:
+    """A part that one process trains, while the others wait."""
+
+    def train(run: Run) -> None:
+        if run.leads:
+            part(replace(run, workers=1))
+        dist.barrier()
+
+    return train
 
 
 PARTS: dict[str, Callable[[Run], None]] = {
@@ -651,6 +531,9 @@ PARTS: dict[str, Callable[[Run], None]] = {
     "hps": train_hps,
     "editor": train_editor,
     "perceptual": train_perceptual,
+    "face_detector": alone(train_faces.train_detector),
+    "face_recogniser": alone(train_faces.train_recogniser),
+    "face_swapper": alone(train_faces.train_swapper),
 }
 """What there is to train, each part after those that it learns from."""
 

@@ -15,13 +15,14 @@ from resources.settings import MODEL_SETS, Settings
 def catalogue(settings: Settings) -> list[dict[str, Any]]:
     """One row a model of either set.
 
-    `state` is `embedded`, `present`, `your folder`, `missing`, or `gated`: missing, with a licence to accept.
-    `gigabytes` is what it takes on disk or, where it is missing, what is to fetch.
+    `state` is `embedded`, `present`, `your folder`, `missing`, `gated`: missing, with a licence to accept, or `to
+    bring`: missing, never fetched, and yours to name in FLEXY_MODEL_REGISTRY, where its `files` lie. `gigabytes`
+    is what it takes on disk or, where it is missing, what is to fetch.
     """
     rows = []
     for entry in registry.MODELS.values():
         sets = [models for models in MODEL_SETS if entry.in_set(models)]
-        if not (entry.published or entry.embedded):
+        if not (entry.published or entry.brought or entry.embedded):
             sets = ["both"]
         rows += [_row(entry, models, settings) for models in sets]
     return rows
@@ -30,16 +31,19 @@ def catalogue(settings: Settings) -> list[dict[str, Any]]:
 def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
     model = registry.local(entry, replace(settings, models=models))
     published = None if models == "mini" else entry.published
-    missing = bool(model.folder and weights.missing(model.folder, model.published))
-    if missing:
+    weighty = published or model.brought
+    missing = bool(model.folder and weights.missing(model.folder, model.published, model.brought))
+    if model.brought and not model.folder:
+        missing, state = True, "to bring"
+    elif missing:
         state = "gated" if model.published and model.published.gated else "missing"
     elif models == "mini":
         state = "embedded"
     else:
         state = "your folder" if model.folder and not model.published else "present"
     size = weights.disk_bytes(model.folder) / 1e9 if model.folder else 0
-    if missing and published:
-        size = published.gigabytes
+    if missing and weighty:
+        size = weighty.gigabytes
     return {
         "name": model.name,
         "kind": entry.kind,
@@ -48,11 +52,12 @@ def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
         "folder": str(model.folder) if model.folder and not missing else None,
         "gigabytes": round(size, 6),
         "memory": (entry.memory or None) if models != "mini" else None,
-        "licence": published.licence if published else None,
-        "commercial": published.commercial if published else None,
+        "licence": weighty.licence if weighty else None,
+        "commercial": weighty.commercial if weighty else None,
         "gated": bool(published and published.gated),
         "repo": published.repo if published else None,
         "revision": published.revision if published else None,
+        "files": [*model.brought.files] if model.brought else None,
     }
 
 
@@ -69,9 +74,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             row["state"],
             f"{row['gigabytes']:5.1f}" if row["gigabytes"] >= 0.05 else " <0.1",
             f"{row['memory']:6g}" if row["memory"] else "",
-            {True: "yes", False: "no", None: "?" if row["repo"] else ""}[row["commercial"]],
+            {True: "yes", False: "no", None: "?" if row["licence"] else ""}[row["commercial"]],
             row["licence"] or "",
-            f"{row['repo']}@{row['revision'][:7]}" if row["repo"] else "",
+            _origin(row),
         )
         for row in rows
     ]
@@ -85,6 +90,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in shown
     )
+
+
+def _origin(row: Mapping[str, Any]) -> str:
+    """Where the files are from: a repository, or the user, by their names."""
+    if row["files"]:
+        return f"yours: {', '.join(row['files'])}"
+    return f"{row['repo']}@{row['revision'][:7]}" if row["repo"] else ""
 
 
 def _cut(text: str, width: int, tail: float = 0) -> str:

@@ -35,6 +35,13 @@ def dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
+def threads() -> int:
+    """How many CPU threads a model computes with."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def release() -> None:
     """Give what is no longer referred to back: to the system, and to the GPU's other users."""
     gc.collect()

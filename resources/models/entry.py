@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resources.errors import FlexyError
 from resources.models import compute, weights
-from resources.models.weights import Published
+from resources.models.weights import Brought, Published
 
 if TYPE_CHECKING:
     from resources.scorers import Metric
 
-Kind = Literal["engine", "editor", "scorer", "judge", "part"]
+Kind = Literal["engine", "editor", "scorer", "judge", "face", "part"]
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,13 @@ class ModelEntry:
 
     `loader` is "module:callable", imported only when the model is wanted and called with the folder of its
     files, if it has any, and `options`. `published` are the weights of the set `full`, `embedded` the folder
-    of the set `mini`; a model with neither needs no weights and belongs to both. `needs` names other entries
-    whose folder the loader takes, by argument. `half` is the precision it runs with on a GPU, `memory` what
-    it then takes (GB). For a scorer `metric` is what it measures; for an engine `ignores` are the settings
-    it does not know, `prompts` a sweep's when none are given, `side` the pixels along each side unless the user
-    asks otherwise, which must be a multiple of `multiple`. For an editor `steps` and `guidance` are those of its
-    authors.
+    of the set `mini`; a model with neither needs no weights and belongs to both. `brought` are weights of the set
+    `full` that only the user can bring. `needs` names other entries whose folder the loader takes, by argument, and
+    `welcomes` those whose folder it takes where the user has named one. `half` is the precision it runs with on a
+    GPU, `memory` what it then takes (GB). For a scorer `metric` is what it measures; for an engine `ignores` are the
+    settings it does not know, `prompts` a sweep's when none are given, `side` the pixels along each side unless the
+    user asks otherwise, which must be a multiple of `multiple`. For an editor `steps` and `guidance` are those of
+    its authors; one that `retouches` can be left faces.
     """
 
     name: str
@@ -37,8 +38,10 @@ class ModelEntry:
     loader: str
     published: Published | None = None
     embedded: Path | None = None
+    brought: Brought | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, str] = field(default_factory=dict)
+    welcomes: Mapping[str, str] = field(default_factory=dict)
     half: Literal["fp16", "bf16"] | None = None
     memory: float = 0
     metric: Metric | None = None
@@ -46,13 +49,14 @@ class ModelEntry:
     prompts: Path | None = None
     side: int = 512
     multiple: int = 16
+    retouches: bool = False
     steps: int = 20
     guidance: float = 4.0
 
     def in_set(self, models: str) -> bool:
         """Whether the model belongs to the set `mini` or `full`."""
-        if self.published or self.embedded:
-            return bool(self.embedded if models == "mini" else self.published)
+        if self.published or self.brought or self.embedded:
+            return bool(self.embedded if models == "mini" else self.published or self.brought)
         return True
 
 
@@ -72,6 +76,8 @@ class LocalModel:
     """The precision the user asks for, FLEXY_PRECISION."""
     published: Published | None = None
     """What the folder holds, where it is the hub's cache."""
+    brought: Brought | None = None
+    """What the user's folder must hold, where there is no other; without a folder the user has named none."""
 
     @property
     def precision(self) -> str:
@@ -115,13 +121,24 @@ class LocalModel:
     def check(self) -> None:
         """Raises `FlexyError` naming a file that is missing or damaged, and the remedy."""
         if self.folder:
-            weights.check(self.name, self.folder, self.published)
+            weights.check(self.name, self.folder, self.published, self.brought)
+        elif self.brought:
+            raise FlexyError(
+                f"no weights for {self.name}: they are not handed out, so they are never fetched:"
+                f" {weights.to_bring(self.name, self.brought)}, or set FLEXY_MODELS=mini"
+            )
 
     @property
     def fingerprint(self) -> str:
-        """Name, a short hash of the weights and the precision: what a score says it was made by."""
-        mark = f"{self.name}@{weights.fingerprint(self.folder, self.published)}" if self.folder else self.name
-        return mark if self.precision == "fp32" else f"{mark}/{self.precision}"
+        """Name, a short hash of the weights and the precision: what a score says it was made by.
+
+        Files that the user brings are known by nothing else: those of what the model needs are named with it.
+        """
+        mark = self.name
+        if self.folder:
+            mark += f"@{weights.fingerprint(self.folder, self.published, self.brought)}"
+        mark += "" if self.precision == "fp32" else f"/{self.precision}"
+        return "+".join([mark, *(model.fingerprint for model in self.needs.values() if model.brought)])
 
 
 def _hush() -> None:

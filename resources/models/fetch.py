@@ -84,6 +84,9 @@ def _with_needed(names: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for name in names:
         if name not in fetchable:
+            if (entry := registry.MODELS.get(name)) and entry.brought:
+                what = weights.to_bring(name, entry.brought)
+                raise BadInputError(f"{name} is not handed out, so it is never fetched: {what}")
             if name in registry.MODELS or name.removeprefix("mini_") in registry.MODELS:
                 raise BadInputError(f"{name} cannot be fetched: all it takes lies in the repository")
             raise BadInputError(f"model {name!r} is unknown: use {', '.join(fetchable)}")

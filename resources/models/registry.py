@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from resources.errors import BadInputError
 from resources.models.entry import Kind, LocalModel, ModelEntry
-from resources.models.weights import MINI, MINI_WEIGHTS, Published, hub_folder, user_folders
+from resources.models.weights import MINI, MINI_WEIGHTS, Brought, Published, hub_folder, user_folders
 from resources.scorers import Metric
 from resources.settings import MODEL_SETS, Settings
 
@@ -178,6 +178,7 @@ _ENTRIES = (
             gigabytes=57.7,
         ),
         options={"images_a_call": 2},
+        retouches=True,
         half="bf16",
         memory=58,
     ),
@@ -340,6 +341,34 @@ _ENTRIES = (
         half="bf16",
         memory=19,
     ),
+    # Faces
+    ModelEntry(
+        "inswapper_128",
+        "face",
+        "resources.faces.insight:FaceSwapper",
+        embedded=MINI_WEIGHTS / "faces",
+        brought=Brought(("inswapper_128.onnx",), "non-commercial research", gigabytes=0.55),
+        needs={"pack": "buffalo_l"},
+        welcomes={"restorer": "face_restorer"},
+        options={"det_size": 640},
+        memory=2,
+    ),
+    ModelEntry(
+        "buffalo_l",
+        "face",
+        "resources.faces.insight:FaceFinder",
+        embedded=MINI_WEIGHTS / "faces" / "buffalo_l",
+        brought=Brought(("det_10g.onnx", "w600k_r50.onnx"), "non-commercial research", gigabytes=0.19),
+        options={"det_size": 640},
+        memory=1,
+    ),
+    ModelEntry(
+        "face_restorer",
+        "face",
+        "resources.faces.restore:FaceRestorer",
+        brought=Brought(("*.onnx",), "as its authors say", gigabytes=0.35, commercial=None),
+        memory=2,
+    ),
     # Parts of other models
     ModelEntry(
         "llama_31_8b",
@@ -387,20 +416,23 @@ def find(name: str, kind: Kind, settings: Settings) -> ModelEntry:
 def local(entry: ModelEntry, settings: Settings) -> LocalModel:
     """The model of `entry` on this machine: in the user's folder, else where its set keeps it."""
     mini = settings.models == "mini" and entry.embedded is not None
-    user = None if mini else user_folders(settings, MODELS.keys()).get(entry.name)
+    users = {} if mini else user_folders(settings, MODELS.keys())
+    user = users.get(entry.name)
     published = None if mini or user else entry.published
+    needs = dict(entry.needs) | {argument: name for argument, name in entry.welcomes.items() if name in users}
     return LocalModel(
         name=f"mini_{entry.name.removeprefix('mini_')}" if mini else entry.name,
         folder=user or (entry.embedded if mini else hub_folder(published) if published else None),
         loader=entry.loader,
         options=entry.options,
-        needs={} if mini else {a: local(MODELS[needed], settings) for a, needed in entry.needs.items()},
+        needs={} if mini else {a: local(MODELS[needed], settings) for a, needed in needs.items()},
         # So small a model gains a quarter from a second thread, and runs many times slower with it where
         # another process wants that core: one thread is the better default.
         threads=1 if mini else None,
         half=None if mini else entry.half,
         asked=settings.precision,
         published=published,
+        brought=None if mini else entry.brought,
     )
 
 
@@ -414,6 +446,21 @@ def editor(name: str, settings: Settings) -> LocalModel:
     return local(find(name, "editor", settings), settings)
 
 
+def retoucher(settings: Settings) -> str | None:
+    """The set's editor that faces are left to unless the user asks otherwise; None where it has none."""
+    return next((name for name in models("editor", settings) if MODELS[name].retouches), None)
+
+
 def scorer(name: str, settings: Settings) -> LocalModel:
     """The scoring model called `name`, on this machine."""
     return local(find(name, "scorer", settings), settings)
+
+
+def face_finder(settings: Settings) -> LocalModel:
+    """What finds and recognises faces, a `FaceFinder`, on this machine."""
+    return local(find("buffalo_l", "face", settings), settings)
+
+
+def face_swapper(settings: Settings) -> LocalModel:
+    """What swaps faces, a `FaceSwapper`, on this machine."""
+    return local(find("inswapper_128", "face", settings), settings)

@@ -44,6 +44,20 @@ class Published:
     commercial: bool | None = True
 
 
+@dataclass(frozen=True)
+class Brought:
+    """Files that nobody may hand out: the user brings them, names their folder, and nothing is ever fetched.
+
+    `files` are names or patterns of what is read of that folder, which may hold other things too; `gigabytes`
+    is what they take on disk.
+    """
+
+    files: tuple[str, ...]
+    licence: str
+    gigabytes: float
+    commercial: bool | None = False
+
+
 def hub_folder(published: Published) -> Path:
     """Where the hub's cache keeps a repository at its commit, whether it is there or not.
 
@@ -108,10 +122,12 @@ def user_folders(settings: Settings, known: Collection[str]) -> dict[str, Path]:
     return folders | {name: file.absolute().parent / Path(folder).expanduser() for name, folder in named.items()}
 
 
-def missing(folder: Path, published: Published | None) -> list[str]:
+def missing(folder: Path, published: Published | None, brought: Brought | None = None) -> list[str]:
     """The needed files that are not in `folder`; without a listing of them, a pattern counts as one."""
     if not folder.is_dir():
         return [str(folder)]
+    if brought:
+        return [pattern for pattern in brought.files if not any(folder.glob(pattern))]
     if published is None:
         return []
     needed = chosen(listing(folder, published) or (), published.files, published.without)
@@ -119,7 +135,7 @@ def missing(folder: Path, published: Published | None) -> list[str]:
     return lacking + [pattern for pattern in published.files if not any(folder.glob(pattern))]
 
 
-def check(name: str, folder: Path, published: Published | None) -> None:
+def check(name: str, folder: Path, published: Published | None, brought: Brought | None = None) -> None:
     """Raises `FlexyError` naming a file of the model that is missing, or damaged where its hash is recorded.
 
     The hub's files are held against their hashes when they are fetched, the embedded ones here.
@@ -131,9 +147,14 @@ def check(name: str, folder: Path, published: Published | None) -> None:
             if sha256(path) != recorded:
                 raise FlexyError(f"weights for {name} are damaged: {path} has another SHA-256: {_RESTORE}")
         return
-    lacking = missing(folder, published)
+    lacking = missing(folder, published, brought)
     if not lacking:
         return
+    if brought and folder.is_dir():
+        raise FlexyError(
+            f"no weights for {name}: {folder} has no {lacking[0]}: put it there, or name its folder in"
+            " FLEXY_MODEL_REGISTRY, or set FLEXY_MODELS=mini"
+        )
     if published is None:
         raise FlexyError(f"no weights for {name}: there is no folder {folder}: name another or FLEXY_MODELS=mini")
     raise FlexyError(
@@ -142,12 +163,14 @@ def check(name: str, folder: Path, published: Published | None) -> None:
     )
 
 
-def fingerprint(folder: Path, published: Published | None) -> str:
+def fingerprint(folder: Path, published: Published | None, brought: Brought | None = None) -> str:
     """Twelve hex digits that change with the weights: the hub's commit, or a hash over the files' hashes."""
     if published:
         return folder.name[:12]
     if folder.is_relative_to(MINI_WEIGHTS):
         hashes = [recorded for _, recorded in sorted(_recorded(folder).items())]
+    elif brought:
+        hashes = [sha256(path) for pattern in brought.files for path in sorted(folder.glob(pattern))]
     else:
         hashes = [sha256(path) for pattern in WEIGHT_FILES for path in sorted(folder.rglob(pattern))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
@@ -177,6 +200,11 @@ def _recorded(folder: Path) -> Mapping[Path, str]:
     if not of_folder:
         raise FlexyError(f"the weights' manifest {manifest} says nothing of {folder}: {_RESTORE}")
     return of_folder
+
+
+def to_bring(name: str, brought: Brought) -> str:
+    """What the user is to do for a model that is never fetched."""
+    return f"name the folder that has {' and '.join(brought.files)} as {name} in FLEXY_MODEL_REGISTRY"
 
 
 def disk_bytes(folder: Path) -> int:

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from resources.mini import architecture, train
+from resources.faces.insight import FaceSwapper
+from resources.mini import architecture, train, training
 from resources.mini.world import WISHES
 
 
@@ -33,7 +34,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
     """A small net after its stage; killed and begun again on the way where asked."""
-    run = train.Run(out=folder, work=folder, seed=7, rank=0, workers=1, scale=1.0)
+    run = training.Run(out=folder, work=folder, seed=7, rank=0, workers=1, scale=1.0)
     folder.mkdir(exist_ok=True)
     seen: list[int] = []
 
@@ -45,7 +46,7 @@ def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
             x = torch.from_numpy(rng.standard_normal((8, 3), dtype=np.float32))
             return ((net(x).squeeze(-1) - x.sum(1)) ** 2).mean()
 
-        train.fit(run, "toy", net, loss, average=0.9)
+        training.fit(run, "toy", net, loss, average=0.9)
 
     torch.manual_seed(0)
     net = nn.Linear(3, 1)
@@ -61,25 +62,63 @@ def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
 def test_a_killed_training_ends_with_the_same_weights(
     alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(train.STAGES, "toy", train.Stage(steps=250, batch=8, rate=1e-2))
+    monkeypatch.setitem(training.STAGES, "toy", training.Stage(steps=250, batch=8, rate=1e-2))
     whole = fitted(tmp_path / "whole")
     resumed = fitted(tmp_path / "killed", killed_at=130)
     for a, b in zip(whole, resumed, strict=True):
         assert torch.equal(a, b)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    return [*folder.rglob("*.safetensors"), *folder.rglob("*.onnx")]
+
+
+def trained(out: Path, work: Path, *parts: str) -> None:
+    """What `python -m resources.mini.train --only PART…` does, in this process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    train._worker(0, port, Namespace(out=out, work=work, seed=7, workers=1, scale=1.0, only=parts))
+
+
+def test_the_face_models_are_trained_one_after_the_other_and_insightface_loads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = ("face_detector", "face_recogniser", "face_swapper")
+    for part in (*parts, "face_details"):
+        monkeypatch.setitem(training.STAGES, part, training.Stage(steps=10, batch=6, rate=1e-3))
+    asked: list[FaceSwapper] = []
+    monkeypatch.setattr(train.train_faces.face_figures, "summary", lambda swapper, _: asked.append(swapper) or {})
+    out, work = tmp_path / "weights", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    (out / "training.json").write_text('{"clip": {"steps": 1}}')
+    trained(out, work, *parts)
+    assert len(asked) == 1, "they are measured once all are there"
+    assert set(json.loads((out / "manifest.json").read_text())) == {
+        "faces/buffalo_l/det_10g.onnx",
+        "faces/buffalo_l/w600k_r50.onnx",
+        "faces/inswapper_128.onnx",
+    }
+    recorded = json.loads((out / "training.json").read_text())
+    assert recorded.keys() == {"clip", *parts, "face_details", "faces"} and recorded["clip"] == {"steps": 1}
+    run = training.Run(out, work, seed=7, rank=0, workers=1, scale=1.0)
+    seen = torch.rand(2, 3, 112, 112) * 2 - 1
+    crops = np.ascontiguousarray(((seen + 1) * 127.5).permute(0, 2, 3, 1).numpy()[..., ::-1])
+    theirs = asked[0].finder.recogniser.get_feat([*crops])
+    ours = train.train_faces.trained_recogniser(run)(seen).numpy()
+    assert np.allclose(theirs, ours, atol=1e-3 * abs(ours).max()), "what learns from a shipped model sees as it does"
+
+
 def test_one_part_is_trained_and_the_others_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, work = Path(shutil.copytree(train.WEIGHTS, tmp_path / "weights")), tmp_path / "work"
     work.mkdir()
     (out / "lpips" / "heads.safetensors").unlink()
-    before = {path: path.read_bytes() for path in out.rglob("*.safetensors") if path.parent.name != "lpips"}
-    monkeypatch.setitem(train.STAGES, "perceptual", train.Stage(steps=10, batch=8, rate=1e-3))
+    before = {path: path.read_bytes() for path in weight_files(out) if path.parent.name != "lpips"}
+    monkeypatch.setitem(training.STAGES, "perceptual", training.Stage(steps=10, batch=8, rate=1e-3))
     monkeypatch.setattr(train, "PAIRS", 50)
     monkeypatch.setattr(train.figures, "lpips_correlation", lambda lpips: {"side": lpips.side})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    train._worker(0, port, Namespace(out=out, work=work, seed=7, workers=1, scale=1.0, only=["perceptual"]))
+    trained(out, work, "perceptual")
     assert all(path.read_bytes() == content for path, content in before.items())
     manifest = json.loads((out / "manifest.json").read_text())
     assert {out / name for name in manifest} == {*before, *(out / "lpips").glob("*.safetensors")}

@@ -30,13 +30,18 @@ def engine() -> Iterator[Any]:
 
 def test_the_weights_are_small_and_as_recorded() -> None:
     files = json.loads((MINI_WEIGHTS / "manifest.json").read_text())
-    there = {str(p.relative_to(MINI_WEIGHTS)) for p in MINI_WEIGHTS.rglob("*.safetensors")}
+    there = {
+        str(p.relative_to(MINI_WEIGHTS)) for end in ("safetensors", "onnx") for p in MINI_WEIGHTS.rglob(f"*.{end}")
+    }
     assert there == set(files)
     for name, recorded in files.items():
         assert hashlib.sha256((MINI_WEIGHTS / name).read_bytes()).hexdigest() == recorded["sha256"]
-    edits = sum(recorded["bytes"] for name, recorded in files.items() if name.startswith(("instruct/", "lpips/")))
-    assert edits <= 8 * 10**6
-    assert sum(recorded["bytes"] for recorded in files.values()) - edits <= 16 * 2**20
+    sizes = {"instruct/": 0, "lpips/": 0, "faces/": 0, "": 0}
+    for name, recorded in files.items():
+        sizes[next(part for part in sizes if name.startswith(part))] += recorded["bytes"]
+    assert sizes["instruct/"] + sizes["lpips/"] <= 8 * 10**6
+    assert sizes["faces/"] <= 4 * 10**6
+    assert sizes[""] <= 16 * 2**20
 
 
 def test_clip_tells_each_attribute_of_held_out_drawings(clip: Any) -> None:

@@ -112,7 +112,9 @@ def test_every_metric_has_its_models_in_both_sets(models: str) -> None:
 
 def test_every_entry_says_what_one_must_know_of_it() -> None:
     for entry in MODELS.values():
-        assert entry.published or entry.embedded
+        assert entry.published or entry.brought or entry.embedded
+        if entry.brought:
+            assert entry.brought.files and entry.brought.licence and entry.brought.gigabytes > 0
         if entry.published:
             assert re.fullmatch("[0-9a-f]{40}", entry.published.revision) or entry.name == "hidream"
             assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in entry.published.sha256.values())

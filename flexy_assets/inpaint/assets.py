@@ -1,0 +1,403 @@
+"""The lineage of labels. Each asset asks, calls and records; the thinking stands in the modules beside it."""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import dagster as dg
+import polars as pl
+
+from flexy_assets.edits.eacps import Parameters
+from flexy_assets.inpaint import importing, measuring, refining, review, sending
+from flexy_assets.inpaint.importing import Importing, Source
+from flexy_assets.inpaint.plan import SWAP, Inpainting
+from flexy_assets.partitions import label_batches, report_batch
+from flexy_assets.progress import progress
+from flexy_assets.storage import labels
+from flexy_assets.storage.edits import Task
+from flexy_assets.storage.migrate import migrate
+from flexy_assets.sweep.pictures import contact_sheet
+from flexy_assets.sweep.scoring import Scoring
+from flexy_assets.sweep.status import markdown
+from resources.database import Database
+from resources.errors import BadInputError
+from resources.images import ImageStore, write_atomically
+from resources.label_studio import LabelStudio, LabelStudioError
+from resources.models import registry
+from resources.models.slot import ModelSlot
+from resources.settings import Settings
+
+_BATCHED: dict[str, Any] = {"partitions_def": label_batches, "backfill_policy": dg.BackfillPolicy.single_run()}
+_GPU: dict[str, Any] = {"pool": "gpu"}
+SHOWN = 6
+"""Tasks of a batch whose pictures are shown."""
+
+MOST_SHOWN = 24
+"""Tasks on the contact sheet of an import."""
+
+
+class LabelConfig(dg.Config):
+    """Which tasks to import: of an `export` (a file), or of a `project` on the Label Studio server.
+
+    Without either it is the project named by FLEXY_LABEL_STUDIO_PROJECT. `task_ids` are the tasks' names (data.id);
+    all by default. New tasks come in batches of `batch_size`.
+    """
+
+    export: str = ""
+    project: int | None = None
+    task_ids: list[str] = []
+    batch_size: int = 50
+
+    def check(self, settings: Settings) -> None:
+        """Raises `BadInputError` where that is said in two ways or none, or names a server that is not known."""
+        if not 1 <= self.batch_size <= 1000:
+            raise BadInputError(f"a batch of {self.batch_size} tasks is out of bounds: use 1 to 1000")
+        if self.export and self.project is not None:
+            raise BadInputError("give either an export (a file) or a project, not both")
+        if not self.export:
+            if self.project is None and settings.label_studio_project is None:
+                raise BadInputError("nothing to import: give an export (a file), or a project on your Label Studio")
+            LabelStudio.of(settings)
+
+    def read(self, settings: Settings) -> Source:
+        """The tasks. Raises `FlexyError` where they cannot be read."""
+        self.check(settings)
+        if self.export:
+            return importing.of_export(Path(self.export)).only(self.task_ids, self.export)
+        project = settings.label_studio_project if self.project is None else self.project
+        studio = LabelStudio.of(settings)
+        return importing.of_project(studio, int(project or 0)).only(self.task_ids, f"project {project}")
+
+
+@dg.asset(group_name="labels", kinds={"table"})
+def label_tasks(
+    context: dg.AssetExecutionContext,
+    config: LabelConfig,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    settings: dg.ResourceParam[Settings],
+) -> pl.DataFrame:
+    """Scene, mask, character and human verdicts of each Label Studio task. Materialising it imports tasks."""
+    migrate(database)
+    source = config.read(settings)
+    work = Importing(database, images, settings, source)
+    imported = work.reserve(config.batch_size)
+    context.instance.add_dynamic_partitions("label_batches", imported.batches)
+    with progress("tasks imported", len(source.tasks), " tasks") as bar:
+        imported = work.fetch(imported, bar.update)
+    context.add_output_metadata(
+        {
+            "tasks": sum(task.error is None for task in imported.tasks),
+            "new": imported.new,
+            "changed": imported.changed,
+            "pictures fetched now": imported.fetched,
+            "left out": dg.MetadataValue.json(importing.left_out(source, imported)),
+            "notes": dg.MetadataValue.json(importing.notes(source, imported)),
+            "verdicts": dg.MetadataValue.json(review.verdicts(task.verdicts for task in imported.tasks)),
+            "batches": dg.MetadataValue.json(imported.batches),
+        }
+    )
+    shown = [task for task in imported.tasks if not task.error][:MOST_SHOWN]
+    files = [(path, None) for task in shown for path in (task.image_path, task.mask_path, task.character_path) if path]
+    found = [picture for picture in images.read_many(files) if not isinstance(picture, Exception)]
+    if found:
+        sheet = base64.b64encode(contact_sheet(found, columns=12)).decode()
+        picture = dg.MetadataValue.md(f"![scenes, masks, characters](data:image/png;base64,{sheet})")
+        context.add_output_metadata({"scene, mask and character of each": picture})
+    with database.begin(reading=True) as connection:
+        return labels.table(labels.tasks(connection))
+
+
+class InpaintConfig(dg.Config):
+    """How swapped faces are refined inside their masks; the same settings name the same run: give all steps the same.
+
+    `budget` is in full denoises of `steps`, 0 leaves faces as they were swapped. Candidates are chosen by
+    alpha·consistency + beta·quality + gamma·identity; the rest is how EACPS spends its budget (`eacps.Parameters`).
+    """
+
+    editor: str = ""
+    steps: int = 0
+    guidance: float = 0.0
+    prompt: str = Inpainting.prompt
+    negative_prompt: str | None = None
+    budget: int = Inpainting.budget
+    seed: int = 0
+    alpha: float = Inpainting.alpha
+    beta: float = Inpainting.beta
+    gamma: float = Inpainting.gamma
+    local_share: float = Parameters.local_share
+    m_global: int = Parameters.m_global
+    k_local: int = Parameters.k_local
+    cross: float = Parameters.cross
+    t: float = Parameters.t
+    strength: float = Parameters.strength
+
+    def plan(self, settings: Settings) -> Inpainting:
+        """The settings, checked. Raises `BadInputError` naming the one that cannot be."""
+        editor = self.editor or registry.retoucher(settings)
+        if editor is None:
+            return Inpainting(SWAP, steps=1, guidance=1.0, budget=0, alpha=self.alpha, beta=self.beta, gamma=self.gamma)
+        entry = registry.find(editor, "editor", settings)
+        return Inpainting(
+            editor=entry.name,
+            steps=self.steps or entry.steps,
+            guidance=self.guidance or entry.guidance,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            budget=self.budget,
+            seed=self.seed,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            eacps=Parameters(
+                local_share=self.local_share,
+                m_global=self.m_global,
+                k_local=self.k_local,
+                cross=self.cross,
+                t=self.t,
+                strength=self.strength,
+            ),
+        )
+
+
+def _tasks(database: Database, batches: Sequence[str]) -> list[labels.Task]:
+    migrate(database)
+    with database.begin(reading=True) as connection:
+        return labels.tasks(connection, batches)
+
+
+@dg.asset(group_name="labels", kinds={"onnx"}, deps=[label_tasks], **_BATCHED, **_GPU)
+def face_swaps(
+    context: dg.AssetExecutionContext,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    slot: dg.ResourceParam[ModelSlot],
+    settings: dg.ResourceParam[Settings],
+) -> None:
+    """The character's face in the place of the one at the mask, and how alike the two were before and after."""
+    tasks = _tasks(database, context.partition_keys)
+    with slot, progress("faces swapped", len(tasks), " tasks") as bar:
+        swapped = refining.swap_faces(Scoring(database, images, slot, settings), tasks, bar.update)
+    for batch in context.partition_keys:
+        mine = [task for task in tasks if task.batch == batch]
+        known = {task: swapped[task.id] for task in mine if task.id in swapped}
+        done = {task: swap for task, swap in known.items() if swap.image_path}
+        both = [(s.identity_before, s.identity_after) for s in done.values()]
+        left = {task.name: known[task].reason if task in known else task.error for task in mine if task not in done}
+        shown = [picture for task, swap in list(done.items())[:SHOWN] for picture in (task, swap)]
+        metadata = {
+            "swapped": len(done),
+            "left as they were": dg.MetadataValue.json(left),
+            "identity rose": f"{sum((after or -1) > (before or -1) for before, after in both)} of {len(both)}",
+            "faces at the edge": sum(bool(swap.at_edge) for swap in done.values()),
+        }
+        report_batch(context, batch, metadata | _sheet(images, "scenes, each before and after", shown))
+
+
+class _Pictured(Protocol):
+    @property
+    def image_path(self) -> str | None: ...
+    @property
+    def image_sha256(self) -> str | None: ...
+
+
+def _sheet(images: ImageStore, title: str, shown: Sequence[_Pictured]) -> dict[str, Any]:
+    """Pictures side by side, for the UI; nothing where none can be read."""
+    read = images.read_many([(each.image_path or "", each.image_sha256) for each in shown])
+    found = [picture for picture in read if not isinstance(picture, Exception)]
+    if not found:
+        return {}
+    sheet = base64.b64encode(contact_sheet(found)).decode()
+    return {title: dg.MetadataValue.md(f"![{title}](data:image/png;base64,{sheet})")}
+
+
+def _of(rows: Sequence[Task], batch: str) -> list[Task]:
+    """The rows of a batch of labels: the plan's own batch begins with the plan."""
+    return [row for row in rows if row.batch.partition("_")[2] == batch]
+
+
+@dg.asset(group_name="labels", kinds={"diffusers"}, deps=[face_swaps], **_BATCHED, **_GPU)
+def inpaint_candidates(
+    context: dg.AssetExecutionContext,
+    config: InpaintConfig,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    slot: dg.ResourceParam[ModelSlot],
+    settings: dg.ResourceParam[Settings],
+) -> None:
+    """Every refinement of each swapped face by EACPS, and the swap itself, with identity, quality and consistency."""
+    work, plan = Scoring(database, images, slot, settings), config.plan(settings)
+    tasks = _tasks(database, context.partition_keys)
+    rows = refining.plan_tasks(work, plan, tasks)
+    before = sum(c.nfe for c in refining.candidates(work, rows))
+    with slot, progress("refining", sum(plan.nfe) * len(rows) - before, " steps") as bar:
+        refining.refine(work, plan, rows, bar.update)
+    made = refining.candidates(work, rows)
+    for batch in context.partition_keys:
+        ids = [row.id for row in _of(rows, batch)]
+        mine = [candidate for candidate in made if candidate.task in ids]
+        metadata = {
+            "tasks": len(ids),
+            "candidates": len(mine),
+            "denoising steps (NFE)": sum(c.nfe for c in mine),
+            "not measured": sum(any(c.scores.get(metric) is None for metric in measuring.MEASURED) for c in mine),
+            "failed": sum(c.error is not None for c in mine),
+        }
+        shown = [candidate for candidate in mine if candidate.task in ids[:2]]
+        report_batch(context, batch, metadata | _sheet(images, "candidates of two tasks", shown))
+
+
+@dg.asset(group_name="labels", kinds={"gemini"}, deps=[inpaint_candidates], **_BATCHED, **_GPU)
+def inpaint_judgements(
+    context: dg.AssetExecutionContext,
+    config: InpaintConfig,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    slot: dg.ResourceParam[ModelSlot],
+    settings: dg.ResourceParam[Settings],
+) -> None:
+    """What the judge that FLEXY_JUDGE names says of each candidate; what it leaves unanswered is asked again."""
+    work, plan = Scoring(database, images, slot, settings), config.plan(settings)
+    rows = refining.plan_tasks(work, plan, _tasks(database, context.partition_keys))
+    with slot:
+        judge = measuring.ask_a_judge(work, rows, refining.candidates(work, rows))
+    made = refining.candidates(work, rows)
+    for batch in context.partition_keys:
+        mine = {row.id for row in _of(rows, batch)}
+        answered = [c.scores.get(measuring.JUDGED[0]) is not None for c in made if c.task in mine]
+        report_batch(
+            context,
+            batch,
+            {"judge": judge or "none", "answered": sum(answered), "unanswered": len(answered) - sum(answered)},
+        )
+
+
+@dg.asset(group_name="labels", kinds={"table"}, deps=[inpaint_judgements], **_BATCHED, **_GPU)
+def inpaint_selections(
+    context: dg.AssetExecutionContext,
+    config: InpaintConfig,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    slot: dg.ResourceParam[ModelSlot],
+    settings: dg.ResourceParam[Settings],
+) -> None:
+    """The best picture of each task by the judge's marks, or without a judge by what was measured."""
+    from resources.judges import judge
+
+    work, plan = Scoring(database, images, slot, settings), config.plan(settings)
+    tasks = _tasks(database, context.partition_keys)
+    rows = refining.plan_tasks(work, plan, tasks)
+    asked = judge(settings, slot)
+    chosen = refining.choose(work, plan, rows, asked.mark if asked else None)
+    for batch in context.partition_keys:
+        mine = _of(rows, batch)
+        stages = Counter(chosen[row.id].stage for row in mine if row.id in chosen)
+        metadata = {
+            "tasks": sum(task.batch == batch for task in tasks),
+            "selected": sum(stages.values()),
+            "by stage": dg.MetadataValue.json(dict(stages)),
+            "chosen by": f"{plan.judged if asked else plan.potential} ({asked.mark if asked else 'measured'})",
+            "without a potential": dg.MetadataValue.json([row.name for row in mine if row.id not in chosen]),
+        }
+        pairs = [(row, chosen[row.id]) for row in mine if row.id in chosen]
+        shown = [picture for pair in pairs[:SHOWN] for picture in pair]
+        report_batch(context, batch, metadata | _sheet(images, "swapped, each before what was chosen", shown))
+
+
+class PredictionConfig(dg.Config):
+    """As which `model_version` predictions are sent (`flexy/<editor>` by default), and whether they are sent at all.
+
+    Without `send` only the file is written.
+    """
+
+    model_version: str = ""
+    send: bool = True
+
+
+@dg.asset(group_name="labels", kinds={"json"}, deps=[inpaint_selections], **_BATCHED)
+def label_predictions(
+    context: dg.AssetExecutionContext,
+    config: PredictionConfig,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    settings: dg.ResourceParam[Settings],
+) -> None:
+    """What was chosen for each task, sent back to Label Studio, and a file that can be imported there instead."""
+    migrate(database)
+    with database.begin(reading=True) as connection:
+        chosen = labels.chosen(connection, context.partition_keys)
+    counts: dict[str, Counter[str]] = {}
+    try:
+        if config.send:
+            work = sending.Sending(database, images, LabelStudio.of(settings))
+            with progress("predictions", len(chosen), " tasks") as bar:
+                counts = work.run(chosen, config.model_version, bar.update)
+    finally:
+        file = _write(database, settings, config.model_version)
+    for batch in context.partition_keys:
+        mine = counts.get(batch, Counter())
+        outcomes = {name: mine[name] for name in ("created", "replaced", "unchanged", "unsent")}
+        selected = sum(each.task.batch == batch for each in chosen)
+        report_batch(context, batch, {"selected": selected, **outcomes, "file": dg.MetadataValue.path(file)})
+
+
+def _write(database: Database, settings: Settings, model_version: str) -> Path:
+    """Everything that was chosen, in the form in which Label Studio imports predictions."""
+    with database.begin(reading=True) as connection:
+        found = sending.document(labels.chosen(connection), labels.predictions(connection), model_version)
+    path = settings.tables / "label_predictions.json"
+    write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False).encode())
+    return path
+
+
+@dg.asset(group_name="labels", kinds={"scipy"}, deps=[label_predictions])
+def label_review(
+    context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
+) -> pl.DataFrame:
+    """How well the potential and each score agree with the people who reviewed what was sent."""
+    migrate(database)
+    notes = _read_verdicts_again(database, settings)
+    with database.begin(reading=True) as connection:
+        tasks = labels.tasks(connection)
+        reviewed = labels.reviewed(connection)
+    pictures = [
+        review.Reviewed(task.name, sent.sent_at, scores, task.verdicts)
+        for sent, task, scores in reviewed
+        if sent.sent_at
+    ]
+    if not pictures:
+        notes.append("nothing was sent for review yet: flexy labels push")
+    voted = review.votes(pictures)
+    found = review.agreement(pictures, voted)
+    good = sum(voted.good.values())
+    verdicts = [{"verdict": name, "n": n} for name, n in review.verdicts(task.verdicts for task in tasks).items()]
+    context.add_output_metadata(
+        {
+            "agreement": dg.MetadataValue.md(markdown(found.to_dicts())),
+            "read as": f"positive is {review.GOOD!r} alone; thresholds by Youden's J on these pictures themselves, so"
+            " the counts beside them flatter",
+            "pictures reviewed": f"{len(voted.good)}, of which {good} good",
+            "verdicts": dg.MetadataValue.md(markdown(verdicts)),
+            "left out": ", ".join(f"{n} {reason}" for reason, n in voted.left_out.items()) or "nothing",
+            "notes": "; ".join(notes) or "nothing",
+        }
+    )
+    return found
+
+
+def _read_verdicts_again(database: Database, settings: Settings) -> list[str]:
+    """Bring verdicts up to date from the server, where there is one; what could not be, in words."""
+    with database.begin(reading=True) as connection:
+        projects = sorted({task.project for task in labels.tasks(connection) if task.project is not None})
+    if not (settings.label_studio_url and settings.label_studio_key):
+        return ["no Label Studio is named: verdicts are those of the last import"]
+    studio, notes = LabelStudio.of(settings), []
+    for project in projects:
+        try:
+            importing.reread(database, importing.of_project(studio, project))
+        except LabelStudioError as error:
+            notes.append(f"verdicts of project {project} are those of the last import: {error}")
+    return notes

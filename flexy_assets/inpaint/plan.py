@@ -1,0 +1,81 @@
+"""How characters' faces are refined after the swap, as settings: the same settings name the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import UUID, uuid5
+
+from flexy_assets.edits.eacps import Eacps, Parameters
+from flexy_assets.edits.potential import Potential, inpaint_potential
+from flexy_assets.edits.search import Search, Seeds
+from resources.errors import BadInputError
+
+METHOD = "eacps"
+SWAP = "swap"
+"""The face as it was swapped, unrefined: a candidate too, so that refining makes nothing worse."""
+
+_NAMESPACE = UUID("0b1c3f0a-52a4-5a53-8f2f-9a7cf1a4c6de")
+
+
+@dataclass(frozen=True)
+class Inpainting:
+    """Each swapped face is refined by EACPS within `budget` full denoises of `steps`; 0 leaves it as it was swapped.
+
+    Candidates are chosen by `alpha·consistency + beta·quality + gamma·identity`, each 0 to 10. `prompt` is what the
+    editor is asked where a task has none of its own. Raises `BadInputError` for settings that cannot be.
+    """
+
+    editor: str
+    steps: int
+    guidance: float
+    prompt: str = "the face, natural and sharp"
+    negative_prompt: str | None = None
+    budget: int = 4
+    seed: int = 0
+    alpha: float = 1.0
+    beta: float = 1.0
+    gamma: float = 2.0
+    eacps: Parameters = field(default_factory=Parameters)
+
+    def __post_init__(self) -> None:
+        """See the class."""
+        if not 0 <= self.budget <= 1000:
+            raise BadInputError(f"a budget of {self.budget} is out of bounds: use 0 to 1000 full denoises")
+        if not 1 <= self.steps <= 1000:
+            raise BadInputError(f"{self.steps} steps are out of bounds: use 1 to 1000")
+        if not self.prompt.strip():
+            raise BadInputError("the prompt is empty: say how the face shall look")
+        inpaint_potential(self.alpha, self.beta, self.gamma)
+
+    @property
+    def run_id(self) -> UUID:
+        return uuid5(_NAMESPACE, json.dumps(self.to_json(), sort_keys=True))
+
+    @property
+    def potential(self) -> Potential:
+        """By what is measured here."""
+        return inpaint_potential(self.alpha, self.beta, self.gamma)
+
+    @property
+    def judged(self) -> Potential:
+        """By what a judge says."""
+        return Potential({f"judge_{metric}": weight for metric, weight in self.potential.weights.items()})
+
+    @property
+    def nfe(self) -> tuple[int, ...]:
+        """The budget in denoising steps, if there is one."""
+        return (self.budget * self.steps,) if self.budget else ()
+
+    def search(self, method: str, budget: int, task: str, position: int = 0) -> Search:
+        """The search of the task of this name; `budget` in denoising steps (NFE)."""
+        return Eacps(Seeds(self.seed, task), self.steps, budget, self.potential, self.eacps)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, plan: Mapping[str, Any]) -> Inpainting:
+        return cls(**{**plan, "eacps": Parameters(**plan["eacps"])})

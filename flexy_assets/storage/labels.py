@@ -1,0 +1,298 @@
+"""What is asked of the tables of labels and written to them. Every function takes a connection in a transaction."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid5
+
+import polars as pl
+from sqlalchemy import Connection, Row, case, func, or_, select, text, update
+
+from flexy_assets.inpaint.labels import Verdict
+from flexy_assets.storage.queries import now, upsert
+from flexy_assets.storage.tables import (
+    edit_candidates,
+    edit_runs,
+    edit_selections,
+    edit_tasks,
+    image_scores,
+    label_pictures,
+    label_predictions,
+    label_tasks,
+)
+
+PENDING = "its pictures are still to be fetched: import it again"
+"""The error of a task whose import has not come to it."""
+
+_NAMESPACE = UUID("0c0b6f0e-51ce-5d0e-8f3c-2f4d9a5f6b1e")
+_AT_ONCE = 500
+_tasks = label_tasks.c
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of `label_tasks`. Paths are relative to the image root; all are None where the task has an error."""
+
+    id: UUID
+    name: str
+    project: int | None
+    label_studio_id: int | None
+    character_id: str
+    character_name: str
+    prompt: str
+    digest: str
+    verdicts: tuple[Verdict, ...] = ()
+    batch: str = ""
+    position: int = 0
+    image_path: str | None = None
+    image_sha256: str | None = None
+    mask_path: str | None = None
+    mask_sha256: str | None = None
+    character_path: str | None = None
+    character_sha256: str | None = None
+    final_path: str | None = None
+    final_sha256: str | None = None
+    error: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """The pictures there are."""
+        return [path for path in (self.image_path, self.mask_path, self.character_path, self.final_path) if path]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was selected for a task, last: the candidate, its picture, its scores, and what edited it."""
+
+    task: Task
+    candidate: UUID
+    image_path: str
+    image_sha256: str | None
+    editor: str
+    selected_at: datetime
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A row of `label_predictions`."""
+
+    task: UUID
+    model_version: str
+    candidate: UUID
+    score: float | None
+    result: Sequence[Mapping[str, Any]] = ()
+    digest: str | None = None
+    prediction_id: int | None = None
+    outcome: str | None = None
+    error: str | None = None
+    sent_at: datetime | None = None
+
+
+def task_id(project: int | None, name: str) -> UUID:
+    """The same task has the same id, whether it comes from an export or from the server."""
+    return uuid5(_NAMESPACE, f"{'' if project is None else project}/{name}")
+
+
+# Tasks
+
+
+def tasks(connection: Connection, batches: Collection[str] | None = None) -> list[Task]:
+    """The tasks of these batches, or all, in order."""
+    wanted = select(*(_tasks[field.name] for field in fields(Task)))
+    if batches is not None:
+        wanted = wanted.where(_tasks.batch.in_(batches))
+    rows = connection.execute(wanted.order_by(_tasks.created_at, _tasks.batch, _tasks.position))
+    return [_task(row) for row in rows]
+
+
+def of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Task]:
+    """These tasks, as far as they are there."""
+    found = connection.execute(select(*(_tasks[field.name] for field in fields(Task))).where(_tasks.id.in_(ids)))
+    return {row.id: _task(row) for row in found}
+
+
+def _task(row: Row[Any]) -> Task:
+    return Task(**row._asdict() | {"verdicts": _verdicts(row.verdicts)})
+
+
+def _verdicts(text: str) -> tuple[Verdict, ...]:
+    return tuple(Verdict(**each | {"choices": tuple(each["choices"])}) for each in json.loads(text))
+
+
+def _row(task: Task) -> dict[str, Any]:
+    return asdict(task) | {"verdicts": json.dumps([asdict(verdict) for verdict in task.verdicts])}
+
+
+def reserve(connection: Connection, wanted: Sequence[Task], batch_size: int) -> int:
+    """Add the tasks that are not there, as pending, in new batches of their project; returns how many."""
+    if connection.dialect.name == "postgresql":
+        # Two imports at once would both begin the same batch.
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('flexy label batches'))"))
+    known: set[UUID] = set()
+    ids = [task.id for task in wanted]
+    for first in range(0, len(ids), _AT_ONCE):
+        known |= set(connection.scalars(select(_tasks.id).where(_tasks.id.in_(ids[first : first + _AT_ONCE]))))
+    batches = connection.scalars(select(_tasks.batch).distinct())
+    begun = Counter[str]()
+    for batch in batches:
+        project, _, index = batch.rpartition("_")
+        begun[project] = max(begun[project], int(index) + 1)
+    count: Counter[str] = Counter()
+    rows = []
+    for task in (task for task in wanted if task.id not in known):
+        project = "export" if task.project is None else str(task.project)
+        place = count[project]
+        count[project] += 1
+        new = replace(task, batch=f"{project}_{begun[project] + place // batch_size:04d}", position=place % batch_size)
+        rows.append(_row(replace(new, error=PENDING)) | {"created_at": now(), "updated_at": now()})
+    if rows:
+        connection.execute(upsert(connection, label_tasks).on_conflict_do_nothing(), rows)
+    return len(rows)
+
+
+def save(connection: Connection, task: Task) -> None:
+    """Write what a task is now; its batch and position stay."""
+    values = {name: value for name, value in _row(task).items() if name not in ("id", "batch", "position")}
+    connection.execute(update(label_tasks).where(_tasks.id == task.id).values(values | {"updated_at": now()}))
+
+
+def refresh(connection: Connection, read: Sequence[Task]) -> None:
+    """Write what is no part of a task's digest: its verdicts, and its number where it has one."""
+    known = {task.id: (task.verdicts, task.label_studio_id) for task in tasks(connection)}
+    for task in read:
+        verdicts, number = known.get(task.id, ((), None))
+        values = {"verdicts": _row(task)["verdicts"], "label_studio_id": task.label_studio_id or number}
+        if task.id in known and (task.verdicts, values["label_studio_id"]) != (verdicts, number):
+            connection.execute(update(label_tasks).where(_tasks.id == task.id).values(values))
+
+
+TASKS: dict[str, Any] = {
+    "batch": pl.String,
+    "task_id": pl.String,
+    "project": pl.Int64,
+    "character": pl.String,
+    "prompt": pl.String,
+    "image_path": pl.String,
+    "mask_path": pl.String,
+    "character_path": pl.String,
+    "final_path": pl.String,
+    "verdict": pl.String,
+    "error": pl.String,
+}
+"""The columns of the asset `label_tasks`: one row a task; `verdict` is what people chose, with ` | ` between them."""
+
+
+def table(found: Sequence[Task]) -> pl.DataFrame:
+    """Tasks as `TASKS`."""
+    rows = [
+        asdict(task)
+        | {
+            "task_id": task.name,
+            "character": task.character_name or task.character_id,
+            "verdict": " | ".join(", ".join(verdict.choices) for verdict in task.verdicts) or None,
+        }
+        for task in found
+    ]
+    return pl.DataFrame([[row[name] for name in TASKS] for row in rows], schema=TASKS, orient="row")
+
+
+# Pictures
+
+
+def pictures(connection: Connection, addresses: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Path and SHA-256 of those that were fetched; addresses are given by their SHA-256."""
+    there = label_pictures.c
+    wanted = select(there.address_sha256, there.path, there.sha256).where(there.address_sha256.in_(addresses))
+    return {address: (path, sha256) for address, path, sha256 in connection.execute(wanted)}
+
+
+def record_picture(connection: Connection, address: str, path: str, sha256: str) -> None:
+    """Keep what was fetched from an address, given by its SHA-256."""
+    values = {"path": path, "sha256": sha256, "fetched_at": now()}
+    statement = upsert(connection, label_pictures).values(values | {"address_sha256": address})
+    connection.execute(statement.on_conflict_do_update(index_elements=["address_sha256"], set_=values))
+
+
+# Predictions
+
+
+def chosen(connection: Connection, batches: Collection[str] | None = None) -> list[Chosen]:
+    """What was selected for each task of these batches, or of all; of several by one editor, the last."""
+    rows = (
+        select(
+            edit_tasks.c.label_task,
+            edit_candidates.c.id,
+            edit_candidates.c.image_path,
+            edit_candidates.c.image_sha256,
+            edit_selections.c.selected_at,
+            edit_runs.c.plan,
+        )
+        .join_from(edit_selections, edit_candidates, edit_candidates.c.id == edit_selections.c.candidate)
+        .join(edit_tasks, edit_tasks.c.id == edit_selections.c.task)
+        .join(edit_runs, edit_runs.c.id == edit_tasks.c.run_id)
+        .join(label_tasks, label_tasks.c.id == edit_tasks.c.label_task)
+        .where(edit_candidates.c.image_path.is_not(None))
+        # What was made of a task before it changed is of no use to it now.
+        .where(or_(edit_tasks.c.label_digest.is_(None), edit_tasks.c.label_digest == label_tasks.c.digest))
+        .order_by(edit_selections.c.selected_at, edit_runs.c.created_at, edit_candidates.c.id)
+    )
+    of = {task.id: task for task in tasks(connection, batches)}
+    last: dict[tuple[UUID, str], Any] = {}
+    for row in connection.execute(rows):
+        if row.label_task in of:
+            editor = str(json.loads(row.plan).get("editor") or "unknown")
+            last[row.label_task, editor] = row
+    measured = scores(connection, [row.id for row in last.values()])
+    found = [
+        Chosen(of[task], row.id, row.image_path, row.image_sha256, editor, row.selected_at, measured.get(row.id, {}))
+        for (task, editor), row in last.items()
+    ]
+    return sorted(found, key=lambda each: (each.task.batch, each.task.position, each.editor))
+
+
+def scores(connection: Connection, candidates: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
+    """What was measured of each candidate, by metric."""
+    found: dict[UUID, dict[str, float]] = {}
+    outcomes = select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value)
+    for first in range(0, len(candidates), _AT_ONCE):
+        some = image_scores.c.image_id.in_(candidates[first : first + _AT_ONCE])
+        for candidate, metric, value in connection.execute(outcomes.where(some, image_scores.c.value.is_not(None))):
+            found.setdefault(candidate, {})[metric] = value
+    return found
+
+
+def record_prediction(connection: Connection, sent: Sent) -> None:
+    """Keep what became of a prediction. One that the server held already keeps the time when it was first sent."""
+    row = asdict(sent) | {"result": json.dumps(list(sent.result)), "sent_at": None if sent.error else now()}
+    statement = upsert(connection, label_predictions).values(row)
+    new, old = statement.excluded, label_predictions.c
+    values: dict[str, Any] = {name: new[name] for name in row if name not in ("task", "model_version")}
+    same = old.digest == new.digest
+    values["sent_at"] = case((same, func.coalesce(old.sent_at, new.sent_at)), else_=new.sent_at)
+    if sent.error:
+        # The server holds what it held.
+        values = {"error": new.error}
+    connection.execute(statement.on_conflict_do_update(index_elements=["task", "model_version"], set_=values))
+
+
+def predictions(connection: Connection) -> list[Sent]:
+    """What was sent, or could not be."""
+    rows = connection.execute(select(*(label_predictions.c[field.name] for field in fields(Sent))))
+    return [Sent(**row._asdict() | {"result": json.loads(row.result or "[]")}) for row in rows]
+
+
+def reviewed(connection: Connection) -> list[tuple[Sent, Task, dict[str, float]]]:
+    """What each task was sent last, the task, and the scores of that candidate."""
+    of = {task.id: task for task in tasks(connection)}
+    last: dict[UUID, Sent] = {}
+    for sent in sorted(predictions(connection), key=lambda each: each.sent_at or datetime.min):
+        if sent.sent_at:
+            last[sent.task] = sent
+    measured = scores(connection, [sent.candidate for sent in last.values()])
+    return [(sent, of[sent.task], measured.get(sent.candidate, {})) for sent in last.values()]

@@ -1,0 +1,134 @@
+"""Finds, recognises and swaps faces with insightface's own classes, from files that are here.
+
+insightface would fetch a pack that is missing: it is only ever given the paths of files that were seen to exist.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from resources.errors import FlexyError
+from resources.faces import Face
+from resources.faces.alignment import SWAP_TEMPLATE, Pixels, repainted
+from resources.faces.restore import FaceRestorer
+from resources.faces.runtime import arguments
+from resources.scorers.checkpoint import cannot_load, loading
+
+DETECTOR, RECOGNISER, SWAPPER = "det_10g.onnx", "w600k_r50.onnx", "inswapper_128.onnx"
+PACK = "buffalo_l"
+
+_CROP = 128
+_SURE = 0.5
+"""A face that the detector is less sure of is none; insightface's own bar."""
+_TOUCHES = 0.02
+"""Of a box's longer side: so near to the edge, a face is cut by it."""
+
+
+class FaceFinder:
+    """SCRFD and ArcFace: the faces of a picture, each with its embedding."""
+
+    def __init__(self, folder: Path, det_size: int = 640) -> None:
+        """Load det_10g.onnx and w600k_r50.onnx from `folder`, as the pack buffalo_l has them.
+
+        Pictures are searched at `det_size` pixels along the longer side, a multiple of 32, or as the folder's
+        config.json says. Raises `FlexyError` naming a file that is missing or is not what its name says.
+        """
+        config = folder / "config.json"
+        with loading(config):
+            self.det_size = (
+                int(json.loads(config.read_text()).get("det_size", det_size)) if config.exists() else det_size
+            )
+        self.detector = _model(folder / DETECTOR, "SCRFD")
+        self.detector.prepare(0, input_size=(self.det_size, self.det_size), det_thresh=_SURE)
+        self.recogniser = _model(folder / RECOGNISER, "ArcFaceONNX")
+
+    def faces(self, image: Image.Image) -> list[Face]:
+        """The faces of a picture of any size, the surest first; none where there are none."""
+        from insightface.app.common import Face as Found
+
+        if max(image.size) > self.det_size * min(image.size):
+            return []  # a line, of which the resized picture would keep nothing
+        pixels = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+        boxes, landmarks = self.detector.detect(pixels)
+        faces = []
+        for box, points in zip(boxes, landmarks, strict=True):
+            with warnings.catch_warnings():
+                # insightface calls scikit-image by an old name.
+                warnings.simplefilter("ignore", FutureWarning)
+                embedding = np.asarray(self.recogniser.get(pixels, Found(kps=points)), dtype=np.float32)
+            length = float(np.linalg.norm(embedding))
+            if not np.isfinite(length) or length == 0:
+                continue
+            at_edge = _cut_off(box[:4], image.size)
+            faces.append(Face(box[:4].copy(), points.astype(np.float32), float(box[4]), embedding / length, at_edge))
+        return faces
+
+
+def _cut_off(box: NDArray[np.float32], size: tuple[int, int]) -> bool:
+    left, top, right, bottom = box
+    near = _TOUCHES * max(right - left, bottom - top)
+    return bool(min(left, top) < near or size[0] - right < near or size[1] - bottom < near)
+
+
+class FaceSwapper:
+    """inswapper, and a finder for the faces it swaps."""
+
+    def __init__(
+        self, folder: Path, pack: Path | None = None, restorer: Path | None = None, det_size: int = 640
+    ) -> None:
+        """Load inswapper_128.onnx from `folder` and the finder from `pack`, by default its subfolder buffalo_l.
+
+        `restorer` is the folder of a `FaceRestorer`. Raises `FlexyError` naming a file that is missing or is not
+        what its name says.
+        """
+        self.finder = FaceFinder(pack or folder / PACK, det_size)
+        self.swapper = _model(folder / SWAPPER, "INSwapper")
+        if self.swapper.emap.shape != (512, 512):
+            raise cannot_load(
+                folder / SWAPPER, f"its last tensor is {self.swapper.emap.shape}, not the map of 512 × 512"
+            )
+        self.restorer = FaceRestorer(restorer) if restorer else None
+
+    def faces(self, image: Image.Image) -> list[Face]:
+        """As `FaceFinder.faces`."""
+        return self.finder.faces(image)
+
+    def swap(self, image: Image.Image, target: Face, source: Face, restore: bool = True) -> Image.Image:
+        """`image`, in RGB, with the face `source` in the place, pose and light of its face `target`.
+
+        Away from the face every pixel is the original's. A face at the edge is swapped as far as it is to be seen.
+        With `restore`, the restorer goes over the face afterwards, if there is one.
+        """
+        latent = source.embedding[None] @ self.swapper.emap
+        latent = (latent / np.linalg.norm(latent)).astype(np.float32)
+
+        def paint(crop: Pixels) -> Pixels:
+            made = self.swapper.forward(crop.transpose(2, 0, 1)[None].astype(np.float32), latent)[0]
+            return np.clip(made.transpose(1, 2, 0) * 255 + 0.5, 0, 255).astype(np.uint8)
+
+        picture = np.asarray(image.convert("RGB"))
+        swapped = Image.fromarray(repainted(picture, target.landmarks, SWAP_TEMPLATE, _CROP, paint))
+        return self.restorer.restore(swapped, target) if restore and self.restorer else swapped
+
+
+def _model(file: Path, kind: str) -> Any:
+    """insightface's object for an ONNX file, which must come out as its class `kind`."""
+    if not file.is_file():
+        raise FlexyError(f"no weights in {file.parent}: it has no {file.name}: put it there, or name another folder")
+    # Some of its classes greet on standard output, which belongs to the command's JSON.
+    with loading(file), redirect_stdout(io.StringIO()):
+        from insightface.model_zoo import get_model
+
+        model = get_model(str(file), **arguments())
+    if type(model).__name__ != kind:
+        raise cannot_load(file, f"it is another model's, {type(model).__name__} to insightface and not {kind}")
+    return model

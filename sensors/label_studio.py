@@ -1,0 +1,67 @@
+"""New and changed tasks of a Label Studio project."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+import dagster as dg
+
+from flexy_assets.inpaint.assets import label_tasks
+from resources.errors import FlexyError
+from resources.label_studio import LabelStudio, LabelStudioError, Limits
+from resources.settings import Settings
+
+ATTEMPTS = 3
+"""How often a state of the project is imported where the run fails."""
+
+_TAG = "flexy/label_studio"
+# A tick is ended after a minute.
+_QUICK = Limits(timeout=20, attempts=1)
+_NEWEST = quote(json.dumps({"ordering": ["-tasks:updated_at"]}))
+
+
+def new_labels(settings: Settings) -> dg.SensorDefinition:
+    """New or changed tasks become a run of `label_tasks`; on by itself where a project is named."""
+    named = settings.label_studio_project is not None
+
+    @dg.sensor(
+        name="new_labels",
+        asset_selection=dg.AssetSelection.assets(label_tasks),
+        minimum_interval_seconds=settings.watch_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING if named else dg.DefaultSensorStatus.STOPPED,
+        description="Imports the tasks of FLEXY_LABEL_STUDIO_PROJECT when there are new or changed ones.",
+    )
+    def sensor(
+        context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]
+    ) -> dg.RunRequest | dg.SkipReason:
+        project = settings.label_studio_project
+        if project is None:
+            return dg.SkipReason("no project is named: set FLEXY_LABEL_STUDIO_PROJECT to its number")
+        try:
+            state = f"{project}: {look(LabelStudio.of(settings, _QUICK), project)}"
+        except FlexyError as error:
+            return dg.SkipReason(str(error))
+        runs = context.instance.get_runs(dg.RunsFilter(tags={_TAG: state}))
+        under_way = any(not run.is_finished for run in runs)
+        done = any(run.status == dg.DagsterRunStatus.SUCCESS for run in runs)
+        if state == context.cursor and (under_way or done):
+            return dg.SkipReason("no new tasks")
+        if len(runs) >= ATTEMPTS and not done:
+            return dg.SkipReason(
+                f"the import of what is new failed {len(runs)} times: see its runs, and import by hand"
+            )
+        context.update_cursor(state)
+        config = {"ops": {"label_tasks": {"config": {"project": project}}}}
+        return dg.RunRequest(f"{state} {len(runs)}", run_config=config, tags={_TAG: state})
+
+    return sensor
+
+
+def look(studio: LabelStudio, project: int) -> str:
+    """How many tasks and annotations a project has, and when the last was changed; one small request."""
+    match studio.call("GET", f"api/tasks?project={project}&page_size=1&query={_NEWEST}"):
+        case {"total": int(tasks), "total_annotations": int(annotations), "tasks": [*newest]}:
+            at = newest[0].get("updated_at", "") if newest and isinstance(newest[0], dict) else ""
+            return f"{tasks} tasks, {annotations} annotations {at}".strip()
+    raise LabelStudioError("Label Studio answers with no tasks: check LABEL_STUDIO_URL")

@@ -1,0 +1,62 @@
+"""What is sent, before any server is asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from flexy_assets.inpaint.sending import HIGHEST, Field, document, regions, score, text_field
+from flexy_assets.storage.labels import Chosen, Sent, Task, task_id
+
+TASK = Task(task_id(3, "7001"), "7001", 3, 7101, "CHA-1", "Ada", "Ada at sea", "d" * 64)
+ONE = Chosen(TASK, uuid4(), "edits/a.png", None, "mini_instruct", datetime(2025, 1, 1), {"potential": 30.0})
+
+
+@pytest.mark.parametrize(
+    ("form", "field"),
+    [
+        ('<TextArea name="comments" toName="a"/><TextArea name="result_url" toName="b"/>', Field("result_url", "b")),
+        ('<TextArea name="comments" toName="a"/>', Field("comments", "a")),
+        ('<View><TextArea name="image" toName="a" perRegion="true"/></View>', None),
+        ('<TextArea toName="a"/><TextArea name="image"/>', None),
+        ('<Choices name="issues" toName="a"/>', None),
+    ],
+)
+def test_an_address_goes_where_the_form_can_show_it(form: str, field: Field | None) -> None:
+    assert text_field(f"<View>{form}</View>") == field
+
+
+def test_a_form_that_cannot_be_read_shows_nothing() -> None:
+    assert text_field("<View>") is None
+    assert regions(None, "/data/a.png") == []
+    (region,) = regions(Field("result", "final"), "/data/a.png")
+    assert region["value"] == {"text": ["/data/a.png"]} and region["type"] == "textarea", "no verdict is claimed"
+
+
+def test_a_score_is_between_nothing_and_one() -> None:
+    assert [score(value) for value in (None, -1.0, 0.0, HIGHEST / 4, HIGHEST, 99.0)] == [None, 0, 0, 0.25, 1, 1]
+
+
+def test_the_file_has_the_last_choice_of_each_version() -> None:
+    later = replace(ONE, candidate=uuid4(), editor="kontext", selected_at=ONE.selected_at + timedelta(days=1))
+    nameless = replace(ONE, task=replace(TASK, id=uuid4(), label_studio_id=None))
+    assert [each["model_version"] for each in document([ONE, later, nameless], [])] == [
+        "flexy/kontext",
+        "flexy/mini_instruct",
+    ]
+    result = [{"type": "textarea"}]
+    sent = Sent(TASK.id, "mine", later.candidate, 0.75, result, outcome="created")
+    (only,) = document([later, ONE], [sent], "mine")
+    assert only == {
+        "task": 7101,
+        "project": 3,
+        "model_version": "mine",
+        "score": 0.75,
+        "result": result,
+        "picture": "edits/a.png",
+    }
+    (other,) = document([ONE], [sent], "mine")
+    assert other["result"] == [], "what was sent of another candidate is not this one's"

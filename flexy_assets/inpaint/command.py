@@ -74,7 +74,9 @@ def run(
     `options` are `assets.InpaintConfig`'s.
     """
     settings = Settings.read()
-    config = {name: dict(options) for name in ("inpaint_candidates", "inpaint_judgements", "inpaint_selections")}
+    configured = ("inpaint_candidates", "inpaint_judgements", "inpaint_selections")
+    names = [asset.op.name for asset in LINEAGE]
+    config = {name: dict(options) for name in names if name in configured}
     assets.InpaintConfig(**options).plan(settings)
     migrate(database)
     tasks = _chosen(database, task_ids)

@@ -293,7 +293,8 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Si
     assert some.exit_code == 0 and "1 tasks can be worked on: 0 new, 0 changed; 0 pictures" in some.stdout
     run = flexy("labels", "run", "--task-id", "7002", "--task-id", "7004", "--json")
     assert run.exit_code == 1 and document(run)["batches"] == ["3_0000"]
-    assert document(run)["skipped"] == ["task 7004: the mask is empty: paint over what is to be put right"]
+    assert document(run)["left"]["7004"] == "the mask is empty: paint over what is to be put right"
+    assert document(run)["left"]["7002"].startswith("no face in the scene") and document(run)["selected"] == []
 
 
 @pytest.mark.parametrize(
@@ -335,10 +336,11 @@ def test_a_run_makes_the_lineage_of_the_chosen_tasks_batches(
     monkeypatch.setattr(command, "LINEAGE", (swaps,))
     with_it = dg.Definitions(assets=[swaps], resources={"io_manager": signed(ParquetTables(home / "assets"))})
     database = Database(Settings.read().database_url)
-    answer = command.run(["7005", "7000", "7001"], lambda: with_it, database)
+    answer = command.run(["7005", "7000", "7001"], {}, lambda: with_it, database)
     database.engine.dispose()
     assert made == [["3_0000"], ["3_0002"]]
-    assert (answer["tasks"], answer["batches"], answer["made"]) == (3, ["3_0000", "3_0002"], {"swaps": 2})
+    assert (answer["tasks"], answer["batches"]) == (3, ["3_0000", "3_0002"])
+    assert answer["left"].keys() == {"7005", "7000", "7001"}
     assert flexy("labels", "run", "--task-id", "8").stderr.startswith("flexy: no task 8: import it")
 
 

@@ -326,7 +326,8 @@ def test_threads_and_processes_together_keep_to_the_rate(world: World, question:
         verdicts = list(pool.map(lambda i: judges[i % 3].ask(question, pictures[i], readings=1), range(12)))
     assert all(verdict.values for verdict in verdicts)
     at = sorted(request.at for request in world.service.requests)
-    assert at[-1] - at[0] >= 0.9 * 11 * 60 / 1200
+    # One may take longer to arrive than another.
+    assert at[-1] - at[0] >= 0.8 * 11 * 60 / 1200
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "nan", "inf", "9e99", "-1"])

@@ -84,16 +84,7 @@ class EditConfig(dg.Config):
             reproduce=self.reproduce,
             alpha=self.alpha,
             beta=self.beta,
-            eacps=Parameters(
-                local_share=self.local_share,
-                preview=self.preview,
-                keep=self.keep,
-                m_global=self.m_global,
-                k_local=self.k_local,
-                cross=self.cross,
-                t=self.t,
-                strength=self.strength,
-            ),
+            eacps=Parameters.of(self),
             batch_size=self.batch_size,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 
 from flexy_assets.edits.potential import Selector, edit_potential
@@ -38,6 +38,11 @@ class Parameters:
     cross: float = 0.5
     t: float = 0.9
     strength: float = 1.0
+
+    @classmethod
+    def of(cls, config: object) -> Parameters:
+        """Those that a config has among its own settings, by the same names; the others by default."""
+        return cls(**{each.name: getattr(config, each.name) for each in fields(cls) if hasattr(config, each.name)})
 
     def __post_init__(self) -> None:
         """Raises `BadInputError` naming what cannot be."""

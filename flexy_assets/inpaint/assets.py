@@ -152,14 +152,7 @@ class InpaintConfig(dg.Config):
             alpha=self.alpha,
             beta=self.beta,
             gamma=self.gamma,
-            eacps=Parameters(
-                local_share=self.local_share,
-                m_global=self.m_global,
-                k_local=self.k_local,
-                cross=self.cross,
-                t=self.t,
-                strength=self.strength,
-            ),
+            eacps=Parameters.of(self),
         )
 
 

@@ -174,7 +174,7 @@ def _candidates_asset(method: Literal["eacps", "ttflux"], description: str) -> d
 
 
 eacps_candidates = _candidates_asset(
-    "eacps", "Every candidate of EACPS: seeds looked at part-way, the best varied close by; with scores and cost."
+    "eacps", "Every candidate of EACPS: fresh seeds, then variants of the best; with scores and cost."
 )
 ttflux_candidates = _candidates_asset(
     "ttflux", "Every candidate of TTFLUX: random (or zero-order) search by one verifier; with scores and cost."

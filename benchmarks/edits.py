@@ -1,7 +1,8 @@
 """EACPS against TTFLUX on edits of the drawn world, by its truth: `python benchmarks/edits.py`.
 
 Each of 200 edits that the mini editor was not trained on is searched by both methods at 4 and at 8 full denoises, and
-by EACPS at 8 and at 24 with and without everything spent on fresh seeds, so that the local stage is seen alone.
+by EACPS at 24 with a local stage and with everything spent on fresh seeds, so that the local stage is seen alone
+(`--local-only --tasks 600 --seed 7` shows nothing else; `--local-only --large 8 --set scouts=4` shows it at 8).
 Asked: at equal cost EACPS's gain over TTFLUX above 0 with its 95 % interval, EACPS at 4 not worse than TTFLUX at 8, and
 both methods' NFE equal to the step. Also shown: how much of it is the choosing, by choosing among TTFLUX's own
 candidates as EACPS does.
@@ -15,7 +16,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--seed", type=int, default=4, help="of the edits")
     parser.add_argument("--budgets", type=int, nargs=2, default=(4, 8), help="full denoises")
-    parser.add_argument("--large", type=int, default=24, help="full denoises at which the local stage is seen too")
+    parser.add_argument("--large", type=int, default=24, help="full denoises at which the local stage is seen")
+    parser.add_argument("--local-only", action="store_true", help="measure the local stage and nothing else")
     parser.add_argument("--home", type=Path, help="where a run that was stopped goes on")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="of flexy compare's settings")
     options = parser.parse_args()
@@ -102,31 +104,35 @@ def measure(options: argparse.Namespace, home: Path) -> None:
     chosen = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in options.set)}
     plan = EditConfig(budgets=list(options.budgets), **chosen).plan(settings, f"{options.tasks} of seed {options.seed}")
     larger = replace(plan, budgets=(options.large,))
-    fresh = replace(plan, budgets=(plan.budgets[1], options.large), eacps=replace(plan.eacps, local_share=0.0))
+    fresh = replace(larger, eacps=replace(plan.eacps, local_share=0.0))
     began = time.perf_counter()
-    scores = searched(work, plan, folder, METHODS)
     large = searched(work, larger, folder, METHODS[:1])
     without = searched(work, fresh, folder, METHODS[:1])
     (few, many), (most,) = plan.nfe, larger.nfe
-    eacps, ttflux = (scores.filter(method=method) for method in METHODS)
-    reranked = chosen_by(ttflux, plan.selector)
-    pairs: Mapping[str, list[dict[str, Any]]] = {
-        f"EACPS at {plan.budgets[1]} against TTFLUX at {plan.budgets[1]}": against(eacps, many, ttflux, many),
-        f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[1]}": against(eacps, few, ttflux, many),
-        f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[0]}": against(eacps, few, ttflux, few),
-        f"the local stage at {plan.budgets[1]} against fresh seeds": against(eacps, many, without, many),
+    pairs: dict[str, list[dict[str, Any]]] = {
         f"the local stage at {options.large} against fresh seeds": against(large, most, without, most),
-        "TTFLUX's candidates chosen as EACPS chooses, against by pf": against(reranked, many, ttflux, many),
-        "EACPS against TTFLUX's candidates chosen as EACPS chooses": against(eacps, many, reranked, many),
     }
-    spent = results.spent(pl.concat([scores, large, without.with_columns(method=pl.lit("fresh"))])).to_dicts()
+    searches, levels = [large, without.with_columns(method=pl.lit("fresh"))], []
+    if not options.local_only:
+        scores = searched(work, plan, folder, METHODS)
+        eacps, ttflux = (scores.filter(method=method) for method in METHODS)
+        reranked = chosen_by(ttflux, plan.selector)
+        searches.append(scores)
+        levels = results.levels(scores).filter(pl.col("role") != "selecting").to_dicts()
+        pairs |= {
+            f"EACPS at {plan.budgets[1]} against TTFLUX at {plan.budgets[1]}": against(eacps, many, ttflux, many),
+            f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[1]}": against(eacps, few, ttflux, many),
+            f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[0]}": against(eacps, few, ttflux, few),
+            "TTFLUX's candidates chosen as EACPS chooses, against by pf": against(reranked, many, ttflux, many),
+            "EACPS against TTFLUX's candidates chosen as EACPS chooses": against(eacps, many, reranked, many),
+        }
+    spent = results.spent(pl.concat(searches)).to_dicts()
     print(
         f"{options.tasks} edits, {plan.editor}, {plan.steps} steps, {time.perf_counter() - began:.0f} s\n{plan.eacps}"
     )
     for row in spent:
         print(f"{row['method']:7} {row['budget']:4} NFE: ran {row['least_nfe']} to {row['most_nfe']} a task", end=", ")
         print(f"{row['candidates'] / row['searches']:.1f} pictures, {row['seconds'] / row['searches']:.2f} s")
-    levels = results.levels(scores).filter(pl.col("role") != "selecting").to_dicts()
     for row in levels:
         print(f"{row['method']:7} {row['budget']:4} {row['metric']:13} {row['mean']:.4f}", end=" ")
         print(f"({row['low']:.4f} to {row['high']:.4f})")
@@ -136,7 +142,7 @@ def measure(options: argparse.Namespace, home: Path) -> None:
             low, high = row["gain_low"] or 0.0, row["gain_high"] or 0.0
             print(f"  {row['role']:9} {row['metric']:13} {row['gain']:+.4f} ({low:+.4f} to {high:+.4f})", end="   ")
             print(f"won {row['wins']}, tied {row['ties']}, lost {row['losses']}")
-    local = pl.concat([eacps, large]).filter(pl.col("parent").is_not_null())
+    local = large.filter(pl.col("parent").is_not_null())
     alike = local.select(pl.mean("parent_cons"), pl.mean("parent_lpips"), pl.mean("lpips")).row(0)
     print("variants: CLIP {:.3f} and LPIPS {:.3f} from their parents, LPIPS {:.3f} from the source".format(*alike))
     out = Path(__file__).parent / "results"

@@ -57,6 +57,7 @@ class EditConfig(dg.Config):
     reproduce: bool = False
     alpha: float = 10.0
     beta: float = 3.0
+    scouts: int = Parameters.scouts
     local_share: float = Parameters.local_share
     preview: float = Parameters.preview
     keep: float = Parameters.keep

@@ -16,8 +16,10 @@ from resources.errors import BadInputError
 class Parameters:
     """How EACPS spends its budget.
 
-    - `local_share`: the local stage's share of what twice `m_global` fresh seeds leave of the budget, to whole
-      denoises; 0 spends all of it on fresh seeds.
+    - `scouts`: the denoises that fresh seeds get before a local stage gets any. As good as everything there is to
+      gain is gained by the first eight (`benchmarks/edits.py --set scouts=4` shows the local stage without them).
+    - `local_share`: the local stage's share of what the scouts leave of the budget, to whole denoises; 0 spends
+      all of it on fresh seeds.
     - `preview`: the share of a fresh candidate's steps after which it is looked at; `keep`: the share of the
       previewed that are then carried on. 1 previews none. Both are aims: what is taken is the nearest
       way to spend the global stage's budget to the step.
@@ -30,7 +32,8 @@ class Parameters:
       from its noise alone. Less costs less, so there are more of them.
     """
 
-    local_share: float = 0.5
+    scouts: int = 8
+    local_share: float = 0.6
     preview: float = 0.25
     keep: float = 1.0
     m_global: int = 2
@@ -47,6 +50,7 @@ class Parameters:
     def __post_init__(self) -> None:
         """Raises `BadInputError` naming what cannot be."""
         bounds = {
+            "scouts": (self.scouts >= 1, "1 or more"),
             "local_share": (0 <= self.local_share < 1, "0 to below 1"),
             "preview": (0 < self.preview < 1, "above 0 to below 1"),
             "keep": (0 < self.keep <= 1, "above 0 to 1"),
@@ -108,7 +112,7 @@ class Eacps(Search):
 
     def rounds(self, told: Told) -> Iterator[list[Proposal]]:
         count = denoises(self.budget, self.steps)
-        local = max(round((count - 2 * self.parameters.m_global) * self.parameters.local_share), 0)
+        local = max(round((count - self.parameters.scouts) * self.parameters.local_share), 0)
         finished: list[Proposal] = []
         for proposals in self._global(count - local, told):
             yield proposals

@@ -121,7 +121,7 @@ def about(plan: Comparison, scores: pl.DataFrame) -> dict[str, str]:
     previews = f"previews after {eacps.preview:.0%} of the steps, of which {eacps.keep:.0%} are carried on"
     if eacps.keep == 1:
         previews = "no previews"
-    spends = f"{previews}, {eacps.local_share:.0%} of what {2 * eacps.m_global} seeds leave on variants"
+    spends = f"{previews}, {eacps.local_share:.0%} of what {eacps.scouts} seeds leave on variants"
     chooses = str(plan.potential) if plan.choose == "potential" else "mean rank in PF, CONS, LPIPS and layout"
     if plan.reproduce:
         spends, chooses = "as published: seeds by arithmetic", str(plan.potential)

@@ -128,6 +128,7 @@ class InpaintConfig(dg.Config):
     alpha: float = Inpainting.alpha
     beta: float = Inpainting.beta
     gamma: float = Inpainting.gamma
+    scouts: int = Parameters.scouts
     local_share: float = Parameters.local_share
     m_global: int = Parameters.m_global
     k_local: int = Parameters.k_local

@@ -44,7 +44,9 @@ def work(database: Database, tmp_path: Path) -> Scoring:
 @pytest.fixture
 def plan() -> Comparison:
     # Both stages, a preview that is carried on and one that is not, and a variant of its parent re-noised.
-    parameters = Parameters(local_share=0.5, preview=0.5, keep=0.5, m_global=1, k_local=2, t=0.8, strength=0.5)
+    parameters = Parameters(
+        scouts=2, local_share=0.5, preview=0.5, keep=0.5, m_global=1, k_local=2, t=0.8, strength=0.5
+    )
     return Comparison(
         "mini_instruct", STEPS, 3.0, "a test", budgets=(2, 4), choose="potential", eacps=parameters, batch_size=2
     )

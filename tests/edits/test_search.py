@@ -19,7 +19,7 @@ from resources.engines import Noise
 from resources.errors import BadInputError
 
 SEEDS = Seeds(0, "bear")
-TOY = Parameters(local_share=0.5, preview=0.25, keep=0.5, cross=0.0, t=0.4, strength=0.5)
+TOY = Parameters(scouts=4, local_share=0.5, preview=0.25, keep=0.5, cross=0.0, t=0.4, strength=0.5)
 """What suits the world of these tests, in which a part-way preview tells much of the picture to come."""
 PF = Potential({"pf": 1.0})
 
@@ -86,6 +86,7 @@ def some_searches(count: int) -> list[tuple[int, int, Search]]:
     for _ in range(count):
         steps, denoises = int(rng.integers(1, 31)), int(rng.integers(1, 13))
         parameters = Parameters(
+            scouts=int(rng.integers(1, 9)),
             local_share=float(rng.uniform(0, 0.99)),
             preview=float(rng.uniform(0.01, 0.99)),
             keep=float(rng.uniform(0.05, 1)),
@@ -201,7 +202,7 @@ def test_seeds_differ_between_tasks_and_never_change() -> None:
 
 
 def test_the_hopeless_are_stopped_and_the_others_carried_on() -> None:
-    search = Eacps(SEEDS, 20, 120, PF, Parameters(local_share=0.5, preview=0.25, keep=0.45))
+    search = Eacps(SEEDS, 20, 120, PF, Parameters(scouts=4, local_share=0.5, preview=0.25, keep=0.45))
     looked, kept, *_ = rounds(search, World().make)
     assert {proposal.until for proposal in looked} == {5}
     assert {(proposal.start, proposal.until) for proposal in kept} == {(5, 20)}
@@ -457,6 +458,7 @@ def test_reproduce_draws_the_published_seeds_and_chooses_by_the_published_sum() 
 @pytest.mark.parametrize(
     "setting",
     [
+        {"scouts": 0},
         {"local_share": 1.0},
         {"cross": 0.6},
         {"local_share": -0.1},

@@ -199,6 +199,29 @@ def export(runs: tuple[str, ...], out: Path) -> dict[str, Any]:
 
 
 @main.command()
+@click.argument("what", type=click.Choice(["edits", "faces"]))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--tasks", type=click.IntRange(1, 10_000), default=24, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same tasks.")
+@_command
+def example(what: str, folder: Path, tasks: int, seed: int) -> dict[str, Any]:
+    """Draw tasks of the mini models' world into FOLDER: EDITS for flexy compare, FACES for flexy labels."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise BadInputError(f"{folder} is there already: name an empty or a new folder")
+    if what == "edits":
+        from resources.mini.edits import write_example
+
+        file = write_example(folder, tasks, seed)
+        then = f"flexy compare --dataset {file} --out {folder / 'results'}"
+    else:
+        from resources.mini import faces
+
+        file = faces.write_example(folder, tasks, seed)
+        then = f"flexy labels import {file} && flexy labels run"
+    return {"file": str(file), "tasks": tasks, "text": f"{tasks} tasks in {file}\nuse them: {then}"}
+
+
+@main.command()
 @click.option("--image", type=click.Path(path_type=Path), help="The picture to edit.")
 @click.option("--prompt", default="", help="What the edit should show.")
 @click.option("--dataset", type=click.Path(path_type=Path), help='JSON lines: {"id", "image_path", "prompt"}.')
@@ -283,6 +306,15 @@ def labels_push(model_version: str, file_only: bool) -> dict[str, Any]:
     from flexy_assets.inpaint.command import push
 
     return push({"model_version": model_version, "send": not file_only}, _definitions, _database())
+
+
+@labels.command("review")
+@_command
+def labels_review() -> dict[str, Any]:
+    """Read people's verdicts back, and say how well the potential and each score agree with them."""
+    from flexy_assets.inpaint.command import review
+
+    return review(_definitions, _database())
 
 
 @main.group(invoke_without_command=True)

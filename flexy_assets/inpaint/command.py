@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from flexy_assets.edits.words import counted
 from flexy_assets.execution import dagster_instance, ranges, run_assets
 from flexy_assets.inpaint import assets
 from flexy_assets.storage import labels, swaps
 from flexy_assets.storage.labels import Task
 from flexy_assets.storage.migrate import migrate
+from flexy_assets.sweep.status import text
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.label_studio import LabelStudio
@@ -89,9 +92,9 @@ def run(
             run_assets(instance, definitions(), LINEAGE, batches=stretch, config=config)
     with database.begin(reading=True) as connection:
         selected = {each.task.id: each for each in labels.chosen(connection, batches)}
-        reasons = swaps.reasons(connection, tasks)
+        reasons = labels.unscored(connection, batches) | swaps.reasons(connection, tasks)
     left = {
-        task.name: task.error or reasons.get(task.id) or "none of its candidates could be scored"
+        task.name: task.error or reasons.get(task.id) or "none of its candidates could be chosen"
         for task in tasks
         if task.id not in selected
     }
@@ -139,6 +142,22 @@ def push(options: Mapping[str, Any], definitions: Definitions, database: Databas
     sent = ", ".join(f"{count} {name}" for name, count in counts.items()) if options["send"] else "nothing sent"
     failed = f"{counts['unsent']} predictions could not be sent: {errors[-1]}" if counts["unsent"] and errors else ""
     return {**counts, "file": str(file), "text": f"{sent}\nfile  {file}", "failed": failed}
+
+
+def review(definitions: Definitions, database: Database) -> dict[str, Any]:
+    """How well scores agree with the people who reviewed what was sent, with their verdicts as they are now."""
+    with database.begin(reading=True):
+        pass
+    with dagster_instance(Settings.read()) as instance:
+        result = run_assets(instance, definitions(), [assets.label_review])
+        agreement: pl.DataFrame = result.output_for_node("label_review")
+    metadata: Any = result.asset_materializations_for_node("label_review")[0].metadata
+    reviewed, left_out, notes = (metadata[name].value for name in ("pictures reviewed", "left out", "notes"))
+    rows = agreement.to_dicts()
+    lines = [f"pictures reviewed  {reviewed}", f"left out           {left_out}", f"notes              {notes}"]
+    if rows:
+        lines += ["", text(rows)]
+    return {"reviewed": reviewed, "left_out": left_out, "notes": notes, "agreement": rows, "text": "\n".join(lines)}
 
 
 def _chosen(database: Database, names: Sequence[str]) -> list[Task]:

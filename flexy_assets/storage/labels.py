@@ -256,6 +256,19 @@ def chosen(connection: Connection, batches: Collection[str] | None = None) -> li
     return sorted(found, key=lambda each: (each.task.batch, each.task.position, each.editor))
 
 
+def unscored(connection: Connection, batches: Collection[str]) -> dict[UUID, str]:
+    """Why a score is missing of a candidate of a task of these batches, by task: the last that failed."""
+    failures = (
+        select(edit_tasks.c.label_task, image_scores.c.error)
+        .join_from(image_scores, edit_candidates, edit_candidates.c.id == image_scores.c.image_id)
+        .join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
+        .join(label_tasks, label_tasks.c.id == edit_tasks.c.label_task)
+        .where(image_scores.c.error.is_not(None), label_tasks.c.batch.in_(list(batches)))
+        .order_by(image_scores.c.scored_at, image_scores.c.image_id, image_scores.c.metric)
+    )
+    return {row.label_task: row.error for row in connection.execute(failures)}
+
+
 def scores(connection: Connection, candidates: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
     """What was measured of each candidate, by metric."""
     found: dict[UUID, dict[str, float]] = {}

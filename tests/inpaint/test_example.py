@@ -1,0 +1,38 @@
+"""The project that comes with the house goes through the whole lineage by the commands that a newcomer is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flexy_assets.edits.tasks import read_tasks
+from tests.conftest import Flexy
+
+
+def test_every_task_of_the_example_ends_chosen_or_with_a_reason(flexy: Flexy, tmp_path: Path) -> None:
+    drawn = flexy("example", "faces", str(tmp_path / "faces"), "--tasks", "6", "--json")
+    file = json.loads(drawn.stdout)["file"]
+    imported = json.loads(flexy("labels", "import", file, "--json").stdout)
+    assert (imported["tasks"], imported["skipped"]) == (6, [])
+    run = flexy("labels", "run", "--json")
+    answer = json.loads(run.stdout)
+    assert run.exit_code == 0, run.stderr
+    chosen = {each["id"] for each in answer["selected"]}
+    assert len(chosen) >= 4 and all(each["potential"] > 0 for each in answer["selected"])
+    assert not chosen & answer["left"].keys() and len(chosen | answer["left"].keys()) == 6
+    assert all(answer["left"].values())
+    again = json.loads(flexy("labels", "run", "--json").stdout)
+    assert again["selected"] == answer["selected"]
+    reviewed = json.loads(flexy("labels", "review", "--json").stdout)
+    assert reviewed["agreement"] == [] and "nothing was sent for review yet" in reviewed["notes"]
+
+
+def test_an_example_is_written_beside_nothing(flexy: Flexy, tmp_path: Path) -> None:
+    folder = tmp_path / "edits"
+    assert flexy("example", "edits", str(folder), "--tasks", "3").exit_code == 0
+    tasks, problems = read_tasks(folder / "edits.jsonl")
+    assert len(tasks) == 3 and not problems
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    again = flexy("example", "edits", str(folder), "--seed", "1")
+    assert again.exit_code == 2 and "is there already" in again.stderr
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flexy_assets.inpaint import masks
 from flexy_assets.storage.edits import Task
+from resources import masks
 from resources.images import ImageStore
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from urllib.parse import urljoin
 import numpy as np
 
 from flexy_assets.inpaint.labels import LabelTask, Problem, read_export, tasks_of, unsigned
-from flexy_assets.inpaint.masks import Mask, MaskError, decode_rle, fitting, from_picture
 from flexy_assets.storage import labels
 from flexy_assets.storage.labels import Task
 from resources.database import Database
@@ -24,6 +23,7 @@ from resources.downloads import Downloads, bring
 from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore
 from resources.label_studio import LabelStudio
+from resources.masks import Mask, MaskError, decode_rle, fitting, from_picture
 from resources.settings import Settings
 
 PIECE = 8

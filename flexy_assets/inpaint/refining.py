@@ -9,7 +9,7 @@ from uuid import uuid5
 
 from flexy_assets.edits.making import Searching
 from flexy_assets.edits.potential import best_first
-from flexy_assets.inpaint import masks, measuring
+from flexy_assets.inpaint import measuring
 from flexy_assets.inpaint.plan import METHOD, SWAP, Inpainting
 from flexy_assets.inpaint.swapping import swapped
 from flexy_assets.storage import edits, queries, swaps
@@ -18,6 +18,7 @@ from flexy_assets.storage.labels import Task as LabelTask
 from flexy_assets.storage.queries import Scored
 from flexy_assets.storage.swaps import LEFT, SWAPPED, Swap
 from flexy_assets.sweep.scoring import Scoring
+from resources import masks
 from resources.errors import FlexyError
 from resources.models import registry
 

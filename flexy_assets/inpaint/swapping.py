@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from flexy_assets.inpaint import masks
+from resources import masks
 from resources.faces import Face, identity, largest, nearest
 
 if TYPE_CHECKING:

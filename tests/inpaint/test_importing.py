@@ -24,12 +24,12 @@ from flexy_assets.execution import signed
 from flexy_assets.inpaint import importing
 from flexy_assets.inpaint.importing import Imported, Importing, of_export
 from flexy_assets.inpaint.labels import Verdict
-from flexy_assets.inpaint.masks import encode_rle
 from flexy_assets.partitions import label_batches
 from flexy_assets.storage import labels
 from flexy_assets.storage.labels import Task
 from resources.database import Database
 from resources.images import ImageStore
+from resources.masks import encode_rle
 from resources.parquet import ParquetTables
 from resources.settings import Settings
 from tests.conftest import ROOT, Flexy

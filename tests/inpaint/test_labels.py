@@ -14,8 +14,8 @@ import pytest
 
 from flexy_assets.inpaint import labels
 from flexy_assets.inpaint.labels import LabelTask, Problem, Stroke, Verdict, read_export, tasks_of
-from flexy_assets.inpaint.masks import decode_rle, encode_rle
 from resources.errors import BadInputError
+from resources.masks import decode_rle, encode_rle
 
 MASK = np.eye(4, 6, dtype=bool)
 

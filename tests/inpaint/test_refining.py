@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flexy_assets.inpaint import importing, masks, measuring, refining
+from flexy_assets.inpaint import importing, measuring, refining
 from flexy_assets.inpaint.importing import Importing
 from flexy_assets.inpaint.plan import SWAP, Inpainting
 from flexy_assets.storage import edits, labels
@@ -17,6 +17,7 @@ from flexy_assets.storage.edits import Candidate
 from flexy_assets.storage.labels import Task
 from flexy_assets.storage.swaps import Swap
 from flexy_assets.sweep.scoring import Scoring
+from resources import masks
 from resources.database import Database
 from resources.images import ImageStore
 from resources.mini.faces import write_example

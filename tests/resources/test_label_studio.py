@@ -17,10 +17,10 @@ import requests
 from PIL import Image
 
 from flexy_assets.inpaint.labels import Verdict, read_export, tasks_of
-from flexy_assets.inpaint.masks import encode_rle
 from resources import label_studio as client
 from resources.downloads import DownloadError, Downloads
 from resources.label_studio import LabelStudio, LabelStudioError, Limits, Prediction, Pushed
+from resources.masks import encode_rle
 from resources.settings import Settings
 from tests.label_studio import TOKEN, Server
 

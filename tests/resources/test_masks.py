@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexy_assets.inpaint.masks import (
+from resources.masks import (
     Mask,
     MaskError,
     bounding_box,

@@ -283,6 +283,7 @@ def labels_import(export: Path | None, project: int | None, **options: Any) -> d
 @click.option("--task-id", "task_ids", multiple=True, help="Only the batch of the task of this data.id; repeatable.")
 @click.option("--editor", default="", help="What refines faces after the swap (see flexy models).")
 @click.option("--budget", type=int, default=4, show_default=True, help="Full denoises a task; 0 only swaps.")
+@click.option("--widen", type=float, default=0.0, help="By what share of its longer side to work beyond the mask.")
 @click.option("--steps", type=int, default=0, help="Of a full denoise; the editor's own by default.")
 @click.option("--guidance", type=float, default=0.0, help="The editor's own by default.")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Weight of consistency.")

@@ -169,6 +169,13 @@ def longer_side(mask: Mask) -> int:
     return max(right - left, bottom - top)
 
 
+def widened(mask: Mask, share: float) -> Mask:
+    """The mask and all within `share` of its longer side from it."""
+    from scipy.ndimage import distance_transform_edt
+
+    return np.asarray(distance_transform_edt(~mask) <= share * longer_side(mask))
+
+
 FEATHER = 0.04
 """How far an edit fades in inside its mask, as a share of the mask's longer side."""
 

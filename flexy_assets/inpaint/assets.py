@@ -114,7 +114,8 @@ def label_tasks(
 class InpaintConfig(dg.Config):
     """How swapped faces are refined inside their masks; the same settings name the same run: give all steps the same.
 
-    `budget` is in full denoises of `steps`, 0 leaves faces as they were swapped. Candidates are chosen by
+    `budget` is in full denoises of `steps`, 0 leaves faces as they were swapped; `widen` lets the editor change
+    what lies around the mask too, by that share of its longer side. Candidates are chosen by
     alpha·consistency + beta·quality + gamma·identity; the rest is how EACPS spends its budget (`eacps.Parameters`).
     """
 
@@ -124,6 +125,7 @@ class InpaintConfig(dg.Config):
     prompt: str = Inpainting.prompt
     negative_prompt: str | None = None
     budget: int = Inpainting.budget
+    widen: float = Inpainting.widen
     seed: int = 0
     alpha: float = Inpainting.alpha
     beta: float = Inpainting.beta
@@ -149,6 +151,7 @@ class InpaintConfig(dg.Config):
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             budget=self.budget,
+            widen=self.widen,
             seed=self.seed,
             alpha=self.alpha,
             beta=self.beta,

@@ -25,7 +25,8 @@ class Inpainting:
     """Each swapped face is refined by EACPS within `budget` full denoises of `steps`; 0 leaves it as it was swapped.
 
     Candidates are chosen by `alpha·consistency + beta·quality + gamma·identity`, each 0 to 10. `prompt` is what the
-    editor is asked where a task has none of its own. Raises `BadInputError` for settings that cannot be.
+    editor is asked where a task has none of its own. `widen` is how far around the mask it may change things too, as a
+    share of the mask's longer side; farther out every pixel stays. Raises `BadInputError` for settings that cannot be.
     """
 
     editor: str
@@ -34,6 +35,7 @@ class Inpainting:
     prompt: str = "the face, natural and sharp"
     negative_prompt: str | None = None
     budget: int = 4
+    widen: float = 0.0
     seed: int = 0
     alpha: float = 1.0
     beta: float = 1.0
@@ -46,6 +48,8 @@ class Inpainting:
             raise BadInputError(f"a budget of {self.budget} is out of bounds: use 0 to 1000 full denoises")
         if not 1 <= self.steps <= 1000:
             raise BadInputError(f"{self.steps} steps are out of bounds: use 1 to 1000")
+        if not 0 <= self.widen <= 1:
+            raise BadInputError(f"the mask cannot be widened by {self.widen:g} of its longer side: use 0 to 1")
         if not self.prompt.strip():
             raise BadInputError("the prompt is empty: say how the face shall look")
         inpaint_potential(self.alpha, self.beta, self.gamma)

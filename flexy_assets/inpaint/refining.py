@@ -86,6 +86,7 @@ def plan_tasks(work: Scoring, plan: Inpainting, tasks: Sequence[LabelTask]) -> l
         swap = found.get(task.id)
         if swap is None or swap.image_path is None or swap.image_sha256 is None:
             continue
+        mask_path, mask_sha256 = _mask(work, plan, task)
         row = Task(
             id=uuid5(plan.run_id, f"{task.id}/{task.digest}/{swap.image_sha256}"),
             run_id=plan.run_id,
@@ -96,8 +97,8 @@ def plan_tasks(work: Scoring, plan: Inpainting, tasks: Sequence[LabelTask]) -> l
             image_path=swap.image_path,
             image_sha256=swap.image_sha256,
             label_task=task.id,
-            mask_path=task.mask_path,
-            mask_sha256=task.mask_sha256,
+            mask_path=mask_path,
+            mask_sha256=mask_sha256,
             reference_path=task.character_path,
             reference_sha256=task.character_sha256,
             label_digest=task.digest,
@@ -109,6 +110,20 @@ def plan_tasks(work: Scoring, plan: Inpainting, tasks: Sequence[LabelTask]) -> l
             edits.save_run(connection, plan.run_id, plan.to_json(), rows)
             edits.add_candidates(connection, firsts)
     return rows
+
+
+def _mask(work: Scoring, plan: Inpainting, task: LabelTask) -> tuple[str | None, str | None]:
+    """The mask that the editor works in, and its SHA-256: the task's own, or that widened."""
+    if not plan.widen or task.mask_path is None:
+        return task.mask_path, task.mask_sha256
+    from PIL import Image
+
+    try:
+        mask = masks.widened(masks.from_picture(work.store.read_as_is(task.mask_path)), plan.widen)
+    except FlexyError:  # said where it is worked in, of this task alone
+        return task.mask_path, task.mask_sha256
+    path = f"{FOLDER}/{task.batch}/masks/{task.position:05d}_{task.digest[:8]}_{plan.widen:g}.png"
+    return path, work.store.write(path, Image.fromarray(mask))
 
 
 def _first(task: Task, swap: Swap) -> dict[str, Any]:

@@ -49,13 +49,15 @@ def stored(work: Scoring) -> list[Task]:
         return labels.tasks(connection)
 
 
-def run(work: Scoring, tasks: Sequence[Task]) -> tuple[dict[str, Swap], list[Candidate], dict[str, Candidate], int]:
+def run(
+    work: Scoring, tasks: Sequence[Task], plan: Inpainting = PLAN
+) -> tuple[dict[str, Swap], list[Candidate], dict[str, Candidate], int]:
     """What became of each task by name, every candidate, the winners, and how much was done now."""
     done: list[int] = []
     swaps = refining.swap_faces(work, tasks, done.append)
-    rows = refining.plan_tasks(work, PLAN, tasks)
-    refining.refine(work, PLAN, rows, done.append)
-    chosen = refining.choose(work, PLAN, rows, None)
+    rows = refining.plan_tasks(work, plan, tasks)
+    refining.refine(work, plan, rows, done.append)
+    chosen = refining.choose(work, plan, rows, None)
     names = {task.id: task.name for task in tasks}
     winners = {row.name: chosen[row.id] for row in rows if row.id in chosen}
     return {names[task]: swap for task, swap in swaps.items()}, refining.candidates(work, rows), winners, sum(done)
@@ -82,23 +84,27 @@ def test_every_task_ends_chosen_or_with_a_reason_and_nothing_is_done_twice(work:
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-def test_outside_of_the_mask_no_pixel_changes(work: Scoring, tasks: list[Task]) -> None:
-    swaps, made, _, _ = run(work, tasks)
+@pytest.mark.parametrize("widen", [0.0, 0.25])
+def test_outside_of_the_mask_no_pixel_changes(work: Scoring, tasks: list[Task], widen: float) -> None:
+    plan = replace(PLAN, widen=widen, budget=1)
+    swaps, made, _, _ = run(work, tasks, plan)
     scenes = {swap.image_path: task for task in tasks if (swap := swaps[task.name])}
     with work.database.begin(reading=True) as connection:
-        rows = {row.id: row for row in edits.tasks(connection, {_batch(task) for task in tasks})}
+        rows = {row.id: row for row in edits.tasks(connection, {_batch(plan, task) for task in tasks})}
     assert made
     for candidate in made:
         task = scenes[rows[candidate.task].image_path]
         before = np.asarray(work.store.read(task.image_path or "", task.image_sha256))
         after = np.asarray(work.store.read(candidate.image_path or "", candidate.image_sha256))
         mask = masks.from_picture(work.store.read(task.mask_path or "", task.mask_sha256))
-        assert not (before != after)[~mask].any()
+        assert not (before != after)[~masks.widened(mask, widen)].any()
         assert (before != after)[mask].any()
+        # Only an editor that is allowed to changes what lies around the mask, and never the swapper.
+        assert (before != after)[~mask].any() == (widen > 0 and candidate.stage != SWAP)
 
 
-def _batch(task: Task) -> str:
-    return f"{PLAN.run_id.hex[:8]}_{task.batch}"
+def _batch(plan: Inpainting, task: Task) -> str:
+    return f"{plan.run_id.hex[:8]}_{task.batch}"
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
@@ -112,7 +118,7 @@ def test_a_task_that_changed_is_done_anew_and_what_was_made_stays(work: Scoring,
     _, again, _, _ = run(work, [other])
     assert {c.task for c in again}.isdisjoint({c.task for c in made})
     with work.database.begin(reading=True) as connection:
-        assert {c.id for c in edits.candidates(connection, {_batch(other)}, SWAP)} > {
+        assert {c.id for c in edits.candidates(connection, {_batch(PLAN, other)}, SWAP)} > {
             c.id for c in made if c.stage == SWAP
         }
 

@@ -41,7 +41,7 @@ STAGES = {
     "face_detector": Stage(steps=1600, batch=16, rate=3e-3),
     "face_recogniser": Stage(steps=700, batch=72, rate=2e-3),
     "face_swapper": Stage(steps=1700, batch=16, rate=2e-3),
-    "face_details": Stage(steps=1400, batch=8, rate=2e-3),
+    "face_details": Stage(steps=6000, batch=8, rate=2e-3),
 }
 
 

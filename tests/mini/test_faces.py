@@ -140,7 +140,6 @@ def test_a_swapped_face_is_the_characters_and_the_rest_stays(swapper: Any) -> No
     made = [swap for swap in face_figures.swaps(swapper, face_figures.held_out(24, turn=1)) if swap]
     assert len(made) == 20
     shares = face_figures.swap_shares(made)
-    # 20 tasks: the bars stand lower than the benchmark's by two standard errors.
-    assert shares["risen"] >= 0.85
-    assert shares["recognised"] >= 0.8
+    assert shares["risen"] >= 0.95
+    assert shares["recognised"] >= 0.9
     assert shares["away"] == 0

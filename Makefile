@@ -74,7 +74,7 @@ $(VENV)/label-studio/.installed: tests/label_studio.txt tests/label_studio.py $(
 
 # The exact versions. torch's local suffix and its CUDA packages are dropped: each machine takes its own build.
 lock: $(VENV)/.installed
-	$(UV) pip compile --quiet --upgrade --python $(BIN)/python pyproject.toml --group dev \
+	$(UV) pip compile --quiet --upgrade --python $(BIN)/python pyproject.toml --group dev --group notebooks \
 		--no-header --no-annotate --output-file requirements.lock
 	sed -i -E -e 's/\+cpu$$//' -e '/^(cuda-|nvidia-|triton=)/d' requirements.lock
 

@@ -280,7 +280,7 @@ def labels_import(export: Path | None, project: int | None, **options: Any) -> d
 
 
 @labels.command("run")
-@click.option("--task-id", "task_ids", multiple=True, help="Only the batch of the task of this data.id; repeatable.")
+@click.option("--task-id", "task_ids", multiple=True, help="Only the task of this data.id; repeatable.")
 @click.option("--editor", default="", help="What refines faces after the swap (see flexy models).")
 @click.option("--budget", type=int, default=4, show_default=True, help="Full denoises a task; 0 only swaps.")
 @click.option("--widen", type=float, default=0.0, help="By what share of its longer side to work beyond the mask.")

@@ -8,6 +8,7 @@ import sensors
 from flexy_assets.edits import assets as edits
 from flexy_assets.execution import signed
 from flexy_assets.inpaint import assets as inpaint
+from flexy_assets.inpaint.jobs import put_tasks_right
 from flexy_assets.sweep import assets as sweep
 from flexy_assets.sweep import checks, jobs
 from resources.database import Database
@@ -21,7 +22,7 @@ settings = Settings.read()
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules([sweep, edits, inpaint]),
     asset_checks=dg.load_asset_checks_from_modules([checks]),
-    jobs=[jobs.heal_scores, jobs.rescore_scores, jobs.results],
+    jobs=[jobs.heal_scores, jobs.rescore_scores, jobs.results, put_tasks_right],
     schedules=sensors.schedules(settings),
     sensors=sensors.sensors(settings),
     resources={

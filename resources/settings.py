@@ -34,7 +34,7 @@ class Settings:
 
     `judge` names who judges pictures (`none`, or one of `resources.judges.JUDGES`), `judge_model` which of its models,
     `judge_url` where it is asked if not at its published address. Of `judge_rpm` requests a minute and
-    `judge_max_calls` requests a process, None is without limit.
+    `judge_max_calls` requests a process, None is without limit; an answer may take `judge_timeout` seconds.
 
     `allowed_hosts` are hosts that pictures are downloaded from wherever they are, each at a port, or, with None, at 80
     and 443. `label_studio_url` is where Label Studio is, "" for nowhere, `label_studio_key` the token for it,
@@ -62,6 +62,7 @@ class Settings:
     judge_key: str = field(default="", repr=False)
     judge_rpm: int | None = None
     judge_max_calls: int | None = None
+    judge_timeout: int = 120
     allowed_hosts: frozenset[tuple[str, int | None]] = frozenset()
     label_studio_url: str = ""
     label_studio_key: str = field(default="", repr=False)
@@ -106,7 +107,7 @@ class Settings:
             nightly=environment.get("FLEXY_NIGHTLY") or "0 2 * * *",
             timezone=_timezone(environment.get("FLEXY_TIMEZONE") or "UTC"),
             score_new=_switch("FLEXY_SCORE_NEW", environment.get("FLEXY_SCORE_NEW") or "0"),
-            watch_seconds=_seconds(environment.get("FLEXY_WATCH_SECONDS") or "60"),
+            watch_seconds=_seconds("FLEXY_WATCH_SECONDS", environment.get("FLEXY_WATCH_SECONDS") or "60"),
             failure_webhook=_webhook(environment.get("FLEXY_FAILURE_WEBHOOK") or ""),
             judge=judge,
             judge_model=environment.get("FLEXY_JUDGE_MODEL") or "",
@@ -114,6 +115,7 @@ class Settings:
             judge_key=_key(_key_variable(judge), environment.get(_key_variable(judge)) or ""),
             judge_rpm=_count("FLEXY_JUDGE_RPM", environment.get("FLEXY_JUDGE_RPM") or ""),
             judge_max_calls=_count("FLEXY_JUDGE_MAX_CALLS", environment.get("FLEXY_JUDGE_MAX_CALLS") or ""),
+            judge_timeout=_seconds("FLEXY_JUDGE_TIMEOUT", environment.get("FLEXY_JUDGE_TIMEOUT") or "120"),
             allowed_hosts=_hosts(environment.get("FLEXY_ALLOWED_HOSTS") or ""),
             label_studio_url=_service_url("LABEL_STUDIO_URL", environment.get("LABEL_STUDIO_URL") or "").rstrip("/"),
             label_studio_key=_key("LABEL_STUDIO_API_KEY", environment.get("LABEL_STUDIO_API_KEY") or ""),
@@ -140,9 +142,9 @@ def _batch_size(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> int:
+def _seconds(variable: str, text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or int(text) < 1:
-        raise BadInputError(f"FLEXY_WATCH_SECONDS={text} is out of bounds: use 1 to 99999 seconds")
+        raise BadInputError(f"{variable}={text} is out of bounds: use 1 to 99999 seconds")
     return int(text)
 
 

@@ -102,7 +102,9 @@ class Searching:
     def made(self) -> list[Candidate]:
         """What was made, with what was measured of it."""
         with self.work.database.begin(reading=True) as connection:
-            return edits.candidates(connection, {task.batch for task in self.tasks}, self.method)
+            found = edits.candidates(connection, {task.batch for task in self.tasks}, self.method)
+        mine = {task.id for task in self.tasks}
+        return [candidate for candidate in found if candidate.task in mine]
 
     def asked(self, made: Sequence[Candidate]) -> Iterator[Asked]:
         """What the searches want next."""

@@ -17,6 +17,7 @@ from flexy_assets.inpaint.plan import SWAP, Inpainting
 from flexy_assets.partitions import label_batches, report_batch
 from flexy_assets.progress import progress
 from flexy_assets.storage import labels
+from flexy_assets.storage.claims import alone
 from flexy_assets.storage.edits import Task
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep.pictures import contact_sheet
@@ -264,7 +265,8 @@ def inpaint_judgements(
     made = refining.candidates(work, rows)
     for batch in context.partition_keys:
         mine = {row.id for row in _of(rows, batch)}
-        answered = [c.scores.get(measuring.JUDGED[0]) is not None for c in made if c.task in mine]
+        finished = [c for c in made if c.task in mine and c.until == c.path]
+        answered = [c.scores.get(measuring.JUDGED[0]) is not None for c in finished]
         report_batch(
             context,
             batch,
@@ -324,16 +326,18 @@ def label_predictions(
 ) -> None:
     """What was chosen for each task, sent back to Label Studio, and a file that can be imported there instead."""
     migrate(database)
-    with database.begin(reading=True) as connection:
-        chosen = labels.chosen(connection, context.partition_keys)
     counts: dict[str, Counter[str]] = {}
-    try:
-        if config.send:
-            work = sending.Sending(database, images, LabelStudio.of(settings))
-            with progress("predictions", len(chosen), " tasks") as bar:
-                counts = work.run(chosen, config.model_version, bar.update)
-    finally:
-        file = _write(database, settings, config.model_version)
+    # Two who look at once would both find nothing there; and who comes second sends what is chosen by then.
+    with alone(database, "predictions"):
+        with database.begin(reading=True) as connection:
+            chosen = labels.chosen(connection, context.partition_keys)
+        try:
+            if config.send:
+                work = sending.Sending(database, images, LabelStudio.of(settings))
+                with progress("predictions", len(chosen), " tasks") as bar:
+                    counts = work.run(chosen, config.model_version, bar.update)
+        finally:
+            file = _write(database, settings, config.model_version)
     for batch in context.partition_keys:
         mine = counts.get(batch, Counter())
         outcomes = {name: mine[name] for name in ("created", "replaced", "unchanged", "unsent")}

@@ -9,14 +9,14 @@ from typing import Any
 import polars as pl
 
 from flexy_assets.edits.words import counted
-from flexy_assets.execution import dagster_instance, ranges, run_assets
+from flexy_assets.execution import dagster_instance, failures, ranges, run_assets, run_job
 from flexy_assets.inpaint import assets
 from flexy_assets.storage import labels, swaps
 from flexy_assets.storage.labels import Task
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep.status import text
 from resources.database import Database
-from resources.errors import BadInputError
+from resources.errors import BadInputError, FlexyError
 from resources.label_studio import LabelStudio
 from resources.settings import Settings
 
@@ -72,7 +72,7 @@ def _of(skipped: Mapping[str, Any]) -> str:
 def run(
     task_ids: Sequence[str], options: Mapping[str, Any], definitions: Definitions, database: Database
 ) -> dict[str, Any]:
-    """Swap, refine, judge and choose in the batches of these tasks (their names), or of all that can be worked on.
+    """Swap, refine, judge and choose in these tasks (their names), or in all that can be worked on, batch by batch.
 
     `options` are `assets.InpaintConfig`'s.
     """
@@ -80,35 +80,49 @@ def run(
     configured = ("inpaint_candidates", "inpaint_judgements", "inpaint_selections")
     names = [asset.op.name for asset in LINEAGE]
     config = {name: dict(options) for name in names if name in configured}
-    assets.InpaintConfig(**options).plan(settings)
+    plan = assets.InpaintConfig(**options).plan(settings)
+    judged = settings.judge != "none"
+    potential = plan.judged if judged else plan.potential
     migrate(database)
     tasks = _chosen(database, task_ids)
     batches = sorted({task.batch for task in tasks if not task.error})
     if not batches:
         raise BadInputError(f"no task can be worked on: task {tasks[0].name}: {tasks[0].error}")
     with dagster_instance(settings) as instance:
-        _register(instance, batches)
-        for stretch in ranges(batches, instance.get_dynamic_partitions("label_batches")):
-            run_assets(instance, definitions(), LINEAGE, batches=stretch, config=config)
+        if task_ids:
+            named = {"ops": {"put_right": {"config": {"tasks": [*task_ids], **options}}}}
+            if failed := failures(run_job(instance, definitions(), "put_tasks_right", named)):
+                raise FlexyError("; ".join(failed))
+        else:
+            _register(instance, batches)
+            for stretch in ranges(batches, instance.get_dynamic_partitions("label_batches")):
+                run_assets(instance, definitions(), LINEAGE, batches=stretch, config=config)
     with database.begin(reading=True) as connection:
         selected = {each.task.id: each for each in labels.chosen(connection, batches)}
-        reasons = labels.unscored(connection, batches) | swaps.reasons(connection, tasks)
+        unscored = labels.failures(connection, plan.run_id, potential.weights)
+        reasons = {each.task: f"no candidate could be scored: {each.reason}" for each in unscored}
+        reasons |= swaps.reasons(connection, tasks)
+    mine = {task.id for task in tasks}
+    unanswered = {each.candidate for each in unscored if each.task in mine} if judged else set()
     left = {
-        task.name: task.error or reasons.get(task.id) or "none of its candidates could be chosen"
+        task.name: task.error or reasons.get(task.id) or "no candidate could be scored"
         for task in tasks
         if task.id not in selected
     }
-    mine = [selected[task.id] for task in tasks if task.id in selected]
+    chosen = [selected[task.id] for task in tasks if task.id in selected]
     unworked = [f"task {task.name}: {task.error}" for task in tasks if task.error]
-    lines = [f"{counted(len(mine), 'task')} chosen, {len(left)} left as they were", *map(": ".join, left.items())]
+    lines = [f"{counted(len(chosen), 'task')} chosen, {len(left)} left as they were", *map(": ".join, left.items())]
+    if unanswered:
+        lines.append(f"the judge left {counted(len(unanswered), 'candidate')} unanswered: run again")
     return {
         "tasks": len(tasks),
         "batches": batches,
         "selected": [
             {"id": each.task.name, "image_path": each.image_path, "potential": each.scores.get("potential")}
-            for each in mine
+            for each in chosen
         ],
         "left": left,
+        "unanswered": len(unanswered),
         "text": "\n".join(lines),
         "failed": f"{counted(len(unworked), 'task')} left out: {'; '.join(unworked[:5])}" if unworked else "",
     }

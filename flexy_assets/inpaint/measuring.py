@@ -14,7 +14,7 @@ import numpy as np
 from flexy_assets.edits.canvas import Canvas
 from flexy_assets.edits.measuring import cosines, mapped, record
 from flexy_assets.inpaint.swapping import at_mask
-from flexy_assets.storage import labels
+from flexy_assets.storage import edits, labels
 from flexy_assets.storage.edits import Candidate, Task
 from flexy_assets.sweep.scoring import CHUNK, Scoring
 from resources.errors import FlexyError
@@ -132,15 +132,18 @@ def _appraise(work: Scoring, chunk: Sequence[Candidate], seen: Sequence[Seen | F
 def ask_a_judge(work: Scoring, tasks: Sequence[Task], candidates: Sequence[Candidate]) -> str | None:
     """Have the judge read the finished candidates that it has not answered for, one by one.
 
-    Returns the judge's mark, None where none is configured.
+    What another judge said of them gives way: marks of two judges cannot be compared. Returns the judge's mark, None
+    where none is configured.
     """
     from resources.judges import judge, questions
 
     asked = judge(work.settings, work.slot)
     if asked is None:
         return None
+    with work.database.begin(reading=True) as connection:
+        answered = edits.scored_by(connection, {task.batch for task in tasks}, JUDGED[0], asked.mark)
     for candidate in candidates:
-        if candidate.until < candidate.path or candidate.scores.get(JUDGED[0]) is not None:
+        if candidate.until < candidate.path or candidate.id in answered:
             continue
         (one,) = _look(work, tasks, [candidate])
         values: list[Any] = [one] * len(JUDGED)

@@ -69,6 +69,12 @@ class Inpainting:
         return Potential({f"judge_{metric}": weight for metric, weight in self.potential.weights.items()})
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """The potential's lowest and highest value."""
+        weights = self.potential.weights.values()
+        return 10 * sum(min(weight, 0.0) for weight in weights), 10 * sum(max(weight, 0.0) for weight in weights)
+
+    @property
     def nfe(self) -> tuple[int, ...]:
         """The budget in denoising steps, if there is one."""
         return (self.budget * self.steps,) if self.budget else ()

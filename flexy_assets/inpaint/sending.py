@@ -21,9 +21,6 @@ from resources.errors import FlexyError
 from resources.images import ImageStore, UnreadableImageError
 from resources.label_studio import LabelStudio, Prediction, RefusedError
 
-HIGHEST = 40.0
-"""The potential that is sent as 1: three judges' 10 of 10, weighted 1, 1 and 2."""
-
 _SHOWS_A_PICTURE = re.compile("result|image|picture|url|link|candidate|prediction|output", re.IGNORECASE)
 # One after another these would all be refused for the same reason, which is none of the task's.
 _OF_ONE = (400, 404, 413)
@@ -61,9 +58,15 @@ def regions(into: Field | None, address: str) -> list[dict[str, Any]]:
     return [{"from_name": into.name, "to_name": into.to, "type": "textarea", "value": {"text": [address]}}]
 
 
-def score(potential: float | None) -> float | None:
-    """A potential as Label Studio takes it, 0 to 1: it refuses others where predictions are imported as a file."""
-    return None if potential is None else min(1.0, max(0.0, potential / HIGHEST))
+def score(chosen: Chosen) -> float | None:
+    """The potential as Label Studio takes it: 0 for the lowest that its weights allow, 1 for the highest.
+
+    It refuses others where predictions are imported as a file.
+    """
+    potential, (lowest, highest) = chosen.scores.get("potential"), chosen.plan.bounds
+    if potential is None or lowest == highest:
+        return None
+    return min(1.0, max(0.0, (potential - lowest) / (highest - lowest)))
 
 
 def document(chosen: Sequence[Chosen], sent: Sequence[Sent], model_version: str = "") -> list[dict[str, Any]]:
@@ -81,7 +84,7 @@ def document(chosen: Sequence[Chosen], sent: Sequence[Sent], model_version: str 
                     "task": one.task.label_studio_id,
                     "project": one.task.project,
                     "model_version": version,
-                    "score": score(one.scores.get("potential")),
+                    "score": score(one),
                     "result": before.result if before and before.candidate == one.candidate else [],
                     "picture": one.image_path,
                 }
@@ -93,7 +96,7 @@ def _versions(chosen: Sequence[Chosen], model_version: str) -> list[tuple[Chosen
     """Each with the version it is sent as; the last of those that would be sent as the same."""
     last: dict[tuple[UUID, str], Chosen] = {}
     for one in sorted(chosen, key=lambda each: each.selected_at):
-        last[one.task.id, model_version or f"flexy/{one.editor}"] = one
+        last[one.task.id, model_version or f"flexy/{one.plan.editor}"] = one
     found = [(one, version) for (_, version), one in last.items()]
     return sorted(found, key=lambda each: (each[0].task.batch, each[0].task.position, each[1]))
 
@@ -135,7 +138,7 @@ class Sending:
         content = self.store.content(one.image_path, one.image_sha256)
         path = self.studio.upload(project, content, PurePosixPath(one.image_path).suffix[1:] or "png")
         result = regions(self._fields[project], urljoin(self.studio.url, path))
-        prediction = Prediction(number, version, score(one.scores.get("potential")), result)
+        prediction = Prediction(number, version, score(one), result)
         pushed = self.studio.push(prediction)
         told = [number, version, prediction.score, result, str(one.candidate)]
         return Sent(

@@ -1,9 +1,11 @@
-"""Which worker is at which image: no two score the same one at the same time."""
+"""Which worker is at what: no two do the same at the same time."""
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -56,9 +58,29 @@ def claims(database: Database) -> Iterator[Claims]:
     if database.url.get_backend_name() != "postgresql":
         yield Claims(None)
         return
+    with _watchful(database) as connection:
+        yield Claims(connection)
+
+
+@contextmanager
+def alone(database: Database, what: str) -> Iterator[None]:
+    """Nobody else who uses this database is in the block for `what`: others wait, and who is killed has left it."""
+    if database.url.get_backend_name() == "postgresql":
+        with _watchful(database) as connection:
+            connection.execute(text("SELECT pg_advisory_lock(hashtextextended('flexy/' || :what, 0))"), {"what": what})
+            yield
+        return
+    with Path(f"{database.url.database}.{what}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _watchful(database: Database) -> Iterator[Connection]:
+    """A connection to Postgres whose advisory locks end with it."""
     with database.session() as connection:
         for statement in _WATCHFUL:
             connection.exec_driver_sql(statement)
-        yield Claims(connection)
+        yield connection
         # The server notices a moment later that a connection has ended: who comes next would find them taken.
         connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")

@@ -119,6 +119,19 @@ def candidates(connection: Connection, batches: Collection[str], method: str) ->
     ]
 
 
+def scored_by(connection: Connection, batches: Collection[str], metric: str, scorer: str) -> set[UUID]:
+    """The candidates of these batches' tasks that this scorer has given a value of the metric."""
+    mine = image_scores.join(edit_candidates, edit_candidates.c.id == image_scores.c.image_id)
+    scored = and_(
+        edit_tasks.c.batch.in_(batches),
+        image_scores.c.metric == metric,
+        image_scores.c.scorer == scorer,
+        image_scores.c.value.is_not(None),
+    )
+    found = select(edit_candidates.c.id).select_from(mine.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task))
+    return set(connection.scalars(found.where(scored)))
+
+
 def latents(connection: Connection, candidate_ids: Collection[UUID]) -> dict[UUID, bytes]:
     """What previews can be carried on from, for those that still have it."""
     there = select(edit_candidates.c.id, edit_candidates.c.latents).where(

@@ -14,6 +14,7 @@ import polars as pl
 from sqlalchemy import Connection, Row, case, func, or_, select, text, update
 
 from flexy_assets.inpaint.labels import Verdict
+from flexy_assets.inpaint.plan import Inpainting
 from flexy_assets.storage.queries import now, upsert
 from flexy_assets.storage.tables import (
     edit_candidates,
@@ -67,13 +68,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was selected for a task, last: the candidate, its picture, its scores, and what edited it."""
+    """What was selected for a task, last: the candidate, its picture, its scores, and how it was made."""
 
     task: Task
     candidate: UUID
     image_path: str
     image_sha256: str | None
-    editor: str
+    plan: Inpainting
     selected_at: datetime
     scores: Mapping[str, float]
 
@@ -246,27 +247,21 @@ def chosen(connection: Connection, batches: Collection[str] | None = None) -> li
     last: dict[tuple[UUID, str], Any] = {}
     for row in connection.execute(rows):
         if row.label_task in of:
-            editor = str(json.loads(row.plan).get("editor") or "unknown")
-            last[row.label_task, editor] = row
+            last[row.label_task, json.loads(row.plan)["editor"]] = row
     measured = scores(connection, [row.id for row in last.values()])
     found = [
-        Chosen(of[task], row.id, row.image_path, row.image_sha256, editor, row.selected_at, measured.get(row.id, {}))
-        for (task, editor), row in last.items()
+        Chosen(
+            of[task],
+            row.id,
+            row.image_path,
+            row.image_sha256,
+            Inpainting.from_json(json.loads(row.plan)),
+            row.selected_at,
+            measured.get(row.id, {}),
+        )
+        for (task, _), row in last.items()
     ]
-    return sorted(found, key=lambda each: (each.task.batch, each.task.position, each.editor))
-
-
-def unscored(connection: Connection, batches: Collection[str]) -> dict[UUID, str]:
-    """Why a score is missing of a candidate of a task of these batches, by task: the last that failed."""
-    failures = (
-        select(edit_tasks.c.label_task, image_scores.c.error)
-        .join_from(image_scores, edit_candidates, edit_candidates.c.id == image_scores.c.image_id)
-        .join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
-        .join(label_tasks, label_tasks.c.id == edit_tasks.c.label_task)
-        .where(image_scores.c.error.is_not(None), label_tasks.c.batch.in_(list(batches)))
-        .order_by(image_scores.c.scored_at, image_scores.c.image_id, image_scores.c.metric)
-    )
-    return {row.label_task: row.error for row in connection.execute(failures)}
+    return sorted(found, key=lambda each: (each.task.batch, each.task.position, each.plan.editor))
 
 
 def scores(connection: Connection, candidates: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
@@ -278,6 +273,30 @@ def scores(connection: Connection, candidates: Sequence[UUID]) -> dict[UUID, dic
         for candidate, metric, value in connection.execute(outcomes.where(some, image_scores.c.value.is_not(None))):
             found.setdefault(candidate, {})[metric] = value
     return found
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A score of a task's candidate that could not be had."""
+
+    task: UUID
+    candidate: UUID
+    reason: str
+
+
+def failures(connection: Connection, run: UUID, metrics: Collection[str]) -> list[Failure]:
+    """What could not be had of these metrics in this run, of tasks as they are now, the last at the end."""
+    there = image_scores.c
+    rows = (
+        select(edit_tasks.c.label_task, there.image_id, there.error)
+        .join_from(edit_tasks, edit_candidates, edit_candidates.c.task == edit_tasks.c.id)
+        .join(label_tasks, label_tasks.c.id == edit_tasks.c.label_task)
+        .join(image_scores, there.image_id == edit_candidates.c.id)
+        .where(edit_tasks.c.run_id == run, edit_tasks.c.label_digest == label_tasks.c.digest)
+        .where(there.metric.in_(metrics), there.value.is_(None))
+        .order_by(there.scored_at)
+    )
+    return [Failure(*row) for row in connection.execute(rows)]
 
 
 def record_prediction(connection: Connection, sent: Sent) -> None:

@@ -97,7 +97,7 @@ class Client:
             settings.judge_key,
             remedy=f"check {variable}, FLEXY_JUDGE_MODEL and FLEXY_JUDGE_URL",
             turns=settings.home / "judgements" / f"{settings.judge}.turns",
-            limits=Limits(a_minute=settings.judge_rpm, requests=settings.judge_max_calls),
+            limits=Limits(settings.judge_rpm, settings.judge_max_calls, timeout=settings.judge_timeout),
         )
 
     def post(self, path: str, document: Mapping[str, Any]) -> tuple[Any, Cost]:

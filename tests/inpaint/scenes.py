@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
+from uuid import UUID, uuid4, uuid5
 
 import numpy as np
 from PIL import Image
+from servers import SIGNATURE, Site, running
+
+from flexy_assets.inpaint.plan import Inpainting
+from flexy_assets.storage import edits, labels, queries
+from flexy_assets.storage.queries import Scored
+from resources.database import Database
+from resources.images import ImageStore
+from resources.settings import Settings
 
 SIZE = 40, 24
-SIGNATURE = "0123opensesame4567"
 
 
 def encoded(picture: Image.Image) -> bytes:
@@ -38,58 +42,10 @@ def masked(box: tuple[int, int, int, int] | None = (8, 4, 20, 16), size: tuple[i
     return encoded(picture)
 
 
-class Site(ThreadingHTTPServer):
-    """Serves pictures by path, each after `seconds`, and remembers what it was asked for."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.pictures: dict[str, bytes] = {}
-        self.asked: Counter[str] = Counter()
-        self.seconds = 0.0
-
-    @property
-    def host(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-    def url(self, path: str, content: bytes, signature: str = SIGNATURE) -> str:
-        """Where a picture is from now on, with a signature as a bucket would ask for."""
-        self.pictures[path] = content
-        return f"http://{self.host}{path}?v=1&X-Amz-Expires=600&X-Amz-Signature={signature}"
-
-    def handle_error(self, *_: Any) -> None:
-        """Silence: who is killed leaves a broken pipe."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Site
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.server.asked[path] += 1
-        time.sleep(self.server.seconds)
-        content = self.server.pictures.get(path)
-        self.send_response(404 if content is None else 200)
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.end_headers()
-        self.wfile.write(content or b"")
-
-
 @contextmanager
 def serving() -> Iterator[Site]:
-    site = Site()
-    thread = Thread(target=site.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with running(Site()) as site:
         yield site
-    finally:
-        site.shutdown()
-        site.server_close()
-        thread.join()
 
 
 def data(site: Site, number: int, signature: str = SIGNATURE, **changes: Any) -> dict[str, Any]:
@@ -123,3 +79,45 @@ def write(file: Path, entries: Any) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(entries))
     return file
+
+
+def choose(
+    database: Database, potentials: list[float | None], editor: str = "mini_instruct", seed: int = 0
+) -> list[UUID]:
+    """One selected candidate for each task of the table, in order, with a picture and, where given, a potential."""
+    store, run = ImageStore(Settings.read().images), uuid4()
+    candidates = []
+    with database.begin() as connection:
+        tasks = labels.tasks(connection)
+        of = [
+            edits.Task(
+                uuid5(run, task.name),
+                run,
+                task.batch,
+                task.position,
+                task.name,
+                task.prompt,
+                task.image_path or "",
+                task.image_sha256 or "",
+                label_task=task.id,
+                mask_path=task.mask_path,
+                mask_sha256=task.mask_sha256,
+                reference_path=task.character_path,
+                reference_sha256=task.character_sha256,
+            )
+            for task in tasks
+        ]
+        edits.save_run(connection, run, Inpainting(editor, 4, 2.0).to_json(), of)
+        for place, (task, potential) in enumerate(zip(of, potentials, strict=True)):
+            path = f"edits/{run.hex[:8]}/{place}.png"
+            row = {"id": uuid5(task.id, "chosen"), "task": task.id, "method": "eacps", "budget": 8, "name": "g0"}
+            row |= {"stage": "global", "seed": 1, "moves": (), "strength": 1.0, "until": 8, "path": 8, "nfe": 8}
+            row |= {"image_path": path, "image_sha256": store.write(path, Image.new("RGB", (9, 9), (place, seed, 7)))}
+            edits.add_candidates(connection, [row])
+            candidates.append(row["id"])
+            for metric, value in (("potential", potential), ("identity", 0.5)):
+                if value is not None:
+                    queries.record_outcomes(connection, metric, "a judge", [Scored.of(row["id"], value)])
+        found = edits.candidates(connection, {task.batch for task in tasks}, "eacps")
+        edits.record_selections(connection, [one for one in found if one.id in candidates])
+    return candidates

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from threading import Barrier, Thread
 from typing import Any
@@ -19,6 +12,7 @@ import dagster as dg
 import numpy as np
 import pytest
 from PIL import Image
+from servers import SIGNATURE, Site
 
 from flexy_assets.execution import signed
 from flexy_assets.inpaint import importing
@@ -32,8 +26,8 @@ from resources.images import ImageStore
 from resources.masks import encode_rle
 from resources.parquet import ParquetTables
 from resources.settings import Settings
-from tests.conftest import ROOT, Flexy
-from tests.inpaint.scenes import SIGNATURE, SIZE, Site, chosen, data, entry, masked, noise, serving, write
+from tests.conftest import Flexy
+from tests.inpaint.scenes import SIZE, chosen, data, entry, masked, noise, serving, write
 
 
 @pytest.fixture
@@ -320,7 +314,7 @@ def test_what_cannot_be_is_said_in_one_line_and_leaves_no_trace(
     assert not (home / "dagster").exists() and not site.asked
 
 
-def test_a_run_makes_the_lineage_of_the_chosen_tasks_batches(
+def test_a_run_makes_the_lineage_of_the_batches_that_can_be_worked_on(
     flexy: Flexy, site: Site, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flexy_assets.inpaint import command
@@ -331,16 +325,18 @@ def test_a_run_makes_the_lineage_of_the_chosen_tasks_batches(
     def swaps(context) -> None:
         made.append(list(context.partition_keys))
 
-    write(home / "export.json", [entry(data(site, n)) for n in range(6)])
-    assert flexy("labels", "import", str(home / "export.json"), "--batch-size", "2").exit_code == 0
+    missing = f"http://{site.host}/nothing.png"
+    tasks = [data(site, n, **({"init_image_url": missing} if n in (2, 3) else {})) for n in range(6)]
+    write(home / "export.json", [entry(task) for task in tasks])
+    assert flexy("labels", "import", str(home / "export.json"), "--batch-size", "2").exit_code == 1
     monkeypatch.setattr(command, "LINEAGE", (swaps,))
     with_it = dg.Definitions(assets=[swaps], resources={"io_manager": signed(ParquetTables(home / "assets"))})
     database = Database(Settings.read().database_url)
-    answer = command.run(["7005", "7000", "7001"], {}, lambda: with_it, database)
+    answer = command.run([], {}, lambda: with_it, database)
     database.engine.dispose()
     assert made == [["3_0000"], ["3_0002"]]
-    assert (answer["tasks"], answer["batches"]) == (3, ["3_0000", "3_0002"])
-    assert answer["left"].keys() == {"7005", "7000", "7001"}
+    assert (answer["tasks"], answer["batches"]) == (6, ["3_0000", "3_0002"])
+    assert len(answer["left"]) == 6 and "answered with status 404" in answer["left"]["7002"]
     assert flexy("labels", "run", "--task-id", "8").stderr.startswith("flexy: no task 8: import it")
 
 
@@ -360,42 +356,3 @@ def test_hostile_exports_end_in_reasons(flexy: Flexy, site: Site, home: Path) ->
         file.write_text(content)
         result = flexy("labels", "import", str(file))
         assert result.exit_code == 2 and result.stderr.count("\n") == 1, content
-
-
-def test_a_killed_import_asks_again_only_for_what_was_under_way(flexy: Flexy, site: Site, home: Path) -> None:
-    count = 10
-    file = write(home / "export.json", [entry(data(site, n)) for n in range(count)])
-    site.seconds = 0.15
-    command = ["labels", "import", str(file), "--batch-size", "4"]
-    process = subprocess.Popen([sys.executable, "-m", "flexy_assets.cli", *command], cwd=ROOT, env=dict(os.environ))
-    try:
-        while len(recorded(home)) < 9:
-            assert process.poll() is None, "it ended before it was killed"
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-    kept = recorded(home)
-    assert 9 <= len(kept) < 2 * count
-    site.seconds = 0
-    result = flexy(*command, "--json")
-    assert result.exit_code == 0, result.stderr
-    answer = document(result)
-    assert (answer["tasks"], answer["new"], answer["batches"]) == (count, 0, ["3_0000", "3_0001", "3_0002"])
-    assert answer["pictures_fetched"] == 2 * count + 1 - len(kept)
-    assert len(site.asked) == 2 * count + 1
-    assert site.asked.total() <= 2 * count + 1 + importing.THREADS and max(site.asked.values()) <= 2
-    asked = site.asked.copy()
-    assert document(flexy(*command, "--json"))["pictures_fetched"] == 0 and site.asked == asked
-
-
-def recorded(home: Path) -> list[str]:
-    """What was fetched, as the table has it; nothing before there is one."""
-    if not (home / "flexy.sqlite").exists():
-        return []
-    with closing(sqlite3.connect(f"file:{home / 'flexy.sqlite'}?mode=ro", uri=True, timeout=60)) as connection:
-        try:
-            return [path for (path,) in connection.execute("SELECT path FROM label_pictures")]
-        except sqlite3.OperationalError:
-            return []

@@ -13,27 +13,24 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4, uuid5
 
 import dagster as dg
 import polars as pl
 import pytest
 import sqlalchemy as sa
-from PIL import Image
+from servers import SIGNATURE, Site
 
 from flexy_assets.execution import dagster_instance, run_assets
 from flexy_assets.inpaint import assets
-from flexy_assets.storage import edits, labels, queries
+from flexy_assets.storage import labels
 from flexy_assets.storage.labels import Sent
-from flexy_assets.storage.queries import Scored
 from flexy_assets.storage.tables import metadata
 from resources.database import Database
-from resources.images import ImageStore
 from resources.label_studio import LabelStudio
 from resources.settings import Settings
 from sensors.label_studio import look, new_labels
 from tests.conftest import Flexy
-from tests.inpaint.scenes import SIGNATURE, Site, data, entry, serving, write
+from tests.inpaint.scenes import choose, data, entry, serving, write
 from tests.label_studio import TOKEN, Server
 
 FORM = """
@@ -84,48 +81,6 @@ def results(home: Path) -> Iterator[Database]:
 def document(result: Any) -> dict[str, Any]:
     assert result.stdout, result.stderr
     return json.loads(result.stdout)
-
-
-def choose(
-    database: Database, potentials: list[float | None], editor: str = "mini_instruct", seed: int = 0
-) -> list[UUID]:
-    """One selected candidate for each task of the table, in order, with a picture and, where given, a potential."""
-    store, run = ImageStore(Settings.read().images), uuid4()
-    candidates = []
-    with database.begin() as connection:
-        tasks = labels.tasks(connection)
-        of = [
-            edits.Task(
-                uuid5(run, task.name),
-                run,
-                task.batch,
-                task.position,
-                task.name,
-                task.prompt,
-                task.image_path or "",
-                task.image_sha256 or "",
-                label_task=task.id,
-                mask_path=task.mask_path,
-                mask_sha256=task.mask_sha256,
-                reference_path=task.character_path,
-                reference_sha256=task.character_sha256,
-            )
-            for task in tasks
-        ]
-        edits.save_run(connection, run, {"editor": editor}, of)
-        for place, (task, potential) in enumerate(zip(of, potentials, strict=True)):
-            path = f"edits/{run.hex[:8]}/{place}.png"
-            row = {"id": uuid5(task.id, "chosen"), "task": task.id, "method": "eacps", "budget": 8, "name": "g0"}
-            row |= {"stage": "global", "seed": 1, "moves": (), "strength": 1.0, "until": 8, "path": 8, "nfe": 8}
-            row |= {"image_path": path, "image_sha256": store.write(path, Image.new("RGB", (9, 9), (place, seed, 7)))}
-            edits.add_candidates(connection, [row])
-            candidates.append(row["id"])
-            for metric, value in (("potential", potential), ("identity", 0.5)):
-                if value is not None:
-                    queries.record_outcomes(connection, metric, "a judge", [Scored.of(row["id"], value)])
-        found = edits.candidates(connection, {task.batch for task in tasks}, "eacps")
-        edits.record_selections(connection, [one for one in found if one.id in candidates])
-    return candidates
 
 
 def uploads(studio: LabelStudio, project: int) -> int:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
+from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
+from servers import Oracle, running
 
 from flexy_assets.inpaint import importing, measuring, refining
 from flexy_assets.inpaint.importing import Importing
-from flexy_assets.inpaint.plan import SWAP, Inpainting
+from flexy_assets.inpaint.plan import METHOD, SWAP, Inpainting
 from flexy_assets.storage import edits, labels
 from flexy_assets.storage.edits import Candidate
 from flexy_assets.storage.labels import Task
 from flexy_assets.storage.swaps import Swap
+from flexy_assets.storage.tables import image_scores
 from flexy_assets.sweep.scoring import Scoring
 from resources import masks
 from resources.database import Database
@@ -130,3 +135,57 @@ def test_a_face_that_was_lost_in_refining_is_not_chosen(work: Scoring, tasks: li
     lost = [c for c in made if c.stage != SWAP and c.scores["identity"] is None]
     assert lost and {winner.stage for winner in winners.values()} == {SWAP}
     assert all(c.scores[metric] is not None for c in lost for metric in measuring.MEASURED[1:])
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_a_task_that_is_refined_alone_leaves_others_of_its_batch_as_they_are(work: Scoring, tasks: list[Task]) -> None:
+    refining.swap_faces(work, tasks[:2], lambda _: None)
+    rows = refining.plan_tasks(work, PLAN, tasks[:2])
+    (_, other) = refining.candidates(work, rows)
+    # As a run leaves it that was killed before it had measured.
+    made = replace(other, id=uuid4(), method=METHOD, budget=PLAN.nfe[0], name="g0", stage="global")
+    with work.database.begin() as connection:
+        edits.add_candidates(connection, [{k: v for k, v in asdict(made).items() if k != "scores"}])
+    refining.refine(work, PLAN, rows[:1], lambda _: None)
+    found = {candidate.id: candidate for candidate in refining.candidates(work, rows)}
+    assert found[made.id].scores == found[other.id].scores == {}
+    assert sum(candidate.task == rows[0].id for candidate in found.values()) == 1 + PLAN.budget
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(work: Scoring, tasks: list[Task]) -> None:
+    plan = Inpainting(SWAP, steps=1, guidance=1.0, budget=0)
+    refining.swap_faces(work, tasks, lambda _: None)
+    rows = refining.plan_tasks(work, plan, tasks)
+    refining.refine(work, plan, rows, lambda _: None)
+    made = refining.candidates(work, rows)
+
+    def judged(judge: str, oracle: Oracle) -> dict[UUID, dict[str, tuple[float, str]]]:
+        """What the table has of each candidate once this judge was asked: value and who gave it, by metric."""
+        settings = replace(work.settings, judge=judge, judge_url=oracle.url)
+        mark = measuring.ask_a_judge(replace(work, settings=settings), rows, refining.candidates(work, rows))
+        refining.choose(work, plan, rows, mark)
+        found: dict[UUID, dict[str, tuple[float, str]]] = {}
+        with work.database.begin(reading=True) as connection:
+            for row in connection.execute(sa.select(image_scores).order_by(image_scores.c.metric)):
+                found.setdefault(row.image_id, {})[row.metric] = row.value, row.scorer
+        return found
+
+    with running(Oracle()) as gemini, running(Oracle(seed=1)) as moondream:
+        first = judged("gemini", gemini)
+        assert gemini.calls == 4 * len(made)
+        for candidate, answers in zip(made, gemini.said.values(), strict=True):
+            of = first[candidate.id]
+            for metric in measuring.MEASURED:
+                mean = pytest.approx(fmean(answer[metric] for answer in answers))
+                assert of[f"judge_{metric}"] == (mean, "gemini/gemini-3.5-flash")
+            measured = [of[metric][1].split("@")[0] for metric in measuring.MEASURED]
+            assert measured == ["mini_buffalo_l", "mini_aesthetic_v2", "mini_clip"]
+            assert of["potential"][1].endswith("2·judge_identity (gemini/gemini-3.5-flash)")
+        second = judged("moondream", moondream)
+        assert moondream.calls == gemini.calls
+        for candidate, answers in zip(made, moondream.said.values(), strict=True):
+            mean = pytest.approx(fmean(answer["identity"] for answer in answers))
+            assert second[candidate.id]["judge_identity"] == (mean, "moondream@127.0.0.1")
+            assert second[candidate.id]["potential"][1].endswith("(moondream@127.0.0.1)")
+        assert judged("gemini", gemini) == first and gemini.calls == moondream.calls, "it remembers"

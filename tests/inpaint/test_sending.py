@@ -8,11 +8,13 @@ from uuid import uuid4
 
 import pytest
 
-from flexy_assets.inpaint.sending import HIGHEST, Field, document, regions, score, text_field
+from flexy_assets.inpaint.plan import Inpainting
+from flexy_assets.inpaint.sending import Field, document, regions, score, text_field
 from flexy_assets.storage.labels import Chosen, Sent, Task, task_id
 
 TASK = Task(task_id(3, "7001"), "7001", 3, 7101, "CHA-1", "Ada", "Ada at sea", "d" * 64)
-ONE = Chosen(TASK, uuid4(), "edits/a.png", None, "mini_instruct", datetime(2025, 1, 1), {"potential": 30.0})
+PLAN = Inpainting("mini_instruct", 4, 2.0)
+ONE = Chosen(TASK, uuid4(), "edits/a.png", None, PLAN, datetime(2025, 1, 1), {"potential": 30.0})
 
 
 @pytest.mark.parametrize(
@@ -36,12 +38,27 @@ def test_a_form_that_cannot_be_read_shows_nothing() -> None:
     assert region["value"] == {"text": ["/data/a.png"]} and region["type"] == "textarea", "no verdict is claimed"
 
 
-def test_a_score_is_between_nothing_and_one() -> None:
-    assert [score(value) for value in (None, -1.0, 0.0, HIGHEST / 4, HIGHEST, 99.0)] == [None, 0, 0, 0.25, 1, 1]
+@pytest.mark.parametrize(
+    ("weights", "potentials", "scores"),
+    [
+        ((1, 1, 2), (None, -1.0, 0.0, 10.0, 40.0, 99.0), [None, 0, 0, 0.25, 1, 1]),
+        ((1, 0, 4), (0.0, 25.0, 50.0), [0, 0.5, 1]),
+        ((1, 1, -2), (-20.0, 0.0, 20.0), [0, 0.5, 1]),
+        ((0, 0, 0), (0.0,), [None]),
+    ],
+)
+def test_a_score_lies_between_what_the_weights_allow(
+    weights: tuple[float, ...], potentials: tuple[float | None, ...], scores: list[float | None]
+) -> None:
+    plan = replace(PLAN, **dict(zip(("alpha", "beta", "gamma"), weights, strict=True)))
+    of = [{} if value is None else {"potential": value} for value in potentials]
+    assert [score(replace(ONE, plan=plan, scores=each)) for each in of] == scores
 
 
 def test_the_file_has_the_last_choice_of_each_version() -> None:
-    later = replace(ONE, candidate=uuid4(), editor="kontext", selected_at=ONE.selected_at + timedelta(days=1))
+    later = replace(
+        ONE, candidate=uuid4(), plan=replace(PLAN, editor="kontext"), selected_at=ONE.selected_at + timedelta(days=1)
+    )
     nameless = replace(ONE, task=replace(TASK, id=uuid4(), label_studio_id=None))
     assert [each["model_version"] for each in document([ONE, later, nameless], [])] == [
         "flexy/kontext",

@@ -51,6 +51,7 @@ def test_a_variable_that_is_empty_is_one_that_is_not_set() -> None:
         "JUDGE_URL",
         "JUDGE_RPM",
         "JUDGE_MAX_CALLS",
+        "JUDGE_TIMEOUT",
         "ALLOWED_HOSTS",
     )
     assert read(**dict.fromkeys(names, "")) == Settings.read({})
@@ -96,10 +97,11 @@ def test_a_batch_of_no_size_that_is_known_is_refused(size: str) -> None:
     assert complaint("BATCH_SIZE", size).endswith("use 1 to 10000 images a batch")
 
 
+@pytest.mark.parametrize("variable", ["WATCH_SECONDS", "JUDGE_TIMEOUT"])
 @pytest.mark.parametrize("seconds", ["0", "-1", "100000", "1.5", " 60", "a minute", "9" * 5000])
-def test_new_rows_are_looked_for_every_so_many_seconds(seconds: str) -> None:
-    assert read(WATCH_SECONDS="5").watch_seconds == 5
-    assert complaint("WATCH_SECONDS", seconds).endswith("use 1 to 99999 seconds")
+def test_waits_are_in_whole_seconds(variable: str, seconds: str) -> None:
+    assert read(WATCH_SECONDS="5").watch_seconds == read(JUDGE_TIMEOUT="5").judge_timeout == 5
+    assert complaint(variable, seconds).endswith("use 1 to 99999 seconds")
 
 
 @pytest.mark.parametrize(

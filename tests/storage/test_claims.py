@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from PIL import Image
 
 from flexy_assets.storage import overview, queries
-from flexy_assets.storage.claims import Claims, claims
+from flexy_assets.storage.claims import Claims, alone, claims
 from flexy_assets.storage.queries import MAX_ATTEMPTS, Asked
 from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores
 from flexy_assets.sweep import scoring
@@ -494,3 +494,38 @@ def test_a_row_whose_file_is_gone_is_named_and_tried_again_so_often_and_then_whe
     assert score(mine, BATCHES) == len(METRICS)
     with database.begin(reading=True) as connection:
         assert {row["image"] for row in overview.failures(connection)} == {str(nameless)}
+
+
+# One at a time
+
+HOLDING = """
+import sys
+from flexy_assets.storage.claims import alone
+from resources.database import Database
+
+with alone(Database(sys.argv[1]), "predictions"):
+    print("in", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_one_is_alone_until_done_or_dead_and_the_next_waits(empty_database: Database, start: Start) -> None:
+    with empty_database.begin(reading=True):
+        pass
+    holder = start(HOLDING, url_of(empty_database))
+    assert holder.answer() == "in"
+    entered = threading.Event()
+
+    def enter() -> None:
+        with alone(empty_database, "predictions"):
+            entered.set()
+
+    waiting = threading.Thread(target=enter, daemon=True)
+    waiting.start()
+    with alone(empty_database, "something else"):
+        assert not entered.wait(0.5)
+    holder.kill()
+    assert entered.wait(20)
+    waiting.join()
+    with alone(empty_database, "predictions"):
+        pass

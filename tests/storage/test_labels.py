@@ -13,6 +13,7 @@ from alembic import command
 from alembic.config import Config
 
 from flexy_assets.inpaint.labels import Verdict
+from flexy_assets.inpaint.plan import Inpainting
 from flexy_assets.storage import edits, labels, queries
 from flexy_assets.storage.labels import PENDING, Sent, Task
 from flexy_assets.storage.migrate import migrate
@@ -32,7 +33,7 @@ def candidate(connection: sa.Connection, of: Task, editor: str, potential: float
     edit = edits.Task(
         uuid5(run, of.name), run, of.batch, 0, of.name, "", "a.png", "", label_task=of.id, mask_path="m.png"
     )
-    edits.save_run(connection, run, {"editor": editor}, [edit])
+    edits.save_run(connection, run, Inpainting(editor, 4, 2.0).to_json(), [edit])
     row: dict[str, Any] = {"id": uuid4(), "task": edit.id, "method": "eacps", "budget": 8, "name": "g0"}
     row |= {"stage": "global", "seed": 1, "moves": (), "strength": 1.0, "until": 8, "path": 8, "nfe": 8}
     edits.add_candidates(connection, [row | {"image_path": f"{run.hex}.png", "image_sha256": None}])
@@ -73,7 +74,7 @@ def test_what_was_chosen_last_of_each_editor_is_what_is_sent(database: Database)
         last = candidate(connection, one, "kontext", 2.0)
         failed = candidate(connection, other, "qwen", None)
         found = labels.chosen(connection)
-        assert [(c.task.name, c.editor, c.candidate) for c in found] == [
+        assert [(c.task.name, c.plan.editor, c.candidate) for c in found] == [
             ("a", "kontext", last),
             ("b", "qwen", failed),
         ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from servers import GOOD, Reply
 
 from resources import judges
 from resources.errors import BadInputError, FlexyError
@@ -20,7 +21,7 @@ from resources.judges import Answer, Cost, Judge, Question, Verdict
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
-from .conftest import GOOD, Reply, World
+from .conftest import World
 
 ROOT = Path(__file__).parents[3]
 Pair = list[Image.Image]

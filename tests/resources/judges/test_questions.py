@@ -6,11 +6,10 @@ import json
 import math
 
 import pytest
+from servers import GOOD
 
 from resources.judges import Question, UnansweredError
 from resources.judges.questions import editing, inpainting, overall, quality
-
-from .conftest import GOOD
 
 VALUES = {"likeness": 7.5, "sharpness": 4.0}
 

@@ -1,0 +1,48 @@
+"""A job for tasks by name: a run of the assets covers whole batches."""
+
+import dagster as dg
+
+from flexy_assets.inpaint import measuring, refining
+from flexy_assets.inpaint.assets import InpaintConfig
+from flexy_assets.progress import progress
+from flexy_assets.storage import labels
+from flexy_assets.storage.migrate import migrate
+from flexy_assets.sweep.scoring import Scoring
+from resources.database import Database
+from resources.images import ImageStore
+from resources.models.slot import ModelSlot
+from resources.settings import Settings
+
+
+class Named(InpaintConfig):
+    """The tasks to put right, by their names (data.id), and how."""
+
+    tasks: list[str]
+
+
+@dg.op(pool="gpu", out=dg.Out(dg.Nothing))
+def put_right(
+    config: Named,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    slot: dg.ResourceParam[ModelSlot],
+    settings: dg.ResourceParam[Settings],
+) -> None:
+    """Swap, refine, judge and choose in these tasks. No batch is done by that, so none is reported."""
+    migrate(database)
+    work, plan = Scoring(database, images, slot, settings), config.plan(settings)
+    with database.begin(reading=True) as connection:
+        tasks = [task for task in labels.tasks(connection) if task.name in config.tasks]
+    with slot:
+        with progress("faces swapped", len(tasks), " tasks") as bar:
+            refining.swap_faces(work, tasks, bar.update)
+        rows = refining.plan_tasks(work, plan, tasks)
+        with progress("refining", sum(plan.nfe) * len(rows), " steps") as bar:
+            refining.refine(work, plan, rows, bar.update)
+        judge = measuring.ask_a_judge(work, rows, refining.candidates(work, rows))
+    refining.choose(work, plan, rows, judge)
+
+
+@dg.job(description="Put faces right in some tasks, whatever their batches.")
+def put_tasks_right() -> None:
+    put_right()

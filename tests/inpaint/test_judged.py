@@ -1,0 +1,96 @@
+"""What a judge answers is in the table and nothing else is; what it leaves unanswered is asked again, and only that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from judged import READINGS, Scores, held, rows, scores, to_be_shown
+from labels import killed
+from servers import AILMENTS, Oracle, running
+
+from flexy_assets.inpaint import assets
+from flexy_assets.inpaint.importing import THREADS
+from resources.mini.faces import write_example
+from tests.conftest import Flexy
+
+TASKS = 10
+"""Most of them with a face to swap; the mini set refines none, so each of these has one candidate."""
+JUDGE = "gemini/gemini-3.5-flash"
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> Iterator[Oracle]:
+    """A judge that is asked by Gemini's protocol."""
+    with running(Oracle(seed=5, hangs=1.5)) as oracle:
+        monkeypatch.setenv("FLEXY_JUDGE", "gemini")
+        monkeypatch.setenv("FLEXY_JUDGE_URL", oracle.url)
+        monkeypatch.setenv("FLEXY_JUDGE_TIMEOUT", "1")
+        yield oracle
+
+
+@pytest.fixture
+def imported(flexy: Flexy, home: Path, tmp_path: Path) -> None:
+    """Tasks of the drawn world."""
+    assert flexy("labels", "import", str(write_example(tmp_path / "example", TASKS, seed=1))).exit_code == 0
+
+
+def document(result: Any) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def values(there: Scores) -> dict[tuple[str, str], Any]:
+    """What was scored, without what follows from all that is."""
+    return {key: row for key, row in there.items() if row["value"] is not None and key[1] != "potential"}
+
+
+@pytest.mark.usefixtures("imported")
+def test_of_a_judge_that_is_ill_nothing_is_invented_and_the_next_run_heals(
+    flexy: Flexy, home: Path, oracle: Oracle
+) -> None:
+    oracle.ill = 0.3
+    first = document(flexy("labels", "run", "--json"))
+    before = held(home, oracle, JUDGE)
+    assert not before.wrong and before.answered and before.unanswered, "some were answered, some were not"
+    assert oracle.ailments.keys() == set(AILMENTS)
+    assert first["unanswered"] == len(before.unanswered)
+    scored, said, calls = values(scores(home)), sum(map(len, oracle.said.values())), oracle.calls
+
+    oracle.ill = 0
+    second = document(flexy("labels", "run", "--json"))
+    after = held(home, oracle, JUDGE)
+    assert after.answered == before.answered | before.unanswered
+    assert oracle.calls - calls == READINGS * len(after.answered) - said, "what was missing was asked for, and no more"
+    assert {key: row for key, row in values(scores(home)).items() if key in scored} == scored
+    assert set(oracle.said) == set(to_be_shown(home).values())
+    assert second["unanswered"] == 0 and len(second["selected"]) + len(second["left"]) == TASKS
+    assert all(reason.startswith("no face in the scene") for reason in second["left"].values())
+
+
+def test_killed_three_times_nothing_that_was_kept_is_asked_for_again(tmp_path: Path) -> None:
+    """Once in the import, once among swaps and once among judgements."""
+    found = killed(10, tmp_path)
+    assert (found["tasks imported"], found["lost"], found["marks that are not the judge's"]) == (10, 0, 0)
+    again = {what: count for what, count in found.items() if "again" in what}
+    assert len(again) == 3 and set(again.values()) == {0}
+    assert found["pictures given whole twice, under way at the kill"] <= THREADS
+    assert found["answers given twice, under way at the kill"] <= 1
+
+
+def test_a_task_named_is_put_right_alone_and_no_batch_counts_as_done(flexy: Flexy, home: Path, tmp_path: Path) -> None:
+    assert flexy("labels", "import", str(write_example(tmp_path / "example", 3, seed=1))).exit_code == 0
+    names = [row["name"] for row in rows(home, "SELECT name FROM label_tasks ORDER BY position")]
+    answer = document(flexy("labels", "run", "--task-id", names[1], "--json"))
+    assert answer["tasks"] == 1 and [one["id"] for one in answer["selected"]] + [*answer["left"]] == [names[1]]
+    query = "SELECT task.name FROM face_swaps JOIN label_tasks task ON task.id = face_swaps.task"
+    assert {row["name"] for row in rows(home, query)} == {names[1]}
+    with dg.DagsterInstance.get() as instance:
+        assert instance.get_materialized_partitions(assets.inpaint_selections.key) == set()
+    assert document(flexy("labels", "run", "--json"))["tasks"] == 3
+    with dg.DagsterInstance.get() as instance:
+        assert instance.get_materialized_partitions(assets.inpaint_selections.key) == {"14514_0000"}

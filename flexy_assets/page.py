@@ -7,6 +7,7 @@ the scripts that the page itself sets run and nothing be fetched.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # As it was given: metrics keep their order.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {"number": number, "percent": "{:.0%}".format, "script_hash": _script_hash, **filters}
     return environment.get_template(name)
 
@@ -37,6 +40,11 @@ def number(value: float | None, digits: int = 3) -> str:
     decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
     written = f"{value:,.{min(max(decimals, 0), digits)}f}"
     return written.replace("-", "−") if float(written.replace(",", "")) else written.lstrip("-")
+
+
+def packed(script: str) -> str:
+    """A script as gzip in base64, for a page that unpacks it; the same script is always the same text."""
+    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
 
 def listed(names: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from browser import Browser, program
 from click.testing import CliRunner, Result
 
 from flexy_assets.cli import main
@@ -189,6 +190,28 @@ def label_studio_server() -> Iterator[label_studio.Server]:
             yield server
         finally:
             server.kill()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A Chromium with one tab, closed at the end.
+
+    Skips where none is installed; fails instead where FLEXY_REQUIRE_BROWSER is set.
+    """
+    found = program()
+    if found is None:
+        (pytest.fail if os.environ.get("FLEXY_REQUIRE_BROWSER") else pytest.skip)("no Chromium on PATH")
+        return
+    browser = Browser(found)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where pictures of pages are kept: FLEXY_SCREENSHOTS, or a folder that goes with the tests' own."""
+    kept = os.environ.get("FLEXY_SCREENSHOTS")
+    return Path(kept) if kept else tmp_path_factory.mktemp("screenshots")
 
 
 def _postgres_programs() -> Path | None:

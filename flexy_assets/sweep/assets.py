@@ -13,7 +13,7 @@ from flexy_assets.progress import progress
 from flexy_assets.storage import overview, queries
 from flexy_assets.storage.export import export
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep import analysis, generation, pictures, report, scoring, status
+from flexy_assets.sweep import analysis, generation, pictures, points, report, scoring, status
 from flexy_assets.sweep.generation import Made
 from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep, read_prompts
 from flexy_assets.sweep.scoring import Outcome, Scoring
@@ -291,12 +291,9 @@ def sweep_report(
 ) -> None:
     """One HTML file with the answer, the plots and the pictures; it needs no network."""
     chosen = sweep_scores.filter(pl.col("image_id").is_in(report.pictures_needed(sweep_scores)))
-    found = images.read_many([(path, None) for path in chosen["image_path"]])
-    thumbnails = {
-        image_id: pictures.thumbnail(picture)
-        for image_id, picture in zip(chosen["image_id"], found, strict=True)
-        if not isinstance(picture, Exception)
-    }
+    paths = dict(chosen.drop_nulls("image_path").select("image_id", "image_path").iter_rows())
+    found = pictures.thumbnails(images.read, list(paths.values()), points.MOST_BYTES)
+    thumbnails = {image_id: found[path] for image_id, path in paths.items() if path in found}
     page = report.render(sweep_scores, metric_correlations, sweep_regression, sweet_spots, thumbnails)
     path = settings.tables / "sweep_report.html"
     write_atomically(path, page.encode())

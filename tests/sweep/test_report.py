@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
+import math
 import re
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import report as synthetic
 from PIL import Image
 
 from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, regression, sweet_spots
-from flexy_assets.sweep.pictures import contact_sheet, thumbnail
+from flexy_assets.sweep.pictures import contact_sheet, thumbnail, thumbnails
+from flexy_assets.sweep.points import MOST_BYTES, MOST_POINTS
 from flexy_assets.sweep.report import pictures_needed, render
+from resources.images import UnreadableImageError
 from tests.page import Page
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=alert(1)>\" onload='x"
@@ -48,8 +54,21 @@ def tables(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFra
     return correlations(scores), models, sweet_spots(scores, models)
 
 
+NO_TABLES = tables(sweep().clear())
+
+
 def report(scores: pl.DataFrame) -> str:
     return render(scores, *tables(scores), {})
+
+
+@pytest.fixture(scope="module")
+def two_thousand() -> str:
+    scores = synthetic.sweep(2000)
+    photographs = [synthetic.photograph(seed, side=256) for seed in range(20)]
+    # Each is there a hundred times, and so has a hundredth of the room.
+    small = thumbnails(lambda path: photographs[int(path)], [str(n) for n in range(20)], MOST_BYTES // 100)
+    pictures = {image_id: small[str(n % 20)] for n, image_id in enumerate(scores["image_id"])}
+    return render(scores, *NO_TABLES, pictures)
 
 
 @pytest.fixture(scope="module")
@@ -61,24 +80,21 @@ def hostile() -> Page:
 
 
 def test_hostile_text_stays_text(hostile: Page) -> None:
-    assert [attributes.get("type") for tag, attributes in hostile.tags if tag == "script"] == [
-        "application/json",
-        None,
-        None,
-    ]
+    assert [a.get("type") for a in hostile.attributes("script")] == ["text/plain", "application/json", None]
     assert not [tag for tag, _ in hostile.tags if tag == "img"]
     assert not [name for _, attributes in hostile.tags for name in attributes if name.startswith("on")]
     assert HOSTILE in hostile.words
-    shown = json.loads(hostile.contents["script"][0])
-    texts = [text for figure in shown.values() for trace in figure["data"] for text in trace.get("text") or []]
-    assert any(isinstance(text, str) and "&lt;/script&gt;" in text for text in texts)
-    assert not any("<" in text for text in texts if isinstance(text, str))
+    held = json.loads(hostile.contents["script"][1])
+    assert held["names"]["engine"] == [HOSTILE]
+    # Plotly reads HTML in what it writes: nothing from outside is among it.
+    assert HOSTILE not in json.dumps([figure["data"] for figure in held["figures"].values()])
 
 
 def test_only_the_two_scripts_written_here_may_run(hostile: Page) -> None:
     allowed = re.findall(r"'sha256-([^']+)'", hostile.policy)
-    run = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in hostile.contents["script"][1:]]
-    assert run == allowed
+    plotly, _, own = hostile.contents["script"]
+    scripts = own, gzip.decompress(base64.b64decode(plotly)).decode()
+    assert [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts] == allowed
     assert "default-src 'none'" in hostile.policy
     assert "'unsafe-inline'" not in hostile.policy.split("script-src")[1]
 
@@ -94,7 +110,7 @@ def test_nothing_is_fetched() -> None:
         if name in ("src", "href", "srcset", "data", "action", "poster", "background", "xlink:href")
     ]
     assert loads
-    assert all(value.startswith("data:image/webp;base64,") for value in loads)
+    assert all(value.startswith("#") for value in loads)
     css = " ".join(page.contents["style"] + [a.get("style") or "" for _, a in page.tags])
     assert "@import" not in css
     assert "url(" not in css
@@ -117,10 +133,10 @@ def test_an_engine_without_guidance_is_said_to_have_none_and_shown_none() -> Non
     assert re.search(r"Best overall: \d+ steps , about", alone.words)
     assert "Steps explain" in alone.words
     attributes = " ".join(value or "" for _, found in alone.tags for value in found.values())
-    for shown in (alone.words, attributes, alone.contents["script"][0]):
+    for shown in (alone.words, attributes):
         assert {found.group() for found in re.finditer(r"\w* ?[Gg]uidance", shown)} <= {"no guidance"}
     # Beside an engine that has one it is the same.
-    said = alone.words.split("This engine has no guidance")[1].split("Each metric is fitted")[0]
+    said = alone.words.split("This engine has no guidance")[1].split("What it looks like")[0]
     assert both.words.split("This engine has no guidance")[1].startswith(f"{said}realvis_xl Sweet spots")
     assert "steps at guidance" in both.words
 
@@ -139,26 +155,70 @@ def test_counts_and_missing_scores_are_told() -> None:
     assert "realvis_xl none none none 33 120" in words
 
 
-def test_each_picture_carries_its_prompt_and_is_among_the_few_needed() -> None:
-    scores = sweep(2000)
+def test_every_image_of_two_thousand_has_its_picture_under_15_megabytes(two_thousand: str) -> None:
+    assert len(two_thousand.encode()) < 15_000_000
+    held = of_script(two_thousand)
+    assert len(held["pictures"]) == 2000
+    assert None not in held["pictures"]
+    longer = {max(Image.open(BytesIO(base64.b64decode(webp))).size) for webp in held["pictures"][:50]}
+    assert len(longer) == 1
+    assert longer.pop() >= 96
+
+
+def test_of_more_images_a_sample_is_shown_and_said_so() -> None:
+    scores = synthetic.sweep(20_000).with_columns(
+        engine=pl.when(pl.int_range(pl.len()) < 300).then(pl.lit("rare")).otherwise("engine")
+    )
     needed = pictures_needed(scores)
-    assert len(needed) == len(set(needed)) <= 57
-    colours = dict.fromkeys(needed, thumbnail(Image.new("RGB", (64, 64), "teal")))
-    found = tables(scores)
-    page = Page(render(scores, *found, colours))
-    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) >= len(needed)
-    assert all(re.match(r"a fox \d \(\d+ steps, guidance .+, seed \d+\)", p["alt"] or "") for p in pictures)
-    assert "no picture" not in page.words
-    assert "no picture" in Page(render(scores, *found, {})).words
+    assert len(needed) == len(set(needed)) == MOST_POINTS
+    page = render(scores, *NO_TABLES, {})
+    held = of_script(page)
+    assert held["columns"]["id"] == sorted(needed, key=lambda image_id: (of(scores, image_id)["engine"], image_id))
+    assert f"{MOST_POINTS:,} of 20,000 images are on this page" in Page(page).words
+    assert scores.filter(pl.col("image_id").is_in(needed), engine="rare").height == 300
+    for metric in METRICS:
+        best, worst = (scores.sort(metric, descending=way)["image_id"][0] for way in (True, False))
+        assert {best, worst} <= set(needed)
 
 
-def test_the_best_picture_comes_first() -> None:
-    scores = sweep(50)
-    best = scores.sort("clip_score").row(-1, named=True)
+def of(scores: pl.DataFrame, image_id: str) -> dict[str, Any]:
+    return scores.row(by_predicate=pl.col("image_id") == image_id, named=True)
+
+
+def of_script(page: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Page(page).contents["script"][1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (
+            sweep(40).with_columns(
+                clip_score=pl.when(pl.col("seed") < 20).then("clip_score"),
+                hps_v2_score=pl.when(pl.col("seed") >= 20).then("hps_v2_score"),
+            ),
+            "No image has all 4 scores",
+        ),
+        (sweep(1), "no sweet spot: too few images (1; 10 needed)"),
+        (sweep(60).with_columns(clip_score=pl.lit(0.3)), "CLIP score is the same for every image (0.300)"),
+        (sweep(60).with_columns(guidance=pl.lit(7.5)), "Guidance never varies (always 7.5)"),
+        (sweep(60).with_columns(steps=pl.lit(8)), "Steps never varies (always 8)"),
+        (
+            sweep(60).with_columns(clip_score=pl.when(pl.col("seed") > 2).then("clip_score").otherwise(math.nan)),
+            "3 of 60 values of CLIP score are NaN or infinite, and count as missing",
+        ),
+        (sweep().clear(), "there is no image"),
+    ],
+    ids=["no complete row", "one row", "constant column", "one guidance", "one steps", "NaN", "none"],
+)
+def test_what_could_not_be_done_is_said_with_its_reason(scores: pl.DataFrame, said: str) -> None:
     words = Page(report(scores)).words
-    shown = words.split("CLIP score, best")[1]
-    assert shown.startswith(f" no picture {best['clip_score']:.2f} {best['steps']} steps")
+    assert said in words.split("What could not be done, and why")[1]
+
+
+def test_nothing_is_said_to_be_undone_where_all_was_done() -> None:
+    assert "could not be done" not in Page(report(sweep(200))).words
 
 
 @pytest.mark.parametrize(
@@ -181,14 +241,48 @@ def test_thin_data_still_makes_a_page(scores: pl.DataFrame) -> None:
 
 def test_every_plot_has_its_place() -> None:
     page = Page(report(sweep()))
-    figures = json.loads(page.contents["script"][0])
-    assert {attributes["id"] for _, attributes in page.tags if attributes.get("class") == "plot"} == set(figures)
+    figures = json.loads(page.contents["script"][1])["figures"]
+    places = {attributes["id"] for _, attributes in page.tags if attributes.get("class") == "plot"}
+    assert places == {*figures, "explore"}
     assert len(figures) == 2 * len(METRICS) + 2
+
+
+def test_engines_stand_on_the_same_axes_and_colours() -> None:
+    other = sweep(100, effect=2, seed=1).with_columns(
+        engine=pl.lit("sd3"), image_id="x" + pl.col("image_id"), steps=pl.col("steps") + 30
+    )
+    figures = of_script(report(pl.concat([sweep(100), other])))["figures"]
+    one, two = (
+        [figures[f"figure-{engine}-{name}"] for name in ("clip_score", "clip_score-surface")] for engine in (0, 1)
+    )
+    for first, second in zip(one, two, strict=True):
+        assert first["layout"] == second["layout"]
+    assert [one[1]["data"][0][end] for end in ("zmin", "zmax")] == [two[1]["data"][0][end] for end in ("zmin", "zmax")]
+    assert one[1]["data"][0]["z"] != two[1]["data"][0]["z"]
 
 
 def test_a_thumbnail_is_a_small_webp() -> None:
     small = Image.open(BytesIO(thumbnail(Image.new("RGB", (512, 256), "red"), side=96)))
     assert (small.format, small.size) == ("WEBP", (96, 48))
+
+
+def test_thumbnails_are_as_fine_as_their_room_allows_and_never_overflow_it() -> None:
+    picture, paths = synthetic.photograph(0, side=260), [f"{n}" for n in range(4)]
+    found = {room: thumbnails(lambda _: picture, paths, room) for room in (4 * 40_000, 4 * 4_000, 4 * 60)}
+    sides = [max(Image.open(BytesIO(webps["0"])).size) if webps else 0 for webps in found.values()]
+    assert sides[0] == 256 > sides[1] > 64
+    assert all(sum(map(len, webps.values())) <= room for room, webps in found.items())
+    assert [len(webps) for webps in found.values()][:2] == [4, 4]
+
+
+def test_a_picture_that_cannot_be_read_is_left_out() -> None:
+    def read(path: str) -> Image.Image:
+        if path == "broken":
+            raise UnreadableImageError("cannot decode image broken")
+        return Image.new("RGB", (64, 64), "teal")
+
+    assert list(thumbnails(read, ["whole", "broken"], 10_000)) == ["whole"]
+    assert thumbnails(read, ["broken"], 10_000) == thumbnails(read, [], 10_000) == {}
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "CMYK", "1"])

@@ -1,0 +1,176 @@
+"""The sweep's report on large sweeps: `python benchmarks/report.py`.
+
+Makes sweeps of 2,000 and of 100,000 rows (two engines, four runs, 40 prompts) whose pictures are like photographs, and
+takes for each, in a process of its own: seconds of the analysis, of the thumbnails and of the page, the page's size
+and the process' highest memory. Then the milliseconds that a Chromium, started anew, takes from navigation to load and
+until its first plot is drawn (median of five; none without a Chromium).
+Asked: 2,000 rows within 60 s and 15 MB, opening within 2 s; 100,000 rows within 5 minutes and 2 GB.
+Prints a table and writes benchmarks/results/report.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from browser import Browser, program
+from PIL import Image
+
+from flexy_assets.sweep import pictures, points, report
+from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, regression, sweet_spots
+from resources.images import ImageStore
+
+DISTINCT = 64
+"""Picture files; rows beyond them are given links to the same."""
+
+
+def photograph(seed: int, side: int = 512) -> Image.Image:
+    """Waves of colour, discs, texture whose power falls as 1/f² and a sensor's noise: compresses like a photograph."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:side, 0:side] / side
+    light = np.full((side, side, 3), 128.0)
+    for _ in range(8):
+        across, down = rng.normal(0, 3, 2)
+        light += np.sin(2 * np.pi * (across * x + down * y + rng.random()))[..., None] * rng.normal(0, 20, 3)
+    for _ in range(8):
+        disc = (x - rng.random()) ** 2 + (y - rng.random()) ** 2 < rng.uniform(0.05, 0.3) ** 2
+        light += disc[..., None] * rng.normal(0, 40, 3)
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
+    frequency[0, 0] = 1
+    texture = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(side, side))) / frequency)
+    light += 30 * (texture / texture.std())[..., None] + rng.normal(0, 8, light.shape)
+    return Image.fromarray(light.clip(0, 255).astype(np.uint8))
+
+
+def sweep(images: int, seed: int = 0) -> pl.DataFrame:
+    """Scores of two engines in four runs, 40 prompts, with a best setting that the engines do not share."""
+    rng = np.random.default_rng(seed)
+    index = np.arange(images)
+    steps, guidance = rng.integers(4, 61, images), rng.uniform(0.5, 12, images).round(2)
+    best = np.where(index % 2, 5.0, 7.0)
+    surface = -(np.log2(steps / 24) ** 2) - ((guidance - best) / 4) ** 2
+    prompts = [f"a photograph of subject {n} in the light of an early morning, 35 mm" for n in range(40)]
+    return pl.DataFrame(
+        {
+            "image_id": [f"{n:08d}-0000-4000-8000-000000000000" for n in index],
+            "run_id": [f"{n % 4 + 1:08d}-0000-4000-8000-000000000000" for n in index],
+            "batch": [f"{n % 4 + 1:08d}_{n // 400:04d}" for n in index],
+            "engine": [("realvis_xl", "sd3_medium")[n % 2] for n in index],
+            "prompt": [prompts[n // 4 % 40] for n in index],
+            "steps": steps,
+            "guidance": guidance,
+            "seed": rng.integers(0, 2**31, images),
+            "elapsed_ms": 200 + 50 * steps + rng.integers(0, 40, images),
+            "image_path": [f"{n // 400:04d}/{n:06d}.png" for n in index],
+            **{metric: 5 + surface + rng.normal(0, 1, images) for metric in METRICS},
+        },
+        schema_overrides=SCORES,
+    )
+
+
+def files(folder: Path, paths: list[str]) -> None:
+    """A picture at each of the paths."""
+    for index, path in enumerate(paths):
+        (folder / path).parent.mkdir(exist_ok=True)
+        if index < DISTINCT:
+            photograph(index).save(folder / path)
+        else:
+            (folder / path).hardlink_to(folder / paths[index % DISTINCT])
+
+
+def measure(folder: Path, rows: int) -> dict[str, float]:
+    """What one report takes; leaves it in the folder as `report.html`."""
+    found: dict[str, float] = {}
+
+    def timed(what: str, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        made = call()
+        found[f"{what}, s"] = round(time.perf_counter() - began, 2)
+        return made
+
+    scores = sweep(rows)
+
+    def analysis() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        models = regression(scores)
+        return correlations(scores), models, sweet_spots(scores, models)
+
+    tables = timed("analysis", analysis)
+    needed = timed("the images to show", lambda: report.pictures_needed(scores))
+    shown = scores.filter(pl.col("image_id").is_in(needed))
+    paths = shown["image_path"].to_list()
+    files(folder, paths)
+    store = ImageStore(str(folder))
+    small = timed("thumbnails", lambda: pictures.thumbnails(store.read, paths, points.MOST_BYTES))
+    thumbnails = {image_id: small[path] for image_id, path in zip(shown["image_id"], paths, strict=True)}
+    page = timed("page", lambda: report.render(scores, *tables, thumbnails))
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    found["all, s"] = round(sum(found.values()), 2)
+    found["pictures"] = len(thumbnails)
+    found["bytes a picture"] = round(statistics.mean(map(len, thumbnails.values())))
+    found["longer side of a picture, px"] = max(Image.open(BytesIO(next(iter(thumbnails.values())))).size)
+    found["page, MB"] = round(len(page.encode()) / 1e6, 2)
+    found["highest memory, MB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return found
+
+
+def opening(page: Path, times: int = 5) -> dict[str, float | None]:
+    """Milliseconds from navigation in a Chromium that has just been started."""
+    loads, plots = [], []
+    for _ in range(times if program() else 0):
+        browser = Browser(str(program()))
+        try:
+            browser.open(page)
+            loads.append(browser.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
+            plots.append(browser.evaluate(FIRST_PLOT))
+        finally:
+            browser.close()
+    return {
+        name: round(statistics.median(found)) if found else None
+        for name, found in (("load, ms", loads), ("first plot, ms", plots))
+    }
+
+
+FIRST_PLOT = """new Promise(done => {
+  const look = () => document.querySelector(".plot .point") ? done(performance.now()) : requestAnimationFrame(look);
+  look();
+})"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 100_000])
+    parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(measure(options.only, options.rows[0])))
+        return
+    found: dict[int, dict[str, float | None]] = {}
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, "--only", folder, "--rows", str(rows)]
+            made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            found[rows] = json.loads(made.stdout) | opening(Path(folder) / "report.html")
+    print(f"{'':32}", *(f"{rows:>14,} rows" for rows in found))
+    for name in next(iter(found.values())):
+        print(
+            f"{name:32}", *(f"{figures[name] if figures[name] is not None else '–':>19}" for figures in found.values())
+        )
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

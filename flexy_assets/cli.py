@@ -199,6 +199,20 @@ def export(runs: tuple[str, ...], out: Path) -> dict[str, Any]:
 
 
 @main.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=3400, show_default=True, help="0 for any that is free.")
+@_command
+def gallery(port: int) -> dict[str, Any]:
+    """Serve a page on this machine to try single images, look at those there are and compare two; Ctrl-C ends it."""
+    from flexy_assets.gallery.app import serve
+
+    def told(address: str) -> None:
+        click.echo(f"the gallery is at {address}: Ctrl-C ends it", err=True)
+
+    serve(port, _definitions(), _database(), Settings.read(), told)
+    return {"port": port, "text": "the gallery is closed: what was made stays"}
+
+
+@main.command()
 @click.argument("what", type=click.Choice(["edits", "faces"]))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--tasks", type=click.IntRange(1, 10_000), default=24, show_default=True)

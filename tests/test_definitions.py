@@ -73,6 +73,10 @@ def test_the_definitions_load_in_under_four_seconds_and_without_any_model_librar
     assert list(home.iterdir()) == [], "loading alone writes nothing"
 
 
+def test_dagster_can_serve_all_of_it(defs: dg.Definitions) -> None:
+    dg.Definitions.validate_loadable(defs)
+
+
 # The names are a contract.
 
 

@@ -62,7 +62,7 @@ EMBEDDING = "clip_embedding"
 
 @dataclass(frozen=True)
 class Run:
-    """A row of `bench_runs`; `plan` is the sweep's settings as written by `sweep.plan`, None for an adopted run."""
+    """A row of `bench_runs`; `plan` is the sweep's settings as written by `sweep.plan`, None without one."""
 
     id: UUID
     engine: str | None
@@ -110,9 +110,14 @@ def upsert(connection: Connection, table: Table) -> Any:
 # Runs and images
 
 
-def save_run(connection: Connection, run_id: UUID, engine: str, target: int, plan: Mapping[str, Any]) -> None:
-    """Add a run, or raise the target of one that is there (its plan's settings stay comparable by the caller)."""
-    values = {"engine": engine, "target": target, "plan": json.dumps(plan, sort_keys=True)}
+def save_run(
+    connection: Connection, run_id: UUID, engine: str, target: int | None, plan: Mapping[str, Any] | None
+) -> None:
+    """Add a run, or raise the target of one that is there (its plan's settings stay comparable by the caller).
+
+    One whose images are made as they are asked for has neither target nor plan.
+    """
+    values = {"engine": engine, "target": target, "plan": json.dumps(plan, sort_keys=True) if plan else None}
     statement = upsert(connection, bench_runs).values(id=run_id, created_at=now(), **values)
     connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from flexy_assets.storage import queries
+from flexy_assets.sweep.trial import run_of
 from resources.models import registry
 
 Floats = NDArray[np.float64]
@@ -86,10 +87,15 @@ NO_GUIDANCE: Final = "the engine has no guidance"
 
 
 def measured(scores: pl.DataFrame) -> pl.DataFrame:
-    """The columns of `SCORES` in their dtypes, by engine and image; NaN and infinity become missing."""
+    """The columns of `SCORES` in their dtypes, by engine and image; NaN and infinity become missing.
+
+    Trials are left out: where a person tries settings until one pleases, images are no sample of what settings do.
+    """
     floats = pl.col(pl.Float64)
+    trials = [str(run_of(engine)) for engine in scores["engine"].unique().drop_nulls()]
     return (
-        scores.select(pl.col(name).cast(dtype, strict=False) for name, dtype in SCORES.items())
+        scores.filter(~pl.col("run_id").is_in(trials).fill_null(False))
+        .select(pl.col(name).cast(dtype, strict=False) for name, dtype in SCORES.items())
         .with_columns(pl.when(floats.is_finite()).then(floats), pl.col("engine").fill_null("unknown"))
         .sort("engine", "image_id")
     )

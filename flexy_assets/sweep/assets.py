@@ -15,7 +15,7 @@ from flexy_assets.storage.export import export
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep import analysis, generation, pictures, points, report, scoring, status
 from flexy_assets.sweep.generation import Made
-from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep, read_prompts
+from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep, check_asked, read_prompts
 from flexy_assets.sweep.scoring import Outcome, Scoring
 from resources.database import Database
 from resources.errors import BadInputError
@@ -59,18 +59,8 @@ class SweepConfig(dg.Config):
         """The settings, checked. Raises `BadInputError` naming the one that cannot be."""
         if not 1 <= self.images <= 10_000_000:
             raise BadInputError(f"{self.images} images cannot be made: ask for at least 1")
-        if self.seed < 0:
-            raise BadInputError(f"seed {self.seed} is negative: use 0 or more")
-        engine = self.engine or next(iter(registry.models("engine", settings)))
-        entry = registry.find(engine, "engine", settings)
-        for setting in entry.ignores:
-            if getattr(self, setting):
-                raise BadInputError(f"{engine} has no {setting.replace('_', ' ')}: leave it out")
-        for side in (self.width, self.height):
-            if side % entry.multiple:
-                raise BadInputError(
-                    f"an image side of {side} is out of bounds for {engine}: use a multiple of {entry.multiple}"
-                )
+        entry = registry.find(self.engine or registry.models("engine", settings)[0], "engine", settings)
+        check_asked(entry, self.seed, self.width, self.height, self.model_dump())
         file = Path(self.prompts_file) if self.prompts_file else entry.prompts
         prompts = tuple(self.prompts) or (read_prompts(file) if file else ())
         return Sweep(
@@ -170,9 +160,13 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, outcome
     if len(elapsed):
         metadata["seconds an image"] = round(elapsed.sum() / len(elapsed) / 1000, 4)
     if found:
-        sheet = base64.b64encode(pictures.contact_sheet(found)).decode()
-        metadata["contact sheet"] = dg.MetadataValue.md(f"![{len(found)} images](data:image/png;base64,{sheet})")
+        metadata["contact sheet"] = dg.MetadataValue.md(picture(f"{len(found)} images", pictures.contact_sheet(found)))
     return metadata
+
+
+def picture(words: str, png: bytes) -> str:
+    """A PNG as the UI shows it, in Markdown."""
+    return f"![{words}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
 @dg.asset(group_name="sweep", kinds={"transformers"}, deps=[generated_images], **_BATCHED)

@@ -1,4 +1,4 @@
-"""Whether a metric's mean in an engine's newest run lies where its earlier runs put it."""
+"""Whether a metric's mean in an engine's newest run lies where its earlier runs put it. Trials are no such run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import datetime
 from uuid import UUID
 
 from flexy_assets.storage.soundness import Tally
+from flexy_assets.sweep.trial import run_of
 from resources.scorers import Metric
 
 LEAST_IMAGES = 30
@@ -45,7 +46,8 @@ class Drift:
 
 def drifts(tallies: Sequence[Tally], metric: Metric) -> list[Drift]:
     """Each engine that has two runs to compare, by name. A run is as old as its first image."""
-    judged = [t for t in tallies if t.run_id and t.count >= LEAST_IMAGES]
+    sweeps = (t for t in tallies if t.run_id and t.run_id != run_of(t.engine))
+    judged = [t for t in sweeps if t.count >= LEAST_IMAGES]
     found = []
     for engine in sorted({t.engine or "unknown" for t in judged}):
         runs = sorted((t for t in judged if (t.engine or "unknown") == engine), key=_age)

@@ -1,21 +1,26 @@
-"""Jobs that fill holes: a run covers any batches, however scattered, where a backfill takes ranges."""
+"""Jobs beside the lineage: those that fill holes, of any batches, however scattered, and one that tries an image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 import dagster as dg
+from pydantic import Field
 
 from flexy_assets.execution import HEALING, end_dead_runs, under_way
 from flexy_assets.partitions import seed_batches
 from flexy_assets.progress import progress
-from flexy_assets.storage import overview, queries
+from flexy_assets.storage import cards, overview, queries
 from flexy_assets.storage.adoption import adopt, batches
-from flexy_assets.sweep import assets, checks, healing, scoring
+from flexy_assets.storage.migrate import migrate
+from flexy_assets.sweep import assets, checks, generation, healing, pictures, scoring, status
 from flexy_assets.sweep.scoring import Scoring
+from flexy_assets.sweep.trial import Trial
 from resources.database import Database
-from resources.errors import BadInputError
+from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore
+from resources.models import registry
 from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
 from resources.scorers import Metric
@@ -147,6 +152,113 @@ def rescore(
 @dg.job(description="Compute scores again, saying how many it replaces.")
 def rescore_scores() -> None:
     rescore()
+
+
+class TrialConfig(dg.Config):
+    """The form: one image at settings of your choice. What is left out is the engine's own."""
+
+    prompt: str = Field(description="What the image should show.")
+    engine: str = Field(
+        default="", description="Which model makes it (see flexy models); the first of its set by default."
+    )
+    negative_prompt: str | None = Field(default=None, description="What it should not show.")
+    steps: int | None = Field(default=None, description="Denoising steps, 1 to 1000.")
+    guidance: float | None = Field(default=None, description="How strictly it keeps to the prompt, 0 to 100.")
+    seed: int = Field(default=0, description="0 to 2147483647: the same seed and settings are the same image.")
+    width: int | None = Field(default=None, description="In pixels.")
+    height: int | None = Field(default=None, description="In pixels.")
+
+    def trial(self, settings: Settings) -> Trial:
+        """The settings, checked. Raises `BadInputError` naming the one that cannot be."""
+        return Trial.of(settings, **self.model_dump())
+
+
+@dg.op(pool="gpu", out=dg.Out(dg.Nothing))
+def trial(
+    context: dg.OpExecutionContext,
+    config: TrialConfig,
+    database: dg.ResourceParam[Database],
+    images: dg.ResourceParam[ImageStore],
+    slot: dg.ResourceParam[ModelSlot],
+    settings: dg.ResourceParam[Settings],
+) -> None:
+    """Make one image, unless it is there, and fill what its scores lack; the event shows it beside the last trials."""
+    asked, work, problems = config.trial(settings), Scoring(database, images, slot, settings), []
+    migrate(database)
+    with database.begin(reading=True) as connection:
+        there = cards.alike(connection, settings, asked.to_json())
+    if there is None:
+        _make(context, work, asked)
+    # An image that a sweep made is left to its sweep.
+    if there in (None, asked.image_id):
+        fill = [partial(_score, metric=metric) for metric in METRICS.values()]
+        for step in (partial(_embed, metrics=_READING), *fill):
+            try:
+                step(context, work, batches=[asked.batch])
+            except FlexyError as error:
+                problems.append(str(error))
+    with database.begin(reading=True) as connection:
+        (card,) = cards.of_images(connection, settings, [there or asked.image_id])
+        last, _ = cards.page(connection, settings, run_id=asked.run_id, size=8)
+    metadata = _shown(images, [card, *(other for other in last if other["id"] != card["id"])])
+    key = assets.generated_images.key
+    context.log_event(dg.AssetObservation(key, partition=card["batch"], metadata=metadata))
+    if problems:
+        raise FlexyError("; ".join(dict.fromkeys(problems)))
+
+
+def _make(context: dg.OpExecutionContext, work: Scoring, trial: Trial) -> None:
+    with work.database.begin() as connection:
+        queries.save_run(connection, trial.run_id, trial.engine, None, None)
+    with work.slot:
+        engine = work.slot.get(registry.engine(trial.engine, work.settings))
+        made = generation.generate(work.database, work.store, engine, trial.row(), lambda _: None)
+    if made.failed:
+        raise FlexyError(made.failed[0])
+    # Not before: a batch without an image is nobody's.
+    context.instance.add_dynamic_partitions(seed_batches.name or "", [trial.batch])
+    metadata = {"made now": made.made, "run": str(trial.run_id), "image": str(trial.image_id)}
+    _report(context, assets.generated_images.key, trial.batch, metadata)
+
+
+def _shown(images: ImageStore, trials: Sequence[cards.Card]) -> dict[str, Any]:
+    """A trial as the UI shows it: the image, its scores or why they are missing, and the last trials beside it."""
+    trial, others = trials[0], trials[1:]
+    metadata: dict[str, Any] = {"image": _sheet(images, [trial], 256), "id": trial["id"]}
+    for name, score in trial["scores"].items():
+        metadata[METRICS[name].label] = score["reason"] if score["value"] is None else score["value"]
+    if others:
+        rows = [
+            {name: each[name] for name in ("prompt", "steps", "guidance", "seed")}
+            | {METRICS[name].label: score["value"] for name, score in each["scores"].items()}
+            for each in trials
+        ]
+        metadata["beside the last trials"] = dg.MetadataValue.md(status.markdown(rows))
+        metadata["their images"] = _sheet(images, trials, 128)
+    return metadata
+
+
+def _sheet(images: ImageStore, shown: Sequence[cards.Card], side: int) -> dg.MetadataValue:
+    found = images.read_many([(each["image_path"], each["image_sha256"]) for each in shown])
+    readable = [picture for picture in found if not isinstance(picture, Exception)]
+    if not readable:
+        return dg.MetadataValue.text(str(found[0]))
+    sheet = pictures.contact_sheet(readable, side=side)
+    return dg.MetadataValue.md(assets.picture(", ".join(each["id"] for each in shown), sheet))
+
+
+def trial_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of `try_image` for these settings of a trial."""
+    return {"ops": {trial.name: {"config": dict(settings)}}}
+
+
+@dg.job(
+    # What the launchpad begins with: the whole form.
+    config=trial_config(TrialConfig(prompt="").model_dump()),
+    description="Make one image at settings of your choice, and score it; what is null or empty is the engine's own.",
+)
+def try_image() -> None:
+    trial()
 
 
 results = dg.define_asset_job(

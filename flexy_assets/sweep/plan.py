@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import polars as pl
 
 from resources.errors import BadInputError
+from resources.models.entry import ModelEntry
 
 PLAN_SCHEMA = {
     "image_id": pl.String,
@@ -39,7 +41,7 @@ SAMPLINGS = ("uniform", "even")
 MAX_PROMPT = 2_000
 """Characters; no text encoder here reads a tenth of it."""
 
-_NAMESPACE = UUID("6f0b1b0e-7d0c-5b43-9c5e-3d1f7a4c2e11")
+NAMESPACE = UUID("6f0b1b0e-7d0c-5b43-9c5e-3d1f7a4c2e11")
 # Roberts' R2 sequence: the plane's most even additive recurrence, from the plastic number.
 _PLASTIC = 1.324717957244746
 _R2 = (1 / _PLASTIC, 1 / _PLASTIC**2)
@@ -69,7 +71,7 @@ class Range:
         return cls(low, high, stride)
 
     def __str__(self) -> str:
-        numbers = (self.low, self.high) if self.stride is None else (self.low, self.high, self.stride)
+        numbers = [*dict.fromkeys((self.low, self.high)), *([] if self.stride is None else [self.stride])]
         return ":".join(f"{number:g}" for number in numbers)
 
     def at(self, share: float, whole: bool) -> float:
@@ -107,21 +109,14 @@ class Sweep:
             raise BadInputError("the sweep has no prompts: give a file with one prompt a line")
         if self.sampling not in SAMPLINGS:
             raise BadInputError(f"sampling {self.sampling!r} is unknown: use {' or '.join(SAMPLINGS)}")
-        whole = (self.steps.low, self.steps.high, self.steps.stride or 1)
-        if self.steps.low < 1 or self.steps.high > 1000 or any(value != int(value) for value in whole):
-            raise BadInputError(f"steps {self.steps} cannot be: steps must be whole numbers from 1 to 1000")
-        if self.guidance and (self.guidance.low < 0 or self.guidance.high > 100):
-            raise BadInputError(f"guidance {self.guidance} cannot be: guidance must lie between 0 and 100")
+        check_settings(self.steps, self.guidance, self.width, self.height)
         if not 1 <= self.batch_size <= 10_000:
             raise BadInputError(f"batch size {self.batch_size} is out of bounds: use 1 to 10000")
-        for side in (self.width, self.height):
-            if not 8 <= side <= 8192 or side % 8:
-                raise BadInputError(f"an image side of {side} is out of bounds: use a multiple of 8 from 8 to 8192")
 
     @property
     def run_id(self) -> UUID:
         """The run these settings belong to: the same settings, the same run."""
-        return uuid5(_NAMESPACE, json.dumps(self.to_json(), sort_keys=True))
+        return uuid5(NAMESPACE, json.dumps(self.to_json(), sort_keys=True))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"prompts": list(self.prompts)}
@@ -175,6 +170,42 @@ class Sweep:
         return int(np.random.default_rng([self.seed, turn, len(self.prompts)]).permutation(len(self.prompts))[place])
 
 
+def check_settings(steps: Range, guidance: Range | None, width: int, height: int) -> None:
+    """Raises `BadInputError` naming the setting that no engine can make an image with."""
+    if steps.low < 1 or steps.high > 1000 or any(value % 1 for value in (steps.low, steps.high, steps.stride or 1)):
+        raise BadInputError(f"steps {steps} cannot be: steps must be whole numbers from 1 to 1000")
+    if guidance and not 0 <= guidance.low <= guidance.high <= 100:
+        raise BadInputError(f"guidance {guidance} cannot be: guidance must lie between 0 and 100")
+    for side in (width, height):
+        if not 8 <= side <= 8192 or side % 8:
+            raise BadInputError(f"an image side of {side} is out of bounds: use a multiple of 8 from 8 to 8192")
+
+
+def check_asked(engine: ModelEntry, seed: int, width: int, height: int, given: Mapping[str, Any]) -> None:
+    """Raises `BadInputError` naming what cannot be asked of this engine.
+
+    `given` are the settings that an engine may ignore, None or "" where they were left out.
+    """
+    if seed < 0:
+        raise BadInputError(f"seed {seed} is negative: use 0 or more")
+    for setting in sorted(engine.ignores):
+        if given[setting] not in (None, ""):
+            raise BadInputError(f"{engine.name} has no {setting.replace('_', ' ')}: leave it out")
+    for side in (width, height):
+        if side % engine.multiple:
+            raise BadInputError(
+                f"an image side of {side} is out of bounds for {engine.name}: use a multiple of {engine.multiple}"
+            )
+
+
+def check_prompt(prompt: str, where: str) -> None:
+    """Raises `BadInputError`, beginning with `where`, for what is no line of text or too long."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in prompt):
+        raise BadInputError(f"{where}: control characters in it: one prompt a line, plain text")
+    if len(prompt) > MAX_PROMPT:
+        raise BadInputError(f"{where}: over {MAX_PROMPT} characters: shorten it")
+
+
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts in a UTF-8 text file, one a line; blank lines and lines that begin with # are passed over.
 
@@ -193,12 +224,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         prompt = line.strip()
         if not prompt or prompt.startswith("#"):
             continue
-        if any(unicodedata.category(character) == "Cc" for character in prompt):
-            raise BadInputError(
-                f"prompts {path}, line {number}: control characters in it: one prompt a line, plain text"
-            )
-        if len(prompt) > MAX_PROMPT:
-            raise BadInputError(f"prompts {path}, line {number}: over {MAX_PROMPT} characters: shorten it")
+        check_prompt(prompt, f"prompts {path}, line {number}")
         prompts.append(prompt)
     if not prompts:
         raise BadInputError(f"prompts {path}: no prompt in it: write one a line")

@@ -29,8 +29,8 @@ class ModelEntry:
     `welcomes` those whose folder it takes where the user has named one. `half` is the precision it runs with on a
     GPU, `memory` what it then takes (GB). For a scorer `metric` is what it measures; for an engine `ignores` are the
     settings it does not know, `prompts` a sweep's when none are given, `side` the pixels along each side unless the
-    user asks otherwise, which must be a multiple of `multiple`. For an editor `steps` and `guidance` are those of
-    its authors; one that `retouches` can be left faces.
+    user asks otherwise, which must be a multiple of `multiple`. For an editor, and for
+    an engine's trials, `steps` and `guidance` are those of its authors; one that `retouches` can be left faces.
     """
 
     name: str

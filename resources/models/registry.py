@@ -48,6 +48,7 @@ _ENTRIES = (
         prompts=MINI / "prompts.txt",
         side=64,
         multiple=8,
+        guidance=2.0,
     ),
     ModelEntry(
         "realvis_xl",
@@ -69,6 +70,8 @@ _ENTRIES = (
         half="fp16",
         memory=7,
         multiple=8,
+        steps=30,
+        guidance=5.0,
     ),
     ModelEntry(
         "flux_schnell",
@@ -86,6 +89,7 @@ _ENTRIES = (
         half="bf16",
         memory=34,
         ignores=NOTHING_BUT_THE_PROMPT,
+        steps=4,
     ),
     ModelEntry(
         "sd3",
@@ -104,6 +108,8 @@ _ENTRIES = (
         options={"images_a_call": 8},
         half="fp16",
         memory=16,
+        steps=28,
+        guidance=7.0,
     ),
     ModelEntry(
         "sd35",
@@ -121,6 +127,8 @@ _ENTRIES = (
         options={"images_a_call": 8},
         half="bf16",
         memory=17,
+        steps=40,
+        guidance=4.5,
     ),
     ModelEntry(
         "hidream",
@@ -134,6 +142,8 @@ _ENTRIES = (
         memory=63,
         # It works at a megapixel whatever is asked for.
         side=1024,
+        steps=50,
+        guidance=5.0,
     ),
     ModelEntry(
         "flux2_dev",
@@ -152,6 +162,7 @@ _ENTRIES = (
         half="bf16",
         memory=112,
         ignores=NO_NEGATIVE_PROMPT,
+        steps=50,
     ),
     # Editors
     ModelEntry(

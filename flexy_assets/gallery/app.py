@@ -1,0 +1,281 @@
+"""The gallery's server: the page, the images of the tables, and trials. It listens on loopback and asks no password.
+
+So it answers to its own names alone (against DNS rebinding), takes a trial only from its own page, and names no
+file by what comes from outside: an image is asked for by its id.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import uvicorn
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flexy_assets.execution import dagster_instance, failures, run_job
+from flexy_assets.gallery.queue import Asked, FullError, Queue
+from flexy_assets.page import template
+from flexy_assets.storage import cards
+from flexy_assets.storage.migrate import migrate
+from flexy_assets.sweep.jobs import TrialConfig, trial_config, try_image
+from flexy_assets.sweep.pictures import thumbnail
+from flexy_assets.sweep.plan import check_prompt, read_prompts
+from flexy_assets.sweep.trial import MAX_SEED, Trial
+from resources.database import Database
+from resources.errors import BadInputError, FlexyError
+from resources.images import ImageStore, UnreadableImageError
+from resources.models import registry
+from resources.models.registry import METRICS
+from resources.settings import Settings
+
+NAMES = ("127.0.0.1", "localhost")
+MAX_BODY = 65_536
+"""Bytes of a trial's settings: two prompts of the longest, every character escaped."""
+MAX_SIDE = 1024
+MAX_PAGE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What requests are answered with."""
+
+    settings: Settings
+    database: Database
+    images: ImageStore
+    queue: Queue
+
+    def choices(self, _: Request) -> Response:
+        """What may be asked for: the engines with what they take and begin with, the metrics, what is in the table."""
+        names = registry.models("engine", self.settings)
+        engines = [
+            {"name": entry.name, "ignores": sorted(entry.ignores), "steps": entry.steps, "guidance": entry.guidance}
+            | {"side": entry.side, "multiple": entry.multiple}
+            | {"example": read_prompts(entry.prompts)[0] if entry.prompts else None}
+            for entry in (registry.MODELS[name] for name in names)
+        ]
+        metrics = [{"name": m.name, "label": m.label, "meaning": m.meaning} for m in METRICS.values()]
+        with self.database.begin(reading=True) as connection:
+            there = cards.engines(connection)
+        return JSONResponse({"engines": engines, "metrics": metrics, "in_table": there, "max_seed": MAX_SEED})
+
+    def page(self, request: Request) -> Response:
+        """One page of the images, by `engine`, `prompt`, `sort` and `page`."""
+        asked = request.query_params
+        engine, prompt, sort = asked.get("engine", ""), asked.get("prompt", "").strip(), asked.get("sort", cards.NEWEST)
+        for words, what in ((engine, "the engine"), (prompt, "the words to look for")):
+            check_prompt(words, what)
+        if sort not in cards.SORTS:
+            raise BadInputError(f"sort {sort!r} is unknown: use {', '.join(cards.SORTS)}")
+        number = _number(asked.get("page", "1"), "page", MAX_PAGE)
+        with self.database.begin(reading=True) as connection:
+            found, count = cards.page(connection, self.settings, engine=engine, prompt=prompt, sort=sort, number=number)
+        return JSONResponse({"images": [_shown(card) for card in found], "count": count, "size": cards.PAGE})
+
+    def image(self, request: Request) -> Response:
+        """An image by its id: whole as PNG, or as WebP of at most `side` pixels."""
+        with self.database.begin(reading=True) as connection:
+            file = cards.file(connection, request.path_params["image_id"])
+        if file is None:
+            raise HTTPException(404, f"there is no image {request.path_params['image_id']}")
+        side = request.query_params.get("side")
+        bound = None if side is None else _number(side, "side", MAX_SIDE)
+        picture = self.images.read(*file)
+        # An image of an id is not made again: the browser need not ask for it at every look.
+        headers = {"Cache-Control": "private, max-age=3600"}
+        if bound:
+            return Response(thumbnail(picture, bound), media_type="image/webp", headers=headers)
+        buffer = BytesIO()
+        picture.save(buffer, "PNG", compress_level=4)
+        return Response(buffer.getvalue(), media_type="image/png", headers=headers)
+
+    def trials(self, _: Request) -> Response:
+        """The trials asked for of late, the last first, each with its image and scores as far as they are there."""
+        told = self.queue.told()
+        with self.database.begin(reading=True) as connection:
+            found = cards.of_images(connection, self.settings, [asked.image_id for asked, _ in told])
+        there = {card["id"]: _shown(card) for card in found}
+        return JSONResponse({"trials": [_told(asked, before, there) for asked, before in told]})
+
+    async def ask(self, request: Request) -> Response:
+        """Take a trial's settings (`TrialConfig`, as JSON) from the page itself."""
+        if request.headers.get("origin") != f"http://{request.headers.get('host')}":
+            raise HTTPException(403, "a trial is asked for on the gallery's own page, and this came from elsewhere")
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise HTTPException(415, "a trial's settings are sent as application/json")
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise HTTPException(413, f"a trial's settings take at most {MAX_BODY} bytes")
+        return await run_in_threadpool(self._ask, body)
+
+    def _ask(self, body: bytes) -> Response:
+        trial = _read(body).trial(self.settings)
+        with self.database.begin(reading=True) as connection:
+            there = cards.alike(connection, self.settings, trial.to_json())
+        asked = self.queue.ask(trial, there or trial.image_id)
+        return JSONResponse({"id": str(asked.image_id), "there": there is not None}, status_code=202)
+
+
+def _read(body: bytes) -> TrialConfig:
+    try:
+        # A whole number of hundreds of digits is out of any bounds, and of what a message can hold.
+        given = json.loads(body, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
+        if not isinstance(given, dict):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise BadInputError("the settings cannot be read: send one JSON object") from None
+    if unknown := sorted(given.keys() - TrialConfig.model_fields.keys()):
+        raise BadInputError(f"{unknown[0]!r:.60} is no setting: use {', '.join(TrialConfig.model_fields)}")
+    try:
+        return TrialConfig(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInputError(f"{first['loc'][0]}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _number(text: str, name: str, highest: int) -> int:
+    if not re.fullmatch("[0-9]{1,7}", text) or not 1 <= int(text) <= highest:
+        raise BadInputError(f"{name} {text!r:.40} is out of bounds: use 1 to {highest}")
+    return int(text)
+
+
+def _shown(card: cards.Card) -> cards.Card:
+    """A card as the page gets it: without where its file lies."""
+    return {name: value for name, value in card.items() if name not in ("image_path", "image_sha256")}
+
+
+def _told(asked: Asked, before: int, there: Mapping[str, cards.Card]) -> dict[str, Any]:
+    image_id, seconds = str(asked.image_id), asked.took()
+    return {
+        "id": image_id,
+        "state": asked.state,
+        "before": before,
+        "error": asked.error,
+        "seconds": None if seconds is None else round(seconds, 1),
+        "settings": asked.trial.to_json(),
+        "image": there.get(image_id),
+    }
+
+
+class _Guarded:
+    """Adds what every answer says to the browser: what the page may load, and that nobody else may show or read it."""
+
+    def __init__(self, app: ASGIApp, policy: str) -> None:
+        self._app = app
+        self._headers = {
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Cross-Origin-Opener-Policy": "same-origin",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(self._headers)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, guarded)
+
+
+def _failed(status: int, error: Exception | str) -> Response:
+    return JSONResponse({"error": " ".join(str(error).split())}, status_code=status)
+
+
+def app(gallery: Gallery) -> Starlette:
+    """The server's routes, guarded."""
+    page = template("gallery/gallery.html.j2", {})
+    html = page.render()
+    style = page.environment.filters["script_hash"](html.partition("<style>")[2].partition("</style>")[0])
+    policy = (
+        f"default-src 'none'; script-src 'self'; style-src {style}; img-src 'self'; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    script = (Path(__file__).parent / "gallery.js").read_text("utf-8")
+
+    async def flexy_error(_: Request, error: Exception) -> Response:
+        statuses: dict[type[Exception], int] = {BadInputError: 400, UnreadableImageError: 404, FullError: 429}
+        return _failed(statuses.get(type(error), 500), error)
+
+    async def http_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _failed(error.status_code, error.detail)
+
+    async def own_error(_: Request, error: Exception) -> Response:
+        return _failed(500, f"the gallery failed: {type(error).__name__}: {error}")
+
+    async def home(_: Request) -> Response:
+        return Response(html, media_type="text/html")
+
+    async def behaviour(_: Request) -> Response:
+        return Response(script, media_type="text/javascript")
+
+    async def icon(_: Request) -> Response:
+        return Response(status_code=204)
+
+    return Starlette(
+        routes=[
+            Route("/", home),
+            Route("/gallery.js", behaviour),
+            Route("/favicon.ico", icon),
+            Route("/choices", gallery.choices),
+            Route("/images", gallery.page),
+            Route("/image/{image_id:uuid}", gallery.image),
+            Route("/trials", gallery.trials),
+            Route("/trials", gallery.ask, methods=["POST"]),
+        ],
+        middleware=[
+            Middleware(_Guarded, policy=policy),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(NAMES), www_redirect=False),
+        ],
+        exception_handlers={FlexyError: flexy_error, HTTPException: http_error, Exception: own_error},
+    )
+
+
+def serve(
+    port: int, definitions: dg.Definitions, database: Database, settings: Settings, told: Callable[[str], Any]
+) -> None:
+    """Serve the gallery on loopback until Ctrl-C; `told` hears its address. A port of 0 takes any that is free.
+
+    The trial under way is finished first, unless there is a second Ctrl-C. Raises `BadInputError` where the port
+    cannot be had.
+    """
+    migrate(database)
+    try:
+        listener = socket.create_server((NAMES[0], port))
+    except OSError as error:
+        raise BadInputError(f"cannot serve at port {port}: {error.strerror}: say --port with another") from None
+    with listener, dagster_instance(settings) as instance:
+
+        def make(trial: Trial) -> list[str]:
+            return failures(run_job(instance, definitions, try_image.name, trial_config(trial.to_json())))
+
+        gallery = Gallery(settings, database, ImageStore(settings.images), Queue(make))
+        server = uvicorn.Server(uvicorn.Config(app(gallery), log_level="warning", server_header=False))
+        told(f"http://{NAMES[0]}:{listener.getsockname()[1]}")
+        # uvicorn has ended in good order when it raises this.
+        with suppress(KeyboardInterrupt):
+            server.run([listener])
+        gallery.queue.close()

@@ -19,8 +19,10 @@ ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "diffusers", "transformers", "insightface", "onnxruntime"}
 SCORES = ("clip_scores", "aesthetic_scores", "aes_v2_scores", "hps_v2_scores")
 ANALYSIS = ("metric_correlations", "sweep_regression", "sweet_spots")
+FITTED = ("sweep_response", "sweep_effects", "diminishing_returns", "pareto_front", "sweep_comparison")
+FURTHER = ("metric_components", "sweep_times", *FITTED)
 BATCHED = ("generated_images", "clip_embeddings", *SCORES)
-RESULTS = ("sweep_scores", "sweep_csv", *ANALYSIS, "sweep_report")
+RESULTS = ("sweep_scores", "sweep_csv", *ANALYSIS, *FURTHER, "sweep_report")
 MADE_FROM = {
     "sweep_plan": set(),
     "generated_images": {"sweep_plan"},
@@ -34,6 +36,9 @@ MADE_FROM = {
     "metric_correlations": {"sweep_scores"},
     "sweep_regression": {"sweep_scores"},
     "sweet_spots": {"sweep_scores", "sweep_regression"},
+    "metric_components": {"sweep_scores"},
+    "sweep_times": {"sweep_scores"},
+    **{name: {"sweep_scores", "sweep_regression"} for name in FITTED},
     "sweep_report": {"sweep_scores", "sweep_csv", *ANALYSIS},
 }
 """The sweep's assets, under the names that notebooks and schedules use, and what each is made from."""

@@ -1,7 +1,8 @@
 """The sweep's lineage. Each asset asks, calls and records; the thinking stands in the modules beside it."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,10 +256,33 @@ def sweep_csv(
     )
 
 
+class Wishes(dg.Config):
+    """What the user wants of an image, and what one more step must bring.
+
+    `weights` are the metrics' in the overall score, by name (`{"clip_score": 2, "hps_v2_score": 1}`); without any,
+    all weigh alike. `least_gain` is what one more step must gain, by metric in its own unit.
+    """
+
+    weights: dict[str, float] = {}
+    least_gain: dict[str, float] = {}
+
+
 @dg.asset(group_name="results", kinds={"scipy"})
 def metric_correlations(sweep_scores: pl.DataFrame) -> pl.DataFrame:
-    """Which metrics say the same thing: Pearson's and Spearman's correlation with 95 % intervals."""
+    """Which metrics say the same thing: Pearson's, Spearman's and within-prompt correlations with 95 % intervals."""
     return analysis.correlations(sweep_scores)
+
+
+@dg.asset(group_name="results", kinds={"numpy"})
+def metric_components(sweep_scores: pl.DataFrame) -> pl.DataFrame:
+    """The metrics' principal components: how many different things they measure."""
+    return analysis.components(sweep_scores)
+
+
+@dg.asset(group_name="results", kinds={"numpy"})
+def sweep_times(sweep_scores: pl.DataFrame) -> pl.DataFrame:
+    """What an image costs in seconds, and what each step adds."""
+    return analysis.times(sweep_scores)
 
 
 @dg.asset(group_name="results", kinds={"scikitlearn"})
@@ -267,10 +291,49 @@ def sweep_regression(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     return analysis.regression(sweep_scores)
 
 
-@dg.asset(group_name="results", kinds={"polars"})
-def sweet_spots(sweep_scores: pl.DataFrame, sweep_regression: pl.DataFrame) -> pl.DataFrame:
-    """The settings with the best predicted scores, and the quickest that are nearly as good."""
-    return analysis.sweet_spots(sweep_scores, sweep_regression)
+_ADVICE: dict[str, str] = {
+    "sweep_response": "Each metric over steps, over guidance and over both, with 95 % bands, and what one more adds.",
+    "sweep_effects": "How far steps, guidance and their interaction move each metric.",
+    "diminishing_returns": "Beyond how many steps one more is not worth it, by metric, with an interval.",
+    "pareto_front": "Settings that no other beats in both quality and seconds, and how sure that is.",
+    "sweet_spots": "The settings that cannot be told from the best, and the quickest that are nearly as good.",
+    "sweep_comparison": "Engines, runs and prompts side by side, as they are and at the same settings.",
+}
+
+
+@dg.multi_asset(
+    outs={
+        name: dg.AssetOut(group_name="results", kinds={"scikitlearn"}, description=description, is_required=False)
+        for name, description in _ADVICE.items()
+    },
+    can_subset=True,
+)
+def advice(
+    context: dg.AssetExecutionContext, config: Wishes, sweep_scores: pl.DataFrame, sweep_regression: pl.DataFrame
+) -> Iterator[dg.Output[pl.DataFrame]]:
+    """What the fitted responses say, all by the same weights."""
+    tables: dict[str, Callable[..., pl.DataFrame]] = {
+        "sweep_response": analysis.response,
+        "sweep_effects": analysis.effects,
+        "diminishing_returns": partial(analysis.diminishing_returns, least_gain=config.least_gain),
+        "pareto_front": analysis.pareto_front,
+        "sweet_spots": analysis.sweet_spots,
+        "sweep_comparison": analysis.comparison,
+    }
+    for name, table_of in tables.items():
+        if name in context.op_execution_context.selected_output_names:
+            table = table_of(sweep_scores, sweep_regression, config.weights)
+            yield dg.Output(table, output_name=name, metadata=_sentences(table))
+
+
+def _sentences(table: pl.DataFrame) -> dict[str, dg.MetadataValue[Any]]:
+    """What the table says in words, engine by engine, where it has such a column."""
+    if "said" not in table.columns:
+        return {}
+    words = [
+        f"- {row['engine']}, {analysis.LABELS[row['target']]}: {row['said'] or row['note']}" for row in table.to_dicts()
+    ]
+    return {"in words": dg.MetadataValue.md("\n".join(words))}
 
 
 @dg.asset(group_name="results", kinds={"html"}, deps=[sweep_csv])

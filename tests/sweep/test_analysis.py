@@ -11,23 +11,42 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
+from surfaces import KINDS, correlated, judged, synthetic
 
 from flexy_assets.sweep.analysis import (
+    COMPARISON,
+    COMPONENTS,
     CORRELATIONS,
+    EFFECTS,
     LEAST_IMAGES,
     METRICS,
     MODELS,
     NO_GUIDANCE,
+    PARETO,
     REGRESSION,
+    RESPONSE,
+    RETURNS,
     SCORES,
     SPOTS,
+    TIMES,
     VALUE_TOLERANCE,
+    comparison,
+    components,
     correlations,
+    described,
+    diminishing_returns,
+    effects,
+    pareto_front,
     predict,
     regression,
+    response,
+    selected,
     sweet_spots,
+    times,
     with_overall,
 )
+from resources.errors import BadInputError
 
 BEST_STEPS, BEST_GUIDANCE = 24, 6.0
 
@@ -87,7 +106,7 @@ def of(table: pl.DataFrame, **values: object) -> dict[str, Any]:
 def test_a_planted_surface_is_chosen_with_its_planted_r2(models: pl.DataFrame) -> None:
     for metric in ("clip_score", "hps_v2_score"):
         row = of(models.filter("chosen"), metric=metric)
-        assert row["model"] == "quadratic"
+        assert row["model"] != "linear"
         assert row["r2"] == pytest.approx(0.5, abs=0.06)
         assert row["folds_by"] == "prompt"
 
@@ -196,7 +215,7 @@ def test_intervals_hold_a_planted_correlation_and_agree_with_scipy(sweep: pl.Dat
     assert pair["pearson_low"] < 0.6 < pair["pearson_high"]
     planted_rho = 6 / np.pi * np.arcsin(0.6 / 2)
     assert pair["spearman_low"] < planted_rho < pair["spearman_high"]
-    assert pair["spearman_high"] - pair["spearman_low"] < 0.15
+    assert pair["spearman_high"] - pair["spearman_low"] < 0.2
     assert pair["spearman"] == pytest.approx(spearmanr(left, right).statistic)
 
 
@@ -213,8 +232,8 @@ def test_the_same_seed_and_images_in_any_order_give_the_same_tables(
     shuffled = sweep.sample(fraction=1, shuffle=True, seed=3)
     assert regression(shuffled).equals(models)
     assert sweet_spots(shuffled, models).equals(spots)
-    assert correlations(shuffled, seed=7).equals(correlations(sweep, seed=7))
-    assert not correlations(sweep, seed=7).equals(correlations(sweep, seed=8))
+    assert_frame_equal(correlations(shuffled), correlations(sweep))
+    assert not sweet_spots(sweep, models, seed=1).equals(spots)
 
 
 def test_each_metric_uses_the_images_that_have_it(sweep: pl.DataFrame) -> None:
@@ -256,6 +275,12 @@ THIN: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
     "no prompts": lambda s: s.with_columns(prompt=pl.lit(None)),
     "no engine": lambda s: s.with_columns(engine=pl.lit(None)),
     "steps of zero": lambda s: s.with_columns(steps=pl.lit(0)),
+    "no complete rows": lambda s: s.with_columns(
+        clip_score=pl.when(pl.col("seed") % 2 == 0).then("clip_score"),
+        hps_v2_score=pl.when(pl.col("seed") % 2 == 1).then("hps_v2_score"),
+    ),
+    "one prompt": lambda s: s.with_columns(prompt=pl.lit("a")),
+    "a line of settings": lambda s: s.with_columns(guidance=pl.col("steps") / 5.0),
     "one timed": lambda s: s.with_columns(elapsed_ms=pl.when(pl.col("seed") == 0).then("elapsed_ms")),
 }
 
@@ -265,13 +290,27 @@ THIN: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
 def test_thin_data_gives_tables_and_notes_but_no_exception(thin: str) -> None:
     scores = THIN[thin](planted(60))
     models = regression(scores)
-    tables = {"c": correlations(scores), "r": models, "s": sweet_spots(scores, models)}
-    for table, schema in zip(tables.values(), (CORRELATIONS, REGRESSION, SPOTS), strict=True):
+    spots = sweet_spots(scores, models)
+    tables = [
+        (models, REGRESSION),
+        (spots, SPOTS),
+        (correlations(scores), CORRELATIONS),
+        (components(scores), COMPONENTS),
+        (times(scores), TIMES),
+        (response(scores, models), RESPONSE),
+        (effects(scores, models), EFFECTS),
+        (diminishing_returns(scores, models), RETURNS),
+        (pareto_front(scores, models), PARETO),
+        (comparison(scores, models), COMPARISON),
+    ]
+    for table, schema in tables:
         assert table.schema == pl.Schema(schema)
-        assert not table.select(pl.col(pl.Float64).is_nan().any()).transpose().to_series().any()
+        assert table.select(pl.any_horizontal(~pl.col(pl.Float64).is_finite()).any()).item() in (False, None)
+        assert table.height or not scores.height
+    assert len(described(scores)) == with_overall(scores)["engine"].n_unique()
     engines = with_overall(scores)["engine"].n_unique()
     assert models.height == engines * len(METRICS) * len(MODELS)
-    assert tables["s"].height == engines * (len(METRICS) + 2)
+    assert spots.height == engines * (len(METRICS) + 2)
     assert models.filter("chosen").height == engines * len(METRICS)
 
 
@@ -304,7 +343,8 @@ def test_an_engine_without_guidance_is_judged_by_its_steps_as_one_that_never_var
     assert models.drop("note").equals(regression(constant).drop("note"))
     spots = sweet_spots(without, models)
     guidance = ["guidance", "guidance_low", "guidance_high"]
-    assert spots.drop(*guidance, "note").equals(sweet_spots(constant, regression(constant)).drop(*guidance, "note"))
+    spoken = ["region", "said", "note"]
+    assert spots.drop(*guidance, *spoken).equals(sweet_spots(constant, regression(constant)).drop(*guidance, *spoken))
     assert of(spots, target="overall")["steps"] == pytest.approx(BEST_STEPS, abs=5)
     assert spots.select(pl.col(guidance).null_count()).row(0) == (6, 6, 6)
     assert all(NO_GUIDANCE in note and "too few" not in note for note in spots["note"])
@@ -319,9 +359,207 @@ def test_an_image_without_guidance_among_those_that_have_it_is_left_out() -> Non
     whole = holed.drop_nulls("guidance")
     models = regression(holed)
     assert models.equals(regression(whole))
-    assert sweet_spots(holed, models).equals(sweet_spots(whole, models))
+    spots = sweet_spots(holed, models)
+    assert spots.drop("note").equals(sweet_spots(whole, models).drop("note"))
+    assert all("60 images have no steps or no guidance" in note for note in spots["note"])
     assert of(correlations(holed), left="guidance", right="clip_score")["n"] == 140
     assert of(correlations(holed), left="steps", right="clip_score")["n"] == 200
+
+
+def test_what_cannot_be_done_is_said_and_why() -> None:
+    def notes(thin: str) -> str:
+        scores = THIN[thin](planted(60))
+        models = regression(scores)
+        tables = (response(scores, models), effects(scores, models), diminishing_returns(scores, models))
+        assert all(table["note"].null_count() == 0 for table in tables if table["target"].n_unique() == 1)
+        return " ".join(note or "" for table in (*tables, sweet_spots(scores, models)) for note in table["note"])
+
+    assert "lack one of the scores" in notes("no complete rows")
+    assert "too few images (1; 10 needed)" in notes("one row")
+    assert "60 images have no steps" in notes("no settings")
+    assert "bands hold for these prompts (1) alone" in notes("one prompt")
+    assert "too few images of few steps with high guidance (0)" in notes("a line of settings")
+    assert "no image was timed" in pareto_front(*with_models(planted(60).with_columns(elapsed_ms=None)))["note"][0]
+
+
+# The whole of it, on many sweeps: python benchmarks/surfaces.py.
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> pl.DataFrame:
+    """The analysis against the truth on 20 synthetic sweeps."""
+    jobs = [(kind, 2_000_000 + index) for kind in KINDS for index in range(4)]
+    rows = [{"kind": kind, **judged(synthetic(kind, seed, images=400))} for kind, seed in jobs]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def test_the_true_optimum_lies_in_the_region_and_the_region_is_not_everything(verdicts: pl.DataFrame) -> None:
+    moving = verdicts.filter(~pl.col("flat"))
+    assert moving["region"].sum() >= moving.height - 1
+    assert moving["share"].mean() < 0.5
+
+
+def test_flat_is_called_flat_and_what_moves_is_not(verdicts: pl.DataFrame) -> None:
+    truly = verdicts["kind"] == "flat"
+    assert (verdicts["flat"] != truly).sum() <= 2
+
+
+def test_the_true_steps_beyond_which_no_step_pays_lie_in_their_interval(verdicts: pl.DataFrame) -> None:
+    assert verdicts["beyond"].sum() >= verdicts.height - 2
+    assert verdicts["beyond width"].mean() < 30
+
+
+def test_bands_slopes_and_effects_hold_the_truth_as_often_as_they_say(verdicts: pl.DataFrame) -> None:
+    held = [name for name in verdicts.columns if name.endswith((" band", " slope", " effect"))]
+    assert len(held) == 8
+    assert 0.88 < verdicts.select(pl.mean_horizontal(pl.col(held).cast(pl.Float64)).mean()).item() < 0.995
+
+
+def test_correlations_hold_the_truth_where_prompts_repeat_and_where_not() -> None:
+    found = pl.DataFrame([correlated(2_000_000 + index) for index in range(80)], infer_schema_length=None)
+    held = found.drop("repeating prompts").unpivot(variable_name="of", value_name="held").drop_nulls()
+    assert 0.92 < held["held"].mean() < 0.98
+
+
+def test_where_prompts_differ_a_band_is_wider_than_images_alone_would_have_it() -> None:
+    sweep = planted(600, prompts=8)
+    level = pl.col("prompt").str.slice(7).cast(pl.Float64) * 0.02
+    sweep = sweep.with_columns(clip_score=pl.col("clip_score") + level)
+    alone = sweep.with_columns(prompt=pl.col("image_id"))
+    widths = []
+    for scores in (sweep, alone):
+        curve = response(*with_models(scores)).filter(curve="steps", target="clip_score")
+        widths.append((curve["high"] - curve["low"]).mean())
+    assert widths[0] > 1.5 * widths[1]
+    model = of(regression(sweep).filter("chosen"), metric="clip_score")
+    assert (model["clusters_by"], model["clusters"]) == ("prompt", 8)
+    assert model["prompt_share"] > 0.5
+
+
+def test_a_score_that_levels_off_is_not_called_a_line() -> None:
+    """A line would send the user to the end of both settings."""
+    sweep = planted()
+    bent = 1 - (-pl.col("steps") / 8).exp() - ((pl.col("guidance") - 6) / 5) ** 2
+    sweep = sweep.with_columns(clip_score=bent + pl.col("aes_v2_score") / 6)
+    models = regression(sweep)
+    assert of(models.filter("chosen"), metric="clip_score")["model"] in ("quadratic", "additive", "spline")
+    spot = of(sweet_spots(sweep, models), target="clip_score")
+    assert spot["guidance_low"] > 1
+    assert spot["guidance"] == pytest.approx(6, abs=1.5)
+
+
+def test_diminishing_returns_are_said_plainly(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
+    found = of(diminishing_returns(sweep, models), target="clip_score")
+    # The planted curve is -0.01 (log2(steps / 24))², whose step gains 0.001 at 18 steps.
+    assert found["low"] <= 18 <= found["high"]
+    words = f"beyond {found['beyond']} steps ({found['low']}–{found['high']}) one more step gains less than 0.001"
+    assert found["said"] == f"{words} CLIP score"
+    flat = of(diminishing_returns(sweep, models), target="aes_v2_score")
+    assert flat["note"] == "does not move with steps or guidance"
+    rising = sweep.with_columns(clip_score=pl.col("steps") * 0.01 + pl.col("aes_v2_score") * 1e-3)
+    edge = of(diminishing_returns(*with_models(rising)), target="clip_score")
+    assert (edge["beyond"], edge["high"]) == (None, None)
+    assert edge["said"] == "one more step still gains 0.001 CLIP score at 60, the most tried"
+
+
+def test_weights_choose_between_metrics_that_disagree(sweep: pl.DataFrame) -> None:
+    apart = sweep.with_columns(hps_v2_score=-((pl.col("steps") / 8).log(2) ** 2) + 0.5 * pl.col("aes_v2_score"))
+    models = regression(apart)
+    steps = [
+        of(sweet_spots(apart, models, weights), target="overall")["steps"]
+        for weights in ({"hps_v2_score": 1}, {"hps_v2_score": 1, "clip_score": 1}, {"clip_score": 3})
+    ]
+    assert steps[0] < steps[1] < steps[2]
+    assert steps[0] == pytest.approx(8, abs=3)
+    alone = sweet_spots(apart, models, {"clip_score": 3})
+    assert of(alone, target="overall")["steps"] == of(alone, target="clip_score")["steps"]
+
+
+@pytest.mark.parametrize("weights", [{"sharpness": 1}, {"clip_score": -1}, {"clip_score": 0}, {"clip_score": np.nan}])
+def test_weights_that_cannot_be_are_refused(sweep: pl.DataFrame, weights: dict[str, float]) -> None:
+    with pytest.raises(BadInputError, match="weigh"):
+        sweet_spots(sweep, regression(sweep.clear()), weights)
+
+
+def test_a_gain_that_cannot_be_asked_for_is_refused(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
+    for least_gain in ({"sharpness": 0.1}, {"clip_score": 0.0}):
+        with pytest.raises(BadInputError, match="no step can have to gain"):
+            diminishing_returns(sweep, models, least_gain=least_gain)
+
+
+def test_the_quickest_as_good_setting_is_in_the_region_with_its_share_of_the_time(spots: pl.DataFrame) -> None:
+    best = of(spots, target="clip_score")
+    inside = [(cell["steps"], cell["guidance"]) for cell in best["region"]]
+    assert (best["steps"], best["guidance"]) in inside
+    assert best["region_share"] == pytest.approx(len(inside) / (20 * 13), rel=0.1)
+    quickest = min(steps for steps, _ in inside)
+    assert best["said"].startswith(f"{quickest} steps at guidance")
+    assert best["seconds_share"] == pytest.approx((0.2 + 0.05 * quickest) / best["seconds"], rel=0.02)
+    assert best["loss"] <= best["loss_high"]
+
+
+def test_no_point_of_the_front_is_beaten_and_a_sure_one_stays(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
+    front = pareto_front(sweep, models).filter(target="clip_score")
+    now = front.filter("on_front").sort("seconds")
+    assert now["predicted"].is_sorted()
+    assert now["seconds"].n_unique() == now.height
+    assert front["stays"].is_between(0, 1).all()
+    assert now["stays"].max() > 0.6
+    assert now["steps"].max() <= 35
+
+
+def test_seconds_are_a_line_that_one_slow_image_does_not_bend() -> None:
+    slow = planted().with_columns(elapsed_ms=pl.when(pl.col("seed") == 0).then(60_000).otherwise("elapsed_ms"))
+    row = times(slow).row(0, named=True)
+    assert row["base_low"] < 0.1995 < row["base_high"], "milliseconds are cut, not rounded"
+    assert row["a_step_low"] < 0.05 < row["a_step_high"]
+    assert row["outliers"] >= 1
+    assert "count less" in row["note"]
+
+
+def test_components_find_what_metrics_share() -> None:
+    shared, own = np.random.default_rng(8).standard_normal((2, 4, 600))
+    metrics = {metric: 0.9 * shared[0] + 0.45 * noise for metric, noise in zip(METRICS, own, strict=True)}
+    found = components(planted().with_columns(**{name: pl.Series(values) for name, values in metrics.items()}))
+    first = of(found, component=1)
+    assert first["share_low"] < (1 + 3 * 0.8) / 4 < first["share_high"]
+    assert all(loading["low"] > 0.8 for loading in first["loadings"])
+    assert found["share"].sum() == pytest.approx(1)
+    assert "cannot be told from component" in of(found, component=3)["note"]
+
+
+def test_an_interaction_is_found_where_one_was_planted_and_nowhere_else(
+    sweep: pl.DataFrame, models: pl.DataFrame
+) -> None:
+    found = effects(sweep, models)
+    assert of(found, target="clip_score", effect="interaction")["p"] > 0.05
+    assert of(found, target="clip_score", effect="guidance")["p"] < 0.01
+    crossed = sweep.with_columns(clip_score=pl.col("clip_score") + 0.01 * pl.col("steps").log(2) * pl.col("guidance"))
+    row = of(effects(*with_models(crossed)), target="clip_score", effect="interaction")
+    spread = np.log2(row["steps_to"] / row["steps_from"]) * (row["guidance_to"] - row["guidance_from"])
+    assert row["p"] < 0.01
+    assert row["low"] < 0.01 * spread < row["high"]
+
+
+def test_engines_and_runs_are_compared_at_the_same_settings() -> None:
+    """The second engine is worse by 0.008, but was tried at better settings only."""
+    slow = planted(800)
+    best = planted(1200, seed=4, engine="sd3").filter(pl.col("steps").is_between(15, 35) & (pl.col("guidance") < 9))
+    worse = best.with_columns(clip_score=pl.col("clip_score") - 0.008, run_id=pl.lit("7c"))
+    both = pl.concat([slow, worse])
+    table = comparison(*with_models(both)).filter(by="engine", target="clip_score")
+    first, second = (of(table, name=name) for name in ("realvis_xl", "sd3"))
+    assert first["mean"] < second["mean"]
+    assert first["adjusted_low"] > second["adjusted_high"]
+    assert (first["steps_from"], first["steps_to"]) == (15, 35)
+    assert selected(both, engines=["sd3"]).equals(selected(both, runs=["7c"]))
+    with pytest.raises(BadInputError, match="no image of run 'x'"):
+        selected(both, runs=["x"])
+    assert described(worse)[0].startswith(f"sd3: {worse.height} images, 1 run, 12 prompts, steps 15 to 35")
+
+
+def with_models(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    return scores, regression(scores)
 
 
 def test_the_analysis_loads_no_framework() -> None:

@@ -30,6 +30,10 @@ from resources.settings import Settings
 ROOT = Path(__file__).parent.parent.parent
 METRICS = ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")
 SCORE_ASSETS = ("clip_scores", "aesthetic_scores", "aes_v2_scores", "hps_v2_scores")
+TABLES = (
+    *("metric_correlations", "metric_components", "sweep_times", "sweep_regression", "sweep_response", "sweep_effects"),
+    *("diminishing_returns", "pareto_front", "sweet_spots", "sweep_comparison"),
+)
 SMALL = ("--engine", "mini_sdxl", "--steps", "1:2", "--batch-size", "4")
 
 
@@ -135,7 +139,7 @@ def test_a_finished_sweep_has_every_image_with_its_file_and_four_scores(at: Hous
 
 def test_the_tables_lie_under_their_assets_names(at: House, finished: Finished) -> None:
     names = {path.name for path in (at.home / "assets").iterdir()}
-    tables = ("sweep_plan", "sweep_scores", "metric_correlations", "sweep_regression", "sweet_spots")
+    tables = ("sweep_plan", "sweep_scores", *TABLES)
     assert names == {*(f"{table}.parquet" for table in tables), "sweep.csv", "sweep_report.html"}
     scores = pl.read_parquet(at.home / "assets" / "sweep_scores.parquet")
     assert dict(scores.schema) == queries.SCORES_SCHEMA

@@ -144,7 +144,7 @@ def test_an_engine_without_guidance_is_said_to_have_none_and_shown_none() -> Non
 def test_weak_evidence_is_called_weak_and_none_is_called_none() -> None:
     weak = Page(report(sweep(1500, effect=0.12))).words
     assert "Weak evidence, a hint and not a rule. Steps and guidance explain" in weak
-    assert "No setting stands out." in Page(report(sweep(200, effect=0))).words
+    assert "No setting stands out." in Page(report(sweep(200, effect=0, seed=1))).words
 
 
 def test_counts_and_missing_scores_are_told() -> None:

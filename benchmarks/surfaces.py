@@ -1,0 +1,329 @@
+"""The sweep's analysis on sweeps whose truth is known: `python benchmarks/surfaces.py`.
+
+200 synthetic sweeps, 40 of each kind (saturating, peaked, flat, interacting, heteroscedastic), of 300 to 2,000 images
+each, half of them with prompts that repeat and differ; images at one setting differ by 0.7 to 4 times the surface's
+own deviation. Asked: the true optimum inside the stated region at least 93 % of the time, flat called flat at least
+90 %, the true number of steps beyond which one more does not pay inside its interval at least 93 %, and 95 % intervals
+that cover 95 ± 2 % (those of correlations on 1,000 flat sweeps). Also shown: how large the regions and intervals are,
+since everything is no answer. Then the time and the memory that all tables and the report take at 2,000 and 100,000
+rows, each in a process of its own. The analysis was set on seeds below 1,000 and from 1,000,000 on; these are others.
+Prints a table and writes benchmarks/results/surfaces.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from flexy_assets.sweep import analysis
+from flexy_assets.sweep.analysis import METRICS, SCORES
+
+Floats = NDArray[np.float64]
+Surface = Callable[[Any, Any], Floats]
+
+KINDS = ("saturating", "peaked", "flat", "interacting", "heteroscedastic")
+CORRELATION = 0.5
+"""Planted between CLIP's and V1's noise, within prompts and between them."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A synthetic sweep, its expected CLIP score at any settings, and the gain a step must bring."""
+
+    scores: pl.DataFrame
+    surface: Surface
+    least_gain: float
+    prompts: int
+
+
+def surface_of(kind: str, rng: np.random.Generator) -> Surface:
+    """A random surface of the kind, over steps and effective guidance, between about 0 and 1."""
+    peak_steps, width = np.log2(rng.uniform(10, 45)), rng.uniform(1.2, 3)
+    peak_guidance, breadth = rng.uniform(1.5, 10), rng.uniform(3, 8)
+    pace, tilt, weight = rng.uniform(5, 15), rng.uniform(0.5, 2), rng.uniform(0.2, 1)
+
+    def saturating(steps: Floats, guidance: Floats) -> Floats:
+        return 1 - np.exp(-steps / pace) + weight * (1 - np.exp(-((guidance - peak_guidance) ** 2) / breadth**2)) * -1
+
+    def peaked(steps: Floats, guidance: Floats) -> Floats:
+        return -(((np.log2(steps) - peak_steps) / width) ** 2) - ((guidance - peak_guidance) / breadth) ** 2
+
+    def interacting(steps: Floats, guidance: Floats) -> Floats:
+        best = peak_guidance + tilt * (np.log2(steps) - 4)
+        return 1.5 * (1 - np.exp(-steps / pace)) - ((guidance - best) / breadth) ** 2
+
+    found: dict[str, Surface] = {
+        "saturating": saturating,
+        "peaked": peaked,
+        "flat": lambda steps, guidance: np.zeros(np.broadcast(steps, guidance).shape),
+        "interacting": interacting,
+        "heteroscedastic": peaked if rng.random() < 0.5 else saturating,
+    }
+    chosen = found[kind]
+    return lambda steps, guidance: chosen(np.asarray(steps, float), np.maximum(np.asarray(guidance, float), 1))
+
+
+def synthetic(kind: str, seed: int, images: int | None = None, prompts: int | None = None) -> Sweep:
+    """A sweep of the kind; `prompts` 0 gives every image one of its own."""
+    rng = np.random.default_rng([seed, KINDS.index(kind)])
+    n = int(rng.integers(300, 2001)) if images is None else images
+    if prompts is None:
+        prompts = int(np.exp(rng.uniform(np.log(8), np.log(150)))) if rng.random() < 0.5 else 0
+    raw = surface_of(kind, rng)
+    steps, guidance = rng.integers(4, 61, n), rng.uniform(0.5, 12, n).round(2)
+    spread = float(np.std(raw(steps, guidance)))
+    scale = 0.02 / spread if spread > 0 else 0.0
+
+    def surface(steps: Any, guidance: Any) -> Floats:
+        return 0.25 + scale * raw(steps, guidance)
+
+    ratio = np.exp(rng.uniform(np.log(0.7), np.log(4)))
+    noise = 0.02 * ratio * np.ones(n)
+    if kind == "heteroscedastic":
+        noise *= np.exp(
+            rng.uniform(0.2, 0.5) * (2 * (np.log2(steps) - 4) / 4 - (guidance - 6) / 6) * rng.choice([-1, 1])
+        )
+    number = rng.integers(0, prompts, n) if prompts else np.arange(n)
+    level = 0.02 * rng.uniform(0.3, 2) * rng.standard_normal((2, number.max() + 1)) * (prompts > 0)
+    own = rng.standard_normal((2, n))
+    other = CORRELATION * own[0] + np.sqrt(1 - CORRELATION**2) * own[1]
+    other_level = CORRELATION * level[0] + np.sqrt(1 - CORRELATION**2) * level[1]
+    middle = float(rng.integers(8, 40))
+    scores = pl.DataFrame(
+        {
+            "image_id": [f"{index:06d}" for index in range(n)],
+            "run_id": ["4b7193fd"] * n,
+            "batch": ["4b7193fd_0000"] * n,
+            "engine": [kind] * n,
+            "prompt": [f"prompt {index}" for index in number],
+            "steps": steps,
+            "guidance": guidance,
+            "seed": np.arange(n),
+            "elapsed_ms": (200 + 50 * steps * (1 + (guidance > 1)) + rng.normal(0, 20, n)).astype(int),
+            "image_path": [f"{index}.webp" for index in range(n)],
+            "clip_score": surface(steps, guidance) + noise * own[0] + level[0][number],
+            "aesthetic_score": 5 + 20 * (0.02 * ratio * other + other_level[number]),
+        },
+    )
+    scores = scores.with_columns(pl.lit(None, pl.Float64).alias(m) for m in METRICS if m not in scores.columns)
+    # Half a step's gain short of what the curve gains at some number of steps: the truth is then that number.
+    across = np.linspace(1, 12, 111)[None, :]
+    gains = np.diff(surface(np.arange(middle, middle + 3)[:, None], across).mean(axis=1))
+    least = float(gains.mean()) if gains.mean() > 1e-5 else 0.0005
+    return Sweep(scores.select(list(SCORES)).cast(dict(SCORES)), surface, least, prompts)
+
+
+def judged(sweep: Sweep) -> dict[str, Any]:
+    """What the analysis says of the sweep's CLIP score, against the truth."""
+    scores, surface = sweep.scores, sweep.surface
+    models = analysis.regression(scores.with_columns(aesthetic_score=None))
+    alone = scores.with_columns(aesthetic_score=None)
+    of_clip = pl.col("target") == "clip_score"
+    spot = analysis.sweet_spots(alone, models).row(by_predicate=of_clip, named=True)
+    curves = analysis.response(alone, models).filter(of_clip)
+    effects = analysis.effects(alone, models).filter(of_clip)
+    returns = analysis.diminishing_returns(alone, models, least_gain={"clip_score": sweep.least_gain}).row(
+        by_predicate=of_clip, named=True
+    )
+    grid_steps, grid_guidance = (
+        curves.filter(curve="surface")[name].unique().sort().to_numpy() for name in ("steps", "guidance")
+    )
+    across, along = grid_guidance[None, :], np.geomspace(grid_steps[0], grid_steps[-1], 21)[:, None]
+    found: dict[str, Any] = {"images": scores.height, "prompts": sweep.prompts, "flat": spot["steps"] is None}
+    model = models.filter(pl.col("chosen") & (pl.col("metric") == "clip_score"))
+    found |= model.select("model", "band_pieces", "r2").row(0, named=True)
+
+    def curve(steps: Floats) -> Floats:
+        return surface(steps[:, None], across).mean(axis=1)
+
+    def over(guidance: Floats) -> Floats:
+        return surface(along, guidance[None, :]).mean(axis=0)
+
+    # The best of all settings in the range, and the setting of the grid that is nearest to it.
+    every = np.arange(grid_steps[0], grid_steps[-1] + 1)
+    fine = np.linspace(grid_guidance[0], grid_guidance[-1], 221)
+    heights = surface(every[:, None], fine[None, :])
+    at = np.unravel_index(heights.argmax(), heights.shape)
+    best = every[at[0]], fine[at[1]]
+    if spot["steps"] is not None:
+        nearest = (
+            grid_steps[np.abs(np.log2(grid_steps / best[0])).argmin()],
+            grid_guidance[np.abs(grid_guidance - best[1]).argmin()],
+        )
+        inside = {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
+        found |= {"region": nearest in inside, "share": spot["region_share"]}
+        found["regret"] = float(heights.max() - surface(spot["steps"], spot["guidance"])) / (np.ptp(heights) or 1.0)
+    gains = np.diff(curve(every.astype(float)))
+    paying = np.flatnonzero(gains >= sweep.least_gain)
+    truth = int(every[paying[-1]]) + 1 if len(paying) else int(every[0])
+    low, high = returns["low"], returns["high"] if returns["high"] is not None else int(every[-1])
+    found |= {"beyond": low <= truth <= high, "beyond width": high - low, "beyond truth": truth}
+    found["beyond said"] = (returns["low"], returns["beyond"], returns["high"])
+    bands = {
+        "steps": lambda s, g: curve(s),
+        "guidance": lambda s, g: over(g),
+        "surface": surface,
+    }
+    for name, truth_of in bands.items():
+        rows = curves.filter(curve=name)
+        s, g = (rows[column].cast(pl.Float64).to_numpy() for column in ("steps", "guidance"))
+        truths = truth_of(s, g)
+        found[f"{name} band"] = float(((rows["low"].to_numpy() <= truths) & (truths <= rows["high"].to_numpy())).mean())
+        if name != "surface":
+            h = 0.005 * np.ptp(grid_guidance)
+            g0, g1 = np.clip(g - h, grid_guidance[0], None), np.clip(g + h, None, grid_guidance[-1])
+            start = np.minimum(s, grid_steps[-1] - 1)
+            truths = curve(start + 1) - curve(start) if name == "steps" else (over(g1) - over(g0)) / (g1 - g0)
+            low_, high_ = rows["slope_low"].to_numpy(), rows["slope_high"].to_numpy()
+            found[f"{name} slope"] = float(((low_ <= truths) & (truths <= high_)).mean())
+    for row in effects.iter_rows(named=True):
+        s = np.array([row["steps_from"], row["steps_to"]], float)
+        g = np.array([row["guidance_from"], row["guidance_to"]])
+        corners = surface(s[:, None], g[None, :])
+        change = {
+            "steps": np.diff(curve(s))[0],
+            "guidance": np.diff(over(g))[0],
+            "interaction": corners[1, 1] - corners[1, 0] - corners[0, 1] + corners[0, 0],
+        }[row["effect"]]
+        found[f"{row['effect']} effect"] = bool(row["low"] <= change <= row["high"])
+        found[f"{row['effect']} p"] = row["p"]
+    return found
+
+
+def judge(job: tuple[str, int]) -> dict[str, Any]:
+    """One sweep of a kind and seed, judged."""
+    kind, seed = job
+    return {"kind": kind, "seed": seed, **judged(synthetic(kind, seed))}
+
+
+def correlated(seed: int) -> dict[str, Any]:
+    """Whether each interval of the correlation planted in a flat sweep of 300 to 2,000 images holds it."""
+    sweep = synthetic("flat", seed)
+    pairs = {(row["left"], row["right"]): row for row in analysis.correlations(sweep.scores).iter_rows(named=True)}
+    pair, none = pairs["clip_score", "aesthetic_score"], pairs["steps", "clip_score"]
+    found: dict[str, Any] = {"repeating prompts": sweep.prompts > 0}
+    ranks = 6 / np.pi * np.arcsin(CORRELATION / 2)
+    for name, truth in (("pearson", CORRELATION), ("spearman", ranks), ("within", CORRELATION)):
+        for row, value, words in ((pair, truth, "metrics"), (none, 0.0, "steps")):
+            if row[name] is not None:
+                found[f"{name}, {words}"] = row[f"{name}_low"] <= value <= row[f"{name}_high"]
+    return found
+
+
+def spent(rows: int) -> dict[str, float]:
+    """Seconds that each table and the report take at so many rows, and the process' highest memory."""
+    from flexy_assets.sweep import report
+
+    half, other = (synthetic("interacting", seed, rows // 2, prompts) for seed, prompts in ((0, 0), (1, 60)))
+    other_scores = other.scores.with_columns(image_id="b" + pl.col("image_id"), engine=pl.lit("other"))
+    noise = np.random.default_rng(0).standard_normal((2, rows // 2 * 2))
+    scores = pl.concat([half.scores, other_scores]).with_columns(
+        aes_v2_score=pl.Series(noise[0]), hps_v2_score=pl.col("clip_score") + pl.Series(0.02 * noise[1])
+    )
+    found: dict[str, float] = {}
+
+    def timed(name: str, what: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        made = what()
+        found[name] = time.perf_counter() - began
+        return made
+
+    models = timed("regression", lambda: analysis.regression(scores))
+    correlations = timed("correlations", lambda: analysis.correlations(scores))
+    for name in ("components", "times"):
+        timed(name, lambda name=name: getattr(analysis, name)(scores))
+    for name in ("response", "effects", "diminishing_returns", "pareto_front", "comparison"):
+        timed(name, lambda name=name: getattr(analysis, name)(scores, models))
+    spots = timed("sweet_spots", lambda: analysis.sweet_spots(scores, models))
+    timed("report", lambda: report.render(scores, correlations, models, spots, {}))
+    found["all, s"] = sum(found.values())
+    found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found
+
+
+def shares(values: pl.Series) -> tuple[float, float, float]:
+    """The mean of shares or of truths, and its 95 % range: Wilson's for truths, else the normal one."""
+    from scipy.stats import binomtest
+
+    known = values.drop_nulls()
+    if known.dtype == pl.Boolean:
+        ends = binomtest(int(known.sum()), len(known)).proportion_ci(0.95, "wilson")
+        return float(known.mean()), float(ends.low), float(ends.high)
+    reach = 1.96 * float(known.std()) / np.sqrt(len(known))
+    return float(known.mean()), float(known.mean()) - reach, float(known.mean()) + reach
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweeps", type=int, default=40, help="of each kind")
+    parser.add_argument("--correlations", type=int, default=1000, help="flat sweeps on which correlations are judged")
+    parser.add_argument("--seed", type=int, default=20_000, help="of the first sweep")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rows", type=int, nargs="*", default=(2_000, 100_000), help="at which time is taken")
+    parser.add_argument("--spent", type=int, help="only take the time at so many rows, and print it as JSON")
+    options = parser.parse_args()
+    if options.spent:
+        print(json.dumps(spent(options.spent)))
+        return
+    jobs = [(kind, options.seed + index) for kind in KINDS for index in range(options.sweeps)]
+    with ProcessPoolExecutor(options.workers) as pool:
+        found = pl.DataFrame(list(pool.map(judge, jobs)), infer_schema_length=None)
+        pairs = list(pool.map(correlated, range(options.seed, options.seed + options.correlations), chunksize=20))
+    correlations = pl.DataFrame(pairs, infer_schema_length=None)
+    moving, flat = found.filter(pl.col("kind") != "flat"), found.filter(kind="flat")
+    stated = moving.filter(~pl.col("flat"))
+    answer: dict[str, tuple[float, float, float]] = {
+        "optimum inside the region": shares(stated["region"]),
+        "flat called flat": shares(flat["flat"]),
+        "moving called moving": shares(~moving["flat"]),
+        "true steps inside 'beyond'": shares(found["beyond"]),
+        "region's share of what was tried": shares(stated["share"]),
+        "regions below half of it": shares(stated["share"] < 0.5),
+        "stated best's loss, of the surface's range": shares(stated["regret"]),
+        "'beyond' interval's share of the steps": shares(moving["beyond width"] / 56),
+    }
+    held = [name for name in found.columns if name.endswith((" band", " slope", " effect"))]
+    for words, rows in (("prompts repeat", pl.col("prompts") > 0), ("no prompt repeats", pl.col("prompts") == 0)):
+        for name in held:
+            answer[f"{name}, {words}"] = shares(found.filter(rows)[name])
+    for repeating in (True, False):
+        rows = correlations.filter(pl.col("repeating prompts") == repeating)
+        for name in rows.columns[1:]:
+            if rows[name].count():
+                words = "prompts repeat" if repeating else "no prompt repeats"
+                answer[f"correlation: {name}, {words}"] = shares(rows[name])
+    kinds = {
+        kind: {name: shares(found.filter(kind=kind)[name]) for name in ("flat", "region", "share", "beyond")}
+        for kind in KINDS
+        if kind != "flat"
+    }
+    for name, (mean, low, high) in answer.items():
+        print(f"{name:56} {mean:6.3f} ({low:.3f} to {high:.3f})")
+    for kind, figures in kinds.items():
+        print(f"{kind:16}", ", ".join(f"{name} {mean:.3f}" for name, (mean, _, _) in figures.items()))
+    times = {}
+    for rows in options.rows:
+        command = [sys.executable, __file__, "--spent", str(rows)]
+        times[rows] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(f"{rows:,} rows:", ", ".join(f"{name} {figure:.1f}" for name, figure in times[rows].items()))
+    out = Path(__file__).parent / "results"
+    out.mkdir(exist_ok=True)
+    results = {"sweeps": len(jobs), "seed": options.seed, "figures": answer, "kinds": kinds, "times": times}
+    (out / "surfaces.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

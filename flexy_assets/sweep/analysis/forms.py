@@ -1,0 +1,130 @@
+"""The shapes a response can take over steps and guidance, from a mean to a bending surface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flexy_assets.sweep.analysis.rows import effective_guidance
+
+Floats = NDArray[np.float64]
+Knots = tuple[tuple[float, ...], tuple[float, ...]]
+
+DEGREE: Final = 3
+"""Of the splines, and the highest of the polynomials."""
+
+
+def coordinates(steps: ArrayLike, guidance: ArrayLike) -> Floats:
+    """(..., 2) log2(steps) and effective guidance, broadcast; none counts as switched off, a constant."""
+    log_steps = np.log2(np.maximum(np.asarray(steps, dtype=np.float64), 1))
+    return np.stack(np.broadcast_arrays(log_steps, np.nan_to_num(effective_guidance(guidance), nan=1.0)), axis=-1)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A linear model's columns over standardised log2(steps) and effective guidance.
+
+    A polynomial of `degree` in both together and `degrees` in each; or, with `knots` of each, B-splines of
+    those `degrees`: their sum where `additive`, with a cubic's interactions where `crossed`, else their tensor
+    product, which bends freely (Wood 2017, Generalized Additive Models, chapter 5).
+    """
+
+    name: str
+    mean: tuple[float, float]
+    std: tuple[float, float]
+    degree: int
+    degrees: tuple[int, int]
+    knots: Knots | None = None
+    additive: bool = False
+    crossed: bool = False
+
+    def columns(self, settings: Floats) -> Floats:
+        """(n, 2) coordinates to (n, p) columns; a constant is among what they span."""
+        z = (settings - np.array(self.mean)) / np.array(self.std)
+        if self.knots is None:
+            return np.stack([z[:, 0] ** i * z[:, 1] ** j for i, j in self._powers()], axis=1)
+        steps, guidance = (_splines(z[:, axis], self.knots[axis], self.degrees[axis]) for axis in (0, 1))
+        if self.additive:
+            # Guidance's splines add up to 1, as steps' do: one of them is idle.
+            crossings = [z[:, 0] ** i * z[:, 1] ** j for i, j in self._crossings()]
+            return np.column_stack([steps, guidance[:, 1:], *crossings])
+        return np.einsum("ni,nj->nij", steps, guidance).reshape(len(z), -1)
+
+    def terms(self) -> list[str]:
+        """What the columns are, in their order."""
+        if self.knots is None:
+            return [_term(i, j) for i, j in self._powers()]
+        steps, guidance = (_width(self.knots[axis], self.degrees[axis]) for axis in (0, 1))
+        if self.additive:
+            crossings = [_term(i, j) for i, j in self._crossings()]
+            return [f"steps~{i}" for i in range(steps)] + [f"guidance~{j}" for j in range(1, guidance)] + crossings
+        return [f"steps~{i}*guidance~{j}" for i in range(steps) for j in range(guidance)]
+
+    def _crossings(self) -> list[tuple[int, int]]:
+        """The exponents of a cubic's interactions; none where they are not asked for."""
+        return [(i, j) for i, j in self._powers() if i and j] if self.crossed else []
+
+    def _powers(self) -> list[tuple[int, int]]:
+        """The exponents of steps and guidance in scikit-learn's order of polynomial features."""
+        pairs = [(total - j, j) for total in range(self.degree + 1) for j in range(total + 1)]
+        return [(i, j) for i, j in pairs if i <= self.degrees[0] and j <= self.degrees[1]]
+
+
+def form_of(settings: Floats, name: str, degree: int = DEGREE, pieces: int = 0, crossed: bool = False) -> Form:
+    """A form fit for settings (n, 2): of no higher degree than they have distinct values for.
+
+    `pieces` are each setting's splines'; where `crossed`, guidance's alone.
+    """
+    spread = settings.std(axis=0)
+    mean, std = settings.mean(axis=0), np.where(np.ptp(settings, axis=0) > 0, spread, 1.0)
+    z = (settings - mean) / std
+    return Form(
+        name,
+        (float(mean[0]), float(mean[1])),
+        (float(std[0]), float(std[1])),
+        degree,
+        (degree_of(z[:, 0]), degree_of(z[:, 1])),
+        (knots_of(z[:, 0], 1 if crossed else pieces), knots_of(z[:, 1], pieces)) if pieces else None,
+        name == "additive" or crossed,
+        crossed,
+    )
+
+
+def degree_of(values: Floats) -> int:
+    """The highest degree that values (n,) bear: two distinct ones a line, three a parabola."""
+    return min(DEGREE, len(np.unique(values)) - 1)
+
+
+def knots_of(values: Floats, pieces: int) -> tuple[float, ...]:
+    """At most `pieces + 1` knots from the lowest to the highest of the values (n,).
+
+    They stand midway between even ones and quantiles: uniform steps crowd the upper end of their logarithm
+    while curves bend at the lower.
+    """
+    distinct = np.unique(values)
+    pieces = max(min(pieces, len(distinct) - DEGREE), 1)
+    shares = np.linspace(0, 1, pieces + 1)
+    even = distinct[0] + shares * (distinct[-1] - distinct[0])
+    return tuple(float(knot) for knot in (even + np.quantile(distinct, shares)) / 2)
+
+
+def _term(i: int, j: int) -> str:
+    powers = ((name, power) for name, power in (("log2_steps", i), ("guidance", j)) if power)
+    return "*".join(name if power == 1 else f"{name}^{power}" for name, power in powers) or "intercept"
+
+
+def _width(knots: tuple[float, ...], degree: int) -> int:
+    return len(knots) - 1 + degree if degree else 1
+
+
+def _splines(z: Floats, knots: tuple[float, ...], degree: int) -> Floats:
+    """(n, k) B-splines that add up to 1; one column of ones for a setting that never varies."""
+    from sklearn.preprocessing import SplineTransformer
+
+    if not degree:
+        return np.ones((len(z), 1))
+    at = np.array(knots)[:, None]
+    return np.asarray(SplineTransformer(degree=degree, knots=at, extrapolation="linear").fit(at).transform(z[:, None]))

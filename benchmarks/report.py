@@ -29,7 +29,7 @@ from browser import Browser, program
 from PIL import Image
 
 from flexy_assets.sweep import pictures, points, report
-from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, regression, sweet_spots
+from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, diminishing_returns, regression, sweet_spots
 from resources.images import ImageStore
 
 DISTINCT = 64
@@ -102,9 +102,9 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
 
     scores = sweep(rows)
 
-    def analysis() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    def analysis() -> tuple[pl.DataFrame, ...]:
         models = regression(scores)
-        return correlations(scores), models, sweet_spots(scores, models)
+        return correlations(scores), models, sweet_spots(scores, models), diminishing_returns(scores, models)
 
     tables = timed("analysis", analysis)
     needed = timed("the images to show", lambda: report.pictures_needed(scores))

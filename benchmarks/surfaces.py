@@ -245,10 +245,11 @@ def spent(rows: int) -> dict[str, float]:
     correlations = timed("correlations", lambda: analysis.correlations(scores))
     for name in ("components", "times"):
         timed(name, lambda name=name: getattr(analysis, name)(scores))
-    for name in ("response", "effects", "diminishing_returns", "pareto_front", "comparison"):
+    for name in ("response", "effects", "pareto_front", "comparison"):
         timed(name, lambda name=name: getattr(analysis, name)(scores, models))
     spots = timed("sweet_spots", lambda: analysis.sweet_spots(scores, models))
-    timed("report", lambda: report.render(scores, correlations, models, spots, {}))
+    returns = timed("diminishing_returns", lambda: analysis.diminishing_returns(scores, models))
+    timed("report", lambda: report.render(scores, correlations, models, spots, returns, {}))
     found["all, s"] = sum(found.values())
     found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found

@@ -35,8 +35,8 @@ def answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list
             ).format(names, settings)
         ]
     said = [
-        Markup("Best overall: <strong>{}</strong>{} ({} when the {} images are resampled).").format(
-            setting(best), _at(best["seconds"]), between(best), f"{best['n']:,}"
+        Markup("Best overall: <strong>{}</strong>{}; by {} images it cannot be told from others within {}.").format(
+            setting(best), _at(best["seconds"]), f"{best['n']:,}", between(best)
         )
     ]
     if (value["steps"], value["guidance"]) == (best["steps"], best["guidance"]):
@@ -137,7 +137,7 @@ def setting(spot: Row) -> str:
 
 
 def between(spot: Row) -> str:
-    """The bootstrap range of a spot in words."""
+    """How far the settings reach that cannot be told from a spot, in words."""
     guidance = guidance_range(spot)
     steps = span(f"{spot['steps_low']}", f"{spot['steps_high']}")
     return f"{steps} steps" + (f" and guidance {guidance}" if guidance else "")

@@ -343,6 +343,7 @@ def sweep_report(
     metric_correlations: pl.DataFrame,
     sweep_regression: pl.DataFrame,
     sweet_spots: pl.DataFrame,
+    diminishing_returns: pl.DataFrame,
     images: dg.ResourceParam[ImageStore],
     settings: dg.ResourceParam[Settings],
 ) -> None:
@@ -351,7 +352,8 @@ def sweep_report(
     paths = dict(chosen.drop_nulls("image_path").select("image_id", "image_path").iter_rows())
     found = pictures.thumbnails(images.read, list(paths.values()), points.MOST_BYTES)
     thumbnails = {image_id: found[path] for image_id, path in paths.items() if path in found}
-    page = report.render(sweep_scores, metric_correlations, sweep_regression, sweet_spots, thumbnails)
+    tables = (metric_correlations, sweep_regression, sweet_spots, diminishing_returns)
+    page = report.render(sweep_scores, *tables, thumbnails)
     path = settings.tables / "sweep_report.html"
     write_atomically(path, page.encode())
     context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _link(settings, path)})

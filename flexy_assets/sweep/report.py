@@ -34,6 +34,7 @@ def render(
     correlations: pl.DataFrame,
     regression: pl.DataFrame,
     spots: pl.DataFrame,
+    returns: pl.DataFrame,
     thumbnails: Mapping[str, bytes],
 ) -> str:
     """The report as one HTML document.
@@ -51,7 +52,8 @@ def render(
     for index, rows in enumerate(overall.partition_by("engine", maintain_order=True) if overall.height else []):
         name = rows["engine"][0]
         of_engine, settings = pl.col("engine") == name, " and ".join(tried(rows))
-        pairs, models, targets = (table.filter(of_engine) for table in (correlations, regression, spots))
+        tables = (correlations, regression, spots, returns)
+        pairs, models, targets, gains = (table.filter(of_engine) for table in tables)
         engines.append(
             {
                 "name": name,
@@ -59,6 +61,7 @@ def render(
                 "settings": settings,
                 "answer": answer(targets, models, settings),
                 "spots": [_spot(row, models) for row in targets.iter_rows(named=True)],
+                "returns": [row for row in gains.iter_rows(named=True) if row["said"] or row["note"]],
                 "figures": figures(f"figure-{index}", rows, axes, pairs, models, targets),
                 "guidance_range": guidance_ends(rows),
                 "correlations": list(pairs.iter_rows(named=True)),

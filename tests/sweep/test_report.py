@@ -17,7 +17,7 @@ import pytest
 import report as synthetic
 from PIL import Image
 
-from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, regression, sweet_spots
+from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, diminishing_returns, regression, sweet_spots
 from flexy_assets.sweep.pictures import contact_sheet, thumbnail, thumbnails
 from flexy_assets.sweep.points import MOST_BYTES, MOST_POINTS
 from flexy_assets.sweep.report import pictures_needed, render
@@ -49,9 +49,9 @@ def sweep(images: int = 200, effect: float = 1.0, prompt: str = "a fox", seed: i
     )
 
 
-def tables(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def tables(scores: pl.DataFrame) -> tuple[pl.DataFrame, ...]:
     models = regression(scores)
-    return correlations(scores), models, sweet_spots(scores, models)
+    return correlations(scores), models, sweet_spots(scores, models), diminishing_returns(scores, models)
 
 
 NO_TABLES = tables(sweep().clear())
@@ -125,6 +125,8 @@ def test_the_answer_is_that_of_the_tables() -> None:
     assert f"Best overall: {best['steps']} steps at guidance {best['guidance']:.1f}" in words
     assert f"Best value: {value['steps']} steps at guidance {value['guidance']:.1f}" in words
     assert "Weak evidence" not in words
+    said = found[3].row(by_predicate=pl.col("target") == "overall", named=True)["said"]
+    assert said.startswith("beyond ") and f"Overall: {said}" in words
 
 
 def test_an_engine_without_guidance_is_said_to_have_none_and_shown_none() -> None:

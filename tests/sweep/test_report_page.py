@@ -16,7 +16,7 @@ import report as synthetic
 from browser import Browser
 from PIL import Image
 
-from flexy_assets.sweep.analysis import METRICS, correlations, regression, sweet_spots
+from flexy_assets.sweep.analysis import METRICS, correlations, diminishing_returns, regression, sweet_spots
 from flexy_assets.sweep.report import render
 
 IMAGES = 240
@@ -34,7 +34,7 @@ SHOWN = """(() => {
 @pytest.fixture(scope="module")
 def tables() -> list[pl.DataFrame]:
     models = regression(SCORES)
-    return [correlations(SCORES), models, sweet_spots(SCORES, models)]
+    return [correlations(SCORES), models, sweet_spots(SCORES, models), diminishing_returns(SCORES, models)]
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +322,8 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tables: list[p
 def test_thin_data_make_a_page_that_works(browser: Browser, tmp_path: Path, scores: pl.DataFrame) -> None:
     models = regression(scores)
     path = tmp_path / "report.html"
-    path.write_text(
-        render(scores, correlations(scores.clear()), models, sweet_spots(scores, models), {}), encoding="utf-8"
-    )
+    advice = sweet_spots(scores, models), diminishing_returns(scores, models)
+    path.write_text(render(scores, correlations(scores.clear()), models, *advice, {}), encoding="utf-8")
     browser.resize()
     browser.open(path)
     if scores.height:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,10 @@ def test_the_review_of_faces(flexy: Flexy, tmp_path: Path) -> None:
     printed, plots = executed("label_review.ipynb")
     assert "3 tasks, 3 of them with a chosen picture" in printed and "it rose in 3 of 3" in printed
     assert "nothing was reviewed" in printed and len(plots) == 3 and all(map(drawn, plots))
+
+
+def test_the_analysis_of_a_sweep(flexy: Flexy) -> None:
+    made = flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "24", "--steps", "1:6", "--json")
+    assert flexy("sweep", "run", json.loads(made.stdout)["run"]).exit_code == 0
+    printed, plots = executed("sweep_analysis.ipynb")
+    assert "24 images" in printed and "how many steps" in printed and len(plots) == 5 and all(map(drawn, plots))

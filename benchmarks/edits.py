@@ -27,7 +27,7 @@ from flexy_assets.edits import comparison, measuring, results, sources
 from flexy_assets.edits.assets import EditConfig
 from flexy_assets.edits.making import Searching
 from flexy_assets.edits.plan import METHODS, Comparison
-from flexy_assets.edits.potential import Selector, best_first
+from flexy_assets.edits.potential import Potential, Selector, best_first
 from flexy_assets.edits.tasks import read_tasks
 from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
@@ -89,6 +89,8 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="where a run that was stopped goes on")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="of flexy compare's settings")
     options = parser.parse_args()
+    if options.large in options.budgets and not options.local_only:
+        parser.error("--large is among --budgets already: name another, or --local-only")
     with tempfile.TemporaryDirectory() as temporary:
         measure(options, options.home or Path(temporary))
 
@@ -109,8 +111,10 @@ def measure(options: argparse.Namespace, home: Path) -> None:
     large = searched(work, larger, folder, METHODS[:1])
     without = searched(work, fresh, folder, METHODS[:1])
     (few, many), (most,) = plan.nfe, larger.nfe
+    best, best_fresh = (chosen_by(table, Potential({"truth": 1.0})) for table in (large, without))
     pairs: dict[str, list[dict[str, Any]]] = {
         f"the local stage at {options.large} against fresh seeds": against(large, most, without, most),
+        "the same, were the truth itself to choose among all": against(best, most, best_fresh, most),
     }
     searches, levels = [large, without.with_columns(method=pl.lit("fresh"))], []
     if not options.local_only:

@@ -63,7 +63,9 @@ def answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list
             f", none measurable for {listed(flat)}" if flat else "",
         )
     )
-    if "edge" in (best["note"] or ""):
+    note, off = best["note"] or "", best["guidance"] is not None and best["guidance"] <= 1
+    # Guidance cannot be lower than off.
+    if "edge of the steps" in note or ("edge of the guidance" in note and not off):
         said.append(Markup("The best lies at the edge of what was tried: a wider sweep may find better."))
     return said
 

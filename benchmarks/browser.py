@@ -48,7 +48,7 @@ class Browser:
         self.requests: list[str] = []
         self._loaded = False
         self._open = ExitStack()
-        self._socket = self._open.enter_context(connect(self._address(), max_size=None))
+        self._socket = self._open.enter_context(connect(self._address(), max_size=None, ping_interval=None))
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.resize()

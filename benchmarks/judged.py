@@ -15,7 +15,7 @@ from PIL import Image
 from servers import MARKS, Oracle, shown
 
 from flexy_assets.edits.canvas import Canvas
-from flexy_assets.inpaint import masks
+from resources import masks
 
 READINGS = 4
 """Answers that a score is the mean of."""

@@ -17,7 +17,7 @@ from flexy_assets.partitions import edit_batches, report_batch
 from flexy_assets.progress import progress
 from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep.pictures import contact_sheet, thumbnail
+from flexy_assets.sweep.pictures import contact_sheet, in_markdown, thumbnail
 from flexy_assets.sweep.scoring import Scoring
 from flexy_assets.sweep.status import markdown
 from resources.database import Database
@@ -166,9 +166,8 @@ def _candidates_asset(method: Literal["eacps", "ttflux"], description: str) -> d
                 shown = [(c.image_path, c.image_sha256) for c in results.sheet(searching.tasks, after, batch)]
                 found = [p for p in images.read_many(shown) if not isinstance(p, Exception)]
                 if found:
-                    sheet = base64.b64encode(contact_sheet(found)).decode()
-                    picture = dg.MetadataValue.md(f"![sources and candidates](data:image/png;base64,{sheet})")
-                    metadata["sources, each before its candidates"] = picture
+                    picture = in_markdown("sources and candidates", contact_sheet(found))
+                    metadata["sources, each before its candidates"] = dg.MetadataValue.md(picture)
                 report_batch(context, batch, metadata)
 
     return candidates

@@ -16,8 +16,8 @@ from resources.errors import BadInputError
 class Parameters:
     """How EACPS spends its budget.
 
-    - `scouts`: the denoises that fresh seeds get before a local stage gets any. As good as everything there is to
-      gain is gained by the first eight (`benchmarks/edits.py --set scouts=4` shows the local stage without them).
+    - `scouts`: the denoises that fresh seeds get before a local stage gets any. After four, variants were measured
+      to gain less than more seeds (`benchmarks/edits.py --local-only --large 8 --set scouts=4`).
     - `local_share`: the local stage's share of what the scouts leave of the budget, to whole denoises; 0 spends
       all of it on fresh seeds.
     - `preview`: the share of a fresh candidate's steps after which it is looked at; `keep`: the share of the

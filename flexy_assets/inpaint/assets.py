@@ -1,6 +1,5 @@
 """The lineage of labels. Each asset asks, calls and records; the thinking stands in the modules beside it."""
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from flexy_assets.storage import labels
 from flexy_assets.storage.claims import alone
 from flexy_assets.storage.edits import Task
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep.pictures import contact_sheet
+from flexy_assets.sweep.pictures import contact_sheet, in_markdown
 from flexy_assets.sweep.scoring import Scoring
 from flexy_assets.sweep.status import markdown
 from resources.database import Database
@@ -105,8 +104,7 @@ def label_tasks(
     files = [(path, None) for task in shown for path in (task.image_path, task.mask_path, task.character_path) if path]
     found = [picture for picture in images.read_many(files) if not isinstance(picture, Exception)]
     if found:
-        sheet = base64.b64encode(contact_sheet(found, columns=12)).decode()
-        picture = dg.MetadataValue.md(f"![scenes, masks, characters](data:image/png;base64,{sheet})")
+        picture = dg.MetadataValue.md(in_markdown("scenes, masks, characters", contact_sheet(found, columns=12)))
         context.add_output_metadata({"scene, mask and character of each": picture})
     with database.begin(reading=True) as connection:
         return labels.table(labels.tasks(connection))
@@ -208,8 +206,7 @@ def _sheet(images: ImageStore, title: str, shown: Sequence[_Pictured]) -> dict[s
     found = [picture for picture in read if not isinstance(picture, Exception)]
     if not found:
         return {}
-    sheet = base64.b64encode(contact_sheet(found)).decode()
-    return {title: dg.MetadataValue.md(f"![{title}](data:image/png;base64,{sheet})")}
+    return {title: dg.MetadataValue.md(in_markdown(title, contact_sheet(found)))}
 
 
 def _of(rows: Sequence[Task], batch: str) -> list[Task]:

@@ -1,6 +1,5 @@
 """The sweep's lineage. Each asset asks, calls and records; the thinking stands in the modules beside it."""
 
-import base64
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -161,13 +160,10 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, outcome
     if len(elapsed):
         metadata["seconds an image"] = round(elapsed.sum() / len(elapsed) / 1000, 4)
     if found:
-        metadata["contact sheet"] = dg.MetadataValue.md(picture(f"{len(found)} images", pictures.contact_sheet(found)))
+        metadata["contact sheet"] = dg.MetadataValue.md(
+            pictures.in_markdown(f"{len(found)} images", pictures.contact_sheet(found))
+        )
     return metadata
-
-
-def picture(words: str, png: bytes) -> str:
-    """A PNG as the UI shows it, in Markdown."""
-    return f"![{words}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
 @dg.asset(group_name="sweep", kinds={"transformers"}, deps=[generated_images], **_BATCHED)

@@ -244,7 +244,7 @@ def _sheet(images: ImageStore, shown: Sequence[cards.Card], side: int) -> dg.Met
     if not readable:
         return dg.MetadataValue.text(str(found[0]))
     sheet = pictures.contact_sheet(readable, side=side)
-    return dg.MetadataValue.md(assets.picture(", ".join(each["id"] for each in shown), sheet))
+    return dg.MetadataValue.md(pictures.in_markdown(", ".join(each["id"] for each in shown), sheet))
 
 
 def trial_config(settings: Mapping[str, Any]) -> dict[str, Any]:

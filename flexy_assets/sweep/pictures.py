@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,11 @@ GAP: Final = 2
 """Pixels between two images on a sheet."""
 GREY: Final = (118, 118, 118)
 """Behind transparent images and around ones that are not square: as far from white as from black, by eye."""
+
+
+def in_markdown(words: str, png: bytes) -> str:
+    """A PNG as Dagster's UI shows it in Markdown."""
+    return f"![{words}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
 def thumbnail(image: Image.Image, side: int = 96, quality: int = 80) -> bytes:

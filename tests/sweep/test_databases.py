@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from resources.database import Database
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def flexy(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "flexy_assets.cli", *arguments, "--json"]
-    return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+from tests.conftest import Flexy
 
 
 def test_the_sweep_is_made_once_and_its_password_kept_nowhere(
-    home: Path, empty_database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    flexy: Flexy, home: Path, empty_database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FLEXY_DATABASE_URL", empty_database.url.render_as_string(hide_password=False))
-    run = flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "4", "--steps", "1:2", "--batch-size", "2")["run"]
-    first, again = flexy("sweep", "run", run), flexy("sweep", "run", run)
+
+    def answer(*arguments: str) -> dict[str, Any]:
+        result = flexy(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return dict(json.loads(result.stdout))
+
+    new = ("sweep", "new", "--engine", "mini_sdxl", "--images", "4", "--steps", "1:2", "--batch-size", "2")
+    run = answer(*new)["run"]
+    first, again = answer("sweep", "run", run), answer("sweep", "run", run)
     assert (first["images_made"], first["scores_computed"]) == (4, 16)
     assert (again["images_made"], again["scores_computed"]) == (0, 0)
-    (entry,) = flexy("status")["runs"]
+    (entry,) = answer("status")["runs"]
     assert (entry["images"], entry["target"]) == (4, 4)
     assert entry["hps_v2_score"] == {"scored": 4, "missing": 0, "failed": 0}
-    assert flexy("export", "--out", str(tmp_path / "scores.csv"))["rows"] == 4
+    assert answer("export", "--out", str(tmp_path / "scores.csv"))["rows"] == 4
     password = str(empty_database.url.password or "")
     if password:
         told = [p for p in home.rglob("*") if p.is_file() and password.encode() in p.read_bytes()]

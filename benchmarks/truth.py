@@ -1,0 +1,173 @@
+"""What the demo's report says, held against the rule that drew its world: `python benchmarks/truth.py`.
+
+The rule reads pictures without a model: does a picture show what was asked (agreement), and how far is it from a
+clean drawing (deviation)? Its overall mark of a picture is the mean of both in standard deviations, as the report's
+is of the four metrics, which never see it. The truth is the rule's mean mark over a grid of settings, of scenes
+and seeds that no sweep has. The demo, and sweeps like it with other seeds, are made by the command; of their tables
+is asked: does the region for the best overall hold the rule's best settings, does the interval of "beyond N steps"
+hold the rule's, and are the demo's best settings truly better than few steps and than much guidance, and no worse
+than many steps? Prints each claim with its figure and writes benchmarks/results/truth.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from flexy_assets.sweep.analysis.response import LEAST_GAIN_SD
+from resources.engines import Engine
+from resources.mini import figures
+from resources.models import registry
+from resources.settings import Settings
+
+Floats = NDArray[np.float64]
+
+STEPS = (4, 6, 8, 11, 15, 20, 28, 40)
+GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+ALIKE = ("--engine", "mini_sdxl", "--images", "120", "--steps", "4:40:4", "--sampling", "even", "--batch-size", "40")
+"""The demo's sweep."""
+
+
+def marks(engine: Engine, settings: list[tuple[int, float]], pictures: int, turn: int) -> Floats:
+    """(settings, 2, pictures) agreement and minus deviation; picture i has the same scene and seed everywhere."""
+    scenes = figures.asked_scenes(pictures, turn)
+    found = []
+    for steps, guidance in settings:
+        readings = figures.readings(engine, scenes, steps, guidance, first_seed=2_000_000 + turn * pictures)
+        agreement = figures.accuracy(scenes, readings)["mean"]
+        found.append([agreement, -np.array([reading.deviation for reading in readings])])
+    return np.array(found)
+
+
+def beyond(curve: Floats, least_gain: float) -> int:
+    """The first number of steps from which on one more gains less, of a mean over `STEPS`."""
+    from scipy.interpolate import PchipInterpolator
+
+    every = np.arange(STEPS[0], STEPS[-1] + 1)
+    paying = np.flatnonzero(np.diff(PchipInterpolator(np.log2(STEPS), curve)(np.log2(every))) >= least_gain)
+    return int(every[paying[-1]]) + 1 if len(paying) else STEPS[0]
+
+
+def over_guidance(overall: Floats) -> Floats:
+    """(steps, …) the mean over guidance, evenly from the lowest to the highest, of (steps, guidances, …)."""
+    return np.trapezoid(overall, GUIDANCES, axis=1) / (GUIDANCES[-1] - GUIDANCES[0])
+
+
+def interval(values: Floats, rng: np.random.Generator) -> tuple[float, float, float]:
+    """The mean over pictures and its 95 % bootstrap interval."""
+    means = values[rng.integers(len(values), size=(10_000, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def tables(folder: Path, arguments: list[str] | None) -> dict[str, dict[str, Any]]:
+    """The rows of the overall score of the demo, or of a sweep of these arguments, made in a home of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FLEXY_", "DAGSTER_"))}
+    root = Path(__file__).parent.parent
+    own = {"FLEXY_HOME": str(folder), "DAGSTER_HOME": str(root), "FLEXY_DAGSTER_STORAGE": str(folder / "dagster")}
+
+    def flexy(*command: str) -> dict[str, Any]:
+        line = [sys.executable, "-m", "flexy_assets.cli", *command, "--json"]
+        done = subprocess.run(line, cwd=root, env=kept | own, check=True, stdout=subprocess.PIPE)
+        return dict(json.loads(done.stdout))
+
+    if arguments is None:
+        flexy("demo")
+    else:
+        flexy("sweep", "run", flexy("sweep", "new", *arguments)["run"])
+    names = ("sweet_spots", "diminishing_returns")
+    read = {name: pl.read_parquet(folder / "assets" / f"{name}.parquet") for name in names}
+    return {name: table.row(by_predicate=pl.col("target") == "overall", named=True) for name, table in read.items()}
+
+
+def holds(region: list[dict[str, Any]], steps: int, guidance: float) -> bool:
+    """Whether these settings, or of the region's grid those nearest to them, are among the region's."""
+    apart = [abs(np.log2(at["steps"] / steps)) + abs(at["guidance"] - guidance) / 11 for at in region]
+    return bool(apart and min(apart) <= 0.15)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=96, help="of the truth at each setting")
+    parser.add_argument("--sweeps", type=int, default=9, help="besides the demo")
+    options = parser.parse_args()
+    rng = np.random.default_rng(0)
+    engine = registry.engine("mini_sdxl", Settings.read({})).load()
+
+    truth = marks(engine, [(s, g) for s in STEPS for g in GUIDANCES], options.pictures, turn=2)
+    truth = truth.reshape(len(STEPS), len(GUIDANCES), 2, options.pictures)
+    spread = truth.std(axis=(0, 1, 3))
+    overall = (truth / spread[:, None]).mean(axis=2)
+    least_gain = LEAST_GAIN_SD * float(overall.std())
+    means = overall.mean(axis=2)
+    at = np.unravel_index(means.argmax(), means.shape)
+    best = STEPS[at[0]], GUIDANCES[at[1]]
+    drawn = [overall[..., rng.integers(options.pictures, size=options.pictures)].mean(axis=2) for _ in range(1000)]
+    saturates = beyond(over_guidance(means), least_gain)
+    low, high = np.quantile([beyond(over_guidance(means), least_gain) for means in drawn], [0.025, 0.975])
+    print("the rule's overall mark, SD; steps downwards, guidance to the right")
+    print("steps " + "".join(f"{guidance:7g}" for guidance in GUIDANCES))
+    for steps, row in zip(STEPS, means - means.max(), strict=True):
+        print(f"{steps:5} " + "".join(f"{mark:7.2f}" for mark in row))
+    print(
+        f"best: {best[0]} steps at guidance {best[1]:g}; beyond {saturates} ({low:.0f}–{high:.0f}) steps little gained"
+    )
+
+    found = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for index in range(options.sweeps + 1):
+            arguments = [*ALIKE, "--seed", str(index)] if index else None
+            found.append(tables(Path(temporary, str(index)), arguments))
+    rows: list[tuple[str, str, bool]] = []
+    inside, held = [], []
+    for index, tables_ in enumerate(found):
+        spot, returns = tables_["sweet_spots"], tables_["diminishing_returns"]
+        inside.append(holds(spot["region"] or [], *best))
+        held.append((returns["low"] or 0) <= saturates <= (returns["high"] or STEPS[-1]))
+        print(
+            f"{f'sweep of seed {index}' if index else 'the demo':16} best {spot['steps']} steps, guidance "
+            f"{spot['guidance']}, region {spot['steps_low']}–{spot['steps_high']} × {spot['guidance_low']}–"
+            f"{spot['guidance_high']} ({spot['region_share']:.2f} of what was tried): {inside[-1]}; "
+            f"beyond {returns['beyond']} ({returns['low']}–{returns['high']}): {held[-1]}"
+        )
+    rows.append(("the demo: the rule's best settings lie in its region", str(inside[0]), inside[0]))
+    rows.append(("the demo: the rule's N lies in its interval of 'beyond N'", str(held[0]), held[0]))
+    for claim, values in (("region", inside), ("'beyond N'", held)):
+        rows.append((f"all sweeps: {claim}", f"{sum(values)} of {len(values)}", sum(values) >= 0.9 * len(values)))
+
+    steps, guidance = found[0]["sweet_spots"]["steps"], found[0]["sweet_spots"]["guidance"]
+    others = {"4 steps": (4, guidance), "guidance 12": (steps, 12.0), "40 steps": (40, guidance)}
+    tried = marks(engine, [(steps, guidance), *others.values()], 2 * options.pictures, turn=3)
+    own, *rest = (tried / spread[:, None]).mean(axis=1)
+    gained = {name: interval(own - other, rng) for name, other in zip(others, rest, strict=True)}
+    for name, (mean, low, high) in gained.items():
+        more = name == "40 steps"
+        met = low >= -least_gain * (STEPS[-1] - steps) if more else low > 0
+        bar = f"less than {least_gain:.3f} SD a step lost" if more else "better"
+        claim = f"the demo's best, {steps} steps at guidance {guidance:g}, against {name}: {bar}"
+        rows.append((claim, f"{mean:+.2f} SD ({low:+.2f} to {high:+.2f})", met))
+    for claim, figure, met in rows:
+        print(f"{'ok  ' if met else 'MISS'}  {claim:84} {figure}")
+    out = Path(__file__).parent / "results" / "truth.json"
+    out.parent.mkdir(exist_ok=True)
+    answer = {
+        "truth": {"steps": STEPS, "guidances": GUIDANCES, "overall": means.tolist(), "beyond": saturates},
+        "sweeps": [t["diminishing_returns"] | t["sweet_spots"] | {"region": None} for t in found],
+        "claims": {claim: figure for claim, figure, _ in rows},
+    }
+    out.write_text(json.dumps(answer, indent=1) + "\n")
+    sys.exit(0 if all(met for *_, met in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

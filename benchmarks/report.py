@@ -29,7 +29,7 @@ from browser import Browser, program
 from PIL import Image
 
 from flexy_assets.sweep import pictures, points, report
-from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, diminishing_returns, regression, sweet_spots
+from flexy_assets.sweep.analysis import METRICS, SCORES, Tables
 from resources.images import ImageStore
 
 DISTINCT = 64
@@ -102,11 +102,7 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
 
     scores = sweep(rows)
 
-    def analysis() -> tuple[pl.DataFrame, ...]:
-        models = regression(scores)
-        return correlations(scores), models, sweet_spots(scores, models), diminishing_returns(scores, models)
-
-    tables = timed("analysis", analysis)
+    tables = timed("analysis", lambda: Tables.of(scores))
     needed = timed("the images to show", lambda: report.pictures_needed(scores))
     shown = scores.filter(pl.col("image_id").is_in(needed))
     paths = shown["image_path"].to_list()
@@ -114,7 +110,7 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
     store = ImageStore(str(folder))
     small = timed("thumbnails", lambda: pictures.thumbnails(store.read, paths, points.MOST_BYTES))
     thumbnails = {image_id: small[path] for image_id, path in zip(shown["image_id"], paths, strict=True)}
-    page = timed("page", lambda: report.render(scores, *tables, thumbnails))
+    page = timed("page", lambda: report.render(scores, tables, thumbnails))
     (folder / "report.html").write_text(page, encoding="utf-8")
     found["all, s"] = round(sum(found.values()), 2)
     found["pictures"] = len(thumbnails)

@@ -242,14 +242,14 @@ def spent(rows: int) -> dict[str, float]:
         return made
 
     models = timed("regression", lambda: analysis.regression(scores))
-    correlations = timed("correlations", lambda: analysis.correlations(scores))
-    for name in ("components", "times"):
-        timed(name, lambda name=name: getattr(analysis, name)(scores))
-    for name in ("response", "effects", "pareto_front", "comparison"):
-        timed(name, lambda name=name: getattr(analysis, name)(scores, models))
-    spots = timed("sweet_spots", lambda: analysis.sweet_spots(scores, models))
-    returns = timed("diminishing_returns", lambda: analysis.diminishing_returns(scores, models))
-    timed("report", lambda: report.render(scores, correlations, models, spots, returns, {}))
+    tables = {"regression": models}
+    for name in ("correlations", "components", "times"):
+        tables[name] = timed(name, lambda name=name: getattr(analysis, name)(scores))
+    fitted = {"returns": "diminishing_returns", "front": "pareto_front", "spots": "sweet_spots"}
+    for name in ("response", "effects", "returns", "front", "spots", "comparison"):
+        made = fitted.get(name, name)
+        tables[name] = timed(made, lambda made=made: getattr(analysis, made)(scores, models))
+    timed("report", lambda: report.render(scores, analysis.Tables(**tables), {}))
     found["all, s"] = sum(found.values())
     found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found

@@ -39,7 +39,7 @@ MADE_FROM = {
     "metric_components": {"sweep_scores"},
     "sweep_times": {"sweep_scores"},
     **{name: {"sweep_scores", "sweep_regression"} for name in FITTED},
-    "sweep_report": {"sweep_scores", "sweep_csv", *ANALYSIS, "diminishing_returns"},
+    "sweep_report": {"sweep_scores", "sweep_csv", *ANALYSIS, *FURTHER},
 }
 """The sweep's assets, under the names that notebooks and schedules use, and what each is made from."""
 

@@ -337,9 +337,15 @@ def sweep_report(
     context: dg.AssetExecutionContext,
     sweep_scores: pl.DataFrame,
     metric_correlations: pl.DataFrame,
+    metric_components: pl.DataFrame,
+    sweep_times: pl.DataFrame,
     sweep_regression: pl.DataFrame,
-    sweet_spots: pl.DataFrame,
+    sweep_response: pl.DataFrame,
+    sweep_effects: pl.DataFrame,
     diminishing_returns: pl.DataFrame,
+    pareto_front: pl.DataFrame,
+    sweet_spots: pl.DataFrame,
+    sweep_comparison: pl.DataFrame,
     images: dg.ResourceParam[ImageStore],
     settings: dg.ResourceParam[Settings],
 ) -> None:
@@ -348,8 +354,19 @@ def sweep_report(
     paths = dict(chosen.drop_nulls("image_path").select("image_id", "image_path").iter_rows())
     found = pictures.thumbnails(images.read, list(paths.values()), points.MOST_BYTES)
     thumbnails = {image_id: found[path] for image_id, path in paths.items() if path in found}
-    tables = (metric_correlations, sweep_regression, sweet_spots, diminishing_returns)
-    page = report.render(sweep_scores, *tables, thumbnails)
+    tables = analysis.Tables(
+        correlations=metric_correlations,
+        components=metric_components,
+        times=sweep_times,
+        regression=sweep_regression,
+        response=sweep_response,
+        effects=sweep_effects,
+        returns=diminishing_returns,
+        front=pareto_front,
+        spots=sweet_spots,
+        comparison=sweep_comparison,
+    )
+    page = report.render(sweep_scores, tables, thumbnails)
     path = settings.tables / "sweep_report.html"
     write_atomically(path, page.encode())
     context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _link(settings, path)})

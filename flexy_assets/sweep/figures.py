@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from flexy_assets.page import number
-from flexy_assets.sweep.analysis import METRICS, SETTINGS, effective_guidance, predict, tried
+from flexy_assets.sweep.analysis import METRICS, SETTINGS, TARGETS, Tables, effective_guidance, tried
 from flexy_assets.sweep.answer import setting
 from flexy_assets.sweep.points import Numbers
 
@@ -23,6 +23,8 @@ SEQUENTIAL: Final = ("#2f6fb7", "#7a67c7", "#c25c9c", "#e2705a", "#e6a23c")
 # Half transparent, because figures are written on it.
 DIVERGING: Final = ((0.0, "rgba(59,125,196,0.55)"), (0.5, "rgba(128,128,128,0.1)"), (1.0, "rgba(217,101,59,0.55)"))
 
+OFF_THE_FRONT: Final = "#8a8a84"
+
 Row = dict[str, Any]
 
 
@@ -30,9 +32,11 @@ Row = dict[str, Any]
 class Figure:
     """One plot: its words, and Plotly's `data` and `layout`; `key` is its element's id.
 
-    `points` are the images drawn below `data`: their `engine` and the columns `x` and `y`; none where empty.
+    `part` is where it stands: "best", "response", "surface" or "correlations". `points` are the images drawn below
+    `data`: their `engine` and the columns `x` and `y`; none where empty.
     """
 
+    part: str
     key: str
     title: str
     caption: str
@@ -41,50 +45,41 @@ class Figure:
     points: Row
 
 
-def figures(
-    key: str,
-    rows: pl.DataFrame,
-    axes: Mapping[str, Row],
-    correlations: pl.DataFrame,
-    regression: pl.DataFrame,
-    spots: pl.DataFrame,
-) -> list[Figure]:
+def figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: Tables) -> list[Figure]:
     """The plots of one engine, whose images are `rows`, on the axes of all engines (`axes_of`)."""
     placed = rows.drop_nulls(tried(rows))
     found = []
     if placed.height:
-        chosen = {row["metric"]: row for row in regression.filter("chosen").iter_rows(named=True)}
-        best = {row["target"]: row for row in spots.iter_rows(named=True) if row["steps"] is not None}
-        moving = [metric for metric in METRICS if metric in best and metric in chosen]
-        # What moves comes first, in pairs of points and surface.
-        for metric in sorted(METRICS, key=lambda metric: metric not in moving):
-            if not placed[metric].count():
-                continue
-            lines = [_model_line(placed, chosen[metric], best[metric]["guidance"])] if metric in moving else []
-            found.append(_scatter(f"{key}-{metric}", placed, metric, METRICS[metric], axes, lines))
-            if metric in moving and placed["steps"].n_unique() > 1 and placed["guidance"].n_unique() > 1:
-                found.append(_surface(f"{key}-{metric}-surface", placed, metric, chosen[metric], best[metric], axes))
+        best = {row["target"]: row for row in tables.spots.iter_rows(named=True) if row["steps"] is not None}
+        both = placed["steps"].n_unique() > 1 and np.ptp(guidance_ends(placed)) > 0
+        for target in ("overall", *METRICS):
+            surface = tables.response.filter(target=target, curve="surface").drop_nulls("predicted")
+            if target in best and both and surface.height:
+                found.append(_surface(f"{key}-{target}-surface", target, surface, best[target], axes))
+        front = tables.front.filter(target="overall").drop_nulls("predicted")
+        if "overall" in best and front["on_front"].sum() > 1:
+            found.append(_front(f"{key}-front", front))
+        # What moves comes first.
+        for metric in sorted(METRICS, key=lambda metric: metric not in best):
+            if placed[metric].count():
+                found += _responses(f"{key}-{metric}", placed, metric, axes, tables.response, metric not in best)
         if placed["elapsed_ms"].count():
-            figure = _scatter(f"{key}-seconds", placed, "seconds", "Seconds an image", axes, [])
-            # Time is a straight line in steps.
-            figure.layout["xaxis"] = {"title": {"text": "Steps"}}
-            found.append(figure)
-    if correlations["spearman"].count():
-        found.append(_correlation_map(f"{key}-correlations", correlations))
+            found.append(_seconds(f"{key}-seconds", placed, axes, tables.times))
+    if tables.correlations["spearman"].count():
+        found.append(_correlation_map(f"{key}-correlations", tables.correlations))
     return found
 
 
 def with_common_colours(found: Sequence[Figure]) -> None:
-    """Give the surfaces of one metric one scale of colours, so that engines can be compared by eye."""
+    """Give the surfaces of one target one scale of colours, so that engines can be compared by eye."""
     surfaces: dict[str, list[Row]] = {}
     for figure in found:
-        for trace in figure.data:
-            if trace["type"] == "contour":
-                surfaces.setdefault(figure.title, []).append(trace)
+        if figure.data and figure.data[0]["type"] == "contour":
+            surfaces.setdefault(figure.title, []).append(figure.data[0])
     for traces in surfaces.values():
-        z = np.array([trace["z"] for trace in traces])
+        z = [value for trace in traces for line in trace["z"] for value in line if value is not None]
         for trace in traces:
-            trace |= {"zmin": float(z.min()), "zmax": float(z.max()), "zauto": False}
+            trace |= {"zmin": min(z), "zmax": max(z), "zauto": False}
 
 
 def axes_of(overall: pl.DataFrame) -> dict[str, Row]:
@@ -135,46 +130,94 @@ def _padded(values: Numbers) -> list[float]:
     return [round(float(values.min()) - room, 6), round(float(values.max()) + room, 6)]
 
 
-def _scatter(
-    key: str, rows: pl.DataFrame, column: str, label: str, axes: Mapping[str, Row], lines: list[Row]
-) -> Figure:
-    caption = "One dot an image." if not rows["guidance"].count() else "One dot an image, coloured by guidance."
-    layout = {"xaxis": axes["steps"], "yaxis": axes[column]}
-    points = {"engine": rows["engine"][0], "x": "steps", "y": column}
-    return Figure(key, f"{label} by steps", caption, lines, layout, points)
+def _points(rows: pl.DataFrame, x: str, y: str) -> Row:
+    return {"engine": rows["engine"][0], "x": x, "y": y}
+
+
+def _responses(
+    key: str, rows: pl.DataFrame, metric: str, axes: Mapping[str, Row], response: pl.DataFrame, flat: bool
+) -> list[Figure]:
+    """A metric's images by steps and, where that varies, by guidance: each with the mean and its band."""
+    guided = np.ptp(guidance_ends(rows)) > 0
+    found = []
+    for along, other, suffix in (("steps", "guidance", ""), ("guidance", "steps", "-guidance")):
+        if along == "guidance" and not guided:
+            continue
+        curve = response.filter(target=metric, curve=along).drop_nulls("predicted")
+        coloured = guided and along == "steps"
+        caption = f"One dot an image{', coloured by guidance' if coloured else ''}."
+        if curve.height > 1:
+            over = f" over the {other} tried" if along == "guidance" or guided else ""
+            caption += f" Line: the mean{over}; band: its 95 % interval"
+            caption += ". It cannot be told from flat." if flat else "."
+        layout = {"xaxis": axes[along], "yaxis": axes[metric]}
+        title = f"{METRICS[metric]} by {along}"
+        traces = _band(curve, along) if curve.height > 1 else []
+        found.append(Figure("response", key + suffix, title, caption, traces, layout, _points(rows, along, metric)))
+    return found
+
+
+def _band(curve: pl.DataFrame, along: str) -> list[Row]:
+    """A line through the expectations and what its 95 % band covers."""
+    x, low, middle, high = (_short(curve[name]) for name in (along, "low", "predicted", "high"))
+    band = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": x + x[::-1],
+        "y": high + low[::-1],
+        "fill": "toself",
+        "line": {"width": 0},
+        "meta": "band",
+        "hoverinfo": "skip",
+    }
+    line = {"type": "scatter", "mode": "lines", "x": x, "y": middle, "line": {"width": 2}}
+    return [band, line | {"meta": "ink", "hoverinfo": "skip"}]
+
+
+def _short(values: pl.Series) -> list[float]:
+    return values.cast(pl.Float64).round_sig_figs(5).to_list()
 
 
 def _scale(colours: Sequence[str]) -> list[tuple[float, str]]:
     return [(index / (len(colours) - 1), colour) for index, colour in enumerate(colours)]
 
 
-def _model_line(rows: pl.DataFrame, model: Row, guidance: float | None) -> Row:
-    steps = np.geomspace(*ends(_numbers(rows, "steps").clip(1)), 40)
-    predicted = predict(model, steps, np.nan if guidance is None else guidance)
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": steps.round(3).tolist(),
-        "y": predicted.round(5).tolist(),
-        "line": {"width": 2},
-        "meta": "ink",
-        "hoverinfo": "skip",
-    }
-
-
-def _surface(key: str, rows: pl.DataFrame, metric: str, model: Row, best: Row, axes: Mapping[str, Row]) -> Figure:
-    steps = np.geomspace(*ends(_numbers(rows, "steps").clip(1)), 32)
-    guidance = np.linspace(*guidance_ends(rows), 32)
-    surface = {
+def _surface(key: str, target: str, surface: pl.DataFrame, best: Row, axes: Mapping[str, Row]) -> Figure:
+    """The expectation at each setting that has images near, the region that cannot be told from the best, and that."""
+    steps, guidance = (surface[name].unique().sort().to_list() for name in ("steps", "guidance"))
+    cells = {(row["steps"], row["guidance"]): row for row in surface.iter_rows(named=True)}
+    region = {(cell["steps"], cell["guidance"]) for cell in best["region"]}
+    unit = " SD" if target == "overall" else ""
+    z: list[list[float | None]] = []
+    words: list[list[str]] = []
+    for g in guidance:
+        line = [cells[s, g] for s in steps]
+        z.append([float(f"{row['predicted']:.5g}") if row["images"] else None for row in line])
+        words.append([f"<b>{number(row['predicted'])}{unit}</b> ({_range(row)})" for row in line])
+    predicted = {
         "type": "contour",
-        "x": steps.round(3).tolist(),
-        "y": guidance.round(3).tolist(),
-        "z": predict(model, steps[None, :], guidance[:, None]).round(5).tolist(),
+        "x": steps,
+        "y": guidance,
+        "z": z,
+        "text": words,
         "colorscale": _scale(SEQUENTIAL),
         "contours": {"coloring": "heatmap"},
         "line": {"width": 0.5, "color": "rgba(255,255,255,0.5)"},
         "colorbar": {"thickness": 10, "outlinewidth": 0},
-        "hovertemplate": "%{x:.0f} steps, guidance %{y:.1f}<br><b>%{z:.4~g}</b><extra></extra>",
+        "hovertemplate": "%{x:.0f} steps, guidance %{y:.1f}<br>%{text}<extra></extra>",
+    }
+    inside = np.array([[(s, g) in region for s in steps] for g in guidance], dtype=float)
+    outline = {
+        "type": "contour",
+        # A rim of nothing closes the line where the region reaches the edge.
+        "x": [steps[0] * 0.999, *steps, steps[-1] * 1.001],
+        "y": [guidance[0] - 0.001, *guidance, guidance[-1] + 0.001],
+        "z": np.pad(inside, 1).tolist(),
+        "contours": {"coloring": "none", "start": 0.5, "end": 0.5, "size": 1},
+        "line": {"width": 2.5, "smoothing": 0},
+        "showscale": False,
+        "meta": "ink",
+        "hoverinfo": "skip",
     }
     spot = {
         "type": "scatter",
@@ -186,11 +229,83 @@ def _surface(key: str, rows: pl.DataFrame, metric: str, model: Row, best: Row, a
         "hovertemplate": f"{setting(best)}<extra></extra>",
     }
     caption = (
-        f"By the {model['model']} model (R² {number(model['r2'], 2)}); the ring is its best setting, "
-        f"{setting(best)}, predicted {number(best['predicted'])}."
+        f"Outlined: cannot be told from the best ({best['region_share']:.0%} of what was tried). "
+        f"Ring: the best, {setting(best)}, predicted {number(best['predicted'])}{unit} ({_range(best)})."
     )
+    if any(value is None for line in z for value in line):
+        caption += " Blank: no image near."
     layout = {"xaxis": {**axes["steps"], "showgrid": False}, "yaxis": {**axes["guidance"], "showgrid": False}}
-    return Figure(key, f"{METRICS[metric]}: predicted", caption, [surface, spot], layout, {})
+    part = "best" if target == "overall" else "surface"
+    return Figure(part, key, f"{TARGETS[target]}: predicted", caption, [predicted, outline, spot], layout, {})
+
+
+def _range(row: Row) -> str:
+    return f"{number(row['low'])} to {number(row['high'])}"
+
+
+def _seconds(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], times: pl.DataFrame) -> Figure:
+    caption = f"One dot an image{', coloured by guidance' if rows['guidance'].count() else ''}."
+    row = next(times.drop_nulls("a_step").iter_rows(named=True), None)
+    if row:
+        guided = f" ({number(row['a_step'] + row['guided_step'], 2)} with guidance)" if row["guided_step"] else ""
+        caption += (
+            f" An image takes {number(max(row['base'], 0), 2)} s and {number(row['a_step'], 2)} s a step{guided}."
+        )
+    # Time is a straight line in steps.
+    layout = {"xaxis": {"title": {"text": "Steps"}}, "yaxis": axes["seconds"]}
+    return Figure("response", key, "Seconds by steps", caption, [], layout, _points(rows, "steps", "seconds"))
+
+
+def _front(key: str, front: pl.DataFrame) -> Figure:
+    """Quality against seconds, or steps where nothing was timed; sure points are large and plain."""
+    timed = bool(front["seconds"].count())
+    x = "seconds" if timed else "steps"
+
+    def trace(points: pl.DataFrame) -> Row:
+        words = [
+            f"{setting(row)}{', ' + number(row['seconds'], 2) + ' s' if timed else ''}<br>"
+            f"<b>{number(row['predicted'], 2)} SD</b> ({_range(row)})<br>"
+            f"on the front in {row['stays']:.0%} of resamples"
+            for row in points.iter_rows(named=True)
+        ]
+        return {
+            "type": "scatter",
+            "x": _short(points[x]),
+            "y": _short(points["predicted"]),
+            "text": words,
+            "hovertemplate": "%{text}<extra></extra>",
+        }
+
+    on, off = front.filter("on_front").sort(x), front.filter(~pl.col("on_front"))
+    others = trace(off) | {
+        "mode": "markers",
+        "marker": {"symbol": "circle-open", "size": (5 + 11 * off["stays"]).to_list(), "color": OFF_THE_FRONT},
+    }
+    beaten = trace(on) | {
+        "mode": "lines+markers",
+        "line": {"color": SEQUENTIAL[0], "width": 2},
+        "marker": {
+            "size": (5 + 11 * on["stays"]).to_list(),
+            "opacity": (0.35 + 0.65 * on["stays"]).to_list(),
+            "color": SEQUENTIAL[0],
+        },
+        "error_y": {
+            "symmetric": False,
+            "array": _short(on["high"] - on["predicted"]),
+            "arrayminus": _short(on["predicted"] - on["low"]),
+            "color": "rgba(47,111,183,0.45)",
+            "thickness": 1.5,
+            "width": 3,
+        },
+    }
+    caption = (
+        "Joined: settings that no other beats in both, with 95 % intervals. The larger a dot, the more often it stays "
+        "so when the images are resampled; hollow ones are on the front only then."
+    )
+    title = f"Quality against {x}"
+    across = "Seconds an image" if timed else "Steps"
+    layout = {"xaxis": {"title": {"text": across}}, "yaxis": {"title": {"text": "Overall, SD"}}}
+    return Figure("best", key, title, caption, [others, beaten], layout, {})
 
 
 def _correlation_map(key: str, correlations: pl.DataFrame) -> Figure:
@@ -221,7 +336,7 @@ def _correlation_map(key: str, correlations: pl.DataFrame) -> Figure:
     }
     layout = {"xaxis": {"showgrid": False}, "yaxis": {"showgrid": False, "automargin": True}}
     caption = "Spearman’s ρ between images; point at a cell for its 95 % intervals, or open the table below."
-    return Figure(key, "What moves together", caption, [trace], layout, {})
+    return Figure("correlations", key, "Which metrics and settings move together", caption, [trace], layout, {})
 
 
 def _pair_words(row: Row) -> str:

@@ -103,7 +103,7 @@ document.addEventListener("keydown", event => { if (event.key === "Escape" && !c
 // Filters
 
 const hidden = {engine: new Set(), run_id: new Set()};
-let left = rows;
+let left = rows, filled = false;
 function filter() {
   const wanted = byId("prompt").value.trim().toLowerCase();
   const worded = names.prompt.map(prompt => prompt.toLowerCase().includes(wanted));
@@ -115,7 +115,11 @@ function filter() {
     section.hidden = hidden.engine.has(names.engine.indexOf(section.dataset.engine));
   }
   redraw();
-  for (const fill of [grids, extremes, pairs, table]) fill();
+  if (filled) fill();
+}
+function fill() {
+  filled = true;
+  for (const list of [grids, extremes, pairs, table]) list();
 }
 function chooser(name, title, label) {
   const present = [...new Set(columns[name])].sort((a, b) => (a ?? 1e9) - (b ?? 1e9));
@@ -172,7 +176,7 @@ const byGuidance = (chosen, bar) => ({
 });
 function ofEngine({engine, x, y}) {
   const chosen = left.filter(row => named("engine", row) === engine && columns[x][row] !== null && columns[y][row] !== null);
-  const guided = chosen.some(has("guidance"));
+  const guided = x !== "guidance" && chosen.some(has("guidance"));
   return [dots(x, y, chosen, guided ? byGuidance(chosen) : {color: data.scale[0]})];
 }
 // All images on the same axes, a colour and a mark for each engine, run or prompt, and a line through its means.
@@ -214,9 +218,10 @@ function draw(plot) {
   const figure = plot.id === "explore" ? compared() : data.figures[plot.id];
   const traces = plot.id === "explore" ? figure.traces : structuredClone(figure.data);
   if (figure.points?.x) traces.unshift(...ofEngine(figure.points));
-  const ink = variable("--ink"), soft = variable("--soft"), rule = variable("--rule"), paper = variable("--card");
+  const [ink, soft, rule, paper, band] = ["ink", "soft", "rule", "card", "band"].map(name => variable(`--${name}`));
   for (const trace of traces) {
     if (trace.meta === "ink") (trace.line ?? trace.marker).color = ink;
+    if (trace.meta === "band") trace.fillcolor = band;
     if (trace.texttemplate) trace.textfont = {color: ink};
     const bar = trace.colorbar ?? trace.marker?.colorbar;
     if (bar) Object.assign(bar, {tickfont: {color: soft}});
@@ -296,7 +301,8 @@ async function unpack() {
   const watching = watcher();
   for (const plot of plots) watching.observe(plot);
 }
-addEventListener("load", () => setTimeout(unpack));
+// Pictures come after the plots in sight, which the observer draws in the frame to come.
+addEventListener("load", () => setTimeout(() => unpack().finally(() => requestAnimationFrame(() => setTimeout(fill)))));
 function redraw() {
   for (const plot of plots) near.has(plot) ? draw(plot) : plot.dataset.stale = "yes";
 }

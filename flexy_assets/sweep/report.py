@@ -14,11 +14,22 @@ import polars as pl
 from markupsafe import Markup
 
 from flexy_assets.page import packed, template
-from flexy_assets.sweep.analysis import METRICS, SETTINGS, VALUE_TOLERANCE, tried, with_overall
-from flexy_assets.sweep.answer import answer, guidance_range, guidance_words, shortfalls, span
+from flexy_assets.sweep.analysis import LABELS, METRICS, NO_GUIDANCE, VALUE_TOLERANCE, Tables, tried, with_overall
+from flexy_assets.sweep.answer import (
+    answer,
+    components_words,
+    effects_table,
+    front_words,
+    guidance_range,
+    guidance_words,
+    shortfalls,
+    span,
+)
+from flexy_assets.sweep.bundle import plotly_js
 from flexy_assets.sweep.disagreement import Disagreement, disagreements, same_prompt
 from flexy_assets.sweep.figures import SEQUENTIAL, axes_of, figures, guidance_ends, with_common_colours
 from flexy_assets.sweep.points import data, sampled
+from flexy_assets.sweep.side_by_side import ENDS, shared_settings, side_by_side
 
 Row = dict[str, Any]
 
@@ -29,21 +40,12 @@ def pictures_needed(scores: pl.DataFrame) -> list[str]:
     return sampled(overall, disagreements(overall))["image_id"].drop_nulls().to_list()
 
 
-def render(
-    scores: pl.DataFrame,
-    correlations: pl.DataFrame,
-    regression: pl.DataFrame,
-    spots: pl.DataFrame,
-    returns: pl.DataFrame,
-    thumbnails: Mapping[str, bytes],
-) -> str:
+def render(scores: pl.DataFrame, tables: Tables, thumbnails: Mapping[str, bytes]) -> str:
     """The report as one HTML document.
 
-    The tables are those of `analysis`; `thumbnails` are WebP bytes by image id, of which `pictures_needed`
+    The tables are those of the scores; `thumbnails` are WebP bytes by image id, of which `pictures_needed`
     names the useful ones. A missing thumbnail leaves a grey square with the picture's words.
     """
-    from plotly.offline import get_plotlyjs
-
     overall = with_overall(scores)
     found = disagreements(overall)
     points = sampled(overall, found)
@@ -51,21 +53,26 @@ def render(
     engines = []
     for index, rows in enumerate(overall.partition_by("engine", maintain_order=True) if overall.height else []):
         name = rows["engine"][0]
-        of_engine, settings = pl.col("engine") == name, " and ".join(tried(rows))
-        tables = (correlations, regression, spots, returns)
-        pairs, models, targets, gains = (table.filter(of_engine) for table in tables)
+        of, settings = tables.of_engine(name), " and ".join(tried(rows))
+        spots, common = _spots(of)
+        heads, moved = effects_table(of.effects, "guidance" in settings)
         engines.append(
             {
                 "name": name,
                 "counts": _counts(rows),
                 "settings": settings,
-                "answer": answer(targets, models, settings),
-                "spots": [_spot(row, models) for row in targets.iter_rows(named=True)],
-                "returns": [row for row in gains.iter_rows(named=True) if row["said"] or row["note"]],
-                "figures": figures(f"figure-{index}", rows, axes, pairs, models, targets),
+                "answer": answer(of.spots, of.regression, settings),
+                "spots": spots,
+                "common": [note for note in common if note != NO_GUIDANCE],
+                "front": front_words(of.front, of.spots.filter(target="overall")["steps"].count() > 0),
+                "returns": [row for row in _less(of.returns, common) if row["said"] or row["note"]],
+                "effects": {"heads": heads, "rows": moved},
+                "figures": figures(f"figure-{index}", rows, axes, of),
                 "guidance_range": guidance_ends(rows),
-                "correlations": list(pairs.iter_rows(named=True)),
-                "regression": _regression_rows(models),
+                "correlations": list(of.correlations.iter_rows(named=True)),
+                "components": components_words(of.components),
+                "loadings": of.components.drop_nulls("share").to_dicts(),
+                "regression": _regression_rows(of.regression),
             }
         )
     drawn = [figure for engine in engines for figure in engine["figures"]]
@@ -73,7 +80,10 @@ def render(
     return template("sweep/report.html.j2", {"guidance": guidance_words, "packed": packed}).render(
         engines=engines,
         counts=_counts(overall),
-        shortfalls=shortfalls(scores, overall, correlations, regression),
+        shortfalls=shortfalls(scores, overall, tables.correlations, tables.regression),
+        compared=side_by_side(tables.comparison),
+        shared=shared_settings(tables.comparison),
+        ends=ENDS,
         shown=points.height,
         pictured=sum(image_id in thumbnails for image_id in points["image_id"]),
         axes=axes,
@@ -87,11 +97,11 @@ def render(
             "scale": SEQUENTIAL,
             "figures": {f.key: {"data": f.data, "layout": f.layout, "points": f.points} for f in drawn},
         },
-        labels=METRICS | SETTINGS | {"overall": "Overall", "value": "Value for time"},
+        labels=LABELS,
         metrics=METRICS,
         tolerance=VALUE_TOLERANCE,
         sequential=SEQUENTIAL,
-        plotly_js=Markup(get_plotlyjs()),  # the package's own file, nothing from outside
+        plotly_js=Markup(plotly_js()),  # the package's own file, nothing from outside
     )
 
 
@@ -105,16 +115,30 @@ def _counts(rows: pl.DataFrame) -> Row:
     }
 
 
-def _spot(row: Row, regression: pl.DataFrame) -> Row:
-    """A row of `spots` with its ranges as text and the honest R² behind it."""
-    r2 = regression.filter(pl.col("chosen") & (pl.col("metric") == row["target"]))["r2"]
-    ranged = row["steps"] is not None
-    return row | {
-        "r2": r2[0] if len(r2) else None,
-        "steps_range": span(str(row["steps_low"]), str(row["steps_high"])) if ranged else "",
-        "guidance_range": guidance_range(row),
-        "unit": " SD" if row["target"] in ("overall", "value") else "",
-    }
+def _spots(of: Tables) -> tuple[list[Row], list[str]]:
+    """The rows of `spots` with ranges as text and the honest R² behind them; and the notes that all settings have."""
+    notes = [note.split("; ") for note in of.spots.drop_nulls("steps")["note"].fill_null("")]
+    common = [note for note in notes[0] if note and all(note in others for others in notes)] if notes else []
+    r2 = dict(of.regression.filter("chosen").select("metric", "r2").iter_rows())
+    rows = [
+        row
+        | {
+            "r2": r2.get(row["target"]),
+            "steps_range": "" if row["steps"] is None else span(str(row["steps_low"]), str(row["steps_high"])),
+            "guidance_range": guidance_range(row),
+            "unit": " SD" if row["target"] in ("overall", "value") else "",
+        }
+        for row in _less(of.spots, common)
+    ]
+    return rows, common
+
+
+def _less(table: pl.DataFrame, common: Sequence[str]) -> list[Row]:
+    """The rows of a table without the notes that are said elsewhere."""
+    return [
+        row | {"note": "; ".join(note for note in (row["note"] or "").split("; ") if note not in common)}
+        for row in table.iter_rows(named=True)
+    ]
 
 
 def _regression_rows(regression: pl.DataFrame) -> list[Row]:

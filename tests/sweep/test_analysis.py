@@ -493,9 +493,22 @@ def test_the_quickest_as_good_setting_is_in_the_region_with_its_share_of_the_tim
     assert (best["steps"], best["guidance"]) in inside
     assert best["region_share"] == pytest.approx(len(inside) / (20 * 13), rel=0.1)
     quickest = min(steps for steps, _ in inside)
-    assert best["said"].startswith(f"{quickest} steps at guidance")
+    cannot = f"these images cannot tell {best['steps']} steps at guidance {best['guidance']:.1f} from {quickest} steps"
+    assert best["said"].startswith(cannot)
+    assert best["said"].endswith(
+        f"which takes {best['seconds_share']:.0%} of its time but may be up to {best['loss_high']:.2g} worse"
+    )
     assert best["seconds_share"] == pytest.approx((0.2 + 0.05 * quickest) / best["seconds"], rel=0.02)
     assert best["loss"] <= best["loss_high"]
+
+
+def test_a_quicker_setting_that_may_lose_a_standard_deviation_is_no_advice(sweep: pl.DataFrame) -> None:
+    thin = sweep.head(40).with_columns(clip_score=pl.col("clip_score") + 0.05 * pl.col("aes_v2_score"))
+    models = regression(thin).with_columns(flat_p=0.01)
+    row = of(sweet_spots(thin, models), target="clip_score")
+    assert row["loss_high"] > thin["clip_score"].std()
+    assert row["said"].startswith("too few images to say whether ")
+    assert row["said"].endswith(f"may be up to {row['loss_high']:.2g} worse")
 
 
 def test_no_point_of_the_front_is_beaten_and_a_sure_one_stays(sweep: pl.DataFrame, models: pl.DataFrame) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -16,11 +17,15 @@ import polars as pl
 import pytest
 import report as synthetic
 from PIL import Image
+from plotly.offline import get_plotlyjs
 
-from flexy_assets.sweep.analysis import METRICS, SCORES, correlations, diminishing_returns, regression, sweet_spots
+from flexy_assets.sweep.analysis import COMPARISON, EFFECTS, METRICS, SCORES, Tables
+from flexy_assets.sweep.answer import components_words, effects_table
+from flexy_assets.sweep.bundle import DRAWN_WITH, eager, registering
 from flexy_assets.sweep.pictures import contact_sheet, thumbnail, thumbnails
 from flexy_assets.sweep.points import MOST_BYTES, MOST_POINTS
 from flexy_assets.sweep.report import pictures_needed, render
+from flexy_assets.sweep.side_by_side import side_by_side
 from resources.images import UnreadableImageError
 from tests.page import Page
 
@@ -49,16 +54,25 @@ def sweep(images: int = 200, effect: float = 1.0, prompt: str = "a fox", seed: i
     )
 
 
-def tables(scores: pl.DataFrame) -> tuple[pl.DataFrame, ...]:
-    models = regression(scores)
-    return correlations(scores), models, sweet_spots(scores, models), diminishing_returns(scores, models)
+NO_TABLES = Tables.of(sweep().clear())
 
 
-NO_TABLES = tables(sweep().clear())
+SWEEP = sweep()
 
 
 def report(scores: pl.DataFrame) -> str:
-    return render(scores, *tables(scores), {})
+    return render(scores, Tables.of(scores), {})
+
+
+@pytest.fixture(scope="module")
+def tables() -> Tables:
+    return Tables.of(SWEEP)
+
+
+@pytest.fixture(scope="module")
+def figures(tables: Tables) -> dict[str, Any]:
+    found: dict[str, Any] = of_script(render(SWEEP, tables, {}))["figures"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +82,20 @@ def two_thousand() -> str:
     # Each is there a hundred times, and so has a hundredth of the room.
     small = thumbnails(lambda path: photographs[int(path)], [str(n) for n in range(20)], MOST_BYTES // 100)
     pictures = {image_id: small[str(n % 20)] for n, image_id in enumerate(scores["image_id"])}
-    return render(scores, *NO_TABLES, pictures)
+    return render(scores, Tables.of(scores), pictures)
 
 
 @pytest.fixture(scope="module")
-def hostile() -> Page:
-    scores = sweep(prompt=HOSTILE).with_columns(
+def hostile(tables: Tables) -> Page:
+    scores = SWEEP.with_columns(
         engine=pl.lit(HOSTILE), run_id=pl.lit(HOSTILE), image_id=pl.lit(HOSTILE) + pl.col("image_id")
-    )
-    return Page(report(scores))
+    ).with_columns(pl.lit(HOSTILE) + pl.col("prompt"))
+    named = {
+        name: table.with_columns(engine=pl.lit(HOSTILE), **({"name": HOSTILE + table["name"]} if by else {}))
+        for name, table in vars(tables).items()
+        for by in ["name" in table.columns]
+    }
+    return Page(render(scores, Tables(**named), {}))
 
 
 def test_hostile_text_stays_text(hostile: Page) -> None:
@@ -99,10 +118,9 @@ def test_only_the_two_scripts_written_here_may_run(hostile: Page) -> None:
     assert "'unsafe-inline'" not in hostile.policy.split("script-src")[1]
 
 
-def test_nothing_is_fetched() -> None:
-    scores = sweep()
+def test_nothing_is_fetched(tables: Tables) -> None:
     picture = thumbnail(Image.new("RGB", (64, 64), "teal"))
-    page = Page(render(scores, *tables(scores), dict.fromkeys(pictures_needed(scores), picture)))
+    page = Page(render(SWEEP, tables, dict.fromkeys(pictures_needed(SWEEP), picture)))
     loads = [
         value or ""
         for _, attributes in page.tags
@@ -119,13 +137,13 @@ def test_nothing_is_fetched() -> None:
 
 def test_the_answer_is_that_of_the_tables() -> None:
     scores = sweep(400)
-    found = tables(scores)
-    words = Page(render(scores, *found, {})).words
-    best, value = (found[2].row(by_predicate=pl.col("target") == t, named=True) for t in ("overall", "value"))
+    found = Tables.of(scores)
+    words = Page(render(scores, found, {})).words
+    best, value = (found.spots.row(by_predicate=pl.col("target") == t, named=True) for t in ("overall", "value"))
     assert f"Best overall: {best['steps']} steps at guidance {best['guidance']:.1f}" in words
     assert f"Best value: {value['steps']} steps at guidance {value['guidance']:.1f}" in words
     assert "Weak evidence" not in words
-    said = found[3].row(by_predicate=pl.col("target") == "overall", named=True)["said"]
+    said = found.returns.row(by_predicate=pl.col("target") == "overall", named=True)["said"]
     assert said.startswith("beyond ") and f"Overall: {said}" in words
 
 
@@ -138,20 +156,23 @@ def test_an_engine_without_guidance_is_said_to_have_none_and_shown_none() -> Non
     for shown in (alone.words, attributes):
         assert {found.group() for found in re.finditer(r"\w* ?[Gg]uidance", shown)} <= {"no guidance"}
     # Beside an engine that has one it is the same.
-    said = alone.words.split("This engine has no guidance")[1].split("What it looks like")[0]
-    assert both.words.split("This engine has no guidance")[1].startswith(f"{said}realvis_xl Sweet spots")
+    said = alone.words.split("This engine has no guidance")[1].split("Compared at the same settings")[0]
+    assert both.words.split("This engine has no guidance")[1].startswith(f"{said}realvis_xl ")
     assert "steps at guidance" in both.words
 
 
 def test_weak_evidence_is_called_weak_and_none_is_called_none() -> None:
     weak = Page(report(sweep(1500, effect=0.12))).words
     assert "Weak evidence, a hint and not a rule. Steps and guidance explain" in weak
-    assert "No setting stands out." in Page(report(sweep(200, effect=0, seed=1))).words
+    flat = report(sweep(200, effect=0, seed=1))
+    assert "No setting stands out." in Page(flat).words
+    assert "no setting is worth more seconds than the quickest" in Page(flat).words
+    assert not [key for key in of_script(flat)["figures"] if key.endswith(("-surface", "-front"))]
 
 
 def test_counts_and_missing_scores_are_told() -> None:
     scores = sweep(120).with_columns(hps_v2_score=pl.when(pl.col("seed") >= 33).then("hps_v2_score"))
-    words = Page(report(scores)).words
+    words = Page(render(scores, NO_TABLES, {})).words
     assert "120 images" in words
     assert "1 engine 1 run 7 prompts" in words
     assert "realvis_xl none none none 33 120" in words
@@ -173,7 +194,7 @@ def test_of_more_images_a_sample_is_shown_and_said_so() -> None:
     )
     needed = pictures_needed(scores)
     assert len(needed) == len(set(needed)) == MOST_POINTS
-    page = render(scores, *NO_TABLES, {})
+    page = render(scores, NO_TABLES, {})
     held = of_script(page)
     assert held["columns"]["id"] == sorted(needed, key=lambda image_id: (of(scores, image_id)["engine"], image_id))
     assert f"{MOST_POINTS:,} of 20,000 images are on this page" in Page(page).words
@@ -219,8 +240,8 @@ def test_what_could_not_be_done_is_said_with_its_reason(scores: pl.DataFrame, sa
     assert said in words.split("What could not be done, and why")[1]
 
 
-def test_nothing_is_said_to_be_undone_where_all_was_done() -> None:
-    assert "could not be done" not in Page(report(sweep(200))).words
+def test_nothing_is_said_to_be_undone_where_all_was_done(tables: Tables) -> None:
+    assert "could not be done" not in Page(render(SWEEP, tables, {})).words
 
 
 @pytest.mark.parametrize(
@@ -241,12 +262,121 @@ def test_thin_data_still_makes_a_page(scores: pl.DataFrame) -> None:
     assert "</html>" in report(scores)[-20:]
 
 
-def test_every_plot_has_its_place() -> None:
-    page = Page(report(sweep()))
+def test_every_plot_has_its_place(tables: Tables) -> None:
+    page = Page(render(SWEEP, tables, {}))
     figures = json.loads(page.contents["script"][1])["figures"]
     places = {attributes["id"] for _, attributes in page.tags if attributes.get("class") == "plot"}
     assert places == {*figures, "explore"}
-    assert len(figures) == 2 * len(METRICS) + 2
+    # Each metric by steps, by guidance and by both; overall by both, its front, seconds and correlations.
+    assert len(figures) == 3 * len(METRICS) + 4
+
+
+def test_plotly_starts_the_kinds_of_traces_that_are_drawn_and_no_others(figures: dict[str, Any]) -> None:
+    drawn = {trace["type"] for figure in figures.values() for trace in figure["data"]}
+    assert drawn == {"scatter", *DRAWN_WITH}
+    whole = get_plotlyjs()
+    assert registering(whole, frozenset({"pie"})).count("()") < whole.count("()") - 40
+    assert eager(whole) != whole
+    assert registering(whole, frozenset({"no such kind"})) == whole
+    assert registering("", DRAWN_WITH) == eager("") == ""
+
+
+def test_lines_bands_and_surfaces_are_those_of_the_response(tables: Tables, figures: dict[str, Any]) -> None:
+    for along, suffix in (("steps", ""), ("guidance", "-guidance")):
+        curve = tables.response.filter(target="clip_score", curve=along)
+        band, line = figures[f"figure-0-clip_score{suffix}"]["data"]
+        assert line["x"] == pytest.approx(curve[along].to_list(), rel=1e-4)
+        assert line["y"] == pytest.approx(curve["predicted"].to_list(), rel=1e-4)
+        assert band["y"] == pytest.approx([*curve["high"], *curve["low"].reverse()], rel=1e-4)
+    surface = figures["figure-0-clip_score-surface"]["data"][0]
+    for row in tables.response.filter(target="clip_score", curve="surface").sample(20, seed=0).iter_rows(named=True):
+        drawn = surface["z"][surface["y"].index(row["guidance"])][surface["x"].index(row["steps"])]
+        assert drawn == (pytest.approx(row["predicted"], rel=1e-4) if row["images"] else None)
+
+
+def test_the_region_is_outlined_on_its_surface_and_the_best_ringed(tables: Tables, figures: dict[str, Any]) -> None:
+    words = Page(render(SWEEP, tables, {})).words
+    for target in ("overall", *METRICS):
+        spot = tables.spots.row(by_predicate=pl.col("target") == target, named=True)
+        _, outline, ring = figures[f"figure-0-{target}-surface"]["data"]
+        inside = {
+            (steps, guidance)
+            for guidance, line in zip(outline["y"][1:-1], outline["z"][1:-1], strict=True)
+            for steps, here in zip(outline["x"][1:-1], line[1:-1], strict=True)
+            if here
+        }
+        assert inside == {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
+        assert (ring["x"], ring["y"]) == ([spot["steps"]], [spot["guidance"]])
+        assert f"cannot be told from the best ({spot['region_share']:.0%} of what was tried)" in words
+
+
+def test_the_front_joins_what_is_not_beaten_and_says_its_ends(tables: Tables, figures: dict[str, Any]) -> None:
+    front = tables.front.filter(pl.col("on_front"), target="overall").sort("seconds")
+    joined = figures["figure-0-front"]["data"][1]
+    assert joined["x"] == pytest.approx(front["seconds"].to_list(), rel=1e-4)
+    assert sorted(joined["y"]) == joined["y"]
+    said = Page(render(SWEEP, tables, {})).words.split("no other beats in both quality and time")[1]
+    assert said.startswith(f", the quickest is {front['steps'][0]} steps at guidance")
+    assert f"and the best {front['steps'][-1]} steps" in said[:200]
+
+
+def test_effects_are_called_by_their_sign_only_where_they_are_sure() -> None:
+    given = (("steps", 0.2, 0.1, 0.3, 0.01), ("guidance", -0.2, -0.3, -0.1, 0.01), ("interaction", 0.2, 0.1, 0.3, 0.4))
+    rows = [
+        {"engine": "e", "target": "clip_score", "effect": effect, "change": change, "low": low, "high": high, "p": p}
+        | {"steps_from": 8, "steps_to": 40, "guidance_from": 1.5, "guidance_to": 11.0}
+        for effect, change, low, high, p in given
+    ]
+    heads, (row,) = effects_table(pl.DataFrame(rows, schema_overrides=EFFECTS), True)
+    assert list(heads.values())[:2] == ["Steps, 8 to 40", "Guidance, 1.5 to 11"]
+    assert [cell["words"] for cell in row["cells"]] == ["more raise it", "more lowers it", "none can be told"]
+    bent = pl.DataFrame(rows[:1], schema_overrides=EFFECTS).with_columns(low=-0.1)
+    assert effects_table(bent, False)[1][0]["cells"][0]["words"] == "it moves, not one way"
+
+
+def compared(by: str, names: Sequence[str], engine: str | None = None) -> pl.DataFrame:
+    """Adjusted means that rise from name to name, half as far apart as their intervals reach."""
+    at = np.arange(len(names), dtype=float)
+    columns = {"adjusted": at, "adjusted_low": at - 2, "adjusted_high": at + 2, "mean": -at}
+    engines = [engine or name for name in names]
+    rows = {"by": by, "engine": engines, "name": names, "target": "clip_score", "n": 9, **columns}
+    return pl.DataFrame(rows, schema_overrides=COMPARISON).select(
+        pl.col(name) if name in rows else pl.lit(None, dtype).alias(name) for name, dtype in COMPARISON.items()
+    )
+
+
+def test_the_highest_and_the_lowest_prompts_are_shown_in_their_order() -> None:
+    (part,) = side_by_side(compared("prompt", [f"prompt {n}" for n in range(27)], "sd3"))
+    (panel,) = part.folded
+    assert [bar["name"] for bar in panel.bars] == [f"prompt {n}" for n in (*range(26, 16, -1), *range(9, -1, -1))]
+    assert panel.between == 7
+    places = [place for bar in panel.bars for place in bar["at"].values()]
+    assert min(places) > 0
+    assert max(places) < 100
+
+
+def test_engines_are_ranked_only_as_far_as_their_intervals_tell() -> None:
+    near = compared("engine", ["one", "two"])
+    apart = near.with_columns(adjusted_low=pl.col("adjusted") - 0.1, adjusted_high=pl.col("adjusted") + 0.1)
+    unadjusted = near.with_columns(pl.lit(None, pl.Float64).alias("adjusted"), note=pl.lit("no settings are shared"))
+    said = [side_by_side(table)[0].open[0].words for table in (near, apart, unadjusted)]
+    assert "which is higher is not sure" in said[0]
+    assert said[1] == "two is highest: its interval lies above the other."
+    assert said[2] == "Not at the same settings: no settings are shared."
+
+
+def test_one_engine_with_one_run_and_one_prompt_has_nothing_to_compare() -> None:
+    words = Page(render(sweep(12).with_columns(prompt=pl.lit("a fox")), NO_TABLES, {})).words
+    assert "one engine, one run and one prompt: nothing to compare" in words
+    assert "Adjusted" not in words
+
+
+def test_how_many_things_the_metrics_measure_is_said(tables: Tables) -> None:
+    # All four follow the same surface; what they do not share is noise.
+    assert re.match(
+        r"[34] of 4 directions hold 9\d% .*: \d+% \(\d+% to \d+%\) is mostly", components_words(tables.components)
+    )
+    assert "cannot be said: too few images" in components_words(Tables.of(sweep(1)).components)
 
 
 def test_engines_stand_on_the_same_axes_and_colours() -> None:

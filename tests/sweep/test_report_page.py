@@ -16,7 +16,7 @@ import report as synthetic
 from browser import Browser
 from PIL import Image
 
-from flexy_assets.sweep.analysis import METRICS, correlations, diminishing_returns, regression, sweet_spots
+from flexy_assets.sweep.analysis import METRICS, Tables
 from flexy_assets.sweep.report import render
 
 IMAGES = 240
@@ -32,17 +32,16 @@ SHOWN = """(() => {
 
 
 @pytest.fixture(scope="module")
-def tables() -> list[pl.DataFrame]:
-    models = regression(SCORES)
-    return [correlations(SCORES), models, sweet_spots(SCORES, models), diminishing_returns(SCORES, models)]
+def tables() -> Tables:
+    return Tables.of(SCORES)
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory, tables: list[pl.DataFrame]) -> Path:
+def path(tmp_path_factory: pytest.TempPathFactory, tables: Tables) -> Path:
     """Two engines, four runs; every picture is of a colour of its own."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     pictures = {image_id: flat(index) for index, image_id in enumerate(SCORES["image_id"])}
-    path.write_text(render(SCORES, *tables, pictures), encoding="utf-8")
+    path.write_text(render(SCORES, tables, pictures), encoding="utf-8")
     return path
 
 
@@ -242,6 +241,17 @@ def test_the_table_of_images_sorts(page: Browser) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_region_line_and_band_are_drawn_in_the_colours_of_the_page(page: Browser, dark: bool) -> None:
+    page.dark(dark)
+    page.evaluate("['figure-0-overall-surface', 'figure-0-clip_score'].forEach(id => draw(byId(id)))")
+    colours = """[...document.querySelectorAll('#figure-0-{}')].map(part => getComputedStyle(part).{})"""
+    ink = "rgb(236, 235, 230)" if dark else "rgb(29, 29, 27)"
+    assert ink in page.evaluate(colours.format("overall-surface .contourlevel path", "stroke"))
+    assert ink in page.evaluate(colours.format("clip_score .js-line", "stroke"))
+    assert page.evaluate(colours.format("clip_score .js-fill", "fill")) == [ink]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_all_text_stands_out_from_its_ground(page: Browser, screenshots: Path, dark: bool) -> None:
     page.dark(dark)
     page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
@@ -281,14 +291,19 @@ def test_the_page_never_scrolls_sideways(page: Browser, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tables: list[pl.DataFrame], tmp_path: Path) -> None:
+def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tables: Tables, tmp_path: Path) -> None:
     evil = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=pwned=1>\" onload='pwned=1"
     scores = SCORES.head(60).with_columns(
         (pl.lit(evil) + pl.col(name)).alias(name) for name in ("engine", "run_id", "prompt", "image_path")
     )
     path = tmp_path / "report.html"
-    evil_tables = [table.with_columns(engine=pl.lit(evil) + pl.col("engine")) for table in tables]
-    path.write_text(render(scores, *evil_tables, {}), encoding="utf-8")
+    evil_tables = {
+        name: table.with_columns(
+            (pl.lit(evil) + pl.col(column)).alias(column) for column in ("engine", "name") if column in table
+        )
+        for name, table in vars(tables).items()
+    }
+    path.write_text(render(scores, Tables(**evil_tables), {}), encoding="utf-8")
     browser.resize()
     browser.open(path)
     plotted(browser)
@@ -320,16 +335,12 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tables: list[p
     ids=["one row", "unscored", "no settings", "no guidance", "constant", "unnamed", "none"],
 )
 def test_thin_data_make_a_page_that_works(browser: Browser, tmp_path: Path, scores: pl.DataFrame) -> None:
-    models = regression(scores)
     path = tmp_path / "report.html"
-    advice = sweet_spots(scores, models), diminishing_returns(scores, models)
-    path.write_text(render(scores, correlations(scores.clear()), models, *advice, {}), encoding="utf-8")
+    path.write_text(render(scores, Tables.of(scores), {}), encoding="utf-8")
     browser.resize()
     browser.open(path)
     if scores.height:
-        browser.evaluate(
-            "new Promise(done => { const look = () => window.Plotly ? done() : setTimeout(look, 20); look(); })"
-        )
+        browser.evaluate("new Promise(done => { const look = () => filled ? done() : setTimeout(look, 20); look(); })")
         browser.evaluate("plots.forEach(draw)")
         assert browser.evaluate("document.querySelectorAll('#images-body tr').length") == min(scores.height, 20)
         browser.evaluate("document.querySelector('#images-body button').click()")

@@ -36,6 +36,7 @@ from flexy_assets.sweep.analysis.rows import (
     with_overall,
 )
 from flexy_assets.sweep.analysis.spots import PARETO, SPOTS, VALUE_TOLERANCE, pareto_front, sweet_spots
+from flexy_assets.sweep.analysis.tables import Tables
 from flexy_assets.sweep.analysis.times import TIMES, times
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "TARGETS",
     "TIMES",
     "VALUE_TOLERANCE",
+    "Tables",
     "comparison",
     "components",
     "correlations",

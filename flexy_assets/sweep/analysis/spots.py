@@ -15,11 +15,12 @@ from flexy_assets.sweep.analysis.rows import (
     TARGETS,
     Floats,
     Row,
+    floats,
     frame,
     said,
     weight_shares,
 )
-from flexy_assets.sweep.analysis.times import Times, timed
+from flexy_assets.sweep.analysis.times import timed
 
 SPOTS: Final[dict[str, pl.DataType]] = {
     "engine": pl.String(),
@@ -60,6 +61,8 @@ PARETO: Final[dict[str, pl.DataType]] = {
 VALUE_TOLERANCE: Final = 0.1
 """What the value setting may lose against the best, in standard deviations between images (a small effect
 is 0.2 by Cohen's convention; half of it is hard to see)."""
+MOST_LOSS: Final = 1.0
+"""A setting that may lose so many standard deviations between images is no advice."""
 FRONT_STEPS: Final = 12
 FRONT_GUIDANCE: Final = 7
 LEAST_STAY: Final = 0.05
@@ -223,21 +226,33 @@ def _best(one: Fitted, seed: int) -> tuple[Row, Row]:
     if here.guided and guidance[at] <= 1:
         edges.append("guidance of 1 and less is one setting: off")
     cheap = quickest(kept)
-    best = spot(at) | extent | against_the_best(cheap) | {"edge": said(*edges)}
-    best["said"] = _said(spot(cheap), best, clock, told_apart=False)
+    found = spot(at)
+    best = found | extent | against_the_best(cheap) | {"edge": said(*edges)}
     quick = quickest(tried_here & (expected >= expected[at] - VALUE_TOLERANCE))
     value = spot(quick) | extent | against_the_best(quick)
-    value["said"] = _said(spot(quick), value, clock, told_apart=not kept[quick])
+    best["said"] = _said(one, found, spot(cheap), best, "time" if clock else "steps")
+    value["said"] = _said(one, found, spot(quick), value, "time" if clock else "steps", f"within {VALUE_TOLERANCE} SD")
     return best, value
 
 
-def _said(quick: Row, row: Row, clock: Times | None, told_apart: bool) -> str:
-    at = f"{quick['steps']} steps" + ("" if quick["guidance"] is None else f" at guidance {quick['guidance']:.1f}")
-    share, most = row["seconds_share"], max(row["loss_high"], 0)
-    cost = "" if share is None else f", for {share:.0%} of its {'time' if clock else 'steps'}"
-    if told_apart:
-        return f"{at} is expected to be {row['loss']:.2g} worse than the best (at most {most:.2g}){cost}"
-    return f"{at} is as good as the best as far as these images tell (at most {most:.2g} worse){cost}"
+def _said(one: Fitted, best: Row, quick: Row, row: Row, cost: str, near: str = "") -> str:
+    """What a quicker setting saves against the best and may lose, in words; `near` where it need only be near."""
+    unit = " SD" if one.target == "overall" else ""
+    spread = 1.0 if unit else float(np.std(floats(one.rows, one.target)))
+    first, second = _setting(best), _setting(quick)
+    loss, most = (f"{max(row[name], 0):.2g}{unit}" for name in ("loss", "loss_high"))
+    takes = "" if row["seconds_share"] is None else f"takes {row['seconds_share']:.0%} of its {cost}"
+    if first == second:
+        return f"nothing quicker {f'is expected {near} of' if near else 'is as good as'} {first}"
+    if row["loss_high"] > MOST_LOSS * spread:
+        return f"too few images to say whether {second} is as good as {first}: it may be up to {most} worse"
+    if near:
+        return f"{second} is expected to be {loss} worse than {first} (at most {most}){takes and f' and {takes}'}"
+    return f"these images cannot tell {first} from {second}, which {takes and f'{takes} but '}may be up to {most} worse"
+
+
+def _setting(row: Row) -> str:
+    return f"{row['steps']} steps" + ("" if row["guidance"] is None else f" at guidance {row['guidance']:.1f}")
 
 
 def _front(one: Fitted, seed: int) -> list[Row]:

@@ -50,7 +50,10 @@ class Sweep:
 
 
 def surface_of(kind: str, rng: np.random.Generator) -> Surface:
-    """A random surface of the kind, over steps and effective guidance, between about 0 and 1."""
+    """A random surface of the kind, over steps and effective guidance, between about 0 and 1.
+
+    In half of them what guidance does is even in its logarithm, in the others in guidance itself.
+    """
     peak_steps, width = np.log2(rng.uniform(10, 45)), rng.uniform(1.2, 3)
     peak_guidance, breadth = rng.uniform(1.5, 10), rng.uniform(3, 8)
     pace, tilt, weight = rng.uniform(5, 15), rng.uniform(0.5, 2), rng.uniform(0.2, 1)
@@ -72,8 +75,13 @@ def surface_of(kind: str, rng: np.random.Generator) -> Surface:
         "interacting": interacting,
         "heteroscedastic": peaked if rng.random() < 0.5 else saturating,
     }
-    chosen = found[kind]
-    return lambda steps, guidance: chosen(np.asarray(steps, float), np.maximum(np.asarray(guidance, float), 1))
+    chosen, in_octaves = found[kind], rng.random() < 0.5
+
+    def surface(steps: Any, guidance: Any) -> Floats:
+        effective = np.maximum(np.asarray(guidance, float), 1)
+        return chosen(np.asarray(steps, float), 1 + 11 * np.log(effective) / np.log(12) if in_octaves else effective)
+
+    return surface
 
 
 def synthetic(kind: str, seed: int, images: int | None = None, prompts: int | None = None) -> Sweep:
@@ -120,7 +128,7 @@ def synthetic(kind: str, seed: int, images: int | None = None, prompts: int | No
     )
     scores = scores.with_columns(pl.lit(None, pl.Float64).alias(m) for m in METRICS if m not in scores.columns)
     # Half a step's gain short of what the curve gains at some number of steps: the truth is then that number.
-    across = np.linspace(1, 12, 111)[None, :]
+    across = np.geomspace(1, 12, 111)[None, :]
     gains = np.diff(surface(np.arange(middle, middle + 3)[:, None], across).mean(axis=1))
     least = float(gains.mean()) if gains.mean() > 1e-5 else 0.0005
     return Sweep(scores.select(list(SCORES)).cast(dict(SCORES)), surface, least, prompts)
@@ -161,7 +169,7 @@ def judged(sweep: Sweep) -> dict[str, Any]:
     if spot["steps"] is not None:
         nearest = (
             grid_steps[np.abs(np.log2(grid_steps / best[0])).argmin()],
-            grid_guidance[np.abs(grid_guidance - best[1]).argmin()],
+            grid_guidance[np.abs(np.log2(grid_guidance / best[1])).argmin()],
         )
         inside = {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
         found |= {"region": nearest in inside, "share": spot["region_share"]}

@@ -62,7 +62,7 @@ def grid(rows: pl.DataFrame) -> Grid:
         np.nan_to_num(effective_guidance(floats(placed, "guidance")), nan=1),
     )
     low, high = guidance.min(), guidance.max()
-    even = np.linspace(low, high, GUIDANCE_TRIED)
+    even = np.geomspace(low, high, GUIDANCE_TRIED)
     return Grid(
         np.unique(np.geomspace(steps.min(), steps.max(), STEPS_TRIED).round()),
         np.unique(even.round(1 if high - low > 2 else 2).clip(low, high)),
@@ -122,7 +122,7 @@ def near(rows: pl.DataFrame, steps: Floats | None, guidance: Floats | None) -> F
 
 
 def over_steps(one: Fitted, here: Grid, steps: Floats) -> Floats:
-    """(m, p) columns at steps (m,), averaged over the guidance tried."""
+    """(m, p) columns at steps (m,), averaged over the logarithm of the guidance tried."""
     each = one.columns(coordinates(steps[:, None], here.guidance[None, :]).reshape(-1, 2))
     return each.reshape(len(steps), len(here.guidance), -1).mean(axis=1)
 

@@ -18,14 +18,20 @@ DEGREE: Final = 3
 
 
 def coordinates(steps: ArrayLike, guidance: ArrayLike) -> Floats:
-    """(..., 2) log2(steps) and effective guidance, broadcast; none counts as switched off, a constant."""
+    """(..., 2) log2 of steps and of effective guidance, broadcast; none counts as switched off, a constant.
+
+    Both are factors: a response that rises fast from guidance 1 to 2 and falls slowly to 12 has one shape in the
+    logarithm, and none that a polynomial in guidance itself follows.
+    """
     log_steps = np.log2(np.maximum(np.asarray(steps, dtype=np.float64), 1))
-    return np.stack(np.broadcast_arrays(log_steps, np.nan_to_num(effective_guidance(guidance), nan=1.0)), axis=-1)
+    return np.stack(
+        np.broadcast_arrays(log_steps, np.log2(np.nan_to_num(effective_guidance(guidance), nan=1.0))), axis=-1
+    )
 
 
 @dataclass(frozen=True)
 class Form:
-    """A linear model's columns over standardised log2(steps) and effective guidance.
+    """A linear model's columns over standardised log2(steps) and log2(effective guidance).
 
     A polynomial of `degree` in both together and `degrees` in each; or, with `knots` of each, B-splines of
     those `degrees`: their sum where `additive`, with a cubic's interactions where `crossed`, else their tensor
@@ -112,7 +118,7 @@ def knots_of(values: Floats, pieces: int) -> tuple[float, ...]:
 
 
 def _term(i: int, j: int) -> str:
-    powers = ((name, power) for name, power in (("log2_steps", i), ("guidance", j)) if power)
+    powers = ((name, power) for name, power in (("log2_steps", i), ("log2_guidance", j)) if power)
     return "*".join(name if power == 1 else f"{name}^{power}" for name, power in powers) or "intercept"
 
 

@@ -72,7 +72,7 @@ FLAT: Final = 0.05
 
 
 def regression(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
-    """Each metric on log2(steps) and effective guidance by the `MODELS`, from a mean to a spline surface.
+    """Each metric on log2(steps) and log2(effective guidance) by the `MODELS`, from a mean to a spline surface.
 
     `r2` and `rmse` are out of fold: five folds, whole prompts left out where there are five or more, against
     the mean of the same training folds, so `r2` is below 0 where a model is worse than no model. `chosen` is

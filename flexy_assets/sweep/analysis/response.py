@@ -72,8 +72,8 @@ def response(
 ) -> pl.DataFrame:
     """What each target is expected to be over steps, over guidance and over both, with pointwise 95 % bands.
 
-    `curve` "steps" is the mean over the guidance tried (evenly), `guidance` null; "guidance" the mean over
-    the steps tried (evenly in log2), `steps` null; "surface" every pair of a grid. `slope` is what one more
+    `curve` "steps" is the mean over the guidance tried (evenly in log2), `guidance` null; "guidance" the mean
+    over the steps tried (likewise), `steps` null; "surface" every pair of a grid. `slope` is what one more
     step, or one more of guidance, adds (the marginal effect). `images` lie within an eighth of the range on
     either side.
     `target` "overall" is the weighted mean of z-scores. A target that cannot be fitted has one row whose
@@ -171,7 +171,7 @@ def _effects(one: Fitted, seed: int) -> list[Row]:
         return [{"effect": name, "n": one.rows.height, "note": one.note} for name in names]
     here, settings = grid(one.rows), one.sample.settings
     (few, little), (many, much) = np.quantile(settings, [0.1, 0.9], axis=0)
-    few, many, little, much = round(2**few), round(2**many), round(little, 1), round(much, 1)
+    few, many, little, much = round(2**few), round(2**many), round(2**little, 1), round(2**much, 1)
     steps = over_steps(one, here, np.array([few, many], dtype=np.float64))
     guidance = over_guidance(one, here, np.array([little, much]))
     corners = one.columns(coordinates([few, few, many, many], [little, much, little, much]))

@@ -94,12 +94,12 @@ class Browser:
         elif event == "Network.requestWillBeSent" and not said["request"]["url"].startswith(("data:", "blob:")):
             self.requests.append(said["request"]["url"])
 
-    def open(self, page: Path) -> None:
-        """Returns once the page has loaded; `requests` then has the page itself first."""
+    def open(self, page: Path | str) -> None:
+        """Returns once the file, or what is at the address, has loaded; `requests` then has it first."""
         self.errors.clear()
         self.requests.clear()
         self._loaded = False
-        self.send("Page.navigate", url=page.resolve().as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         deadline = time.monotonic() + 60
         while not self._loaded and time.monotonic() < deadline:
             self.evaluate("1")
@@ -108,6 +108,15 @@ class Browser:
     def settle(self) -> None:
         """Two frames later: what was to be drawn is drawn."""
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))")
+
+    def until(self, condition: str, seconds: float = 60) -> None:
+        """Returns once an expression in the page is true; raises `TimeoutError` where it never gets so."""
+        deadline = time.monotonic() + seconds
+        while not self.evaluate(condition):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{condition} has not come true within {seconds:g} s")
+            time.sleep(0.1)
+        self.settle()
 
     def evaluate(self, script: str) -> Any:
         """The value of an expression in the page, awaited; raises where the page does."""

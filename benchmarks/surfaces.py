@@ -128,7 +128,7 @@ def synthetic(kind: str, seed: int, images: int | None = None, prompts: int | No
     )
     scores = scores.with_columns(pl.lit(None, pl.Float64).alias(m) for m in METRICS if m not in scores.columns)
     # Half a step's gain short of what the curve gains at some number of steps: the truth is then that number.
-    across = np.geomspace(1, 12, 111)[None, :]
+    across = np.linspace(1, 12, 111)[None, :]
     gains = np.diff(surface(np.arange(middle, middle + 3)[:, None], across).mean(axis=1))
     least = float(gains.mean()) if gains.mean() > 1e-5 else 0.0005
     return Sweep(scores.select(list(SCORES)).cast(dict(SCORES)), surface, least, prompts)
@@ -149,7 +149,8 @@ def judged(sweep: Sweep) -> dict[str, Any]:
     grid_steps, grid_guidance = (
         curves.filter(curve="surface")[name].unique().sort().to_numpy() for name in ("steps", "guidance")
     )
-    across, along = grid_guidance[None, :], np.geomspace(grid_steps[0], grid_steps[-1], 21)[:, None]
+    across = np.linspace(grid_guidance[0], grid_guidance[-1], 13)[None, :]
+    along = np.geomspace(grid_steps[0], grid_steps[-1], 21)[:, None]
     found: dict[str, Any] = {"images": scores.height, "prompts": sweep.prompts, "flat": spot["steps"] is None}
     model = models.filter(pl.col("chosen") & (pl.col("metric") == "clip_score"))
     found |= model.select("model", "band_pieces", "r2").row(0, named=True)

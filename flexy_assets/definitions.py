@@ -20,7 +20,11 @@ from resources.settings import Settings
 settings = Settings.read()
 
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([sweep, edits, inpaint]),
+    assets=[
+        asset.map_asset_specs(lambda spec: spec.replace_attributes(owners=settings.owners))
+        for asset in dg.load_assets_from_modules([sweep, edits, inpaint])
+        if isinstance(asset, dg.AssetsDefinition)
+    ],
     asset_checks=dg.load_asset_checks_from_modules([checks]),
     jobs=[jobs.heal_scores, jobs.rescore_scores, jobs.try_image, jobs.results, put_tasks_right],
     schedules=sensors.schedules(settings),

@@ -39,6 +39,8 @@ class Settings:
     `allowed_hosts` are hosts that pictures are downloaded from wherever they are, each at a port, or, with None, at 80
     and 443. `label_studio_url` is where Label Studio is, "" for nowhere, `label_studio_key` the token for it,
     `label_studio_project` the project there whose new tasks are taken up by themselves.
+
+    `owners` are whom the UI names beside each asset: e-mail addresses and `team:` names.
     """
 
     home: Path
@@ -67,6 +69,7 @@ class Settings:
     label_studio_url: str = ""
     label_studio_key: str = field(default="", repr=False)
     label_studio_project: int | None = None
+    owners: tuple[str, ...] = ("team:flexy",)
 
     @property
     def tables(self) -> Path:
@@ -120,6 +123,7 @@ class Settings:
             label_studio_url=_service_url("LABEL_STUDIO_URL", environment.get("LABEL_STUDIO_URL") or "").rstrip("/"),
             label_studio_key=_key("LABEL_STUDIO_API_KEY", environment.get("LABEL_STUDIO_API_KEY") or ""),
             label_studio_project=_project(environment.get("FLEXY_LABEL_STUDIO_PROJECT") or ""),
+            owners=_owners(environment.get("FLEXY_OWNERS") or "team:flexy"),
         )
 
 
@@ -174,6 +178,18 @@ def _project(text: str) -> int | None:
     if text and not re.fullmatch("[0-9]{1,9}", text):
         raise BadInputError(f"FLEXY_LABEL_STUDIO_PROJECT={text} is no project: write the number in its address")
     return int(text) if text else None
+
+
+def _owners(text: str) -> tuple[str, ...]:
+    owners = tuple(each.strip() for each in text.split(",") if each.strip())
+    # Dagster takes no others, and says so in a page of traceback.
+    kinds = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:[\w. -]+"
+    wrong = next((owner for owner in owners if not re.fullmatch(kinds, owner)), None)
+    if wrong or not owners:
+        raise BadInputError(
+            f"FLEXY_OWNERS: {wrong or text!r} is no owner: write e-mail addresses or team:NAME, with commas between"
+        )
+    return owners
 
 
 def _key_variable(judge: str) -> str:

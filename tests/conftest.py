@@ -163,7 +163,7 @@ def postgres_server() -> Iterator[PostgresServer]:
         return
     # /tmp by name: a socket's path is at most 107 bytes, and the postgres user must be able to enter it.
     folder = Path(tempfile.mkdtemp(prefix="flexy-postgres-", dir="/tmp"))
-    server = PostgresServer(programs, folder, _free_port(), secrets.token_hex(8))
+    server = PostgresServer(programs, folder, free_port(), secrets.token_hex(8))
     try:
         server.create()
         server.start()
@@ -183,7 +183,7 @@ def label_studio_server() -> Iterator[label_studio.Server]:
     if reason := label_studio.missing():
         (pytest.fail if os.environ.get("FLEXY_REQUIRE_LABEL_STUDIO") else pytest.skip)(reason)
     with tempfile.TemporaryDirectory(prefix="flexy-label-studio-", ignore_cleanup_errors=True) as folder:
-        server = label_studio.Server(Path(folder), _free_port())
+        server = label_studio.Server(Path(folder), free_port())
         try:
             server.create()
             server.start()
@@ -223,7 +223,7 @@ def _postgres_programs() -> Path | None:
     return next((path for path in folders if (path / "initdb").exists() and (path / "postgres").exists()), None)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -16,13 +17,18 @@ import pytest
 from resources.parquet import ParquetTables
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "diffusers", "transformers", "insightface", "onnxruntime"}
+HEAVY = {"torch", "diffusers", "transformers", "insightface", "onnxruntime", "matplotlib", "plotly", "scipy", "sklearn"}
 SCORES = ("clip_scores", "aesthetic_scores", "aes_v2_scores", "hps_v2_scores")
 ANALYSIS = ("metric_correlations", "sweep_regression", "sweet_spots")
 FITTED = ("sweep_response", "sweep_effects", "diminishing_returns", "pareto_front", "sweep_comparison")
 FURTHER = ("metric_components", "sweep_times", *FITTED)
 BATCHED = ("generated_images", "clip_embeddings", *SCORES)
-RESULTS = ("sweep_scores", "sweep_csv", *ANALYSIS, *FURTHER, "sweep_report")
+GROUPS = {
+    "sweep": {"sweep_plan", "generated_images"},
+    "scores": {"clip_embeddings", *SCORES, "sweep_scores", "sweep_csv"},
+    "results": {*ANALYSIS, *FURTHER, "sweep_report"},
+}
+"""Made, scored, understood."""
 MADE_FROM = {
     "sweep_plan": set(),
     "generated_images": {"sweep_plan"},
@@ -88,9 +94,14 @@ def test_dagster_can_serve_all_of_it(defs: dg.Definitions) -> None:
 def test_the_sweep_has_the_agreed_assets_and_no_others(defs: dg.Definitions) -> None:
     groups = {
         name: {s.key.to_user_string() for s in defs.resolve_all_asset_specs() if s.group_name == name}
-        for name in ("sweep", "results")
+        for name in GROUPS
     }
-    assert groups == {"sweep": {"sweep_plan", *BATCHED}, "results": set(RESULTS)}
+    assert groups == GROUPS
+
+
+def test_the_job_of_results_makes_all_that_is_made_from_the_scores(defs: dg.Definitions) -> None:
+    made = {key.to_user_string() for key in defs.resolve_job_def("results").asset_layer.selected_asset_keys}
+    assert made == {"sweep_scores", "sweep_csv"} | GROUPS["results"]
 
 
 @pytest.mark.parametrize("name", MADE_FROM)
@@ -121,8 +132,34 @@ def test_labels_come_and_go_as_agreed(defs: dg.Definitions) -> None:
         assert not in_batches or asset.backfill_policy == dg.BackfillPolicy.single_run(), name
 
 
-def test_every_asset_says_what_it_is(defs: dg.Definitions) -> None:
-    assert [s.key for s in defs.resolve_all_asset_specs() if not (s.description or "").strip()] == []
+def test_every_asset_says_what_it_is_what_it_is_made_with_and_whose(defs: dg.Definitions) -> None:
+    for asset in defs.resolve_all_asset_specs():
+        assert (asset.description or "").strip(), asset.key
+        assert 1 <= len(asset.kinds) <= 3, asset.key
+        assert list(asset.owners) == ["team:flexy"], asset.key
+
+
+def test_owners_are_those_of_the_settings(defs: dg.Definitions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXY_OWNERS", "ada@example.org, team:images")
+    monkeypatch.delitem(sys.modules, "flexy_assets.definitions")
+    loaded = importlib.import_module("flexy_assets.definitions").defs
+    owners = {tuple(asset.owners) for asset in loaded.resolve_all_asset_specs()}
+    assert owners == {("ada@example.org", "team:images")}
+
+
+def test_every_column_of_every_table_has_a_type_and_says_what_it_is(defs: dg.Definitions) -> None:
+    tables = {
+        key.to_user_string()
+        for asset in defs.resolve_asset_graph().assets_defs
+        for name, key in asset.keys_by_output_name.items()
+        if not asset.op.output_def_named(name).dagster_type.is_nothing
+    }
+    assert tables >= {"sweep_plan", "sweep_scores", *ANALYSIS, *FURTHER, "edit_scores", "label_tasks"}
+    for name in tables:
+        of = spec(defs, name)
+        columns = of.metadata["dagster/column_schema"].columns
+        assert columns and all(column.type and column.description for column in columns), name
+        assert "parquet" in of.kinds, name
 
 
 def test_no_asset_is_kept_by_pickling(defs: dg.Definitions) -> None:

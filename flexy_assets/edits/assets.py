@@ -8,7 +8,8 @@ from uuid import UUID
 import dagster as dg
 import polars as pl
 
-from flexy_assets.edits import measuring, report, results, sources
+from flexy_assets import plots, shown
+from flexy_assets.edits import comparison, measuring, report, results, sources
 from flexy_assets.edits.eacps import Parameters
 from flexy_assets.edits.making import Searching
 from flexy_assets.edits.plan import METHODS, Comparison
@@ -100,7 +101,7 @@ class EditConfig(dg.Config):
         return image.parent, [EditTask(image.stem, image.name, self.prompt, 1)], []
 
 
-@dg.asset(group_name="edits", kinds={"table"})
+@dg.asset(group_name="edits", kinds={"polars", "parquet"}, metadata=shown.columns(sources.TASKS))
 def edit_tasks(
     context: dg.AssetExecutionContext,
     config: EditConfig,
@@ -130,9 +131,7 @@ def edit_tasks(
             "batches": dg.MetadataValue.json(batches),
         }
     )
-    return pl.DataFrame(
-        [{"batch": r.batch, "task_id": r.name, "prompt": r.prompt, "source": r.image_path} for r in rows]
-    )
+    return sources.table(rows)
 
 
 def _candidates_asset(method: Literal["eacps", "ttflux"], description: str) -> dg.AssetsDefinition:
@@ -141,7 +140,7 @@ def _candidates_asset(method: Literal["eacps", "ttflux"], description: str) -> d
     @dg.asset(
         name=f"{method}_candidates",
         group_name="edits",
-        kinds={"diffusers"},
+        kinds={"diffusers", "table"},
         deps=[edit_tasks],
         description=description,
         **_BATCHED,
@@ -196,7 +195,7 @@ def _searches(work: Scoring, method: str, batches: list[str]) -> list[Searching]
     ]
 
 
-@dg.asset(group_name="edits", kinds={"transformers"}, deps=[eacps_candidates, ttflux_candidates], **_BATCHED)
+@dg.asset(group_name="edits", kinds={"transformers", "table"}, deps=[eacps_candidates, ttflux_candidates], **_BATCHED)
 def edit_selections(
     context: dg.AssetExecutionContext,
     database: dg.ResourceParam[Database],
@@ -229,7 +228,12 @@ class Which(dg.Config):
     comparison: str = ""
 
 
-@dg.asset(group_name="edits", kinds={"polars"}, deps=[edit_selections])
+@dg.asset(
+    group_name="edits",
+    kinds={"polars", "parquet"},
+    deps=[edit_selections],
+    metadata=shown.columns(results.SCORES, name="Which of its search's candidates"),
+)
 def edit_scores(context: dg.AssetExecutionContext, config: Which, database: dg.ResourceParam[Database]) -> pl.DataFrame:
     """One row a candidate and step that was looked at, of one comparison, with its scores, potential and cost."""
     with database.begin(reading=True) as connection:
@@ -253,9 +257,11 @@ def _plan_of(database: Database, scores: pl.DataFrame) -> Comparison:
     return Comparison.from_json(plan)
 
 
-@dg.asset(group_name="edits", kinds={"scipy"})
+@dg.asset(group_name="edits", kinds={"scipy", "parquet"}, metadata=shown.columns(comparison.COMPARISON))
 def edit_comparison(context: dg.AssetExecutionContext, edit_scores: pl.DataFrame) -> pl.DataFrame:
     """EACPS against TTFLUX: wins, ties, losses, gains with 95 % intervals and a sign test, by metric and budget."""
+    levels = plots.edit_comparison(results.levels(edit_scores))
+    context.add_output_metadata(shown.plot("each search's mean by each metric, with 95 % intervals", levels))
     return results.compared(edit_scores)
 
 

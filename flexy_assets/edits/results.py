@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence, Set
 from itertools import product
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import polars as pl
@@ -14,7 +14,7 @@ from flexy_assets.edits import comparison
 from flexy_assets.edits.comparison import Metric
 from flexy_assets.edits.measuring import JUDGED, METRICS
 from flexy_assets.edits.plan import METHODS, Comparison
-from flexy_assets.storage.edits import Candidate, Task
+from flexy_assets.storage.edits import CANDIDATES, Candidate, Task
 
 ROLES: tuple[Metric, ...] = (
     Metric("truth", "truth"),
@@ -26,6 +26,9 @@ ROLES: tuple[Metric, ...] = (
     *comparison.SELECTING,
 )
 """What a comparison is judged by, the truth first."""
+
+SCORES: Final[dict[str, Any]] = CANDIDATES | dict.fromkeys((*METRICS, "potential"), pl.Float64)
+"""The columns of the asset `edit_scores`."""
 
 
 def with_potential(candidates: pl.DataFrame, plan: Comparison) -> pl.DataFrame:

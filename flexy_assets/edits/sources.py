@@ -5,12 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 from uuid import UUID, uuid5
+
+import polars as pl
 
 from flexy_assets.edits.plan import Comparison
 from flexy_assets.edits.tasks import EditTask
 from flexy_assets.storage.edits import Task
 from resources.images import ImageStore
+
+TASKS: Final[dict[str, pl.DataType]] = {
+    "batch": pl.String(),
+    "task_id": pl.String(),
+    "prompt": pl.String(),
+    "source": pl.String(),
+}
+"""The columns of the asset `edit_tasks`."""
 
 
 def bring(store: ImageStore, folder: Path, tasks: Sequence[EditTask]) -> dict[str, tuple[str, str]]:
@@ -39,3 +50,8 @@ def rows(plan: Comparison, tasks: Sequence[EditTask], sources: dict[str, tuple[s
         Task(uuid5(run, task.id), run, plan.batch(position), position, task.id, task.prompt, *sources[task.id])
         for position, task in enumerate(tasks)
     ]
+
+
+def table(rows: Sequence[Task]) -> pl.DataFrame:
+    """The comparison's rows as `TASKS`."""
+    return pl.DataFrame([(row.batch, row.name, row.prompt, row.image_path) for row in rows], TASKS, orient="row")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import dagster as dg
 import polars as pl
 
+from flexy_assets import shown
 from flexy_assets.edits.eacps import Parameters
 from flexy_assets.inpaint import importing, measuring, refining, review, sending
 from flexy_assets.inpaint.importing import Importing, Source
@@ -72,7 +73,7 @@ class LabelConfig(dg.Config):
         return importing.of_project(studio, int(project or 0)).only(self.task_ids, f"project {project}")
 
 
-@dg.asset(group_name="labels", kinds={"table"})
+@dg.asset(group_name="labels", kinds={"polars", "parquet"}, metadata=shown.columns(labels.TASKS))
 def label_tasks(
     context: dg.AssetExecutionContext,
     config: LabelConfig,
@@ -165,7 +166,7 @@ def _tasks(database: Database, batches: Sequence[str]) -> list[labels.Task]:
         return labels.tasks(connection, batches)
 
 
-@dg.asset(group_name="labels", kinds={"onnx"}, deps=[label_tasks], **_BATCHED, **_GPU)
+@dg.asset(group_name="labels", kinds={"onnx", "table"}, deps=[label_tasks], **_BATCHED, **_GPU)
 def face_swaps(
     context: dg.AssetExecutionContext,
     database: dg.ResourceParam[Database],
@@ -214,7 +215,7 @@ def _of(rows: Sequence[Task], batch: str) -> list[Task]:
     return [row for row in rows if row.batch.partition("_")[2] == batch]
 
 
-@dg.asset(group_name="labels", kinds={"diffusers"}, deps=[face_swaps], **_BATCHED, **_GPU)
+@dg.asset(group_name="labels", kinds={"diffusers", "table"}, deps=[face_swaps], **_BATCHED, **_GPU)
 def inpaint_candidates(
     context: dg.AssetExecutionContext,
     config: InpaintConfig,
@@ -245,7 +246,7 @@ def inpaint_candidates(
         report_batch(context, batch, metadata | _sheet(images, "candidates of two tasks", shown))
 
 
-@dg.asset(group_name="labels", kinds={"gemini"}, deps=[inpaint_candidates], **_BATCHED, **_GPU)
+@dg.asset(group_name="labels", kinds={"vlm", "table"}, deps=[inpaint_candidates], **_BATCHED, **_GPU)
 def inpaint_judgements(
     context: dg.AssetExecutionContext,
     config: InpaintConfig,
@@ -351,7 +352,9 @@ def _write(database: Database, settings: Settings, model_version: str) -> Path:
     return path
 
 
-@dg.asset(group_name="labels", kinds={"scipy"}, deps=[label_predictions])
+@dg.asset(
+    group_name="labels", kinds={"scipy", "parquet"}, deps=[label_predictions], metadata=shown.columns(review.AGREEMENT)
+)
 def label_review(
     context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
 ) -> pl.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from flexy_assets import plots, shown
 from flexy_assets.partitions import report_batch, seed_batches
 from flexy_assets.progress import progress
 from flexy_assets.storage import overview, queries
@@ -37,14 +38,14 @@ _BATCHED: dict[str, Any] = {
 class SweepConfig(dg.Config):
     """A new sweep, or more images for one: the same settings name the same run.
 
-    `steps` and `guidance` are LOW:HIGH or LOW:HIGH:STRIDE; guidance is 0.5:12 unless said otherwise, and
-    none for an engine that has none. Prompts come from the list, the file (one
-    a line) or, without either, the engine's own.
+    `steps` and `guidance` are "LOW:HIGH" or "LOW:HIGH:STRIDE", in quotes: YAML takes 4:40 for a number to the base
+    60. Steps are 4:60 unless said otherwise, guidance 0.5:12, and none for an engine that has none. Prompts come from
+    the list, the file (one a line) or, without either, the engine's own.
     """
 
     engine: str = ""
     images: int = 120
-    steps: str = "4:60"
+    steps: str = ""
     guidance: str = ""
     prompts: list[str] = []
     prompts_file: str = ""
@@ -66,7 +67,7 @@ class SweepConfig(dg.Config):
         return Sweep(
             engine=entry.name,
             prompts=prompts,
-            steps=Range.parse(self.steps, "steps"),
+            steps=Range.parse(self.steps or "4:60", "steps"),
             guidance=None if "guidance" in entry.ignores else Range.parse(self.guidance or "0.5:12", "guidance"),
             seed=self.seed,
             sampling=self.sampling,
@@ -77,7 +78,7 @@ class SweepConfig(dg.Config):
         )
 
 
-@dg.asset(group_name="sweep", kinds={"table"})
+@dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=shown.columns(PLAN_SCHEMA))
 def sweep_plan(
     context: dg.AssetExecutionContext,
     config: SweepConfig,
@@ -110,7 +111,7 @@ def sweep_plan(
     return wanted
 
 
-@dg.asset(group_name="sweep", kinds={"diffusers"}, deps=[sweep_plan], **_BATCHED)
+@dg.asset(group_name="sweep", kinds={"diffusers", "table"}, deps=[sweep_plan], **_BATCHED)
 def generated_images(
     context: dg.AssetExecutionContext,
     database: dg.ResourceParam[Database],
@@ -166,7 +167,7 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, outcome
     return metadata
 
 
-@dg.asset(group_name="sweep", kinds={"transformers"}, deps=[generated_images], **_BATCHED)
+@dg.asset(group_name="scores", kinds={"transformers", "table"}, deps=[generated_images], **_BATCHED)
 def clip_embeddings(
     context: dg.AssetExecutionContext,
     database: dg.ResourceParam[Database],
@@ -190,8 +191,8 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=key_of(metric),
-        group_name="sweep",
-        kinds={"transformers"},
+        group_name="scores",
+        kinds={"transformers", "table"},
         deps=[clip_embeddings if metric.reads else generated_images],
         description=f"`{metric.name}` ({metric.label}): {metric.meaning}.",
         **_BATCHED,
@@ -227,7 +228,7 @@ def key_of(metric: Metric) -> dg.AssetKey:
 SCORES = [_score_asset(metric) for metric in METRICS.values()]
 
 
-@dg.asset(group_name="results", kinds={"polars"}, deps=SCORES)
+@dg.asset(group_name="scores", kinds={"polars", "parquet"}, deps=SCORES, metadata=shown.columns(analysis.SCORES))
 def sweep_scores(
     context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
 ) -> pl.DataFrame:
@@ -240,7 +241,7 @@ def sweep_scores(
     return scores
 
 
-@dg.asset(group_name="results", kinds={"csv"}, deps=[sweep_scores])
+@dg.asset(group_name="scores", kinds={"csv"}, deps=[sweep_scores])
 def sweep_csv(
     context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
 ) -> None:
@@ -263,44 +264,68 @@ class Wishes(dg.Config):
     least_gain: dict[str, float] = {}
 
 
-@dg.asset(group_name="results", kinds={"scipy"})
-def metric_correlations(sweep_scores: pl.DataFrame) -> pl.DataFrame:
+@dg.asset(group_name="results", kinds={"scipy", "parquet"}, metadata=shown.columns(analysis.CORRELATIONS))
+def metric_correlations(context: dg.AssetExecutionContext, sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """Which metrics say the same thing: Pearson's, Spearman's and within-prompt correlations with 95 % intervals."""
-    return analysis.correlations(sweep_scores)
+    table = analysis.correlations(sweep_scores)
+    context.add_output_metadata(shown.plot("rank correlations", plots.metric_correlations(table)))
+    return table
 
 
-@dg.asset(group_name="results", kinds={"numpy"})
+@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=shown.columns(analysis.COMPONENTS))
 def metric_components(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """The metrics' principal components: how many different things they measure."""
     return analysis.components(sweep_scores)
 
 
-@dg.asset(group_name="results", kinds={"numpy"})
+@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=shown.columns(analysis.TIMES))
 def sweep_times(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """What an image costs in seconds, and what each step adds."""
     return analysis.times(sweep_scores)
 
 
-@dg.asset(group_name="results", kinds={"scikitlearn"})
+@dg.asset(group_name="results", kinds={"scikitlearn", "parquet"}, metadata=shown.columns(analysis.REGRESSION))
 def sweep_regression(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """What steps and guidance do to each metric: models with their cross-validated R²."""
     return analysis.regression(sweep_scores)
 
 
-_ADVICE: dict[str, str] = {
-    "sweep_response": "Each metric over steps, over guidance and over both, with 95 % bands, and what one more adds.",
-    "sweep_effects": "How far steps, guidance and their interaction move each metric.",
-    "diminishing_returns": "Beyond how many steps one more is not worth it, by metric, with an interval.",
-    "pareto_front": "Settings that no other beats in both quality and seconds, and how sure that is.",
-    "sweet_spots": "The settings that cannot be told from the best, and the quickest that are nearly as good.",
-    "sweep_comparison": "Engines, runs and prompts side by side, as they are and at the same settings.",
+_ADVICE: dict[str, tuple[str, dict[str, pl.DataType]]] = {
+    "sweep_response": (
+        "Each metric over steps, over guidance and over both, with 95 % bands, and what one more adds.",
+        analysis.RESPONSE,
+    ),
+    "sweep_effects": ("How far steps, guidance and their interaction move each metric.", analysis.EFFECTS),
+    "diminishing_returns": (
+        "Beyond how many steps one more is not worth it, by metric, with an interval.",
+        analysis.RETURNS,
+    ),
+    "pareto_front": (
+        "Settings that no other beats in both quality and seconds, and how sure that is.",
+        analysis.PARETO,
+    ),
+    "sweet_spots": (
+        "The settings that cannot be told from the best, and the quickest that are nearly as good.",
+        analysis.SPOTS,
+    ),
+    "sweep_comparison": (
+        "Engines, runs and prompts side by side, as they are and at the same settings.",
+        analysis.COMPARISON,
+    ),
 }
+"""What each table of `advice` says, and its columns."""
 
 
 @dg.multi_asset(
     outs={
-        name: dg.AssetOut(group_name="results", kinds={"scikitlearn"}, description=description, is_required=False)
-        for name, description in _ADVICE.items()
+        name: dg.AssetOut(
+            group_name="results",
+            kinds={"scikitlearn", "parquet"},
+            description=description,
+            metadata=shown.columns(schema),
+            is_required=False,
+        )
+        for name, (description, schema) in _ADVICE.items()
     },
     can_subset=True,
 )
@@ -316,10 +341,19 @@ def advice(
         "sweet_spots": analysis.sweet_spots,
         "sweep_comparison": analysis.comparison,
     }
+    drawn: dict[str, Callable[[pl.DataFrame], bytes | None]] = {
+        "sweep_response": plots.sweep_response,
+        "sweep_effects": plots.sweep_effects,
+        "diminishing_returns": plots.diminishing_returns,
+        "pareto_front": plots.pareto_front,
+        "sweet_spots": partial(plots.sweet_spots, scores=sweep_scores),
+        "sweep_comparison": plots.sweep_comparison,
+    }
     for name, table_of in tables.items():
         if name in context.op_execution_context.selected_output_names:
             table = table_of(sweep_scores, sweep_regression, config.weights)
-            yield dg.Output(table, output_name=name, metadata=_sentences(table))
+            picture = shown.plot(name.replace("_", " "), drawn[name](table))
+            yield dg.Output(table, output_name=name, metadata=picture | _sentences(table))
 
 
 def _sentences(table: pl.DataFrame) -> dict[str, dg.MetadataValue[Any]]:

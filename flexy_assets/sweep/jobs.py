@@ -263,7 +263,8 @@ def try_image() -> None:
 
 results = dg.define_asset_job(
     "results",
-    selection=dg.AssetSelection.groups("results") | dg.AssetSelection.checks(checks.image_checks, checks.score_checks),
+    selection=dg.AssetSelection.assets("sweep_scores").downstream()
+    | dg.AssetSelection.checks(checks.image_checks, checks.score_checks),
     description="The tables, the CSV and the report; then every check.",
 )
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from resources.mini.edits import write_example
 from tests.conftest import ROOT, Flexy
+from tests.tables import described_otherwise
 
 CHEAP = ("--steps", "4", "--budget", "2")
 """Two denoises of four steps for each task and method."""
@@ -32,7 +33,9 @@ def document(result: Any) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
-def test_a_set_is_compared_and_its_bad_lines_are_named(flexy: Flexy, edit_set: Path, tmp_path: Path) -> None:
+def test_a_set_is_compared_and_its_bad_lines_are_named(
+    flexy: Flexy, home: Path, edit_set: Path, tmp_path: Path
+) -> None:
     (edit_set.parent / "torn.png").write_bytes(b"\x89PNG")
     good = edit_set.read_text().splitlines()
     bad = [
@@ -64,6 +67,7 @@ def test_a_set_is_compared_and_its_bad_lines_are_named(flexy: Flexy, edit_set: P
     ]
     assert len(list((out / "winners").iterdir())) == 8
     assert Image.open(next((out / "winners").iterdir())).size == (64, 64)
+    assert described_otherwise(home / "assets") == []
     # What was recorded gives the same winners again.
     again = document(flexy("select", str(out / "eacps_8.jsonl"), "--json"))
     assert again["left_out"] == [] and again["disagreements"] == []

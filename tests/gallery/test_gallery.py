@@ -271,18 +271,8 @@ def test_every_answer_tells_the_browser_to_trust_nothing_else(gallery: Gallery) 
 
 
 def visit(browser: Browser, address: str) -> None:
-    browser.errors.clear()
-    browser.requests.clear()
-    browser.send("Page.navigate", url=address)
-    until(browser, "location.href.startsWith('http') && document.querySelectorAll('.card').length > 0")
-
-
-def until(browser: Browser, condition: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not browser.evaluate(condition):
-        assert time.monotonic() < deadline, f"{condition} does not come true"
-        time.sleep(0.1)
-    browser.settle()
+    browser.open(address)
+    browser.until("document.querySelectorAll('.card').length > 0")
 
 
 def count(browser: Browser, selector: str) -> int:
@@ -317,17 +307,17 @@ def test_a_person_tries_looks_and_compares(
         keys(str(value))
     browser.evaluate("document.getElementById('try').focus()")
     browser.press("Enter")
-    until(browser, "document.querySelector('#latest .settings')?.innerText.includes('3 steps')")
-    until(browser, "document.getElementById('state').innerText.startsWith('done')")
+    browser.until("document.querySelector('#latest .settings')?.innerText.includes('3 steps')")
+    browser.until("document.getElementById('state').innerText.startsWith('done')")
     assert count(browser, "#latest dd:not(.missing)") == 4
-    until(browser, "document.querySelector('#latest img').naturalWidth > 0")
+    browser.until("document.querySelector('#latest img').naturalWidth > 0")
     browser.screenshot(screenshots / "gallery_trial.png")
 
-    until(browser, f"document.querySelectorAll('.card input[data-id=\"{trial['id']}\"]').length == 1")
+    browser.until(f"document.querySelectorAll('.card input[data-id=\"{trial['id']}\"]').length == 1")
     for box in (f'.card input[data-id="{trial["id"]}"]', "#latest input[data-id]"):
         browser.evaluate(f"document.querySelector({json.dumps(box)}).click()")
     browser.evaluate("document.querySelector('#tray .main').click()")
-    until(browser, "[...document.querySelectorAll('#view img')].filter(image => image.naturalWidth > 0).length == 2")
+    browser.until("[...document.querySelectorAll('#view img')].filter(image => image.naturalWidth > 0).length == 2")
     differs = browser.evaluate(
         "[...document.querySelectorAll('#view .differs th')].map(th => th.firstChild.textContent)"
     )
@@ -355,7 +345,7 @@ def test_what_comes_from_outside_is_text_and_a_narrow_page_needs_no_scrolling_si
     gallery.add(prompt=HOSTILE, engine=HOSTILE[:50], negative_prompt=HOSTILE, image_path=f"{HOSTILE}.png")
     browser.resize(400, 900)
     visit(browser, gallery.address)
-    until(browser, "document.querySelector('.card .absent') !== null")
+    browser.until("document.querySelector('.card .absent') !== null")
     assert HOSTILE in words(browser, ".card .prompt")
     browser.evaluate("document.querySelector('.card .picture').click()")
     assert browser.evaluate("window.pwned") is None

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from flexy_assets.edits.tasks import read_tasks
 from tests.conftest import Flexy
+from tests.tables import described_otherwise
 
 
-def test_every_task_of_the_example_ends_chosen_or_with_a_reason(flexy: Flexy, tmp_path: Path) -> None:
+def test_every_task_of_the_example_ends_chosen_or_with_a_reason(flexy: Flexy, home: Path, tmp_path: Path) -> None:
     drawn = flexy("example", "faces", str(tmp_path / "faces"), "--tasks", "6", "--json")
     file = json.loads(drawn.stdout)["file"]
     imported = json.loads(flexy("labels", "import", file, "--json").stdout)
@@ -25,6 +26,7 @@ def test_every_task_of_the_example_ends_chosen_or_with_a_reason(flexy: Flexy, tm
     assert again["selected"] == answer["selected"]
     reviewed = json.loads(flexy("labels", "review", "--json").stdout)
     assert reviewed["agreement"] == [] and "nothing was sent for review yet" in reviewed["notes"]
+    assert described_otherwise(home / "assets") == []
 
 
 def test_an_example_is_written_beside_nothing(flexy: Flexy, tmp_path: Path) -> None:

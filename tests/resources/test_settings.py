@@ -30,7 +30,7 @@ def test_without_any_variable_all_is_below_the_working_folder_and_nothing_works_
     assert settings.images == str(settings.home / "images")
     assert (settings.prompt_column, settings.batch_size) == (None, 500)
     assert (settings.nightly, settings.timezone, settings.score_new) == ("0 2 * * *", "UTC", False)
-    assert settings.failure_webhook == ""
+    assert (settings.failure_webhook, settings.owners) == ("", ("team:flexy",))
     assert (settings.judge, settings.judge_model, settings.judge_url, settings.judge_key) == ("none", "", "", "")
     assert (settings.judge_rpm, settings.judge_max_calls) == (None, None)
     assert (settings.allowed_hosts, settings.label_studio_url, settings.label_studio_key) == (frozenset(), "", "")
@@ -53,6 +53,7 @@ def test_a_variable_that_is_empty_is_one_that_is_not_set() -> None:
         "JUDGE_MAX_CALLS",
         "JUDGE_TIMEOUT",
         "ALLOWED_HOSTS",
+        "OWNERS",
     )
     assert read(**dict.fromkeys(names, "")) == Settings.read({})
 
@@ -221,6 +222,17 @@ def test_hosts_are_read_as_addresses_name_them() -> None:
 def test_what_is_no_host_is_refused(host: str) -> None:
     assert complaint("ALLOWED_HOSTS", f"good.lan,{host}") == (
         f"FLEXY_ALLOWED_HOSTS: {host!r} is no host: write HOST or HOST:PORT, with commas between"
+    )
+
+
+def test_owners_are_addresses_and_teams() -> None:
+    assert read(OWNERS=" ada@example.org,team:image lab, ").owners == ("ada@example.org", "team:image lab")
+
+
+@pytest.mark.parametrize("owner", ["ada", "team:", "ada@example", "@example.org", "user:ada", "a b@example.org"])
+def test_whoever_dagster_cannot_name_as_owner_is_refused(owner: str) -> None:
+    assert complaint("OWNERS", f"team:flexy,{owner}") == (
+        f"FLEXY_OWNERS: {owner!r} is no owner: write e-mail addresses or team:NAME, with commas between"
     )
 
 

@@ -48,19 +48,19 @@ from flexy_assets.sweep.analysis import (
 )
 from resources.errors import BadInputError
 
-BEST_STEPS, BEST_GUIDANCE = 24, 6.0
+BEST_STEPS, BEST_GUIDANCE = 24, 4.0
 
 
 def planted(images: int = 600, seed: int = 1, engine: str = "realvis_xl", prompts: int = 12) -> pl.DataFrame:
     """A sweep whose truth is known.
 
-    CLIP and HPS peak at 24 steps and guidance 6 with R² 0.5; V1 follows CLIP's noise with correlation 0.6;
+    CLIP and HPS peak at 24 steps and guidance 4 with R² 0.5; V1 follows CLIP's noise with correlation 0.6;
     V2 is noise; an image takes 0.2 s and 0.05 s a step.
     """
     rng = np.random.default_rng(seed)
     steps = rng.integers(4, 61, images)
     guidance = rng.uniform(0.5, 12, images)
-    surface = -((np.log2(steps / BEST_STEPS)) ** 2) - ((np.maximum(guidance, 1) - BEST_GUIDANCE) / 4) ** 2
+    surface = -((np.log2(steps / BEST_STEPS)) ** 2) - (np.log2(np.maximum(guidance, 1) / BEST_GUIDANCE)) ** 2
     noise = rng.standard_normal((4, images)) * surface.std()
     return pl.DataFrame(
         {
@@ -144,11 +144,12 @@ def test_prompts_are_left_out_whole() -> None:
     assert of(regression(planted(400, prompts=4)), metric="clip_score", model="linear")["folds_by"] == "image"
 
 
-def test_the_optimum_is_near_the_planted_one_and_inside_its_interval(spots: pl.DataFrame) -> None:
+def test_the_optimum_is_near_the_planted_one_and_inside_its_interval() -> None:
+    found = sweet_spots(*with_models(planted(1500)))
     for target in ("clip_score", "hps_v2_score", "overall"):
-        spot = of(spots, target=target)
-        assert spot["steps"] == pytest.approx(BEST_STEPS, abs=4)
-        assert spot["guidance"] == pytest.approx(BEST_GUIDANCE, abs=0.6)
+        spot = of(found, target=target)
+        assert abs(np.log2(spot["steps"] / BEST_STEPS)) < 0.3
+        assert abs(np.log2(spot["guidance"] / BEST_GUIDANCE)) < 0.3
         assert spot["steps_low"] <= spot["steps"] <= spot["steps_high"]
         assert spot["guidance_low"] <= spot["guidance"] <= spot["guidance_high"]
         assert spot["seconds"] == pytest.approx(0.2 + 0.05 * spot["steps"], rel=0.02)
@@ -195,7 +196,7 @@ def test_predictions_can_be_made_from_the_stored_table_alone(
 def test_the_intercept_is_the_middle_of_the_surface_even_where_guidance_makes_no_parabola() -> None:
     model = of(regression(THIN["two guidances"](planted())), metric="clip_score", model="quadratic")
     intercept = {c["term"]: c["value"] for c in model["coefficients"]}["intercept"]
-    assert intercept == pytest.approx(predict(model, 2 ** model["steps_mean"], model["guidance_mean"]))
+    assert intercept == pytest.approx(predict(model, 2 ** model["steps_mean"], 2 ** model["guidance_mean"]))
     assert intercept == pytest.approx(0.24, abs=0.01)
 
 
@@ -406,7 +407,7 @@ def test_flat_is_called_flat_and_what_moves_is_not(verdicts: pl.DataFrame) -> No
 
 def test_the_true_steps_beyond_which_no_step_pays_lie_in_their_interval(verdicts: pl.DataFrame) -> None:
     assert verdicts["beyond"].sum() >= verdicts.height - 2
-    assert verdicts["beyond width"].mean() < 30
+    assert verdicts["beyond width"].mean() < 36
 
 
 def test_bands_slopes_and_effects_hold_the_truth_as_often_as_they_say(verdicts: pl.DataFrame) -> None:
@@ -557,7 +558,8 @@ def test_an_interaction_is_found_where_one_was_planted_and_nowhere_else(
 def test_engines_and_runs_are_compared_at_the_same_settings() -> None:
     """The second engine is worse by 0.008, but was tried at better settings only."""
     slow = planted(800)
-    best = planted(1200, seed=4, engine="sd3").filter(pl.col("steps").is_between(15, 35) & (pl.col("guidance") < 9))
+    near_the_best = pl.col("steps").is_between(15, 35) & pl.col("guidance").is_between(2.5, 6)
+    best = planted(1200, seed=4, engine="sd3").filter(near_the_best)
     worse = best.with_columns(clip_score=pl.col("clip_score") - 0.008, run_id=pl.lit("7c"))
     both = pl.concat([slow, worse])
     table = comparison(*with_models(both)).filter(by="engine", target="clip_score")

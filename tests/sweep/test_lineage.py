@@ -26,6 +26,7 @@ from resources.database import Database
 from resources.engines import ImageRequest
 from resources.models import registry
 from resources.settings import Settings
+from tests.tables import described_otherwise
 
 ROOT = Path(__file__).parent.parent.parent
 METRICS = ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")
@@ -141,6 +142,7 @@ def test_the_tables_lie_under_their_assets_names(at: House, finished: Finished) 
     names = {path.name for path in (at.home / "assets").iterdir()}
     tables = ("sweep_plan", "sweep_scores", *TABLES)
     assert names == {*(f"{table}.parquet" for table in tables), "sweep.csv", "sweep_report.html"}
+    assert described_otherwise(at.home / "assets") == []
     scores = pl.read_parquet(at.home / "assets" / "sweep_scores.parquet")
     assert dict(scores.schema) == queries.SCORES_SCHEMA
     assert scores.select(METRICS).null_count().sum_horizontal().item() == 0

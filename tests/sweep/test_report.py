@@ -427,12 +427,9 @@ def test_pictures_of_any_mode_are_taken(mode: str) -> None:
 def test_a_contact_sheet_keeps_reading_order() -> None:
     images = [Image.new("RGB", (100, 100), colour) for colour in ("red", "lime", "blue")]
     sheet = Image.open(BytesIO(contact_sheet(images, columns=2, side=64)))
-    assert (sheet.format, sheet.size) == ("PNG", (130, 130))
-    assert [sheet.getpixel(at) for at in ((32, 32), (98, 32), (32, 98))] == [
-        (255, 0, 0),
-        (0, 255, 0),
-        (0, 0, 255),
-    ]
+    assert (sheet.format, sheet.size) == ("WEBP", (130, 130))
+    brightest = [np.argmax(sheet.getpixel(at)) for at in ((32, 32), (98, 32), (32, 98))]
+    assert brightest == [0, 1, 2]
 
 
 def test_a_contact_sheet_of_nothing_is_refused() -> None:

@@ -122,9 +122,10 @@ def near(rows: pl.DataFrame, steps: Floats | None, guidance: Floats | None) -> F
 
 
 def over_steps(one: Fitted, here: Grid, steps: Floats) -> Floats:
-    """(m, p) columns at steps (m,), averaged over the logarithm of the guidance tried."""
-    each = one.columns(coordinates(steps[:, None], here.guidance[None, :]).reshape(-1, 2))
-    return each.reshape(len(steps), len(here.guidance), -1).mean(axis=1)
+    """(m, p) columns at steps (m,), averaged over the guidance tried."""
+    guidance = np.linspace(here.guidance[0], here.guidance[-1], GUIDANCE_TRIED)
+    each = one.columns(coordinates(steps[:, None], guidance[None, :]).reshape(-1, 2))
+    return each.reshape(len(steps), len(guidance), -1).mean(axis=1)
 
 
 def over_guidance(one: Fitted, here: Grid, guidance: Floats) -> Floats:

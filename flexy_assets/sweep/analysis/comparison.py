@@ -114,7 +114,7 @@ def _engine(one: Fitted, shared: Mapping[str, tuple[float, float]] | None) -> Ro
     if shared is None:
         return row | {"note": said("the engines share no settings", one.note)}
     steps = np.geomspace(*shared["steps"], SHARED)
-    guidance = np.geomspace(*shared["guidance"], SHARED) if "guidance" in tried(one.rows) else np.array([np.nan])
+    guidance = np.linspace(*shared["guidance"], SHARED) if "guidance" in tried(one.rows) else np.array([np.nan])
     pairs = coordinates(steps[:, None], guidance[None, :]).reshape(-1, 2)
     adjusted, low, high = one.bands(one.columns(pairs).mean(axis=0)[None, :])
     row |= {"adjusted": float(adjusted[0]), "adjusted_low": float(low[0]), "adjusted_high": float(high[0])}

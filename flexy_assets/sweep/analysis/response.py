@@ -72,8 +72,8 @@ def response(
 ) -> pl.DataFrame:
     """What each target is expected to be over steps, over guidance and over both, with pointwise 95 % bands.
 
-    `curve` "steps" is the mean over the guidance tried (evenly in log2), `guidance` null; "guidance" the mean
-    over the steps tried (likewise), `steps` null; "surface" every pair of a grid. `slope` is what one more
+    `curve` "steps" is the mean over the guidance tried (evenly), `guidance` null; "guidance" the mean over
+    the steps tried (evenly in log2), `steps` null; "surface" every pair of a grid. `slope` is what one more
     step, or one more of guidance, adds (the marginal effect). `images` lie within an eighth of the range on
     either side.
     `target` "overall" is the weighted mean of z-scores. A target that cannot be fitted has one row whose
@@ -115,9 +115,9 @@ def diminishing_returns(
     `least_gain` is what one more step must gain, by target in its own unit; `LEAST_GAIN` where a metric is not
     named there, else `LEAST_GAIN_SD` standard deviations between images. `beyond` is the first number of steps
     from which on every further one, at the mean over the guidance tried, gains less; `low` and `high` are its
-    interval. Where even the last step tried gains as much, `beyond` is null; where it may, `high` is. `said` says it in
-    words. Raises `BadInputError` for a gain of no target, or that is not above 0. Returns `RETURNS`, one row
-    an engine and target.
+    interval, the middle 95 % of refits to resampled clusters. Where even the last step tried gains as much, `beyond`
+    is null; where it may, `high` is. `said` says it in words. Raises `BadInputError` for a gain of no target, or that
+    is not above 0. Returns `RETURNS`, one row an engine and target.
     """
     gains = {**LEAST_GAIN, **(least_gain or {})}
     for target, gain in gains.items():
@@ -231,20 +231,12 @@ def _returns(one: Fitted, least_gain: Mapping[str, float]) -> Row:
         if last - first > MOST_STEPS
         else np.arange(first, last, dtype=np.float64)
     )
-    columns = step_gains(one, here, steps)
-    gain, deviation = one.deviations(columns)
-    error = np.sqrt((deviation**2).mean(axis=0))
-    # The upper end holds if the band of the last step that pays does; the lower one needs the bands of all
-    # steps beyond it that do not plainly fall short.
+    gain, deviation = one.deviations(step_gains(one, here, steps))
     of = one.sample.clusters
-    close = gain - least >= -np.sqrt(np.log(of.count)) * error
-    widest = np.quantile((deviation / np.maximum(error, 1e-300))[:, close].max(axis=1, initial=0), (1 + LEVEL) / 2)
-    paying = (
-        gain >= least,
-        gain + of.t * error >= least,
-        gain - max(widest / of.normal, 1) * of.t * error >= least,
-    )
-    beyond, high, low = (_after(steps, pays, first) for pays in paying)
+    beyond = _after(steps, gain >= least, first)
+    drawn = [_after(steps, pays, first) for pays in gain + deviation * of.t / of.normal >= least]
+    tails = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+    low, high = min(beyond, int(tails[0])), max(beyond, int(tails[1]))
     row |= {"beyond": beyond if beyond < last else None, "low": low, "high": high if high < last else None}
     row["said"] = _said(row, unit, last)
     return row

@@ -1,0 +1,191 @@
+"""A finished sweep in Dagster's own UI, as a person meets it: a real instance, its servers, a real Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from browser import Browser
+from click.testing import CliRunner
+
+from flexy_assets.cli import main
+from flexy_assets.storage import queries
+from resources.database import Database
+from resources.settings import Settings
+from tests.conftest import ROOT, free_port
+
+GROUPS = ("sweep", "scores", "results", "edits", "labels")
+STILL = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
+SMALL = ("--engine", "mini_sdxl", "--images", "12", "--steps", "2:8", "--batch-size", "6")
+
+
+@dataclass(frozen=True)
+class UI:
+    """Dagster's UI at `address`, of a home with a sweep of 12 images, run to its end."""
+
+    address: str
+    home: Path
+
+    def runs(self) -> dict[str, int]:
+        """How many images each sweep is to have."""
+        with Database(Settings.read().database_url).begin(reading=True) as connection:
+            return {str(run.id): run.target or 0 for run in queries.runs(connection)}
+
+
+@pytest.fixture(scope="module")
+def ui(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UI]:
+    """What `make demo`, of a smaller sweep, and `make ui` leave a person with; all is ended at the end."""
+    home, port = tmp_path_factory.mktemp("ui"), free_port()
+    with ExitStack() as ended:
+        environment = ended.enter_context(pytest.MonkeyPatch.context())
+        files = ended.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=home / "assets")))
+        Thread(target=files.serve_forever, daemon=True).start()
+        ended.callback(files.shutdown)
+        for name in ("FLEXY_DATABASE_URL", "FLEXY_IMAGES"):
+            environment.delenv(name, raising=False)
+        for name, value in {
+            "FLEXY_HOME": home,
+            "FLEXY_MODELS": "mini",
+            "FLEXY_FILES_URL": f"http://127.0.0.1:{files.server_port}",
+            "DAGSTER_HOME": ROOT,
+            "FLEXY_DAGSTER_STORAGE": home / "dagster",
+        }.items():
+            environment.setenv(name, str(value))
+        environment.delitem(sys.modules, "flexy_assets.definitions", raising=False)
+        run = flexy("sweep", "new", *SMALL)["run"]
+        log = ended.enter_context((home / "log").open("wb"))
+        command = ["dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
+        # A session of its own: what the servers have started ends with them, whatever it is at.
+        servers = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+        )
+        ended.callback(servers.wait, 30)
+        ended.callback(os.killpg, servers.pid, signal.SIGKILL)
+        # Their start, and the sweep meanwhile, take a core each.
+        flexy("sweep", "run", run)
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while not _answers(address):
+            assert servers.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
+            time.sleep(0.2)
+        browser.resize(1600, 1000)
+        yield UI(address, home)
+
+
+def flexy(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(main, [*arguments, "--json"], prog_name="flexy")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """The file server of `make ui`, without its lines among the test's own."""
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/server_info", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def shows(*words: str) -> str:
+    """That the page shows all of these words."""
+    return f"{json.dumps(words)}.every(words => document.body.innerText.includes(words))"
+
+
+def click(browser: Browser, words: str) -> None:
+    """Click, by mouse, the last and innermost thing that says exactly this, once it stands still and can be clicked."""
+    found = f"[...document.querySelectorAll('*')].filter(each => each.innerText?.trim() === {json.dumps(words)}).at(-1)"
+    browser.until(f"!!{found} && {STILL}")
+    # Dagster's buttons that can do nothing yet say so by the pointer alone.
+    browser.until(f"(button => !button || getComputedStyle(button).cursor === 'pointer')({found}.closest('button'))")
+    browser.evaluate(f"{found}.scrollIntoView({{block: 'nearest'}})")
+    browser.settle()
+    place = f"(box => [box.x + box.width / 2, box.y + box.height / 2])({found}.getBoundingClientRect())"
+    browser.click(*browser.evaluate(place))
+
+
+def see_the_picture(browser: Browser) -> None:
+    """Open what the page has as Markdown, and wait for the picture in it."""
+    click(browser, "[Show Markdown]")
+    browser.until("[...document.images].some(image => image.src.startsWith('data:') && image.naturalWidth > 100)")
+    browser.until(STILL)
+
+
+def test_the_lineage_tells_what_is_made_from_what(ui: UI, browser: Browser, screenshots: Path) -> None:
+    browser.open(f"{ui.address}/asset-groups")
+    # At the left, and as nodes of the graph.
+    browser.until(
+        f"{json.dumps(GROUPS)}.every(name => document.body.innerText.split(/\\s+/).filter(w => w === name)[1])"
+    )
+    browser.screenshot(screenshots / "ui_lineage.png")
+    browser.open(f"{ui.address}/locations/flexy/asset-groups/scores/lineage")
+    browser.until(shows("clip_embeddings", "clip_scores", "hps_v2_scores", "sweep_scores", "sweep_csv", "100% filled"))
+    browser.screenshot(screenshots / "ui_scores.png")
+
+
+def test_an_assets_page_says_what_it_is_whose_and_shows_its_pictures(
+    ui: UI, browser: Browser, screenshots: Path
+) -> None:
+    browser.open(f"{ui.address}/assets/generated_images")
+    browser.until(shows("Image files and their rows", "Owners", "flexy", "seconds an image", "diffusers"))
+    browser.screenshot(screenshots / "ui_generated_images.png")
+    see_the_picture(browser)
+    browser.screenshot(screenshots / "ui_contact_sheet.png")
+    browser.open(f"{ui.address}/assets/sweep_response")
+    browser.until(shows("Columns", "predicted", "The score expected at these settings", "Float64", "Row count"))
+    browser.screenshot(screenshots / "ui_columns.png")
+    see_the_picture(browser)
+    browser.screenshot(screenshots / "ui_plot.png")
+
+
+def test_the_report_is_one_click_away(ui: UI, browser: Browser, screenshots: Path) -> None:
+    browser.open(f"{ui.address}/assets/sweep_report")
+    link = "document.querySelector('a[href$=\"/sweep_report.html\"]')"
+    browser.until(f"!!{link}")
+    browser.screenshot(screenshots / "ui_report.png")
+    browser.open(browser.evaluate(f"{link}.href"))
+    assert browser.evaluate("document.title") == "Sweep report"
+
+
+def test_a_sweep_is_started_from_the_launchpad(ui: UI, browser: Browser, screenshots: Path) -> None:
+    before = ui.runs()
+    browser.open(f"{ui.address}/assets/sweep_plan")
+    browser.until(shows("images still to be made"))
+    buttons = "[...document.querySelectorAll('button')]"
+    place = f"{buttons}.findIndex(each => each.innerText.trim() === 'Materialize')"
+    browser.evaluate(f"{buttons}[{place} + 1].click()")
+    click(browser, "Open launchpad")
+    editor = "document.querySelector('.CodeMirror').CodeMirror"
+    browser.until(f"!!document.querySelector('.CodeMirror') && {editor}.getValue().includes('images: 120')")
+    wanted = f"{editor}.getValue().replace('images: 120', 'images: 5').replace('steps: \"\"', 'steps: \"2:12\"')"
+    browser.evaluate(f"{editor}.setValue({wanted})")
+    browser.until(shows("No errors"))
+    browser.screenshot(screenshots / "ui_launchpad.png")
+    click(browser, "Materialize")
+    browser.until("location.pathname.startsWith('/runs/')")
+    browser.until(shows("Success"), 120)
+    browser.screenshot(screenshots / "ui_run.png")
+    (new,) = ui.runs().keys() - before.keys()
+    assert ui.runs()[new] == 5
+    browser.open(f"{ui.address}/assets/sweep_plan")
+    browser.until(shows(new))

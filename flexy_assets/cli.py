@@ -199,6 +199,46 @@ def export(runs: tuple[str, ...], out: Path) -> dict[str, Any]:
 
 
 @main.command()
+@click.argument("runs", nargs=-1)
+@click.option("--engine", "engines", multiple=True, help="Of this engine alone; may be said again.")
+@click.option(
+    "--weight", "weights", multiple=True, metavar="METRIC=N", help="What a metric weighs in the overall score."
+)
+@click.option("--least-gain", "gains", multiple=True, metavar="METRIC=N", help="What one more step must bring.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+@_command
+def report(
+    runs: tuple[str, ...], engines: tuple[str, ...], weights: tuple[str, ...], gains: tuple[str, ...], out: Path
+) -> dict[str, Any]:
+    """Write the report on RUNS or on all runs, by weights of your own; the assets stay as they are."""
+    from flexy_assets.storage import queries
+    from flexy_assets.storage.migrate import migrate
+    from flexy_assets.sweep import analysis
+    from flexy_assets.sweep import report as page
+    from resources.images import ImageStore
+
+    wishes, settings, database = (_numbers(weights), _numbers(gains)), Settings.read(), _database()
+    migrate(database)
+    with database.begin(reading=True) as connection:
+        scores = queries.scores(connection, settings, [_run(run).id for run in runs])
+    scores = analysis.selected(scores, engines)
+    page.write(out, scores, analysis.Tables.of(scores, *wishes), ImageStore(settings.images).read)
+    return {"file": str(out), "images": len(scores), "text": f"report on {len(scores):,} images in {out}"}
+
+
+def _numbers(said: tuple[str, ...]) -> dict[str, float]:
+    """`METRIC=N` by metric. Raises `BadInputError` for what is none."""
+    found = {}
+    for each in said:
+        name, _, number = each.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise BadInputError(f"{each!r} is no METRIC=N: say clip_score=2, for instance") from None
+    return found
+
+
+@main.command()
 @click.option("--port", type=click.IntRange(0, 65535), default=3400, show_default=True, help="0 for any that is free.")
 @_command
 def gallery(port: int) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from flexy_assets.progress import progress
 from flexy_assets.storage import overview, queries
 from flexy_assets.storage.export import export
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep import analysis, generation, pictures, points, report, scoring, status
+from flexy_assets.sweep import analysis, generation, pictures, report, scoring, status
 from flexy_assets.sweep.generation import Made
 from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep, check_asked, read_prompts
 from flexy_assets.sweep.scoring import Outcome, Scoring
 from resources.database import Database
 from resources.errors import BadInputError
-from resources.images import ImageStore, write_atomically
+from resources.images import ImageStore
 from resources.models import registry
 from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
@@ -384,10 +384,6 @@ def sweep_report(
     settings: dg.ResourceParam[Settings],
 ) -> None:
     """One HTML file with the answer, the plots and the pictures; it needs no network."""
-    chosen = sweep_scores.filter(pl.col("image_id").is_in(report.pictures_needed(sweep_scores)))
-    paths = dict(chosen.drop_nulls("image_path").select("image_id", "image_path").iter_rows())
-    found = pictures.thumbnails(images.read, list(paths.values()), points.MOST_BYTES)
-    thumbnails = {image_id: found[path] for image_id, path in paths.items() if path in found}
     tables = analysis.Tables(
         correlations=metric_correlations,
         components=metric_components,
@@ -400,9 +396,8 @@ def sweep_report(
         spots=sweet_spots,
         comparison=sweep_comparison,
     )
-    page = report.render(sweep_scores, tables, thumbnails)
     path = settings.tables / "sweep_report.html"
-    write_atomically(path, page.encode())
+    report.write(path, sweep_scores, tables, images.read)
     context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _link(settings, path)})
 
 

@@ -7,11 +7,13 @@ treated as hostile: Jinja escapes them in HTML and JSON, the script sets them as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 from markupsafe import Markup
+from PIL import Image
 
 from flexy_assets.page import packed, template
 from flexy_assets.sweep.analysis import LABELS, METRICS, NO_GUIDANCE, VALUE_TOLERANCE, Tables, tried, with_overall
@@ -28,8 +30,10 @@ from flexy_assets.sweep.answer import (
 from flexy_assets.sweep.bundle import plotly_js
 from flexy_assets.sweep.disagreement import Disagreement, disagreements, same_prompt
 from flexy_assets.sweep.figures import SEQUENTIAL, axes_of, figures, guidance_ends, with_common_colours
-from flexy_assets.sweep.points import data, sampled
+from flexy_assets.sweep.pictures import thumbnails
+from flexy_assets.sweep.points import MOST_BYTES, data, sampled
 from flexy_assets.sweep.side_by_side import ENDS, shared_settings, side_by_side
+from resources.images import write_atomically
 
 Row = dict[str, Any]
 
@@ -40,10 +44,19 @@ def pictures_needed(scores: pl.DataFrame) -> list[str]:
     return sampled(overall, disagreements(overall))["image_id"].drop_nulls().to_list()
 
 
-def render(scores: pl.DataFrame, tables: Tables, thumbnails: Mapping[str, bytes]) -> str:
+def write(path: Path, scores: pl.DataFrame, tables: Tables, read: Callable[[str], Image.Image]) -> None:
+    """Write the report of these scores, whole or not at all, with small pictures of what `read` finds by its path."""
+    chosen = scores.filter(pl.col("image_id").is_in(pictures_needed(scores)))
+    paths = dict(chosen.drop_nulls("image_path").select("image_id", "image_path").iter_rows())
+    found = thumbnails(read, list(paths.values()), MOST_BYTES)
+    shown = {image_id: found[path] for image_id, path in paths.items() if path in found}
+    write_atomically(path, render(scores, tables, shown).encode())
+
+
+def render(scores: pl.DataFrame, tables: Tables, small: Mapping[str, bytes]) -> str:
     """The report as one HTML document.
 
-    The tables are those of the scores; `thumbnails` are WebP bytes by image id, of which `pictures_needed`
+    The tables are those of the scores; `small` are WebP bytes by image id, of which `pictures_needed`
     names the useful ones. A missing thumbnail leaves a grey square with the picture's words.
     """
     overall = with_overall(scores)
@@ -85,11 +98,11 @@ def render(scores: pl.DataFrame, tables: Tables, thumbnails: Mapping[str, bytes]
         shared=shared_settings(tables.comparison),
         ends=ENDS,
         shown=points.height,
-        pictured=sum(image_id in thumbnails for image_id in points["image_id"]),
+        pictured=sum(image_id in small for image_id in points["image_id"]),
         axes=axes,
         coloured_by=_coloured_by(overall),
         disagreement=_disagreement(overall, found),
-        data=data(points, overall, found, thumbnails)
+        data=data(points, overall, found, small)
         | {
             "labels": METRICS,
             "axes": axes,

@@ -298,3 +298,32 @@ def test_an_image_is_the_same_alone_and_among_others_and_guidance_below_one_is_n
     none, half = make(request(5, 1.0))[0], make(request(5, 0.5))[0]
     assert np.array_equal(none, half)
     assert np.abs(make(request(5, 7.0))[0] - none).max() > 2, "guidance above 1 does something"
+
+
+def test_a_report_on_a_run_by_weights_of_ones_own_leaves_the_assets_as_they_are(at: House, finished: Finished) -> None:
+    at.answer("sweep", "run", finished.other["run"])
+    before = {path: path.read_bytes() for path in (at.home / "assets").iterdir()}
+    file, weigh = at.home / "own.html", ("--weight", "hps_v2_score=2", "--least-gain", "clip_score=0.01")
+    run = finished.plan["run"]
+    assert at.answer("report", run[:8], *weigh, "--out", str(file)) == {"file": str(file), "images": 7}
+    page = file.read_text()
+    assert run in page and finished.other["run"] not in page
+    assert at.answer("report", "--engine", "mini_sdxl", "--out", str(file))["images"] == 10
+    assert {path: path.read_bytes() for path in (at.home / "assets").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--engine", "sd3"], "no image of engine 'sd3': see flexy status"),
+        (["--weight", "beauty=1"], "no metric is called 'beauty'"),
+        (["--weight", "clip_score"], "'clip_score' is no METRIC=N"),
+        (["--least-gain", "clip_score=0"], "no step can have to gain 0.0"),
+        (["ffffffff"], "run 'ffffffff' does not exist"),
+    ],
+)
+def test_a_report_that_cannot_be_asked_for_is_refused_in_one_line(at: House, arguments: list[str], words: str) -> None:
+    result = at.flexy("report", *arguments, "--out", str(at.home / "own.html"))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr and result.stderr.count("\n") == 1
+    assert not (at.home / "own.html").exists()

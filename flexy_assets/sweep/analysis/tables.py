@@ -31,7 +31,12 @@ class Tables:
     comparison: pl.DataFrame
 
     @classmethod
-    def of(cls, scores: pl.DataFrame, weights: Mapping[str, float] | None = None) -> Tables:
+    def of(
+        cls,
+        scores: pl.DataFrame,
+        weights: Mapping[str, float] | None = None,
+        least_gain: Mapping[str, float] | None = None,
+    ) -> Tables:
         """Every table, made anew from the scores."""
         models = regression(scores)
         return cls(
@@ -41,7 +46,7 @@ class Tables:
             regression=models,
             response=response(scores, models, weights),
             effects=effects(scores, models, weights),
-            returns=diminishing_returns(scores, models, weights),
+            returns=diminishing_returns(scores, models, weights, least_gain),
             front=pareto_front(scores, models, weights),
             spots=sweet_spots(scores, models, weights),
             comparison=comparison(scores, models, weights),

@@ -1,4 +1,4 @@
-"""A finished sweep in Dagster's own UI, as a person meets it: a real instance, its servers, a real Chromium."""
+"""The demo and what it leaves: its advice against the world's rule, and Dagster's own UI in a real Chromium."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 from browser import Browser
 from click.testing import CliRunner
+from truth import marks
 
 from flexy_assets.cli import main
 from flexy_assets.storage import queries
 from resources.database import Database
+from resources.models import registry
 from resources.settings import Settings
 from tests.conftest import ROOT, free_port
 
 GROUPS = ("sweep", "scores", "results", "edits", "labels")
 STILL = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
-SMALL = ("--engine", "mini_sdxl", "--images", "12", "--steps", "2:8", "--batch-size", "6")
 
 
 @dataclass(frozen=True)
 class UI:
-    """Dagster's UI at `address`, of a home with a sweep of 12 images, run to its end."""
+    """Dagster's UI at `address`, of a home with the finished demo."""
 
     address: str
     home: Path
@@ -48,7 +51,7 @@ class UI:
 
 @pytest.fixture(scope="module")
 def ui(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UI]:
-    """What `make demo`, of a smaller sweep, and `make ui` leave a person with; all is ended at the end."""
+    """What `make demo` and `make ui` leave a person with; all is ended at the end."""
     home, port = tmp_path_factory.mktemp("ui"), free_port()
     with ExitStack() as ended:
         environment = ended.enter_context(pytest.MonkeyPatch.context())
@@ -66,7 +69,6 @@ def ui(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
         }.items():
             environment.setenv(name, str(value))
         environment.delitem(sys.modules, "flexy_assets.definitions", raising=False)
-        run = flexy("sweep", "new", *SMALL)["run"]
         log = ended.enter_context((home / "log").open("wb"))
         command = ["dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
         # A session of its own: what the servers have started ends with them, whatever it is at.
@@ -75,8 +77,8 @@ def ui(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
         )
         ended.callback(servers.wait, 30)
         ended.callback(os.killpg, servers.pid, signal.SIGKILL)
-        # Their start, and the sweep meanwhile, take a core each.
-        flexy("sweep", "run", run)
+        # Their start, and the demo meanwhile, take a core each.
+        flexy("demo")
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
         while not _answers(address):
@@ -131,12 +133,32 @@ def see_the_picture(browser: Browser) -> None:
     browser.until(STILL)
 
 
+def test_its_advice_is_what_the_rule_of_the_world_says(ui: UI) -> None:
+    """The small form of benchmarks/truth.py. The rule reads new pictures without a model, of scenes no sweep has."""
+    said = {
+        name: pl.read_parquet(ui.home / "assets" / f"{name}.parquet") for name in ("sweet_spots", "diminishing_returns")
+    }
+    spot, returns = (table.row(by_predicate=pl.col("target") == "overall", named=True) for table in said.values())
+    # The rule's mark has its peak near guidance 2, at 8 to 10 steps it has nearly all it gets (benchmarks/truth.py).
+    assert any(cell["steps"] >= 10 and 1.5 <= cell["guidance"] <= 3 for cell in spot["region"])
+    assert (returns["low"] or 0) <= 10 and (returns["high"] or 40) >= 8
+    steps, guidance = spot["steps"], spot["guidance"]
+    engine = registry.engine("mini_sdxl", Settings.read({})).load()
+    found = marks(engine, [(steps, guidance), (4, guidance), (steps, 12.0)], pictures=48, turn=4)
+    best, hurried, driven = (found / found.std(axis=(0, 2))[:, None]).mean(axis=1)
+    for other in (hurried, driven):
+        apart = best - other
+        assert apart.mean() > 2 * apart.std() / np.sqrt(len(apart))
+
+
 def test_the_lineage_tells_what_is_made_from_what(ui: UI, browser: Browser, screenshots: Path) -> None:
     browser.open(f"{ui.address}/asset-groups")
     # At the left, and as nodes of the graph.
     browser.until(
         f"{json.dumps(GROUPS)}.every(name => document.body.innerText.split(/\\s+/).filter(w => w === name)[1])"
     )
+    browser.until("!document.body.innerText.includes('fetching statuses')")
+    browser.until(STILL)
     browser.screenshot(screenshots / "ui_lineage.png")
     browser.open(f"{ui.address}/locations/flexy/asset-groups/scores/lineage")
     browser.until(shows("clip_embeddings", "clip_scores", "hps_v2_scores", "sweep_scores", "sweep_csv", "100% filled"))

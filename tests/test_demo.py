@@ -31,6 +31,7 @@ from resources.database import Database
 from resources.models import registry
 from resources.settings import Settings
 from tests.conftest import ROOT, free_port
+from tests.notebooks import drawn, executed
 
 GROUPS = ("sweep", "scores", "results", "edits", "labels")
 STILL = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
@@ -149,6 +150,11 @@ def test_its_advice_is_what_the_rule_of_the_world_says(ui: UI) -> None:
     for other in (hurried, driven):
         apart = best - other
         assert apart.mean() > 2 * apart.std() / np.sqrt(len(apart))
+
+
+def test_its_notebook_draws_what_the_tables_say(ui: UI) -> None:
+    printed, plots = executed("sweep_analysis.ipynb")
+    assert "120 images" in printed and "how many steps" in printed and len(plots) == 5 and all(map(drawn, plots))
 
 
 def test_the_lineage_tells_what_is_made_from_what(ui: UI, browser: Browser, screenshots: Path) -> None:

@@ -29,7 +29,7 @@ from flexy_assets.sweep.analysis.rows import (
 
 STEPS_TRIED: Final = 21
 GUIDANCE_TRIED: Final = 13
-NEAR: Final = 0.125
+NEAR: Final = 1 / 6
 """Of the range tried, on either side: images so near are counted as a setting's own."""
 
 

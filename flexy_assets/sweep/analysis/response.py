@@ -74,7 +74,7 @@ def response(
 
     `curve` "steps" is the mean over the guidance tried (evenly), `guidance` null; "guidance" the mean over
     the steps tried (evenly in log2), `steps` null; "surface" every pair of a grid. `slope` is what one more
-    step, or one more of guidance, adds (the marginal effect). `images` lie within an eighth of the range on
+    step, or one more of guidance, adds (the marginal effect). `images` lie within a sixth of the range on
     either side.
     `target` "overall" is the weighted mean of z-scores. A target that cannot be fitted has one row whose
     `note` says why. Returns `RESPONSE`.

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
 from flexy_assets.sweep.analysis.fits import Fit, Sample, fit, flatness
-from flexy_assets.sweep.analysis.forms import coordinates, form_of
-from flexy_assets.sweep.analysis.models import FLAT, IMAGES_A_TERM, affordable, constants, sample_of, tested, why_not
+from flexy_assets.sweep.analysis.forms import Form, coordinates, form_of
+from flexy_assets.sweep.analysis.models import (
+    FLAT,
+    IMAGES_A_TERM,
+    affordable,
+    constants,
+    read,
+    sample_of,
+    tested,
+    why_not,
+)
 from flexy_assets.sweep.analysis.rows import (
     LEAST_IMAGES,
     METRICS,
@@ -72,13 +81,19 @@ def grid(rows: pl.DataFrame) -> Grid:
 
 @dataclass(frozen=True)
 class Fitted:
-    """One engine and target, ready for bands: `fit` is None where `note` says why; `flat_p` as in `REGRESSION`."""
+    """One engine and target, ready for bands: `fit` is None where `note` says why; `flat_p` as in `REGRESSION`.
+
+    Two models at once: what is expected is by `chosen`, the forms that err least out of fold and their coefficients,
+    added up; how sure that is, by `fit`, which bends more than the images bear, so that its bias is small beside its
+    bands.
+    """
 
     target: str
     rows: pl.DataFrame
     flat_p: float | None = None
     sample: Sample | None = None
     fit: Fit | None = None
+    chosen: tuple[tuple[Form, Floats], ...] = ()
     note: str | None = None
 
     @property
@@ -92,21 +107,24 @@ class Fitted:
         return None if self.fit is None or self.moves else f"does not move with {' or '.join(tried(self.rows))}"
 
     def columns(self, settings: Floats) -> Floats:
-        """(m, p) the fit's columns at settings (m, 2)."""
+        """(m, p) the fit's columns at settings (m, 2), then those of the chosen forms."""
         assert self.fit is not None
-        return self.fit.form.columns(settings)
+        forms = [self.fit.form, *(form for form, _ in self.chosen)]
+        return np.hstack([form.columns(settings) for form in forms])
 
     def deviations(self, columns: Floats) -> tuple[Floats, Floats]:
-        """What rows of columns (m, p), or differences of them, are expected to be (m,); refits less that (draws, m)."""
+        """What rows of columns (m, p), or differences of them, are by the fit (m,); refits less that (draws, m)."""
         assert self.fit is not None
-        return columns @ self.fit.coefficients, (self.fit.drawn - self.fit.coefficients) @ columns.T
+        own = columns[:, : len(self.fit.coefficients)]
+        return own @ self.fit.coefficients, (self.fit.drawn - self.fit.coefficients) @ own.T
 
     def bands(self, columns: Floats) -> tuple[Floats, Floats, Floats]:
         """(m,) the expectation, and the ends of its pointwise 95 % band."""
         assert self.fit is not None
-        expected, deviation = self.deviations(columns)
+        middle, deviation = self.deviations(columns)
         reach = self.fit.t * np.sqrt((deviation**2).mean(axis=0))
-        return expected, expected - reach, expected + reach
+        expected = columns[:, len(self.fit.coefficients) :] @ np.concatenate([values for _, values in self.chosen])
+        return expected, np.minimum(middle - reach, expected), np.maximum(middle + reach, expected)
 
 
 def near(rows: pl.DataFrame, steps: Floats | None, guidance: Floats | None) -> Floats:
@@ -151,14 +169,41 @@ def fitted(
         rows = with_weighted(everything.drop_nulls(tried(everything)), weights)
         of_engine = {metric: models[engine, metric] for metric in METRICS if (engine, metric) in models}
         weighed = [row["band_pieces"] or 0 for metric, row in of_engine.items() if shares[metric]]
+        alone = {metric: model for metric, row in of_engine.items() if (model := read(row))}
         found = []
         for target in TARGETS:
             row = of_engine.get(target) or {"band_pieces": max(weighed, default=0), "flat_p": None}
-            found.append(_fitted(rows, target, row, everything.height - rows.height, seed))
+            chosen = (alone[target],) if target in alone else _together(rows, alone, shares)
+            found.append(_fitted(rows, target, row, chosen, everything.height - rows.height, seed))
         yield engine, found
 
 
-def _fitted(rows: pl.DataFrame, target: str, model: Mapping[str, Any], unset: int, seed: int) -> Fitted:
+def _together(
+    rows: pl.DataFrame, alone: Mapping[str, tuple[Form, Floats]], shares: Mapping[str, float]
+) -> tuple[tuple[Form, Floats], ...]:
+    """The metrics' models as one of their weighted z-scores; empty where one has none, or where all are flat alone."""
+    spread = {metric: floats(rows.drop_nulls(metric), metric) for metric, share in shares.items() if share}
+    counted = {metric: values for metric, values in spread.items() if len(values) > 1 and np.ptp(values) > 0}
+    if not counted.keys() <= alone.keys() or not any(alone[metric][0].degree for metric in counted):
+        return ()
+    total = sum(shares[metric] for metric in counted)
+    found, middle = [], 0.0
+    for metric, values in counted.items():
+        scale = shares[metric] / total / float(np.std(values, ddof=1))
+        form, coefficients = alone[metric]
+        found.append((form, scale * coefficients))
+        middle += scale * float(values.mean())
+    return (*found, (replace(form, name="mean", degree=0, knots=None), np.array([-middle])))
+
+
+def _fitted(
+    rows: pl.DataFrame,
+    target: str,
+    model: Mapping[str, Any],
+    chosen: tuple[tuple[Form, Floats], ...],
+    unset: int,
+    seed: int,
+) -> Fitted:
     usable, sample = sample_of(rows, target, seed)
     reason = why_not(rows, target, sample)
     unset_note = f"{unset} images have no {' or no '.join(tried(rows))}" if unset else None
@@ -182,7 +227,8 @@ def _fitted(rows: pl.DataFrame, target: str, model: Mapping[str, Any], unset: in
     prompts = int(sample.clusters.prompts.max()) + 1
     if sample.clusters.by == "image" and prompts < len(sample.y):
         notes.append(f"bands hold for these prompts ({prompts}) alone")
-    return Fitted(target, usable, p, sample, fitted, said(*notes, _thin(rows, sample), unset_note))
+    chosen = chosen or ((fitted.form, fitted.coefficients),)
+    return Fitted(target, usable, p, sample, fitted, chosen, said(*notes, _thin(rows, sample), unset_note))
 
 
 def _thin(rows: pl.DataFrame, sample: Sample) -> str | None:

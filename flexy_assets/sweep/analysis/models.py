@@ -94,10 +94,19 @@ def predict(model_row: Mapping[str, Any], steps: ArrayLike, guidance: ArrayLike)
 
     For an engine without guidance, NaN is its guidance.
     """
-    row, settings = model_row, coordinates(steps, guidance)
+    settings, model = coordinates(steps, guidance), read(model_row)
+    if model is None:
+        return np.full(settings.shape[:-1], np.nan)
+    form, values = model
+    return np.asarray(form.columns(settings.reshape(-1, 2)) @ values).reshape(settings.shape[:-1])
+
+
+def read(model_row: Mapping[str, Any]) -> tuple[Form, Floats] | None:
+    """The form of one row of `regression` and its coefficients (p,); None without a fit."""
+    row = model_row
     values = [coefficient["value"] for coefficient in row["coefficients"] or []]
     if not values:
-        return np.full(settings.shape[:-1], np.nan)
+        return None
     form = Form(
         row["model"],
         (row["steps_mean"], row["guidance_mean"]),
@@ -107,7 +116,7 @@ def predict(model_row: Mapping[str, Any], steps: ArrayLike, guidance: ArrayLike)
         (tuple(row["steps_knots"]), tuple(row["guidance_knots"])) if row["steps_knots"] else None,
         row["model"] == "additive",
     )
-    return np.asarray(form.columns(settings.reshape(-1, 2)) @ values).reshape(settings.shape[:-1])
+    return form, np.array(values)
 
 
 def sample_of(rows: pl.DataFrame, target: str, seed: int) -> tuple[pl.DataFrame, Sample]:

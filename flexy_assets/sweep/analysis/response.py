@@ -231,9 +231,10 @@ def _returns(one: Fitted, least_gain: Mapping[str, float]) -> Row:
         if last - first > MOST_STEPS
         else np.arange(first, last, dtype=np.float64)
     )
-    gain, deviation = one.deviations(step_gains(one, here, steps))
+    columns = step_gains(one, here, steps)
     of = one.sample.clusters
-    beyond = _after(steps, gain >= least, first)
+    beyond = _after(steps, one.bands(columns)[0] >= least, first)
+    gain, deviation = one.deviations(columns)
     drawn = [_after(steps, pays, first) for pays in gain + deviation * of.t / of.normal >= least]
     tails = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
     low, high = min(beyond, int(tails[0])), max(beyond, int(tails[1]))

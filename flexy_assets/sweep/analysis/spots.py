@@ -184,6 +184,7 @@ def _best(one: Fitted, seed: int) -> tuple[Row, Row]:
     tried_here = _supported(one, here)
     at = int(np.where(tried_here, expected, -np.inf).argmax())
     kept = region(one, here)
+    kept[at] = True
     clock = timed(one.rows, seed)
     seconds = clock.at(steps, guidance) if clock else None
     cost = steps if seconds is None else seconds

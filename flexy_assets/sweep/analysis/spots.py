@@ -98,7 +98,7 @@ def pareto_front(
 ) -> pl.DataFrame:
     """Settings that no other beats in both score and seconds, and how often each stays so when images are resampled.
 
-    `on_front` is the front of the fit to all images; `stays` the share of refits, 0 to 1, in which a point is on
+    `on_front` is the front of what is expected; `stays` the share of refits, 0 to 1, in which a point is on
     it. Rows, by seconds, are the points of a coarse grid that are on the front now or in one refit in twenty.
     Returns `PARETO`; a target without a front has one row whose `note` says why.
     """

@@ -58,7 +58,7 @@ def figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: Table
                 found.append(_surface(f"{key}-{target}-surface", target, surface, best[target], axes))
         front = tables.front.filter(target="overall").drop_nulls("predicted")
         if "overall" in best and front["on_front"].sum() > 1:
-            found.append(_front(f"{key}-front", front))
+            found.append(_front(f"{key}-front", front, axes))
         # What moves comes first.
         for metric in sorted(METRICS, key=lambda metric: metric not in best):
             if placed[metric].count():
@@ -256,7 +256,7 @@ def _seconds(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], times: pl.Da
     return Figure("response", key, "Seconds by steps", caption, [], layout, _points(rows, "steps", "seconds"))
 
 
-def _front(key: str, front: pl.DataFrame) -> Figure:
+def _front(key: str, front: pl.DataFrame, axes: Mapping[str, Row]) -> Figure:
     """Quality against seconds, or steps where nothing was timed; sure points are large and plain."""
     timed = bool(front["seconds"].count())
     x = "seconds" if timed else "steps"
@@ -304,7 +304,8 @@ def _front(key: str, front: pl.DataFrame) -> Figure:
     )
     title = f"Quality against {x}"
     across = "Seconds an image" if timed else "Steps"
-    layout = {"xaxis": {"title": {"text": across}}, "yaxis": {"title": {"text": "Overall, SD"}}}
+    # As far as images reach: where there are few, an interval may be ten times that.
+    layout = {"xaxis": {"title": {"text": across}}, "yaxis": axes["overall"]}
     return Figure("best", key, title, caption, [others, beaten], layout, {})
 
 

@@ -246,7 +246,9 @@ def _said(one: Fitted, best: Row, quick: Row, row: Row, cost: str, near: str = "
     if first == second:
         return f"nothing quicker {f'is expected {near} of' if near else 'is as good as'} {first}"
     if row["loss_high"] > MOST_LOSS * spread:
-        return f"too few images to say whether {second} is as good as {first}: it may be up to {most} worse"
+        return (
+            f"too few images to say whether {second} is as good as {first}: it may be more than {MOST_LOSS:g} SD worse"
+        )
     if near:
         return f"{second} is expected to be {loss} worse than {first} (at most {most}){takes and f' and {takes}'}"
     return f"these images cannot tell {first} from {second}, which {takes and f'{takes} but '}may be up to {most} worse"

@@ -85,17 +85,35 @@ def tiny(spread: float) -> tuple[Any, Any]:
 
 
 def teach(model: Any, processor: Any, answer: str) -> None:
-    """Have the model give `answer`, whatever it is asked: it learns it by heart."""
-    words = processor.tokenizer(f"<|im_start|>assistant\n{answer}<|im_end|>", return_tensors="pt")["input_ids"]
-    labels = words.clone()
-    labels[:, : len("\nassistant") + 1] = -100
-    steps = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(150):
-        loss = model(input_ids=words, labels=labels).loss
-        steps.zero_grad()
+    """Train the model to give `answer` to ASKED about PICTURES, in the very context it is asked in."""
+    content: list[dict[str, Any]] = []
+    for i, (what, picture) in enumerate(zip(ASKED.pictures, PICTURES, strict=True), 1):
+        content += [{"type": "text", "text": f"Picture {i}: {what}."}, {"type": "image", "image": picture}]
+    content.append({"type": "text", "text": ASKED.prompt})
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    words = processor.tokenizer(f"{answer}<|im_end|>", return_tensors="pt")["input_ids"]
+    asked = inputs["input_ids"].shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], words], dim=1)
+    for name, filler in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], torch.full_like(words, filler)], dim=1)
+    labels = inputs["input_ids"].clone()
+    labels[:, :asked] = -100
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(400):
+        loss = model(**inputs, labels=labels).loss
+        if loss < 0.005:
+            return
+        optimizer.zero_grad()
         loss.backward()
-        steps.step()
-    assert loss < 0.01
+        optimizer.step()
+    raise AssertionError(f"not learnt in 400 steps: loss {loss:.3f}")
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +146,8 @@ def test_a_model_that_talks_nonsense_gives_no_values_and_the_reason(tmp_path: Pa
 
 
 def test_a_model_that_answers_is_read_kept_and_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What was learnt by heart is then said without a slip.
-    monkeypatch.setattr(local_vlm, "TEMPERATURE", 0.1)
+    # As good as greedy: the claim is about reading and keeping, not about sampling.
+    monkeypatch.setattr(local_vlm, "TEMPERATURE", 0.01)
     model, processor = tiny(spread=0.02)
     teach(model, processor, '{"m": 7}')
     for part in (model, processor):

@@ -58,18 +58,18 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 references: $(VENV)/references/.installed
 
 # What scores are held against: apart from the environment, because their pins cannot all be kept.
-$(VENV)/references/.installed: benchmarks/references.txt $(VENV)/.installed
+$(VENV)/references/.installed: tests/support/references.txt $(VENV)/.installed
 	$(UV) pip install --quiet --no-deps --python $(BIN)/python --target $(VENV)/references \
-		--requirement benchmarks/references.txt
+		--requirement tests/support/references.txt
 	touch $@
 
 label-studio: $(VENV)/label-studio/.installed
 
 # The server that its client is tested with. Its hundreds of migrations take a minute: they are run once, here.
-$(VENV)/label-studio/.installed: tests/label_studio.txt tests/label_studio.py $(VENV)/.installed
+$(VENV)/label-studio/.installed: tests/support/label_studio.txt tests/support/label_studio.py $(VENV)/.installed
 	$(UV) venv --quiet --allow-existing --python $(BIN)/python $(VENV)/label-studio
-	$(UV) pip install --quiet --python $(VENV)/label-studio/bin/python --requirement tests/label_studio.txt
-	$(BIN)/python tests/label_studio.py
+	$(UV) pip install --quiet --python $(VENV)/label-studio/bin/python --requirement tests/support/label_studio.txt
+	$(BIN)/python tests/support/label_studio.py
 	touch $@
 
 # The exact versions. torch's local suffix and its CUDA packages are dropped: each machine takes its own build.

@@ -1,4 +1,4 @@
-"""EACPS against TTFLUX on edits of the drawn world, by its truth: `python benchmarks/edits.py`.
+"""EACPS against TTFLUX on edits of the drawn world, by its truth: `python -m benchmarks.edits`.
 
 Each of 200 edits that the mini editor was not trained on is searched by both methods at 4 and at 8 full denoises, and
 by EACPS at 24 with a local stage and with everything spent on fresh seeds, so that the local stage is seen alone
@@ -23,15 +23,15 @@ from typing import Any
 
 import polars as pl
 
-from flexy_assets.edits import comparison, measuring, results, sources
+from flexy_assets.edits import comparison, metrics, results, sources
 from flexy_assets.edits.assets import EditConfig
-from flexy_assets.edits.making import Searching
 from flexy_assets.edits.plan import METHODS, Comparison
-from flexy_assets.edits.potential import Potential, Selector, best_first
+from flexy_assets.edits.search.runner import Searching
+from flexy_assets.edits.search.selectors import Potential, Selector, best_first
 from flexy_assets.edits.tasks import read_tasks
+from flexy_assets.scoring.missing_scores import Scoring
 from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep.scoring import Scoring
 from resources.database import Database
 from resources.images import ImageStore
 from resources.mini.edits import write_example
@@ -52,10 +52,10 @@ def searched(work: Scoring, plan: Comparison, folder: Path, methods: Sequence[st
         chosen = list(searching.winners(made))
         with work.database.begin() as connection:
             edits.record_selections(connection, chosen)
-        measuring.hold_out(work, rows, chosen)
-        measuring.tell_the_truth(work, rows, made)
+        metrics.hold_out(work, rows, chosen)
+        metrics.tell_the_truth(work, rows, made)
     with work.database.begin(reading=True) as connection:
-        return results.with_potential(edits.table(connection, [plan.run_id], measuring.METRICS), plan)
+        return results.with_potential(edits.table(connection, [plan.run_id], metrics.METRICS), plan)
 
 
 def chosen_by(scores: pl.DataFrame, selector: Selector) -> pl.DataFrame:

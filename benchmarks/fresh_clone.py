@@ -1,4 +1,4 @@
-"""Times what a newcomer does, in a fresh clone: `python benchmarks/fresh_clone.py`.
+"""Times what a newcomer does, in a fresh clone: `python -m benchmarks.fresh_clone`.
 
 Clones this repository's HEAD into a temporary folder and runs `make demo` twice and `make test`.
 Prints each claim with its figure and bar and writes benchmarks/results/fresh_clone.json.

@@ -1,4 +1,4 @@
-"""Images a second in batches against one by one: `python benchmarks/generation.py`.
+"""Images a second in batches against one by one: `python -m benchmarks.generation`.
 
 On a GPU a full-size SDXL with random weights at 512 × 512 in fp16; on a CPU the mini model, at its own size.
 Both make the same images twice, one a call and many a call, each with a seed and a guidance of its own. Prints
@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from references import install, save_tokenizer
-from scoring import peak_gflops
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.scoring import peak_gflops
 from resources.engines import ImageRequest
 from resources.models import registry
 from resources.settings import Settings
+from tests.support.references import install, save_tokenizer
 
 
 def save_sdxl(folder: Path) -> Path:

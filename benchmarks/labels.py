@@ -1,4 +1,4 @@
-"""A Label Studio project put right, whole, killed and with a judge that is ill: `python benchmarks/labels.py`.
+"""A Label Studio project put right, whole, killed and with a judge that is ill: `python -m benchmarks.labels`.
 
 Drawn projects, mini models, and `flexy labels import` and `run` as processes of their own, each in a home of its own.
 
@@ -31,11 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from judged import READINGS, held, rows, scores
-from servers import Oracle, Site, running
-
-from flexy_assets.inpaint.labels import unsigned
+from resources.label_studio.export import unsigned
 from resources.mini.faces import write_example
+from tests.support.judged import READINGS, held, rows, scores
+from tests.support.servers import Oracle, Site, running
 
 ROOT = Path(__file__).parent.parent
 JUDGE = "gemini/gemini-3.5-flash"
@@ -53,7 +52,7 @@ class Flexy:
         self.environment = inherited | where | environment
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "flexy_assets.cli", "labels", *arguments, "--json"]
+        command = [sys.executable, "-m", "flexy_assets.cli.app", "labels", *arguments, "--json"]
         return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, *arguments: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A million rows in two thousand batches: `python benchmarks/million.py`.
+"""A million rows in two thousand batches: `python -m benchmarks.million`.
 
 Asks, on a Postgres that FLEXY_DATABASE_URL names (an empty database on it is made and dropped), what a night asks:
 giving rows without a batch one (once), the sensor's tick, the question which scores are missing, and the plan of the
@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from databases import empty
 
-from flexy_assets.storage import overview, queries
+from flexy_assets.storage import queries, status
 from flexy_assets.storage.adoption import adopt
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep import jobs
@@ -31,6 +30,7 @@ from resources.database import Database
 from resources.images import ImageStore
 from resources.settings import Settings
 from sensors import new_images
+from tests.support.databases import empty
 
 RUN = "(lpad((n % 10)::text, 8, '1') || '-0000-4000-8000-000000000000')::uuid"
 
@@ -108,7 +108,7 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
         for metric, count in holes.items():
             lacking = sa.text(f"SELECT count(*) FROM bench_run_results WHERE {metric} IS NULL")
             assert connection.scalar(lacking) == count, metric
-        found["flexy status, s"] = worst(lambda: overview.status(connection, settings), times=1)
+        found["flexy status, s"] = worst(lambda: status.status(connection, settings), times=1)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the mini editor can do, by the rule that drew its world: `python benchmarks/mini_edits.py`.
+"""What the mini editor can do, by the rule that drew its world: `python -m benchmarks.mini_edits`.
 
 Every edit is of those kept from training. Prints each claim with its figure and bar and, below them, how the
 figures vary with kind, steps and guidances and from seed to seed; writes benchmarks/results/mini_edits.json, and
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mini_quality import difference
 
+from benchmarks.mini_quality import difference
 from resources.mini import figures
 from resources.mini.edits import CHANGES
 from resources.models import registry

@@ -1,4 +1,4 @@
-"""What the mini face models can do, on faces they were not trained on: `python benchmarks/mini_faces.py`.
+"""What the mini face models can do, on faces they were not trained on: `python -m benchmarks.mini_faces`.
 
 Faces are found in drawn scenes, the one in the mask is swapped for the character's, and insightface's own classes say
 whose it is then; so does, by rule, the drawing of what it should be. Prints each claim with its figure and bar, writes

@@ -1,4 +1,4 @@
-"""What the mini models can do, by the rule that drew their world: `python benchmarks/mini_quality.py`.
+"""What the mini models can do, by the rule that drew their world: `python -m benchmarks.mini_quality`.
 
 Prints each claim with its figure and bar, writes benchmarks/results/mini_quality.json, and ends with
 status 1 where a bar is missed. Guidance is chosen on other scenes and seeds than it is judged on.

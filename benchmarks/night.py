@@ -1,4 +1,4 @@
-"""One night over FlexyFace's table, for real: `python benchmarks/night.py`.
+"""One night over FlexyFace's table, for real: `python -m benchmarks.night`.
 
 2,000 images in four runs, 1,865 with CLIP score and aesthetic V1, the columns of V2 and HPS not even there. Dagster's
 daemon runs on deploy/postgres/dagster.yaml with a nightly schedule of every minute; the first tick must fill exactly
@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import flexyface
-from databases import empty
-from service import ROOT, Service, environment, nightly_ticks, wait
+
+from tests.support import flexyface
+from tests.support.databases import empty
+from tests.support.service import ROOT, Service, environment, nightly_ticks, wait
 
 QUERY = (
     "COPY (SELECT steps, guidance, clip_score, aesthetic_score, aes_v2_score, hps_v2_score, elapsed_ms, seed"
@@ -53,7 +54,7 @@ def measure(service: Service) -> dict[str, Any]:
         more = len(instance.get_runs()) - first
     exported = service.home / "scores.csv"
     subprocess.run(
-        [sys.executable, "-m", "flexy_assets.cli", "export", "--out", exported],
+        [sys.executable, "-m", "flexy_assets.cli.app", "export", "--out", exported],
         cwd=ROOT,
         env=service.environment,
         check=True,

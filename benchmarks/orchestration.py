@@ -1,4 +1,4 @@
-"""What orchestration costs over a bare loop: `python benchmarks/orchestration.py`.
+"""What orchestration costs over a bare loop: `python -m benchmarks.orchestration`.
 
 The same 2,000 pictures are scored with the same mini scorers twice, each in a process of its own: by a bare loop
 that opens each file once, scores it four times and keeps the numbers in memory, and by `heal_scores`, from the
@@ -23,15 +23,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import flexyface
 import numpy as np
-from databases import empty
 
 from resources.database import Database
 from resources.images import ImageStore
 from resources.mini.world import SIDE
 from resources.models import registry
 from resources.settings import Settings
+from tests.support import flexyface
+from tests.support.databases import empty
 
 SIDES = (512, SIDE)
 """Pixels along each side of the pictures: FlexyFace's, and the mini engine's."""
@@ -117,7 +117,7 @@ def measure(images: int, side: int, turns: int) -> dict[str, Any]:
                 chosen |= {"FLEXY_DATABASE_URL": url, "FLEXY_PROMPT_COLUMN": flexyface.PROMPT_COLUMN}
                 environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"} | chosen
                 for part, seconds in taken.items():
-                    command = [sys.executable, __file__, "--part", part]
+                    command = [sys.executable, "-m", __spec__.name, "--part", part]
                     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
                     seconds.append(float(done.stdout.split()[-1]))
                 kind = database.url.get_backend_name()

@@ -1,4 +1,4 @@
-"""How far our scores lie from the reference implementations': `python benchmarks/parity.py [--full]`.
+"""How far our scores lie from the reference implementations': `python -m benchmarks.parity [--full]`.
 
 Identical weights, fp32, the same files on both sides. Prints a table, writes benchmarks/results/parity.json, and
 ends with status 1 where a difference is above 1e-4 of the score's range. Small random models of the published
@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import references
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
@@ -25,6 +24,7 @@ from resources.scorers import aesthetic
 from resources.scorers.clip import ClipEncoder
 from resources.scorers.hps import HpsScorer
 from resources.scorers.perceptual import Lpips
+from tests.support import references
 
 BAR = 1e-4
 """The largest difference allowed, as a share of the score's range."""

@@ -1,4 +1,4 @@
-"""The sweep's report on large sweeps: `python benchmarks/report.py`.
+"""The sweep's report on large sweeps: `python -m benchmarks.report`.
 
 Makes sweeps of 2,000 and of 100,000 rows (two engines, four runs, 40 prompts) whose pictures are like photographs, and
 takes for each, in a process of its own: seconds of the analysis, of the thumbnails and of the page, the page's size
@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from browser import Browser, program
 from PIL import Image
 
-from flexy_assets.sweep import pictures, points, report
 from flexy_assets.sweep.analysis import METRICS, SCORES, Tables
+from flexy_assets.sweep.report import build, points
 from resources.images import ImageStore
+from tests.support.browser import Browser, program
 
 DISTINCT = 64
 """Picture files; rows beyond them are given links to the same."""
@@ -103,14 +103,14 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
     scores = sweep(rows)
 
     tables = timed("analysis", lambda: Tables.of(scores))
-    needed = timed("the images to show", lambda: report.pictures_needed(scores))
+    needed = timed("the images to show", lambda: build.pictures_needed(scores))
     shown = scores.filter(pl.col("image_id").is_in(needed))
     paths = shown["image_path"].to_list()
     files(folder, paths)
     store = ImageStore(str(folder))
-    small = timed("thumbnails", lambda: pictures.thumbnails(store.read, paths, points.MOST_BYTES))
+    small = timed("thumbnails", lambda: thumbnails.thumbnails(store.read, paths, points.MOST_BYTES))
     thumbnails = {image_id: small[path] for image_id, path in zip(shown["image_id"], paths, strict=True)}
-    page = timed("page", lambda: report.render(scores, tables, thumbnails))
+    page = timed("page", lambda: build.render(scores, tables, thumbnails))
     (folder / "report.html").write_text(page, encoding="utf-8")
     found["all, s"] = round(sum(found.values()), 2)
     found["pictures"] = len(thumbnails)
@@ -155,7 +155,7 @@ def main() -> None:
     found: dict[int, dict[str, float | None]] = {}
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, "--only", folder, "--rows", str(rows)]
+            command = [sys.executable, "-m", __spec__.name, "--only", folder, "--rows", str(rows)]
             made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found[rows] = json.loads(made.stdout) | opening(Path(folder) / "report.html")
     print(f"{'':32}", *(f"{rows:>14,} rows" for rows in found))

@@ -1,4 +1,4 @@
-"""Four scores of the same images, ours against the references as used: `python benchmarks/scoring.py`.
+"""Four scores of the same images, ours against the references as used: `python -m benchmarks.scoring`.
 
 Full-size architectures with random weights (ViT-L/14, ViT-H/14), in one run: (a) each reference in a pass of its
 own, image by image, HPS reading its checkpoint anew at every call; (b) our assets' own code, from files to
@@ -21,14 +21,13 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import references
 import torch
 from PIL import Image
 
+from flexy_assets.scoring import missing_scores
+from flexy_assets.scoring.missing_scores import Scoring
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep import scoring
-from flexy_assets.sweep.scoring import Scoring
 from resources.database import Database
 from resources.images import ImageStore
 from resources.models import compute
@@ -36,6 +35,7 @@ from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
 from resources.scorers.clip import ClipEncoder
 from resources.settings import Settings
+from tests.support import references
 
 GFLOP = {"ViT-L/14": 162.0, "ViT-H/14": 335.0}
 """An image's pass through each image tower at 224² (open_clip's profile, two per multiply-add)."""
@@ -158,11 +158,11 @@ def ours(work: Scoring, metrics: Sequence[str]) -> dict[str, float]:
     seconds = {}
     if any(METRICS[name].reads for name in metrics):
         began = time.perf_counter()
-        list(scoring.embed(work, [BATCH], lambda _: None))
+        list(missing_scores.embed(work, [BATCH], lambda _: None))
         seconds["embeddings"] = time.perf_counter() - began
     for name in metrics:
         began = time.perf_counter()
-        ((_, outcome),) = scoring.score(work, METRICS[name], [BATCH], lambda _: None)
+        ((_, outcome),) = missing_scores.score(work, METRICS[name], [BATCH], lambda _: None)
         seconds[METRICS[name].label] = time.perf_counter() - began
         assert not outcome.failed, name
     work.slot.free()
@@ -203,7 +203,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     encoder.images([encoder.prepare(Image.open(files[0]))])
     with clock.watching(ClipEncoder, "images", "texts"):
         began = time.perf_counter()
-        list(scoring.embed(work, [BATCH], lambda _: None))
+        list(missing_scores.embed(work, [BATCH], lambda _: None))
         wall = time.perf_counter() - began
     result["forward_share"] = sum(clock.forward.values()) / wall
     result["forward_gflops"] = count * GFLOP["ViT-L/14"] / clock.forward["images"]

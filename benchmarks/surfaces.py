@@ -1,4 +1,4 @@
-"""The sweep's analysis on sweeps whose truth is known: `python benchmarks/surfaces.py`.
+"""The sweep's analysis on sweeps whose truth is known: `python -m benchmarks.surfaces`.
 
 200 synthetic sweeps, 40 of each kind (saturating, peaked, flat, interacting, heteroscedastic), of 300 to 2,000 images
 each, half of them with prompts that repeat and differ; images at one setting differ by 0.7 to 4 times the surface's
@@ -234,7 +234,7 @@ def correlated(seed: int) -> dict[str, Any]:
 
 def spent(rows: int) -> dict[str, float]:
     """Seconds that each table and the report take at so many rows, and the process' highest memory."""
-    from flexy_assets.sweep import report
+    from flexy_assets.sweep.report import build
 
     half, other = (synthetic("interacting", seed, rows // 2, prompts) for seed, prompts in ((0, 0), (1, 60)))
     other_scores = other.scores.with_columns(image_id="b" + pl.col("image_id"), engine=pl.lit("other"))
@@ -258,7 +258,7 @@ def spent(rows: int) -> dict[str, float]:
     for name in ("response", "effects", "returns", "front", "spots", "comparison"):
         made = fitted.get(name, name)
         tables[name] = timed(made, lambda made=made: getattr(analysis, made)(scores, models))
-    timed("report", lambda: report.render(scores, analysis.Tables(**tables), {}))
+    timed("report", lambda: build.render(scores, analysis.Tables(**tables), {}))
     found["all, s"] = sum(found.values())
     found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found
@@ -326,7 +326,7 @@ def main() -> None:
         print(f"{kind:16}", ", ".join(f"{name} {mean:.3f}" for name, (mean, _, _) in figures.items()))
     times = {}
     for rows in options.rows:
-        command = [sys.executable, __file__, "--spent", str(rows)]
+        command = [sys.executable, "-m", __spec__.name, "--spent", str(rows)]
         times[rows] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(f"{rows:,} rows:", ", ".join(f"{name} {figure:.1f}" for name, figure in times[rows].items()))
     out = Path(__file__).parent / "results"

@@ -1,4 +1,4 @@
-"""What the demo's report says, held against the rule that drew its world: `python benchmarks/truth.py`.
+"""What the demo's report says, held against the rule that drew its world: `python -m benchmarks.truth`.
 
 The rule reads pictures without a model: does a picture show what was asked (agreement), and how far is it from a
 clean drawing (deviation)? Its overall mark of a picture is the mean of both in standard deviations, as the report's
@@ -78,7 +78,7 @@ def tables(folder: Path, arguments: list[str] | None) -> dict[str, dict[str, Any
     own = {"FLEXY_HOME": str(folder), "DAGSTER_HOME": str(root), "FLEXY_DAGSTER_STORAGE": str(folder / "dagster")}
 
     def flexy(*command: str) -> dict[str, Any]:
-        line = [sys.executable, "-m", "flexy_assets.cli", *command, "--json"]
+        line = [sys.executable, "-m", "flexy_assets.cli.app", *command, "--json"]
         done = subprocess.run(line, cwd=root, env=kept | own, check=True, stdout=subprocess.PIPE)
         return dict(json.loads(done.stdout))
 

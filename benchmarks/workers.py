@@ -1,4 +1,4 @@
-"""Two scoring processes at one Postgres against one alone: `python benchmarks/workers.py`.
+"""Two scoring processes at one Postgres against one alone: `python -m benchmarks.workers`.
 
 Each process scores an adopted FlexyFace table without any score, every metric, with mini models; first one alone,
 then two started together, each time on a table of its own. Counted are the seconds from the start of the work to
@@ -19,18 +19,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import flexyface
 import sqlalchemy as sa
-from databases import empty
 
+from flexy_assets.scoring import missing_scores
+from flexy_assets.scoring.missing_scores import Scoring
 from flexy_assets.storage import queries
 from flexy_assets.storage.adoption import adopt, batches
-from flexy_assets.sweep import scoring
-from flexy_assets.sweep.scoring import Scoring
 from resources.database import Database
 from resources.images import ImageStore
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
+from tests.support import flexyface
+from tests.support.databases import empty
 
 
 def work() -> int:
@@ -45,8 +45,10 @@ def work() -> int:
     done = 0
     # Again while anything is left: what the other embedded meanwhile can be scored only now.
     while True:
-        list(scoring.embed(at, keys, lambda _: None))
-        now = sum(o.done for m in queries.METRICS.values() for _, o in scoring.score(at, m, keys, lambda _: None))
+        list(missing_scores.embed(at, keys, lambda _: None))
+        now = sum(
+            o.done for m in queries.METRICS.values() for _, o in missing_scores.score(at, m, keys, lambda _: None)
+        )
         done += now
         if not now:
             return done
@@ -66,7 +68,7 @@ def measure(workers: int, images: int, folder: Path) -> dict[str, Any]:
             "OMP_NUM_THREADS": "1",
         }
         adopt(database, Settings.read(chosen))
-        command = [sys.executable, __file__, "--work"]
+        command = [sys.executable, "-m", __spec__.name, "--work"]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         processes = [subprocess.Popen(command, env=os.environ | chosen, **pipes) for _ in range(workers)]
         for process in processes:

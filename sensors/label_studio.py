@@ -9,7 +9,7 @@ import dagster as dg
 
 from flexy_assets.inpaint.assets import label_tasks
 from resources.errors import FlexyError
-from resources.label_studio import LabelStudio, LabelStudioError, Limits
+from resources.label_studio.client import LabelStudio, LabelStudioError, Limits
 from resources.settings import Settings
 
 ATTEMPTS = 3

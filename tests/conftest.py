@@ -21,14 +21,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from browser import Browser, program
 from click.testing import CliRunner, Result
 
-from flexy_assets.cli import main
+from flexy_assets.cli.app import main
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
-from tests import label_studio
+from tests.support import label_studio
+from tests.support.browser import Browser, program
 
 # Tests run beside each other; threads that wait for each other's cores are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import flexyface
 import pytest
 import sqlalchemy as sa
 
 from resources.database import Database
 from resources.images import ImageStore
 from tests.conftest import Flexy
+from tests.support import flexyface
 
 Bring = Callable[..., Database]
 IMAGES, SCORED = 24, 20

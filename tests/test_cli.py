@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 def process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The command as a process of its own, run by the code in `folder`."""
-    command = [sys.executable, "-m", "flexy_assets.cli", *arguments]
+    command = [sys.executable, "-m", "flexy_assets.cli.app", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
 
 

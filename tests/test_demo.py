@@ -21,17 +21,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from browser import Browser
 from click.testing import CliRunner
-from truth import marks
 
-from flexy_assets.cli import main
+from benchmarks.truth import marks
+from flexy_assets.cli.app import main
 from flexy_assets.storage import queries
 from resources.database import Database
 from resources.models import registry
 from resources.settings import Settings
 from tests.conftest import ROOT, free_port
-from tests.notebooks import drawn, executed
+from tests.support.browser import Browser
+from tests.support.notebooks import drawn, executed
 
 GROUPS = ("sweep", "scores", "results", "edits", "labels")
 STILL = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
@@ -135,12 +135,12 @@ def see_the_picture(browser: Browser) -> None:
 
 
 def test_its_advice_is_what_the_rule_of_the_world_says(ui: UI) -> None:
-    """The small form of benchmarks/truth.py. The rule reads new pictures without a model, of scenes no sweep has."""
+    """The small form of benchmarks.truth. The rule reads new pictures without a model, of scenes no sweep has."""
     said = {
         name: pl.read_parquet(ui.home / "assets" / f"{name}.parquet") for name in ("sweet_spots", "diminishing_returns")
     }
     spot, returns = (table.row(by_predicate=pl.col("target") == "overall", named=True) for table in said.values())
-    # The rule's mark has its peak near guidance 2, at 8 to 10 steps it has nearly all it gets (benchmarks/truth.py).
+    # The rule's mark has its peak near guidance 2, at 8 to 10 steps it has nearly all it gets (benchmarks.truth).
     assert any(cell["steps"] >= 10 and 1.5 <= cell["guidance"] <= 3 for cell in spot["region"])
     assert (returns["low"] or 0) <= 10 and (returns["high"] or 40) >= 8
     steps, guidance = spot["steps"], spot["guidance"]

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from flexy_assets.cli import main
+from flexy_assets.cli.app import main
 from resources.models.registry import MODELS
 from resources.models.weights import MINI_WEIGHTS, hub_folder
 
@@ -216,7 +216,7 @@ def test_a_lost_embedded_model_is_missing(tmp_path: Path) -> None:
     for part in ("flexy_assets", "resources"):
         shutil.copytree(ROOT / part, tree / part)
     shutil.rmtree(tree / "resources" / "mini" / "weights" / "hps")
-    command = [sys.executable, "-m", "flexy_assets.cli", "models", "--json"]
+    command = [sys.executable, "-m", "flexy_assets.cli.app", "models", "--json"]
     done = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=60, check=True)
     states = {row["name"]: row["state"] for row in json.loads(done.stdout)["models"]}
     assert (states["mini_hps"], states["mini_clip"]) == ("missing", "embedded")
@@ -225,7 +225,7 @@ def test_a_lost_embedded_model_is_missing(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("flexy")
 def test_listing_imports_no_model_library() -> None:
     program = (
-        "import sys; from flexy_assets.cli import main\n"
+        "import sys; from flexy_assets.cli.app import main\n"
         "try: main(['models'], prog_name='flexy')\n"
         "except SystemExit as end: assert not end.code\n"
         "print({'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'dagster'} & sys.modules.keys())"

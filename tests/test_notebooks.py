@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.conftest import Flexy
-from tests.notebooks import drawn, executed
+from tests.support.notebooks import drawn, executed
 
 
 def test_the_comparison_of_edits(flexy: Flexy, tmp_path: Path) -> None:

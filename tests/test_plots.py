@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from flexy_assets import plots, shown
 from flexy_assets.edits import comparison
+from flexy_assets.reporting import columns, plots
 from flexy_assets.sweep import analysis
 
 ENGINES = ("one", "another")
@@ -60,7 +60,7 @@ def test_a_table_becomes_a_small_picture_without_a_background(
     picture = Image.open(BytesIO(webp))
     assert (picture.format, picture.mode) == ("WEBP", "RGBA")
     assert picture.getpixel((0, 0))[3] == 0 and picture.getchannel("A").getextrema()[1] == 255
-    assert "data:image/webp;base64," in shown.plot(name, webp)["plot"].value
+    assert "data:image/webp;base64," in columns.plot(name, webp)["plot"].value
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -68,7 +68,7 @@ def test_a_table_with_nothing_to_draw_gives_no_picture(name: str) -> None:
     for scores in (made_up(0, ENGINES), made_up(3, ("one",))):
         table = TABLES[name](scores, analysis.regression(scores))
         assert drawn(name, scores, table) is None
-    assert shown.plot(name, None) == {}
+    assert columns.plot(name, None) == {}
 
 
 def test_an_engine_without_guidance_has_the_plots_that_need_none() -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-FLEXY = [sys.executable, "-m", "flexy_assets.cli"]
+FLEXY = [sys.executable, "-m", "flexy_assets.cli.app"]
 ROOT = Path(__file__).parent.parent
 
 

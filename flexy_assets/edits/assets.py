@@ -8,19 +8,20 @@ from uuid import UUID
 import dagster as dg
 import polars as pl
 
-from flexy_assets import plots, shown
-from flexy_assets.edits import comparison, measuring, report, results, sources
-from flexy_assets.edits.eacps import Parameters
-from flexy_assets.edits.making import Searching
+from flexy_assets.edits import comparison, metrics, results, sources
 from flexy_assets.edits.plan import METHODS, Comparison
+from flexy_assets.edits.report import build
+from flexy_assets.edits.search.eacps import Parameters
+from flexy_assets.edits.search.runner import Searching
 from flexy_assets.edits.tasks import EditTask, read_tasks
 from flexy_assets.partitions import edit_batches, report_batch
-from flexy_assets.progress import progress
+from flexy_assets.reporting import columns, plots
+from flexy_assets.reporting.progress import progress
+from flexy_assets.reporting.text_tables import markdown
+from flexy_assets.reporting.thumbnails import contact_sheet, in_markdown, thumbnail
+from flexy_assets.scoring.missing_scores import Scoring
 from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep.pictures import contact_sheet, in_markdown, thumbnail
-from flexy_assets.sweep.scoring import Scoring
-from flexy_assets.sweep.status import markdown
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore, write_atomically
@@ -101,7 +102,7 @@ class EditConfig(dg.Config):
         return image.parent, [EditTask(image.stem, image.name, self.prompt, 1)], []
 
 
-@dg.asset(group_name="edits", kinds={"polars", "parquet"}, metadata=shown.columns(sources.TASKS))
+@dg.asset(group_name="edits", kinds={"polars", "parquet"}, metadata=columns.columns(sources.TASKS))
 def edit_tasks(
     context: dg.AssetExecutionContext,
     config: EditConfig,
@@ -212,10 +213,10 @@ def edit_selections(
                 chosen = list(searching.winners(made))
                 with database.begin() as connection:
                     edits.record_selections(connection, chosen)
-                measuring.hold_out(work, searching.tasks, chosen)
-                measuring.ask_a_judge(work, searching.tasks, chosen)
-                if measuring.by_rule(searching.plan.editor):
-                    measuring.tell_the_truth(work, searching.tasks, made)
+                metrics.hold_out(work, searching.tasks, chosen)
+                metrics.ask_a_judge(work, searching.tasks, chosen)
+                if metrics.by_rule(searching.plan.editor):
+                    metrics.tell_the_truth(work, searching.tasks, made)
     with database.begin(reading=True) as connection:
         counts = edits.selected(connection, context.partition_keys)
     for batch in context.partition_keys:
@@ -232,7 +233,7 @@ class Which(dg.Config):
     group_name="edits",
     kinds={"polars", "parquet"},
     deps=[edit_selections],
-    metadata=shown.columns(results.SCORES, name="Which of its search's candidates"),
+    metadata=columns.columns(results.SCORES, name="Which of its search's candidates"),
 )
 def edit_scores(context: dg.AssetExecutionContext, config: Which, database: dg.ResourceParam[Database]) -> pl.DataFrame:
     """One row a candidate and step that was looked at, of one comparison, with its scores, potential and cost."""
@@ -242,7 +243,7 @@ def edit_scores(context: dg.AssetExecutionContext, config: Which, database: dg.R
         ]
         if not known:
             raise BadInputError(f"no comparison {config.comparison!r}: materialise edit_tasks, or run flexy compare")
-        found = edits.table(connection, known[-1:], measuring.METRICS)
+        found = edits.table(connection, known[-1:], metrics.METRICS)
     plan = _plan_of(database, found)
     spent = results.spent(found).to_dicts()
     context.add_output_metadata({"comparison": str(plan.run_id), "spent": dg.MetadataValue.md(markdown(spent))})
@@ -257,11 +258,11 @@ def _plan_of(database: Database, scores: pl.DataFrame) -> Comparison:
     return Comparison.from_json(plan)
 
 
-@dg.asset(group_name="edits", kinds={"scipy", "parquet"}, metadata=shown.columns(comparison.COMPARISON))
+@dg.asset(group_name="edits", kinds={"scipy", "parquet"}, metadata=columns.columns(comparison.COMPARISON))
 def edit_comparison(context: dg.AssetExecutionContext, edit_scores: pl.DataFrame) -> pl.DataFrame:
     """EACPS against TTFLUX: wins, ties, losses, gains with 95 % intervals and a sign test, by metric and budget."""
     levels = plots.edit_comparison(results.levels(edit_scores))
-    context.add_output_metadata(shown.plot("each search's mean by each metric, with 95 % intervals", levels))
+    context.add_output_metadata(columns.plot("each search's mean by each metric, with 95 % intervals", levels))
     return results.compared(edit_scores)
 
 
@@ -275,7 +276,7 @@ def edit_report(
     settings: dg.ResourceParam[Settings],
 ) -> None:
     """One HTML file: the answer, the win table and the curve, source, winners and all candidates side by side."""
-    paths = report.pictures_needed(edit_scores)
+    paths = build.pictures_needed(edit_scores)
     found = images.read_many([(path, None) for path in paths])
     thumbnails = {
         path: f"data:image/webp;base64,{base64.b64encode(thumbnail(picture)).decode()}"
@@ -284,7 +285,7 @@ def edit_report(
     }
     about = results.about(_plan_of(database, edit_scores), edit_scores)
     level = results.levels(edit_scores)
-    page = report.render(edit_scores, edit_comparison, level, thumbnails, about, results.ROLES)
+    page = build.render(edit_scores, edit_comparison, level, thumbnails, about, results.ROLES)
     path = settings.tables / "edit_report.html"
     write_atomically(path, page.encode())
     link = dg.MetadataValue.url(f"{settings.files_url}/{path.name}")

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
-from flexy_assets.edits.eacps import Eacps, Parameters, Reproduce
-from flexy_assets.edits.potential import Following, Potential, RankSum, Selector, edit_potential
-from flexy_assets.edits.search import Search, Seeds
-from flexy_assets.edits.ttflux import PF, RandomSearch, ZeroOrderSearch
+from flexy_assets.edits.search.eacps import Eacps, Parameters, Reproduce
+from flexy_assets.edits.search.protocol import Search, Seeds
+from flexy_assets.edits.search.selectors import Following, Potential, RankSum, Selector, edit_potential
+from flexy_assets.edits.search.ttflux import PF, RandomSearch, ZeroOrderSearch
 from resources.errors import BadInputError
 
 METHODS = ("eacps", "ttflux")

@@ -12,7 +12,7 @@ import polars as pl
 
 from flexy_assets.edits import comparison
 from flexy_assets.edits.comparison import Metric
-from flexy_assets.edits.measuring import JUDGED, METRICS
+from flexy_assets.edits.metrics import JUDGED, METRICS
 from flexy_assets.edits.plan import METHODS, Comparison
 from flexy_assets.storage.edits import CANDIDATES, Candidate, Task
 

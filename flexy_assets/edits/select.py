@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import polars as pl
 
-from flexy_assets.edits.potential import Potential, edit_potential
-from flexy_assets.edits.recorded import read_candidates
+from flexy_assets.edits.recorded_candidates import read_candidates
+from flexy_assets.edits.search.selectors import Potential, edit_potential
 from resources.errors import BadInputError
 
 WINNERS: Final[dict[str, pl.DataType]] = {

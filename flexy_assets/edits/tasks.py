@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexy_assets.edits.json_lines import BadLineError, Skipped, identifier, json_lines, text
-from flexy_assets.sweep.plan import MAX_PROMPT
 from resources.errors import BadInputError
 from resources.images import ImageStore, UnreadableImageError
+from resources.json_lines import BadLineError, Skipped, identifier, json_lines, text
+from resources.prompts import MAX_PROMPT
 
 MOST_IMAGE_BYTES = 200_000_000
 """A larger file is left out unread: the largest picture that `ImageStore` takes is smaller as an 8-bit PNG."""

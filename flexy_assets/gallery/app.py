@@ -32,18 +32,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flexy_assets.execution import dagster_instance, failures, run_job
 from flexy_assets.gallery.queue import Asked, FullError, Queue
-from flexy_assets.page import template
-from flexy_assets.storage import cards
+from flexy_assets.reporting.html import template
+from flexy_assets.reporting.thumbnails import thumbnail
+from flexy_assets.storage import gallery
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep.jobs import TrialConfig, trial_config, try_image
-from flexy_assets.sweep.pictures import thumbnail
-from flexy_assets.sweep.plan import check_prompt, read_prompts
-from flexy_assets.sweep.trial import MAX_SEED, Trial
+from flexy_assets.sweep.try_image import MAX_SEED, Trial
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore, UnreadableImageError
 from resources.models import registry
 from resources.models.registry import METRICS
+from resources.prompts import check_prompt, read_prompts
 from resources.settings import Settings
 
 NAMES = ("127.0.0.1", "localhost")
@@ -73,26 +73,32 @@ class Gallery:
         ]
         metrics = [{"name": m.name, "label": m.label, "meaning": m.meaning} for m in METRICS.values()]
         with self.database.begin(reading=True) as connection:
-            there = cards.engines(connection)
+            there = gallery.engines(connection)
         return JSONResponse({"engines": engines, "metrics": metrics, "in_table": there, "max_seed": MAX_SEED})
 
     def page(self, request: Request) -> Response:
         """One page of the images, by `engine`, `prompt`, `sort` and `page`."""
         asked = request.query_params
-        engine, prompt, sort = asked.get("engine", ""), asked.get("prompt", "").strip(), asked.get("sort", cards.NEWEST)
+        engine, prompt, sort = (
+            asked.get("engine", ""),
+            asked.get("prompt", "").strip(),
+            asked.get("sort", gallery.NEWEST),
+        )
         for words, what in ((engine, "the engine"), (prompt, "the words to look for")):
             check_prompt(words, what)
-        if sort not in cards.SORTS:
-            raise BadInputError(f"sort {sort!r} is unknown: use {', '.join(cards.SORTS)}")
+        if sort not in gallery.SORTS:
+            raise BadInputError(f"sort {sort!r} is unknown: use {', '.join(gallery.SORTS)}")
         number = _number(asked.get("page", "1"), "page", MAX_PAGE)
         with self.database.begin(reading=True) as connection:
-            found, count = cards.page(connection, self.settings, engine=engine, prompt=prompt, sort=sort, number=number)
-        return JSONResponse({"images": [_shown(card) for card in found], "count": count, "size": cards.PAGE})
+            found, count = gallery.page(
+                connection, self.settings, engine=engine, prompt=prompt, sort=sort, number=number
+            )
+        return JSONResponse({"images": [_shown(card) for card in found], "count": count, "size": gallery.PAGE})
 
     def image(self, request: Request) -> Response:
         """An image by its id: whole as PNG, or as WebP of at most `side` pixels."""
         with self.database.begin(reading=True) as connection:
-            file = cards.file(connection, request.path_params["image_id"])
+            file = gallery.file(connection, request.path_params["image_id"])
         if file is None:
             raise HTTPException(404, f"there is no image {request.path_params['image_id']}")
         side = request.query_params.get("side")
@@ -110,7 +116,7 @@ class Gallery:
         """The trials asked for of late, the last first, each with its image and scores as far as they are there."""
         told = self.queue.told()
         with self.database.begin(reading=True) as connection:
-            found = cards.of_images(connection, self.settings, [asked.image_id for asked, _ in told])
+            found = gallery.of_images(connection, self.settings, [asked.image_id for asked, _ in told])
         there = {card["id"]: _shown(card) for card in found}
         return JSONResponse({"trials": [_told(asked, before, there) for asked, before in told]})
 
@@ -130,7 +136,7 @@ class Gallery:
     def _ask(self, body: bytes) -> Response:
         trial = _read(body).trial(self.settings)
         with self.database.begin(reading=True) as connection:
-            there = cards.alike(connection, self.settings, trial.to_json())
+            there = gallery.alike(connection, self.settings, trial.to_json())
         asked = self.queue.ask(trial, there or trial.image_id)
         return JSONResponse({"id": str(asked.image_id), "there": there is not None}, status_code=202)
 
@@ -158,12 +164,12 @@ def _number(text: str, name: str, highest: int) -> int:
     return int(text)
 
 
-def _shown(card: cards.Card) -> cards.Card:
+def _shown(card: gallery.Card) -> gallery.Card:
     """A card as the page gets it: without where its file lies."""
     return {name: value for name, value in card.items() if name not in ("image_path", "image_sha256")}
 
 
-def _told(asked: Asked, before: int, there: Mapping[str, cards.Card]) -> dict[str, Any]:
+def _told(asked: Asked, before: int, there: Mapping[str, gallery.Card]) -> dict[str, Any]:
     image_id, seconds = str(asked.image_id), asked.took()
     return {
         "id": image_id,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from flexy_assets.sweep.trial import Trial
+from flexy_assets.sweep.try_image import Trial
 from resources.errors import FlexyError
 
 ROOM = 100

@@ -9,24 +9,24 @@ from typing import Any, Protocol
 import dagster as dg
 import polars as pl
 
-from flexy_assets import shown
-from flexy_assets.edits.eacps import Parameters
-from flexy_assets.inpaint import importing, measuring, refining, review, sending
-from flexy_assets.inpaint.importing import Importing, Source
+from flexy_assets.edits.search.eacps import Parameters
+from flexy_assets.inpaint import import_tasks, metrics, push_predictions, refine, review
+from flexy_assets.inpaint.import_tasks import Importing, Source
 from flexy_assets.inpaint.plan import SWAP, Inpainting
 from flexy_assets.partitions import label_batches, report_batch
-from flexy_assets.progress import progress
+from flexy_assets.reporting import columns
+from flexy_assets.reporting.progress import progress
+from flexy_assets.reporting.text_tables import markdown
+from flexy_assets.reporting.thumbnails import contact_sheet, in_markdown
+from flexy_assets.scoring.missing_scores import Scoring
 from flexy_assets.storage import labels
-from flexy_assets.storage.claims import alone
 from flexy_assets.storage.edits import Task
+from flexy_assets.storage.locks import alone
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep.pictures import contact_sheet, in_markdown
-from flexy_assets.sweep.scoring import Scoring
-from flexy_assets.sweep.status import markdown
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore, write_atomically
-from resources.label_studio import LabelStudio, LabelStudioError
+from resources.label_studio.client import LabelStudio, LabelStudioError
 from resources.models import registry
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
@@ -67,13 +67,13 @@ class LabelConfig(dg.Config):
         """The tasks. Raises `FlexyError` where they cannot be read."""
         self.check(settings)
         if self.export:
-            return importing.of_export(Path(self.export)).only(self.task_ids, self.export)
+            return import_tasks.of_export(Path(self.export)).only(self.task_ids, self.export)
         project = settings.label_studio_project if self.project is None else self.project
         studio = LabelStudio.of(settings)
-        return importing.of_project(studio, int(project or 0)).only(self.task_ids, f"project {project}")
+        return import_tasks.of_project(studio, int(project or 0)).only(self.task_ids, f"project {project}")
 
 
-@dg.asset(group_name="labels", kinds={"polars", "parquet"}, metadata=shown.columns(labels.TASKS))
+@dg.asset(group_name="labels", kinds={"polars", "parquet"}, metadata=columns.columns(labels.TASKS))
 def label_tasks(
     context: dg.AssetExecutionContext,
     config: LabelConfig,
@@ -95,8 +95,8 @@ def label_tasks(
             "new": imported.new,
             "changed": imported.changed,
             "pictures fetched now": imported.fetched,
-            "left out": dg.MetadataValue.json(importing.left_out(source, imported)),
-            "notes": dg.MetadataValue.json(importing.notes(source, imported)),
+            "left out": dg.MetadataValue.json(import_tasks.left_out(source, imported)),
+            "notes": dg.MetadataValue.json(import_tasks.notes(source, imported)),
             "verdicts": dg.MetadataValue.json(review.verdicts(task.verdicts for task in imported.tasks)),
             "batches": dg.MetadataValue.json(imported.batches),
         }
@@ -177,7 +177,7 @@ def face_swaps(
     """The character's face in the place of the one at the mask, and how alike the two were before and after."""
     tasks = _tasks(database, context.partition_keys)
     with slot, progress("faces swapped", len(tasks), " tasks") as bar:
-        swapped = refining.swap_faces(Scoring(database, images, slot, settings), tasks, bar.update)
+        swapped = refine.swap_faces(Scoring(database, images, slot, settings), tasks, bar.update)
     for batch in context.partition_keys:
         mine = [task for task in tasks if task.batch == batch]
         known = {task: swapped[task.id] for task in mine if task.id in swapped}
@@ -227,11 +227,11 @@ def inpaint_candidates(
     """Every refinement of each swapped face by EACPS, and the swap itself, with identity, quality and consistency."""
     work, plan = Scoring(database, images, slot, settings), config.plan(settings)
     tasks = _tasks(database, context.partition_keys)
-    rows = refining.plan_tasks(work, plan, tasks)
-    before = sum(c.nfe for c in refining.candidates(work, rows))
+    rows = refine.plan_tasks(work, plan, tasks)
+    before = sum(c.nfe for c in refine.candidates(work, rows))
     with slot, progress("refining", sum(plan.nfe) * len(rows) - before, " steps") as bar:
-        refining.refine(work, plan, rows, bar.update)
-    made = refining.candidates(work, rows)
+        refine.refine(work, plan, rows, bar.update)
+    made = refine.candidates(work, rows)
     for batch in context.partition_keys:
         ids = [row.id for row in _of(rows, batch)]
         mine = [candidate for candidate in made if candidate.task in ids]
@@ -239,7 +239,7 @@ def inpaint_candidates(
             "tasks": len(ids),
             "candidates": len(mine),
             "denoising steps (NFE)": sum(c.nfe for c in mine),
-            "not measured": sum(any(c.scores.get(metric) is None for metric in measuring.MEASURED) for c in mine),
+            "not measured": sum(any(c.scores.get(metric) is None for metric in metrics.MEASURED) for c in mine),
             "failed": sum(c.error is not None for c in mine),
         }
         shown = [candidate for candidate in mine if candidate.task in ids[:2]]
@@ -257,14 +257,14 @@ def inpaint_judgements(
 ) -> None:
     """What the judge that FLEXY_JUDGE names says of each candidate; what it leaves unanswered is asked again."""
     work, plan = Scoring(database, images, slot, settings), config.plan(settings)
-    rows = refining.plan_tasks(work, plan, _tasks(database, context.partition_keys))
+    rows = refine.plan_tasks(work, plan, _tasks(database, context.partition_keys))
     with slot:
-        judge = measuring.ask_a_judge(work, rows, refining.candidates(work, rows))
-    made = refining.candidates(work, rows)
+        judge = metrics.ask_a_judge(work, rows, refine.candidates(work, rows))
+    made = refine.candidates(work, rows)
     for batch in context.partition_keys:
         mine = {row.id for row in _of(rows, batch)}
         finished = [c for c in made if c.task in mine and c.until == c.path]
-        answered = [c.scores.get(measuring.JUDGED[0]) is not None for c in finished]
+        answered = [c.scores.get(metrics.JUDGED[0]) is not None for c in finished]
         report_batch(
             context,
             batch,
@@ -286,9 +286,9 @@ def inpaint_selections(
 
     work, plan = Scoring(database, images, slot, settings), config.plan(settings)
     tasks = _tasks(database, context.partition_keys)
-    rows = refining.plan_tasks(work, plan, tasks)
+    rows = refine.plan_tasks(work, plan, tasks)
     asked = judge(settings, slot)
-    chosen = refining.choose(work, plan, rows, asked.mark if asked else None)
+    chosen = refine.choose(work, plan, rows, asked.mark if asked else None)
     for batch in context.partition_keys:
         mine = _of(rows, batch)
         stages = Counter(chosen[row.id].stage for row in mine if row.id in chosen)
@@ -331,7 +331,7 @@ def label_predictions(
             chosen = labels.chosen(connection, context.partition_keys)
         try:
             if config.send:
-                work = sending.Sending(database, images, LabelStudio.of(settings))
+                work = push_predictions.Sending(database, images, LabelStudio.of(settings))
                 with progress("predictions", len(chosen), " tasks") as bar:
                     counts = work.run(chosen, config.model_version, bar.update)
         finally:
@@ -346,14 +346,17 @@ def label_predictions(
 def _write(database: Database, settings: Settings, model_version: str) -> Path:
     """Everything that was chosen, in the form in which Label Studio imports predictions."""
     with database.begin(reading=True) as connection:
-        found = sending.document(labels.chosen(connection), labels.predictions(connection), model_version)
+        found = push_predictions.document(labels.chosen(connection), labels.predictions(connection), model_version)
     path = settings.tables / "label_predictions.json"
     write_atomically(path, json.dumps(found, indent=1, ensure_ascii=False).encode())
     return path
 
 
 @dg.asset(
-    group_name="labels", kinds={"scipy", "parquet"}, deps=[label_predictions], metadata=shown.columns(review.AGREEMENT)
+    group_name="labels",
+    kinds={"scipy", "parquet"},
+    deps=[label_predictions],
+    metadata=columns.columns(review.AGREEMENT),
 )
 def label_review(
     context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
@@ -398,7 +401,7 @@ def _read_verdicts_again(database: Database, settings: Settings) -> list[str]:
     studio, notes = LabelStudio.of(settings), []
     for project in projects:
         try:
-            importing.reread(database, importing.of_project(studio, project))
+            import_tasks.reread(database, import_tasks.of_project(studio, project))
         except LabelStudioError as error:
             notes.append(f"verdicts of project {project} are those of the last import: {error}")
     return notes

@@ -8,16 +8,16 @@ from typing import Any
 
 import polars as pl
 
-from flexy_assets.edits.words import counted
+from flexy_assets.edits.labels import counted
 from flexy_assets.execution import dagster_instance, failures, ranges, run_assets, run_job
 from flexy_assets.inpaint import assets
+from flexy_assets.reporting.text_tables import text
 from flexy_assets.storage import labels, swaps
 from flexy_assets.storage.labels import Task
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep.status import text
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
-from resources.label_studio import LabelStudio
+from resources.label_studio.client import LabelStudio
 from resources.settings import Settings
 
 LINEAGE = (assets.face_swaps, assets.inpaint_candidates, assets.inpaint_judgements, assets.inpaint_selections)

@@ -2,12 +2,12 @@
 
 import dagster as dg
 
-from flexy_assets.inpaint import measuring, refining
+from flexy_assets.inpaint import metrics, refine
 from flexy_assets.inpaint.assets import InpaintConfig
-from flexy_assets.progress import progress
+from flexy_assets.reporting.progress import progress
+from flexy_assets.scoring.missing_scores import Scoring
 from flexy_assets.storage import labels
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep.scoring import Scoring
 from resources.database import Database
 from resources.images import ImageStore
 from resources.models.slot import ModelSlot
@@ -35,12 +35,12 @@ def put_right(
         tasks = [task for task in labels.tasks(connection) if task.name in config.tasks]
     with slot:
         with progress("faces swapped", len(tasks), " tasks") as bar:
-            refining.swap_faces(work, tasks, bar.update)
-        rows = refining.plan_tasks(work, plan, tasks)
+            refine.swap_faces(work, tasks, bar.update)
+        rows = refine.plan_tasks(work, plan, tasks)
         with progress("refining", sum(plan.nfe) * len(rows), " steps") as bar:
-            refining.refine(work, plan, rows, bar.update)
-        judge = measuring.ask_a_judge(work, rows, refining.candidates(work, rows))
-    refining.choose(work, plan, rows, judge)
+            refine.refine(work, plan, rows, bar.update)
+        judge = metrics.ask_a_judge(work, rows, refine.candidates(work, rows))
+    refine.choose(work, plan, rows, judge)
 
 
 @dg.job(description="Put faces right in some tasks, whatever their batches.")

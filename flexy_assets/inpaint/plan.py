@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
-from flexy_assets.edits.eacps import Eacps, Parameters
-from flexy_assets.edits.potential import Potential, inpaint_potential
-from flexy_assets.edits.search import Search, Seeds
+from flexy_assets.edits.search.eacps import Eacps, Parameters
+from flexy_assets.edits.search.protocol import Search, Seeds
+from flexy_assets.edits.search.selectors import Potential, inpaint_potential
 from resources.errors import BadInputError
 
 METHOD = "eacps"

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from flexy_assets.inpaint.labels import Verdict
+from resources.label_studio.export import Verdict
 
 GOOD: Final = "No Issues"
 """The verdict that is positive where it stands alone; every other one is negative."""

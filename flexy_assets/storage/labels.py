@@ -13,7 +13,6 @@ from uuid import UUID, uuid5
 import polars as pl
 from sqlalchemy import Connection, Row, case, func, or_, select, text, update
 
-from flexy_assets.inpaint.labels import Verdict
 from flexy_assets.inpaint.plan import Inpainting
 from flexy_assets.storage.queries import now, upsert
 from flexy_assets.storage.tables import (
@@ -26,6 +25,7 @@ from flexy_assets.storage.tables import (
     label_predictions,
     label_tasks,
 )
+from resources.label_studio.export import Verdict
 
 PENDING = "its pictures are still to be fetched: import it again"
 """The error of a task whose import has not come to it."""

@@ -8,22 +8,25 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from flexy_assets import plots, shown
 from flexy_assets.partitions import report_batch, seed_batches
-from flexy_assets.progress import progress
-from flexy_assets.storage import overview, queries
+from flexy_assets.reporting import columns, plots, text_tables, thumbnails
+from flexy_assets.reporting.progress import progress
+from flexy_assets.scoring import missing_scores
+from flexy_assets.scoring.missing_scores import Outcome, Scoring
+from flexy_assets.storage import queries, status
 from flexy_assets.storage.export import export
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep import analysis, generation, pictures, report, scoring, status
+from flexy_assets.sweep import analysis, generation
 from flexy_assets.sweep.generation import Made
-from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep, check_asked, read_prompts
-from flexy_assets.sweep.scoring import Outcome, Scoring
+from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep, check_asked
+from flexy_assets.sweep.report import build
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
 from resources.models import registry
 from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
+from resources.prompts import read_prompts
 from resources.scorers import Metric
 from resources.settings import Settings
 
@@ -78,7 +81,7 @@ class SweepConfig(dg.Config):
         )
 
 
-@dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=shown.columns(PLAN_SCHEMA))
+@dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=columns.columns(PLAN_SCHEMA))
 def sweep_plan(
     context: dg.AssetExecutionContext,
     config: SweepConfig,
@@ -162,7 +165,7 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, outcome
         metadata["seconds an image"] = round(elapsed.sum() / len(elapsed) / 1000, 4)
     if found:
         metadata["contact sheet"] = dg.MetadataValue.md(
-            pictures.in_markdown(f"{len(found)} images", pictures.contact_sheet(found))
+            thumbnails.in_markdown(f"{len(found)} images", thumbnails.contact_sheet(found))
         )
     return metadata
 
@@ -178,7 +181,7 @@ def clip_embeddings(
     """L2-normalised image vectors, and text vectors of the distinct prompts: three scores rest on them."""
     work, keys = Scoring(database, images, slot, settings), context.partition_keys
     with slot, progress("images embedded", work.count(work.unembedded(), keys)) as bar:
-        for batch, outcome in scoring.embed(work, keys, bar.update):
+        for batch, outcome in missing_scores.embed(work, keys, bar.update):
             report_batch(context, batch, embeddings_metadata(work, outcome))
 
 
@@ -206,7 +209,7 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
     ) -> None:
         work, keys = Scoring(database, images, slot, settings), context.partition_keys
         with slot, progress(metric.name, work.count(work.unscored(metric), keys)) as bar:
-            for batch, outcome in scoring.score(work, metric, keys, bar.update):
+            for batch, outcome in missing_scores.score(work, metric, keys, bar.update):
                 report_batch(context, batch, scores_metadata(database, metric, batch, outcome))
 
     return scores
@@ -228,16 +231,18 @@ def key_of(metric: Metric) -> dg.AssetKey:
 SCORES = [_score_asset(metric) for metric in METRICS.values()]
 
 
-@dg.asset(group_name="scores", kinds={"polars", "parquet"}, deps=SCORES, metadata=shown.columns(analysis.SCORES))
+@dg.asset(group_name="scores", kinds={"polars", "parquet"}, deps=SCORES, metadata=columns.columns(analysis.SCORES))
 def sweep_scores(
     context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
 ) -> pl.DataFrame:
     """One row an image with its settings and four scores; NULL where a score is missing."""
     with database.begin(reading=True) as connection:
         scores = queries.scores(connection, settings)
-        found = overview.status(connection, settings)
-    tables = {name: dg.MetadataValue.md(status.markdown(table)) for name, table in status.tables(found).items()}
-    context.add_output_metadata({"summary": status.summary(found)} | tables)
+        found = status.status(connection, settings)
+    tables = {
+        name: dg.MetadataValue.md(text_tables.markdown(table)) for name, table in text_tables.tables(found).items()
+    }
+    context.add_output_metadata({"summary": text_tables.summary(found)} | tables)
     return scores
 
 
@@ -264,27 +269,27 @@ class Wishes(dg.Config):
     least_gain: dict[str, float] = {}
 
 
-@dg.asset(group_name="results", kinds={"scipy", "parquet"}, metadata=shown.columns(analysis.CORRELATIONS))
+@dg.asset(group_name="results", kinds={"scipy", "parquet"}, metadata=columns.columns(analysis.CORRELATIONS))
 def metric_correlations(context: dg.AssetExecutionContext, sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """Which metrics say the same thing: Pearson's, Spearman's and within-prompt correlations with 95 % intervals."""
     table = analysis.correlations(sweep_scores)
-    context.add_output_metadata(shown.plot("rank correlations", plots.metric_correlations(table)))
+    context.add_output_metadata(columns.plot("rank correlations", plots.metric_correlations(table)))
     return table
 
 
-@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=shown.columns(analysis.COMPONENTS))
+@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=columns.columns(analysis.COMPONENTS))
 def metric_components(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """The metrics' principal components: how many different things they measure."""
     return analysis.components(sweep_scores)
 
 
-@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=shown.columns(analysis.TIMES))
+@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=columns.columns(analysis.TIMES))
 def sweep_times(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """What an image costs in seconds, and what each step adds."""
     return analysis.times(sweep_scores)
 
 
-@dg.asset(group_name="results", kinds={"scikitlearn", "parquet"}, metadata=shown.columns(analysis.REGRESSION))
+@dg.asset(group_name="results", kinds={"scikitlearn", "parquet"}, metadata=columns.columns(analysis.REGRESSION))
 def sweep_regression(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """What steps and guidance do to each metric: models with their cross-validated R²."""
     return analysis.regression(sweep_scores)
@@ -322,7 +327,7 @@ _ADVICE: dict[str, tuple[str, dict[str, pl.DataType]]] = {
             group_name="results",
             kinds={"scikitlearn", "parquet"},
             description=description,
-            metadata=shown.columns(schema),
+            metadata=columns.columns(schema),
             is_required=False,
         )
         for name, (description, schema) in _ADVICE.items()
@@ -352,7 +357,7 @@ def advice(
     for name, table_of in tables.items():
         if name in context.op_execution_context.selected_output_names:
             table = table_of(sweep_scores, sweep_regression, config.weights)
-            picture = shown.plot(name.replace("_", " "), drawn[name](table))
+            picture = columns.plot(name.replace("_", " "), drawn[name](table))
             yield dg.Output(table, output_name=name, metadata=picture | _sentences(table))
 
 
@@ -397,7 +402,7 @@ def sweep_report(
         comparison=sweep_comparison,
     )
     path = settings.tables / "sweep_report.html"
-    report.write(path, sweep_scores, tables, images.read)
+    build.write(path, sweep_scores, tables, images.read)
     context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _link(settings, path)})
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import dagster as dg
 
-from flexy_assets.storage import soundness
+from flexy_assets.reporting import text_tables
+from flexy_assets.storage import quality
 from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.quality import Tally
 from flexy_assets.storage.queries import MAX_ATTEMPTS
-from flexy_assets.storage.soundness import Tally
-from flexy_assets.sweep import assets, drift, status
+from flexy_assets.sweep import assets
+from flexy_assets.sweep.analysis import drift
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
@@ -42,7 +44,7 @@ class Verdict:
 def files_as_recorded(database: Database, images: ImageStore, settings: Settings) -> Verdict:
     """Each image's file is there and, where its SHA-256 is recorded, has that."""
     with database.begin(reading=True) as connection:
-        count, rows = soundness.files(connection, MOST_FILES)
+        count, rows = quality.files(connection, MOST_FILES)
     looked_at = f"all {count:,} images" if len(rows) == count else f"{len(rows):,} of {count:,} images, drawn at random"
     metadata = {"looked at": looked_at, "with a recorded hash": sum(row.image_sha256 is not None for row in rows)}
     if rows:
@@ -67,11 +69,11 @@ def files_as_recorded(database: Database, images: ImageStore, settings: Settings
 def no_duplicates(database: Database, images: ImageStore, settings: Settings) -> Verdict:
     """No two images agree in engine, prompts, steps, guidance, seed and size. An unknown seed agrees with none."""
     with database.begin(reading=True) as connection:
-        rows = soundness.duplicates(connection, settings, SHOWN)
+        rows = quality.duplicates(connection, settings, SHOWN)
     if not rows:
         return Verdict(None, {"images made twice": 0})
     groups, images_of_groups = rows[0].groups, int(rows[0].of_groups)
-    columns = (*soundness.ALIKE, "images", "first_path", "last_path")
+    columns = (*quality.ALIKE, "images", "first_path", "last_path")
     table = _table({name: row._mapping[name] for name in columns} for row in rows)
     fault = (
         f"{groups:,} images were made more than once ({images_of_groups - groups:,} rows too many) and count as often"
@@ -92,7 +94,7 @@ class Scores:
     def tallies(self) -> list[Tally]:
         """Two checks rest on these: the table is read once for both."""
         with self.database.begin(reading=True) as connection:
-            return soundness.tallies(connection, self.metric)
+            return quality.tallies(connection, self.metric)
 
 
 def in_range(scores: Scores) -> Verdict:
@@ -112,14 +114,14 @@ def in_range(scores: Scores) -> Verdict:
         f" compute their runs again with flexy rescore {metric.name} RUN"
     )
     with scores.database.begin(reading=True) as connection:
-        rows = soundness.outside(connection, metric, SHOWN)
+        rows = quality.outside(connection, metric, SHOWN)
     return Verdict(fault, metadata | {"outside": outside, "the first": _table(dict(row._mapping) for row in rows)})
 
 
 def no_holes(scores: Scores) -> Verdict:
     """Every image that this set of models may score has its score."""
     with scores.database.begin(reading=True) as connection:
-        holes = soundness.holes(connection, scores.metric.name, scores.settings.models)
+        holes = quality.holes(connection, scores.metric.name, scores.settings.models)
     metadata: dict[str, Any] = {"missing": holes.missing, "failed": holes.failed, "given up": holes.given_up}
     if holes.reason:
         metadata["last failure"] = holes.reason
@@ -227,4 +229,4 @@ def score_checks(
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:
     # None are left where somebody has put all of them right meanwhile.
-    return dg.MetadataValue.md(status.markdown(list(rows)))
+    return dg.MetadataValue.md(text_tables.markdown(list(rows)))

@@ -10,13 +10,15 @@ from pydantic import Field
 
 from flexy_assets.execution import HEALING, end_dead_runs, under_way
 from flexy_assets.partitions import seed_batches
-from flexy_assets.progress import progress
-from flexy_assets.storage import cards, overview, queries
+from flexy_assets.reporting import text_tables, thumbnails
+from flexy_assets.reporting.progress import progress
+from flexy_assets.scoring import missing_scores
+from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.storage import gallery, queries, status
 from flexy_assets.storage.adoption import adopt, batches
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.sweep import assets, checks, generation, healing, pictures, scoring, status
-from flexy_assets.sweep.scoring import Scoring
-from flexy_assets.sweep.trial import Trial
+from flexy_assets.sweep import assets, backfill, checks, generation
+from flexy_assets.sweep.try_image import Trial
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore
@@ -49,13 +51,13 @@ class Rescore(dg.Config):
 def _embed(context: dg.OpExecutionContext, work: Scoring, batches: list[str], metrics: list[str]) -> None:
     """Embed what the batches' missing scores rest on."""
     with work.slot, progress("images embedded", work.count(work.unembedded(needed_for=metrics), batches)) as bar:
-        for batch, outcome in scoring.embed(work, batches, bar.update, needed_for=metrics):
+        for batch, outcome in missing_scores.embed(work, batches, bar.update, needed_for=metrics):
             _report(context, assets.clip_embeddings.key, batch, assets.embeddings_metadata(work, outcome))
 
 
 def _score(context: dg.OpExecutionContext, work: Scoring, metric: Metric, batches: list[str]) -> None:
     with work.slot, progress(metric.name, work.count(work.unscored(metric), batches)) as bar:
-        for batch, outcome in scoring.score(work, metric, batches, bar.update):
+        for batch, outcome in missing_scores.score(work, metric, batches, bar.update):
             metadata = assets.scores_metadata(work.database, metric, batch, outcome)
             _report(context, assets.key_of(metric), batch, metadata)
 
@@ -186,7 +188,7 @@ def trial(
     asked, work, problems = config.trial(settings), Scoring(database, images, slot, settings), []
     migrate(database)
     with database.begin(reading=True) as connection:
-        there = cards.alike(connection, settings, asked.to_json())
+        there = gallery.alike(connection, settings, asked.to_json())
     if there is None:
         _make(context, work, asked)
     # An image that a sweep made is left to its sweep.
@@ -198,8 +200,8 @@ def trial(
             except FlexyError as error:
                 problems.append(str(error))
     with database.begin(reading=True) as connection:
-        (card,) = cards.of_images(connection, settings, [there or asked.image_id])
-        last, _ = cards.page(connection, settings, run_id=asked.run_id, size=8)
+        (card,) = gallery.of_images(connection, settings, [there or asked.image_id])
+        last, _ = gallery.page(connection, settings, run_id=asked.run_id, size=8)
     metadata = _shown(images, [card, *(other for other in last if other["id"] != card["id"])])
     key = assets.generated_images.key
     context.log_event(dg.AssetObservation(key, partition=card["batch"], metadata=metadata))
@@ -221,7 +223,7 @@ def _make(context: dg.OpExecutionContext, work: Scoring, trial: Trial) -> None:
     _report(context, assets.generated_images.key, trial.batch, metadata)
 
 
-def _shown(images: ImageStore, trials: Sequence[cards.Card]) -> dict[str, Any]:
+def _shown(images: ImageStore, trials: Sequence[gallery.Card]) -> dict[str, Any]:
     """A trial as the UI shows it: the image, its scores or why they are missing, and the last trials beside it."""
     trial, others = trials[0], trials[1:]
     metadata: dict[str, Any] = {"image": _sheet(images, [trial], 256), "id": trial["id"]}
@@ -233,18 +235,18 @@ def _shown(images: ImageStore, trials: Sequence[cards.Card]) -> dict[str, Any]:
             | {METRICS[name].label: score["value"] for name, score in each["scores"].items()}
             for each in trials
         ]
-        metadata["beside the last trials"] = dg.MetadataValue.md(status.markdown(rows))
+        metadata["beside the last trials"] = dg.MetadataValue.md(text_tables.markdown(rows))
         metadata["their images"] = _sheet(images, trials, 128)
     return metadata
 
 
-def _sheet(images: ImageStore, shown: Sequence[cards.Card], side: int) -> dg.MetadataValue:
+def _sheet(images: ImageStore, shown: Sequence[gallery.Card], side: int) -> dg.MetadataValue:
     found = images.read_many([(each["image_path"], each["image_sha256"]) for each in shown])
     readable = [picture for picture in found if not isinstance(picture, Exception)]
     if not readable:
         return dg.MetadataValue.text(str(found[0]))
-    sheet = pictures.contact_sheet(readable, side=side)
-    return dg.MetadataValue.md(pictures.in_markdown(", ".join(each["id"] for each in shown), sheet))
+    sheet = thumbnails.contact_sheet(readable, side=side)
+    return dg.MetadataValue.md(thumbnails.in_markdown(", ".join(each["id"] for each in shown), sheet))
 
 
 def trial_config(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,14 +283,14 @@ def request(
     register(instance, database)
     with database.begin(reading=True) as connection:
         missing = queries.missing(connection, settings)
-        strangers = {} if missing else overview.strangers(connection, settings)
+        strangers = {} if missing else status.strangers(connection, settings)
     if not missing:
-        return dg.SkipReason(healing.nothing(strangers, settings.models))
-    holes = healing.holes(missing, under_way(instance))
+        return dg.SkipReason(backfill.nothing(strangers, settings.models))
+    holes = backfill.holes(missing, under_way(instance))
     if not holes:
         return dg.SkipReason("a run is already at everything that is missing")
     images.check()
-    return dg.RunRequest(run_config=run_config(holes), tags=healing.tags(holes, missing))
+    return dg.RunRequest(run_config=run_config(holes), tags=backfill.tags(holes, missing))
 
 
 def register(instance: dg.DagsterInstance, database: Database) -> list[str]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -38,9 +36,6 @@ PLAN_SCHEMA = {
 }
 
 SAMPLINGS = ("uniform", "even")
-MAX_PROMPT = 2_000
-"""Characters; no text encoder here reads a tenth of it."""
-
 NAMESPACE = UUID("6f0b1b0e-7d0c-5b43-9c5e-3d1f7a4c2e11")
 # Roberts' R2 sequence: the plane's most even additive recurrence, from the plastic number.
 _PLASTIC = 1.324717957244746
@@ -196,36 +191,3 @@ def check_asked(engine: ModelEntry, seed: int, width: int, height: int, given: M
             raise BadInputError(
                 f"an image side of {side} is out of bounds for {engine.name}: use a multiple of {engine.multiple}"
             )
-
-
-def check_prompt(prompt: str, where: str) -> None:
-    """Raises `BadInputError`, beginning with `where`, for what is no line of text or too long."""
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in prompt):
-        raise BadInputError(f"{where}: control characters in it: one prompt a line, plain text")
-    if len(prompt) > MAX_PROMPT:
-        raise BadInputError(f"{where}: over {MAX_PROMPT} characters: shorten it")
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts in a UTF-8 text file, one a line; blank lines and lines that begin with # are passed over.
-
-    Raises `BadInputError` naming the file and, where there is one, the line.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise BadInputError(
-            f"cannot read prompts {path}: {error.strerror}: name a text file, one prompt a line"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"prompts {path} are not UTF-8 text (byte {error.start}): save the file as UTF-8") from None
-    prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
-        prompt = line.strip()
-        if not prompt or prompt.startswith("#"):
-            continue
-        check_prompt(prompt, f"prompts {path}, line {number}")
-        prompts.append(prompt)
-    if not prompts:
-        raise BadInputError(f"prompts {path}: no prompt in it: write one a line")
-    return tuple(prompts)

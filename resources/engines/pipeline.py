@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from resources.engines import EditRequest, ImageRequest, Partial
-from resources.engines.stretch import die, part_way, stretch
+from resources.engines.partial_denoising import die, part_way, stretch
 from resources.errors import FlexyError
 from resources.models import compute
 

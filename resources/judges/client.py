@@ -16,9 +16,9 @@ import requests
 import urllib3
 
 from resources.errors import BadInputError
+from resources.http.retries import asked_to_wait, pause
 from resources.images import describe
 from resources.judges import Cost, UnansweredError
-from resources.retries import asked_to_wait, pause
 from resources.settings import Settings
 
 AGAIN = frozenset({408, 429, 500, 502, 503, 504})

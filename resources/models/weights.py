@@ -21,7 +21,7 @@ MINI = Path(__file__).parent.parent / "mini"
 MINI_WEIGHTS = MINI / "weights"
 WEIGHT_FILES = ("*.safetensors", "*.pt", "*.pth", "*.bin", "*.onnx")
 
-_RESTORE = "restore it with git, or train it with python -m resources.mini.train"
+_RESTORE = "restore it with git, or train it with python -m resources.mini.training.train"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from resources.mini.edits import write_example
 from tests.conftest import ROOT, Flexy
-from tests.tables import described_otherwise
+from tests.support.tables import described_otherwise
 
 CHEAP = ("--steps", "4", "--budget", "2")
 """Two denoises of four steps for each task and method."""
@@ -114,7 +114,10 @@ def test_a_killed_comparison_makes_nothing_twice(flexy: Flexy, home: Path, tmp_p
     command = ["compare", "--dataset", str(file), "--steps", "8", "--budget", "3", "--json"]
     for rows in (3, 14):
         process = subprocess.Popen(
-            [sys.executable, "-m", "flexy_assets.cli", *command], cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE
+            [sys.executable, "-m", "flexy_assets.cli.app", *command],
+            cwd=ROOT,
+            env=dict(os.environ),
+            stdout=subprocess.PIPE,
         )
         try:
             while _count(home) < rows:

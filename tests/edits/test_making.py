@@ -9,14 +9,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flexy_assets.edits import measuring, results, sources
+from flexy_assets.edits import metrics, results, sources
 from flexy_assets.edits.assets import EditConfig
-from flexy_assets.edits.eacps import Parameters
-from flexy_assets.edits.making import Searching
 from flexy_assets.edits.plan import METHODS, Comparison
+from flexy_assets.edits.search.eacps import Parameters
+from flexy_assets.edits.search.runner import Searching
 from flexy_assets.edits.tasks import read_tasks
+from flexy_assets.scoring.missing_scores import Scoring
 from flexy_assets.storage import edits
-from flexy_assets.sweep.scoring import Scoring
 from resources.database import Database
 from resources.engines.instruct_pix2pix import InstructPix2PixEditor
 from resources.images import ImageStore
@@ -65,7 +65,7 @@ def searches(work: Scoring, plan: Comparison, tmp_path: Path) -> list[Searching]
 
 def frame(work: Scoring, plan: Comparison) -> pl.DataFrame:
     with work.database.begin(reading=True) as connection:
-        return results.with_potential(edits.table(connection, [plan.run_id], measuring.METRICS), plan)
+        return results.with_potential(edits.table(connection, [plan.run_id], metrics.METRICS), plan)
 
 
 @once
@@ -111,11 +111,11 @@ def test_every_search_runs_its_budget_to_the_step(
 
 def _rounds(plan: Comparison, budget: int) -> int:
     """How many rounds a search of EACPS takes, whatever comes of it."""
-    from flexy_assets.edits.search import Made
+    from flexy_assets.edits.search.protocol import Made
 
     search, made, rounds = plan.search("eacps", budget, "any"), [], 0
     while asked := search.ask(made):
-        made += [Made(p.name, p.until, p.nfe, dict.fromkeys(measuring.SELECTING, 1.0)) for p in asked]
+        made += [Made(p.name, p.until, p.nfe, dict.fromkeys(metrics.SELECTING, 1.0)) for p in asked]
         rounds += 1
     return rounds
 
@@ -170,9 +170,9 @@ def test_a_picture_that_is_lost_has_a_reason_and_no_score(
     Path(work.store.root, lost.image_path or "").unlink()
     ttflux.run(lambda _: None)
     made = {c.id: c for c in ttflux.made()}
-    assert {made[lost.id].scores[metric] for metric in measuring.SELECTING} == {None}
+    assert {made[lost.id].scores[metric] for metric in metrics.SELECTING} == {None}
     others = [c for c in made.values() if c.id != lost.id]
-    assert all(c.scores[metric] is not None for c in others for metric in measuring.SELECTING)
+    assert all(c.scores[metric] is not None for c in others for metric in metrics.SELECTING)
     assert lost.id not in {c.id for c in ttflux.winners(list(made.values()))}
 
 
@@ -186,11 +186,11 @@ def test_winners_are_judged_by_what_did_not_choose_them(
         assert len(chosen) == TASKS * len(plan.budgets)
         with work.database.begin() as connection:
             edits.record_selections(connection, chosen)
-        measuring.hold_out(work, searching.tasks, chosen)
-        measuring.tell_the_truth(work, searching.tasks, made)
+        metrics.hold_out(work, searching.tasks, chosen)
+        metrics.tell_the_truth(work, searching.tasks, made)
     scores = frame(work, plan)
     winners = scores.filter("chosen")
-    for metric in (*measuring.HELD_OUT, *measuring.TRUTH):
+    for metric in (*metrics.HELD_OUT, *metrics.TRUTH):
         assert winners[metric].null_count() == 0
     # Each is the best of its search by what it chose by.
     for method, metric in (("eacps", "potential"), ("ttflux", "pf")):
@@ -208,7 +208,7 @@ def test_winners_are_judged_by_what_did_not_choose_them(
 
 @once
 def test_eacps_makes_better_edits_at_the_same_cost_by_the_truth(work: Scoring, tmp_path: Path) -> None:
-    """The small form of benchmarks/edits.py; with three steps tries differ more, so fewer edits show it."""
+    """The small form of benchmarks.edits; with three steps tries differ more, so fewer edits show it."""
     plan = EditConfig(steps=3, budgets=[8]).plan(work.settings, "the small form")
     file = write_example(tmp_path / "set", 20, seed=11)
     found, _ = read_tasks(file)
@@ -221,7 +221,7 @@ def test_eacps_makes_better_edits_at_the_same_cost_by_the_truth(work: Scoring, t
         made = searching.made()
         with work.database.begin() as connection:
             edits.record_selections(connection, searching.winners(made))
-        measuring.tell_the_truth(work, rows, made)
+        metrics.tell_the_truth(work, rows, made)
     compared = {row["metric"]: row for row in results.compared(frame(work, plan)).to_dicts()}
     assert compared["truth"]["n"] == 20
     assert compared["truth"]["gain"] > 0 and compared["truth"]["wins"] > compared["truth"]["losses"]

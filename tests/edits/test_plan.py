@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from flexy_assets.edits.eacps import Parameters
 from flexy_assets.edits.plan import Comparison
-from flexy_assets.edits.potential import edit_potential
-from flexy_assets.edits.search import Made
+from flexy_assets.edits.search.eacps import Parameters
+from flexy_assets.edits.search.protocol import Made
+from flexy_assets.edits.search.selectors import edit_potential
 from resources.errors import BadInputError
 
 PLAN = Comparison("mini_instruct", 4, 2.0, "a set", budgets=(8,), eacps=Parameters(m_global=2, k_local=2))

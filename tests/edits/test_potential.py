@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from flexy_assets.edits.potential import Following, Potential, RankSum, best_first, edit_potential, inpaint_potential
+from flexy_assets.edits.search.selectors import (
+    Following,
+    Potential,
+    RankSum,
+    best_first,
+    edit_potential,
+    inpaint_potential,
+)
 from resources.errors import BadInputError
 
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from flexy_assets.edits.comparison import SELECTING, Metric, compare, levels
-from flexy_assets.edits.report import FEWEST, MOST_PICTURES, MOST_TASKS, pictures_needed, render
+from flexy_assets.edits.report.build import FEWEST, MOST_PICTURES, MOST_TASKS, pictures_needed, render
 from flexy_assets.storage.edits import CANDIDATES
-from tests.page import Page
+from tests.support.page import Page
 
 STEPS = 8
 TRUTH = Metric("truth", "truth")

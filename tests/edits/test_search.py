@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from flexy_assets.edits.comparison import interval
-from flexy_assets.edits.eacps import Eacps, Parameters, Previews, Reproduce, previews
-from flexy_assets.edits.potential import Potential, Scores
-from flexy_assets.edits.search import Made, Proposal, Search, Seeds, crossed
-from flexy_assets.edits.ttflux import RandomSearch, ZeroOrderSearch
+from flexy_assets.edits.search.eacps import Eacps, Parameters, Previews, Reproduce, previews
+from flexy_assets.edits.search.protocol import Made, Proposal, Search, Seeds, crossed
+from flexy_assets.edits.search.selectors import Potential, Scores
+from flexy_assets.edits.search.ttflux import RandomSearch, ZeroOrderSearch
 from resources.engines import Noise
 from resources.errors import BadInputError
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from flexy_assets.cli import main
-from flexy_assets.edits.potential import edit_potential
-from flexy_assets.edits.recorded import CANDIDATES, read_candidates
+from flexy_assets.cli.app import main
+from flexy_assets.edits.recorded_candidates import CANDIDATES, read_candidates
+from flexy_assets.edits.search.selectors import edit_potential
 from flexy_assets.edits.select import WINNERS, winners
 
 Select = Callable[..., Result]

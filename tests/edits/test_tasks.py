@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexy_assets.edits import json_lines, tasks
+from flexy_assets.edits import tasks
 from flexy_assets.edits.tasks import EditTask, read_tasks
-from flexy_assets.sweep.plan import MAX_PROMPT
+from resources import json_lines
 from resources.errors import BadInputError
+from resources.prompts import MAX_PROMPT
 
 
 @pytest.fixture

@@ -19,16 +19,16 @@ from uuid import UUID, uuid4
 
 import pytest
 import requests
-from browser import Browser
 from PIL import Image
 
 from flexy_assets.execution import dagster_instance
 from flexy_assets.storage import queries
-from flexy_assets.sweep.trial import run_of
+from flexy_assets.sweep.try_image import run_of
 from resources.database import Database
 from resources.images import ImageStore
 from resources.models.registry import METRICS
 from resources.settings import Settings
+from tests.support.browser import Browser
 
 ROOT = Path(__file__).parent.parent.parent
 HOSTILE = '<img src=x onerror="window.pwned=1">\'"></script><script>window.pwned=1</script>'
@@ -93,7 +93,7 @@ def gallery(home: Path) -> Iterator[Gallery]:
     own = {"FLEXY_HOME": home, "FLEXY_DAGSTER_STORAGE": home / "dagster", "DAGSTER_HOME": ROOT, "FLEXY_MODELS": "mini"}
     others = {name: value for name, value in os.environ.items() if not name.startswith("FLEXY_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "flexy_assets.cli", "gallery", "--port", "0"],
+        [sys.executable, "-m", "flexy_assets.cli.app", "gallery", "--port", "0"],
         cwd=ROOT,
         env=others | {name: str(value) for name, value in own.items()},
         stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ import pytest
 
 from flexy_assets.gallery import queue
 from flexy_assets.gallery.queue import FullError, Queue
-from flexy_assets.sweep.trial import Trial
+from flexy_assets.sweep.try_image import Trial
 
 
 def trial(seed: int) -> Trial:

@@ -12,7 +12,6 @@ from uuid import UUID, uuid4, uuid5
 
 import numpy as np
 from PIL import Image
-from servers import SIGNATURE, Site, running
 
 from flexy_assets.inpaint.plan import Inpainting
 from flexy_assets.storage import edits, labels, queries
@@ -20,6 +19,7 @@ from flexy_assets.storage.queries import Scored
 from resources.database import Database
 from resources.images import ImageStore
 from resources.settings import Settings
+from tests.support.servers import SIGNATURE, Site, running
 
 SIZE = 40, 24
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flexy_assets.edits.tasks import read_tasks
 from tests.conftest import Flexy
-from tests.tables import described_otherwise
+from tests.support.tables import described_otherwise
 
 
 def test_every_task_of_the_example_ends_chosen_or_with_a_reason(flexy: Flexy, home: Path, tmp_path: Path) -> None:

@@ -12,22 +12,22 @@ import dagster as dg
 import numpy as np
 import pytest
 from PIL import Image
-from servers import SIGNATURE, Site
 
 from flexy_assets.execution import signed
-from flexy_assets.inpaint import importing
-from flexy_assets.inpaint.importing import Imported, Importing, of_export
-from flexy_assets.inpaint.labels import Verdict
+from flexy_assets.inpaint import import_tasks
+from flexy_assets.inpaint.import_tasks import Imported, Importing, of_export
 from flexy_assets.partitions import label_batches
 from flexy_assets.storage import labels
 from flexy_assets.storage.labels import Task
 from resources.database import Database
 from resources.images import ImageStore
+from resources.label_studio.export import Verdict
 from resources.masks import encode_rle
 from resources.parquet import ParquetTables
 from resources.settings import Settings
 from tests.conftest import Flexy
 from tests.inpaint.scenes import SIZE, chosen, data, entry, masked, noise, serving, write
+from tests.support.servers import SIGNATURE, Site
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
     ]
     assert site.asked["/gone.png"] == 1, "one address is asked for once, whoever names it"
     assert SIGNATURE not in repr(rows(database))
-    left_out = importing.left_out(of_export(home / "export.json"), found)
+    left_out = import_tasks.left_out(of_export(home / "export.json"), found)
     assert [one["id"] for one in left_out] == [str(7000 + n) for n in range(1, 11)]
     site.pictures["/gone.png"] = noise(9)
     assert imported(database, store, home / "export.json").fetched == 1

@@ -9,14 +9,14 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from judged import READINGS, Scores, held, rows, scores, to_be_shown
-from labels import killed
-from servers import AILMENTS, Oracle, running
 
+from benchmarks.labels import killed
 from flexy_assets.inpaint import assets
-from flexy_assets.inpaint.importing import THREADS
+from flexy_assets.inpaint.import_tasks import THREADS
 from resources.mini.faces import write_example
 from tests.conftest import Flexy
+from tests.support.judged import READINGS, Scores, held, rows, scores, to_be_shown
+from tests.support.servers import AILMENTS, Oracle, running
 
 TASKS = 10
 """Most of them with a face to swap; the mini set refines none, so each of these has one candidate."""

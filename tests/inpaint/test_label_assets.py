@@ -18,7 +18,6 @@ import dagster as dg
 import polars as pl
 import pytest
 import sqlalchemy as sa
-from servers import SIGNATURE, Site
 
 from flexy_assets.execution import dagster_instance, run_assets
 from flexy_assets.inpaint import assets
@@ -26,12 +25,13 @@ from flexy_assets.storage import labels
 from flexy_assets.storage.labels import Sent
 from flexy_assets.storage.tables import metadata
 from resources.database import Database
-from resources.label_studio import LabelStudio
+from resources.label_studio.client import LabelStudio
 from resources.settings import Settings
 from sensors.label_studio import look, new_labels
 from tests.conftest import Flexy
 from tests.inpaint.scenes import choose, data, entry, serving, write
-from tests.label_studio import TOKEN, Server
+from tests.support.label_studio import TOKEN, Server
+from tests.support.servers import SIGNATURE, Site
 
 FORM = """
 <View>

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexy_assets.inpaint import labels
-from flexy_assets.inpaint.labels import LabelTask, Problem, Stroke, Verdict, read_export, tasks_of
 from resources.errors import BadInputError
+from resources.label_studio import export
+from resources.label_studio.export import LabelTask, Problem, Stroke, Verdict, read_export, tasks_of
 from resources.masks import decode_rle, encode_rle
 
 MASK = np.eye(4, 6, dtype=bool)
@@ -278,7 +278,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(BadInputError) as caught:
             read_export(path)
         assert str(path) in str(caught.value) and reason in str(caught.value)
-    monkeypatch.setattr(labels, "MOST_BYTES", 10)
+    monkeypatch.setattr(export, "MOST_BYTES", 10)
     with pytest.raises(BadInputError, match="is larger than 10 bytes"):
         read_export(write(tmp_path, [entry()]))
 

@@ -15,12 +15,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from servers import Server, running
 
 from resources.database import Database
 from resources.settings import Settings
 from tests.conftest import ROOT, Flexy
 from tests.inpaint.scenes import choose, data, entry, serving, write
+from tests.support.servers import Server, running
 
 TASKS = 4
 FORM = '<View><Image name="init" value="$i"/><TextArea name="result" toName="init"/></View>'
@@ -97,7 +97,7 @@ def chosen(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("chosen")
 def test_two_who_push_at_once_make_each_prediction_once(studio: Studio) -> None:
-    command = [sys.executable, "-m", "flexy_assets.cli", "labels", "push", "--json"]
+    command = [sys.executable, "-m", "flexy_assets.cli.app", "labels", "push", "--json"]
     pushers = [
         subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)

@@ -11,23 +11,23 @@ from uuid import UUID, uuid4
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from servers import Oracle, running
 
-from flexy_assets.inpaint import importing, measuring, refining
-from flexy_assets.inpaint.importing import Importing
+from flexy_assets.inpaint import import_tasks, metrics, refine
+from flexy_assets.inpaint.import_tasks import Importing
 from flexy_assets.inpaint.plan import METHOD, SWAP, Inpainting
+from flexy_assets.scoring.missing_scores import Scoring
 from flexy_assets.storage import edits, labels
 from flexy_assets.storage.edits import Candidate
 from flexy_assets.storage.labels import Task
 from flexy_assets.storage.swaps import Swap
 from flexy_assets.storage.tables import image_scores
-from flexy_assets.sweep.scoring import Scoring
 from resources import masks
 from resources.database import Database
 from resources.images import ImageStore
 from resources.mini.faces import write_example
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
+from tests.support.servers import Oracle, running
 
 PLAN = Inpainting("mini_instruct", 2, 2.0, budget=2)
 TASKS = 6
@@ -43,7 +43,7 @@ def work(database: Database, tmp_path: Path) -> Scoring:
 
 @pytest.fixture
 def tasks(work: Scoring, tmp_path: Path) -> list[Task]:
-    source = importing.of_export(write_example(tmp_path / "example", TASKS, seed=1))
+    source = import_tasks.of_export(write_example(tmp_path / "example", TASKS, seed=1))
     importer = Importing(work.database, work.store, work.settings, source)
     importer.fetch(importer.reserve(50), lambda _: None)
     return stored(work)
@@ -59,13 +59,13 @@ def run(
 ) -> tuple[dict[str, Swap], list[Candidate], dict[str, Candidate], int]:
     """What became of each task by name, every candidate, the winners, and how much was done now."""
     done: list[int] = []
-    swaps = refining.swap_faces(work, tasks, done.append)
-    rows = refining.plan_tasks(work, plan, tasks)
-    refining.refine(work, plan, rows, done.append)
-    chosen = refining.choose(work, plan, rows, None)
+    swaps = refine.swap_faces(work, tasks, done.append)
+    rows = refine.plan_tasks(work, plan, tasks)
+    refine.refine(work, plan, rows, done.append)
+    chosen = refine.choose(work, plan, rows, None)
     names = {task.id: task.name for task in tasks}
     winners = {row.name: chosen[row.id] for row in rows if row.id in chosen}
-    return {names[task]: swap for task, swap in swaps.items()}, refining.candidates(work, rows), winners, sum(done)
+    return {names[task]: swap for task, swap in swaps.items()}, refine.candidates(work, rows), winners, sum(done)
 
 
 def test_every_task_ends_chosen_or_with_a_reason_and_nothing_is_done_twice(work: Scoring, tasks: list[Task]) -> None:
@@ -134,20 +134,20 @@ def test_a_face_that_was_lost_in_refining_is_not_chosen(work: Scoring, tasks: li
     _, made, winners, _ = run(work, tasks[:2])
     lost = [c for c in made if c.stage != SWAP and c.scores["identity"] is None]
     assert lost and {winner.stage for winner in winners.values()} == {SWAP}
-    assert all(c.scores[metric] is not None for c in lost for metric in measuring.MEASURED[1:])
+    assert all(c.scores[metric] is not None for c in lost for metric in metrics.MEASURED[1:])
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 def test_a_task_that_is_refined_alone_leaves_others_of_its_batch_as_they_are(work: Scoring, tasks: list[Task]) -> None:
-    refining.swap_faces(work, tasks[:2], lambda _: None)
-    rows = refining.plan_tasks(work, PLAN, tasks[:2])
-    (_, other) = refining.candidates(work, rows)
+    refine.swap_faces(work, tasks[:2], lambda _: None)
+    rows = refine.plan_tasks(work, PLAN, tasks[:2])
+    (_, other) = refine.candidates(work, rows)
     # As a run leaves it that was killed before it had measured.
     made = replace(other, id=uuid4(), method=METHOD, budget=PLAN.nfe[0], name="g0", stage="global")
     with work.database.begin() as connection:
         edits.add_candidates(connection, [{k: v for k, v in asdict(made).items() if k != "scores"}])
-    refining.refine(work, PLAN, rows[:1], lambda _: None)
-    found = {candidate.id: candidate for candidate in refining.candidates(work, rows)}
+    refine.refine(work, PLAN, rows[:1], lambda _: None)
+    found = {candidate.id: candidate for candidate in refine.candidates(work, rows)}
     assert found[made.id].scores == found[other.id].scores == {}
     assert sum(candidate.task == rows[0].id for candidate in found.values()) == 1 + PLAN.budget
 
@@ -155,16 +155,16 @@ def test_a_task_that_is_refined_alone_leaves_others_of_its_batch_as_they_are(wor
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(work: Scoring, tasks: list[Task]) -> None:
     plan = Inpainting(SWAP, steps=1, guidance=1.0, budget=0)
-    refining.swap_faces(work, tasks, lambda _: None)
-    rows = refining.plan_tasks(work, plan, tasks)
-    refining.refine(work, plan, rows, lambda _: None)
-    made = refining.candidates(work, rows)
+    refine.swap_faces(work, tasks, lambda _: None)
+    rows = refine.plan_tasks(work, plan, tasks)
+    refine.refine(work, plan, rows, lambda _: None)
+    made = refine.candidates(work, rows)
 
     def judged(judge: str, oracle: Oracle) -> dict[UUID, dict[str, tuple[float, str]]]:
         """What the table has of each candidate once this judge was asked: value and who gave it, by metric."""
         settings = replace(work.settings, judge=judge, judge_url=oracle.url)
-        mark = measuring.ask_a_judge(replace(work, settings=settings), rows, refining.candidates(work, rows))
-        refining.choose(work, plan, rows, mark)
+        mark = metrics.ask_a_judge(replace(work, settings=settings), rows, refine.candidates(work, rows))
+        refine.choose(work, plan, rows, mark)
         found: dict[UUID, dict[str, tuple[float, str]]] = {}
         with work.database.begin(reading=True) as connection:
             for row in connection.execute(sa.select(image_scores).order_by(image_scores.c.metric)):
@@ -176,10 +176,10 @@ def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(work
         assert gemini.calls == 4 * len(made)
         for candidate, answers in zip(made, gemini.said.values(), strict=True):
             of = first[candidate.id]
-            for metric in measuring.MEASURED:
+            for metric in metrics.MEASURED:
                 mean = pytest.approx(fmean(answer[metric] for answer in answers))
                 assert of[f"judge_{metric}"] == (mean, "gemini/gemini-3.5-flash")
-            measured = [of[metric][1].split("@")[0] for metric in measuring.MEASURED]
+            measured = [of[metric][1].split("@")[0] for metric in metrics.MEASURED]
             assert measured == ["mini_buffalo_l", "mini_aesthetic_v2", "mini_clip"]
             assert of["potential"][1].endswith("2·judge_identity (gemini/gemini-3.5-flash)")
         second = judged("moondream", moondream)

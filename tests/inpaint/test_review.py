@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from flexy_assets.inpaint.labels import Verdict
 from flexy_assets.inpaint.review import AGREEMENT, Reviewed, agreement, auc, is_good, verdicts, votes
+from resources.label_studio.export import Verdict
 
 SENT = datetime(2025, 10, 1, 12)
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from flexy_assets.inpaint.plan import Inpainting
-from flexy_assets.inpaint.sending import Field, document, regions, score, text_field
+from flexy_assets.inpaint.push_predictions import Field, document, regions, score, text_field
 from flexy_assets.storage.labels import Chosen, Sent, Task, task_id
 
 TASK = Task(task_id(3, "7001"), "7001", 3, 7101, "CHA-1", "Ada", "Ada at sea", "d" * 64)

@@ -1,6 +1,6 @@
 """The drawn faces are where and who they are said to be, and the shipped models tell them on faces never trained on.
 
-`benchmarks/mini_faces.py` says it with more of them.
+`benchmarks.mini_faces` says it with more of them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from resources.faces.insight import FaceSwapper
-from resources.mini import architecture, train, training
+from resources.mini import architecture
+from resources.mini.training import loop, train
 from resources.mini.world import WISHES
 
 
@@ -34,7 +35,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
     """A small net after its stage; killed and begun again on the way where asked."""
-    run = training.Run(out=folder, work=folder, seed=7, rank=0, workers=1, scale=1.0)
+    run = loop.Run(out=folder, work=folder, seed=7, rank=0, workers=1, scale=1.0)
     folder.mkdir(exist_ok=True)
     seen: list[int] = []
 
@@ -46,7 +47,7 @@ def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
             x = torch.from_numpy(rng.standard_normal((8, 3), dtype=np.float32))
             return ((net(x).squeeze(-1) - x.sum(1)) ** 2).mean()
 
-        training.fit(run, "toy", net, loss, average=0.9)
+        loop.fit(run, "toy", net, loss, average=0.9)
 
     torch.manual_seed(0)
     net = nn.Linear(3, 1)
@@ -62,7 +63,7 @@ def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
 def test_a_killed_training_ends_with_the_same_weights(
     alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(training.STAGES, "toy", training.Stage(steps=250, batch=8, rate=1e-2))
+    monkeypatch.setitem(loop.STAGES, "toy", loop.Stage(steps=250, batch=8, rate=1e-2))
     whole = fitted(tmp_path / "whole")
     resumed = fitted(tmp_path / "killed", killed_at=130)
     for a, b in zip(whole, resumed, strict=True):
@@ -74,7 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def trained(out: Path, work: Path, *parts: str) -> None:
-    """What `python -m resources.mini.train --only PART…` does, in this process."""
+    """What `python -m resources.mini.training.train --only PART…` does, in this process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,7 +87,7 @@ def test_the_face_models_are_trained_one_after_the_other_and_insightface_loads_t
 ) -> None:
     parts = ("face_detector", "face_recogniser", "face_swapper")
     for part in (*parts, "face_details"):
-        monkeypatch.setitem(training.STAGES, part, training.Stage(steps=10, batch=6, rate=1e-3))
+        monkeypatch.setitem(loop.STAGES, part, loop.Stage(steps=10, batch=6, rate=1e-3))
     asked: list[FaceSwapper] = []
     monkeypatch.setattr(train.train_faces.face_figures, "summary", lambda swapper, _: asked.append(swapper) or {})
     out, work = tmp_path / "weights", tmp_path / "work"
@@ -102,7 +103,7 @@ def test_the_face_models_are_trained_one_after_the_other_and_insightface_loads_t
     }
     recorded = json.loads((out / "training.json").read_text())
     assert recorded.keys() == {"clip", *parts, "face_details", "faces"} and recorded["clip"] == {"steps": 1}
-    run = training.Run(out, work, seed=7, rank=0, workers=1, scale=1.0)
+    run = loop.Run(out, work, seed=7, rank=0, workers=1, scale=1.0)
     seen = torch.rand(2, 3, 112, 112) * 2 - 1
     crops = np.ascontiguousarray(((seen + 1) * 127.5).permute(0, 2, 3, 1).numpy()[..., ::-1])
     theirs = asked[0].finder.recogniser.get_feat([*crops])
@@ -115,7 +116,7 @@ def test_one_part_is_trained_and_the_others_stay_as_they_are(tmp_path: Path, mon
     work.mkdir()
     (out / "lpips" / "heads.safetensors").unlink()
     before = {path: path.read_bytes() for path in weight_files(out) if path.parent.name != "lpips"}
-    monkeypatch.setitem(training.STAGES, "perceptual", training.Stage(steps=10, batch=8, rate=1e-3))
+    monkeypatch.setitem(loop.STAGES, "perceptual", loop.Stage(steps=10, batch=8, rate=1e-3))
     monkeypatch.setattr(train, "PAIRS", 50)
     monkeypatch.setattr(train.figures, "lpips_correlation", lambda lpips: {"side": lpips.side})
     trained(out, work, "perceptual")

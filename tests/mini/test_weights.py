@@ -1,4 +1,4 @@
-"""The shipped weights do what is claimed of them; `benchmarks/mini_quality.py` says it with more pictures."""
+"""The shipped weights do what is claimed of them; `benchmarks.mini_quality` says it with more pictures."""
 
 from __future__ import annotations
 

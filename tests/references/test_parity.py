@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import parity
 import pytest
-import references
 import torch
 from PIL import Image
 
+from benchmarks import parity
 from resources.images import ImageStore
 from resources.scorers import aesthetic
 from resources.scorers.clip import ClipEncoder
 from resources.scorers.hps import HpsScorer
 from resources.scorers.preprocessing import Letterbox, Preprocessing
+from tests.support import references
 
 PICTURES = 56
 
@@ -67,7 +67,7 @@ def test_hps_is_the_references(folder: Path, clip: Path, files: Sequence[Path], 
 
 
 def test_lpips_is_the_references(folder: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> None:
-    # VGG16 at its full size takes a second a pair; benchmarks/parity.py compares them all.
+    # VGG16 at its full size takes a second a pair; benchmarks.parity compares them all.
     found = parity.lpips(folder, files[:8], read[:8])
     assert found.spread > 100 * found.bar
     assert found.largest <= found.bar

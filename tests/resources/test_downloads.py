@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resources.downloads import (
+from resources.errors import FlexyError
+from resources.http.downloads import (
     DownloadError,
     Downloads,
     Limits,
@@ -35,7 +36,6 @@ from resources.downloads import (
     resolve,
     shown,
 )
-from resources.errors import FlexyError
 from resources.images import MAX_PIXELS, ImageStore
 
 QUICK = Limits(seconds=2, silence=0.5, attempts=3, backoff=0.02, longest_wait=1, size=100_000)

@@ -16,13 +16,13 @@ import pytest
 import requests
 from PIL import Image
 
-from flexy_assets.inpaint.labels import Verdict, read_export, tasks_of
-from resources import label_studio as client
-from resources.downloads import DownloadError, Downloads
-from resources.label_studio import LabelStudio, LabelStudioError, Limits, Prediction, Pushed
+from resources.http.downloads import DownloadError, Downloads
+from resources.label_studio import client
+from resources.label_studio.client import LabelStudio, LabelStudioError, Limits, Prediction, Pushed
+from resources.label_studio.export import Verdict, read_export, tasks_of
 from resources.masks import encode_rle
 from resources.settings import Settings
-from tests.label_studio import TOKEN, Server
+from tests.support.label_studio import TOKEN, Server
 
 # What a reviewer sees: the character, the scene before and after, and what was sent back.
 FORM = """

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from resources.errors import BadInputError
-from resources.label_studio import LabelStudio, LabelStudioError, Limits, Prediction, Pushed
+from resources.label_studio.client import LabelStudio, LabelStudioError, Limits, Prediction, Pushed
 from resources.settings import Settings
 
 KEY = "0123456789abcdef0123456789abcdef01234567"

@@ -44,7 +44,7 @@ def complaint(model: LocalModel) -> str:
         model.load()
     message = str(caught.value)
     assert "\n" not in message
-    assert message.endswith("restore it with git, or train it with python -m resources.mini.train")
+    assert message.endswith("restore it with git, or train it with python -m resources.mini.training.train")
     return message
 
 

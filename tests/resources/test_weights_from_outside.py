@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import references
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -22,6 +21,7 @@ from torchvision.models import vgg16
 from resources.errors import FlexyError
 from resources.models import registry
 from resources.settings import Settings
+from tests.support import references
 
 FILES = {
     "clip": "model.safetensors",

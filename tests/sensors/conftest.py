@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import dagster as dg
-import flexyface
 import psycopg2
 import pytest
-from service import Service, environment
 
 from resources.database import Database
+from tests.support import flexyface
+from tests.support.service import Service, environment
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer

@@ -14,7 +14,6 @@ from threading import Thread
 from typing import Any
 
 import dagster as dg
-import flexyface
 import pytest
 import sqlalchemy as sa
 
@@ -27,6 +26,7 @@ from resources.images import ImageStore
 from resources.settings import Settings
 from sensors.failed_runs import failed_runs, post
 from sensors.new_images import new_images
+from tests.support import flexyface
 
 ALL = "UPDATE bench_run_results SET clip_score = 0.25, aesthetic_score = 5, aes_v2_score = 5, hps_v2_score = 0.25"
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import dagster as dg
 import pytest
-from service import HEALING, Service, nightly_ticks, wait
+
+from tests.support.service import HEALING, Service, nightly_ticks, wait
 
 GOES, SCORED = (60, 40, 14, 86), 186
 """FlexyFace's four goes and what was scored of them, a tenth of each."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 import pytest
-from service import Service, wait
+
+from tests.support.service import Service, wait
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.storage import adoption, overview, queries
+from flexy_assets.storage import adoption, queries, status
 from flexy_assets.storage import migrate as migrate_module
-from flexy_assets.storage.claims import claims
 from flexy_assets.storage.export import export
+from flexy_assets.storage.locks import claims
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.queries import Scored
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, bench_runs
@@ -189,8 +189,8 @@ def test_a_table_with_types_of_its_own_is_scored_and_read_in_them(empty_database
         for metric in SWEEP_METRICS:
             queries.record_scores(connection, metric, "test", [Scored(IMAGE, 0.7071067811865476)])
         scores = queries.scores(connection, settings())
-        (entry,) = overview.by_run(connection)
-        newest, steps = overview.newest(connection), overview.steps(connection)
+        (entry,) = status.by_run(connection)
+        newest, steps = status.newest(connection), status.steps(connection)
     assert scores["seed"].to_list() == [2**40, 12]
     assert scores["clip_score"].to_list() == [0.25, None]
     assert scores["aesthetic_score"].to_list() == [0.7071, 5.5]
@@ -234,7 +234,7 @@ def test_what_their_bench_runs_calls_a_plan_is_no_plan_of_ours(empty_database: D
     adoption.adopt(empty_database, settings())
     with empty_database.begin(reading=True) as connection:
         assert [run.plan for run in queries.runs(connection)] == [None] * len(plans)
-        assert len(overview.by_run(connection)) == len(plans) + 1
+        assert len(status.by_run(connection)) == len(plans) + 1
 
 
 # What cannot be FlexyFace's
@@ -381,8 +381,8 @@ def work(database: Database) -> None:
             assert queries.record_scores(connection, metric.name, "test", [Scored(IMAGE, 0.25)]) == 1
             assert queries.missing(connection, settings()) == {}
     with database.begin(reading=True) as connection:
-        assert overview.by_run(connection)[0]["images"] == 1
-        assert overview.failures(connection) == []
+        assert status.by_run(connection)[0]["images"] == 1
+        assert status.failures(connection) == []
         assert queries.scores(connection, settings())["clip_score"].to_list() == [0.25]
 
 
@@ -472,7 +472,7 @@ def test_a_role_that_may_only_read_an_adopted_table_sees_its_status(empty_databa
     execute(empty_database, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO analyst")
     migrate(reader)
     with reader.begin(reading=True) as connection:
-        assert overview.by_run(connection)[0]["images"] == 1
+        assert status.by_run(connection)[0]["images"] == 1
 
 
 @on_postgres

@@ -7,8 +7,8 @@ from math import inf, nan
 from typing import Any
 from uuid import UUID
 
-from flexy_assets.storage import cards, queries
-from flexy_assets.storage.soundness import ALIKE
+from flexy_assets.storage import gallery, queries
+from flexy_assets.storage.quality import ALIKE
 from resources.database import Database
 from resources.models.registry import METRICS
 from resources.settings import Settings
@@ -19,7 +19,7 @@ SETTINGS = Settings.read({"FLEXY_MODELS": "mini"})
 
 def page(database: Database, **asked: Any) -> list[UUID]:
     with database.begin(reading=True) as connection:
-        found, _ = cards.page(connection, SETTINGS, **asked)
+        found, _ = gallery.page(connection, SETTINGS, **asked)
     return [UUID(card["id"]) for card in found]
 
 
@@ -50,7 +50,7 @@ def test_a_missing_score_says_why(database: Database, add: Adder) -> None:
         queries.record_outcomes(connection, "hps_v2_score", "hps", [queries.Scored(failed, None, "it is no picture")])
         queries.record_outcomes(connection, queries.EMBEDDING, "clip", [queries.Scored(failed, None, "it is gone")])
     with database.begin(reading=True) as connection:
-        found = cards.of_images(connection, SETTINGS, [failed, strange, new])
+        found = gallery.of_images(connection, SETTINGS, [failed, strange, new])
     reasons = [{name: card["scores"][name]["reason"] for name in METRICS} for card in found]
     assert reasons[0]["hps_v2_score"] == "it is no picture"
     assert reasons[0]["clip_score"] == "no embedding: it is gone"
@@ -65,6 +65,6 @@ def test_an_image_of_the_same_settings_is_found_whichever_run_made_it(database: 
     assert settings.keys() == set(ALIKE)
     oldest, _ = add(2, **settings)
     with database.begin(reading=True) as connection:
-        assert cards.alike(connection, SETTINGS, settings) == oldest
+        assert gallery.alike(connection, SETTINGS, settings) == oldest
         for name, other in {"negative_prompt": "fog", "guidance": None, "seed": 6, "prompt": "a Fox"}.items():
-            assert cards.alike(connection, SETTINGS, settings | {name: other}) is None
+            assert gallery.alike(connection, SETTINGS, settings | {name: other}) is None

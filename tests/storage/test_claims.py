@@ -18,12 +18,12 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image
 
-from flexy_assets.storage import overview, queries
-from flexy_assets.storage.claims import Claims, alone, claims
+from flexy_assets.scoring import missing_scores
+from flexy_assets.scoring.missing_scores import CHUNK, Scoring
+from flexy_assets.storage import queries, status
+from flexy_assets.storage.locks import Claims, alone, claims
 from flexy_assets.storage.queries import MAX_ATTEMPTS, Asked
 from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores
-from flexy_assets.sweep import scoring
-from flexy_assets.sweep.scoring import CHUNK, Scoring
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore
@@ -350,12 +350,12 @@ def work(database: Database, pictures: Path, slot: ModelSlot | None = None) -> S
 
 def score(work: Scoring, batches: Sequence[str], *metrics: str) -> int:
     """How many scores a pass over these metrics adds."""
-    passes = [scoring.score(work, METRICS[name], batches, lambda _: None) for name in metrics or METRICS]
+    passes = [missing_scores.score(work, METRICS[name], batches, lambda _: None) for name in metrics or METRICS]
     return sum(outcome.done for outcomes in passes for _, outcome in outcomes)
 
 
 def embed(work: Scoring, batches: Sequence[str], told: Callable[[int], Any] = lambda _: None) -> int:
-    return sum(outcome.done for _, outcome in scoring.embed(work, batches, told))
+    return sum(outcome.done for _, outcome in missing_scores.embed(work, batches, told))
 
 
 BATCHES = ("4b7193fd_0000", "4b7193fd_0001")
@@ -475,7 +475,7 @@ def test_a_row_whose_file_is_gone_is_named_and_tried_again_so_often_and_then_whe
         embed(mine, BATCHES)
         score(mine, BATCHES)
         with database.begin(reading=True) as connection:
-            told = overview.failures(connection)
+            told = status.failures(connection)
         assert {row["attempts"] for row in told} == {min(times, MAX_ATTEMPTS)}
     assert lacking(database) == {}
     assert {(row["image"], row["metric"]) for row in told} == {
@@ -493,7 +493,7 @@ def test_a_row_whose_file_is_gone_is_named_and_tried_again_so_often_and_then_whe
     assert embed(mine, BATCHES) == 1
     assert score(mine, BATCHES) == len(METRICS)
     with database.begin(reading=True) as connection:
-        assert {row["image"] for row in overview.failures(connection)} == {str(nameless)}
+        assert {row["image"] for row in status.failures(connection)} == {str(nameless)}
 
 
 # One at a time

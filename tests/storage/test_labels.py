@@ -12,13 +12,13 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from flexy_assets.inpaint.labels import Verdict
 from flexy_assets.inpaint.plan import Inpainting
 from flexy_assets.storage import edits, labels, queries
 from flexy_assets.storage.labels import PENDING, Sent, Task
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.queries import Scored
 from resources.database import Database
+from resources.label_studio.export import Verdict
 
 VERDICTS = (Verdict(("No Issues",), 5, "2025-10-01T10:00:00Z", "7"), Verdict(("Error", "Other")))
 

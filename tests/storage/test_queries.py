@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.storage import overview, queries
+from flexy_assets.storage import queries, status
 from flexy_assets.storage.queries import MAX_ATTEMPTS, Scored
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, image_scores
 from resources.database import Database
@@ -52,7 +52,7 @@ def outcomes(database: Database) -> dict[UUID, tuple[float | None, str | None, i
 
 def counts(database: Database, metric: str = "clip_score") -> dict[str, int]:
     with database.begin(reading=True) as connection:
-        (entry,) = overview.by_run(connection)
+        (entry,) = status.by_run(connection)
     return entry[metric]
 
 
@@ -230,7 +230,7 @@ def test_status_counts_scored_missing_and_failed_of_each_run_and_engine(database
     with database.begin() as connection:
         queries.save_run(connection, unbegun, "mini_sdxl", 10, {})
     with database.begin(reading=True) as connection:
-        table = overview.by_run(connection)
+        table = status.by_run(connection)
     found = {(e["engine"], e["images"], e["target"], *e["clip_score"].values()) for e in table}
     assert found == {("mini_sdxl", 5, 100, 1, 3, 1), ("realvis_xl", 2, None, 0, 2, 0), ("mini_sdxl", 0, 10, 0, 0, 0)}
     assert {tuple(e["hps_v2_score"]) for e in table} == {("scored", "missing", "failed")}
@@ -285,7 +285,7 @@ def test_two_processes_write_while_a_third_reads(database: Database) -> None:
         writer.stdin.flush()
     while any(writer.poll() is None for writer in writers):
         with database.begin(reading=True) as connection:
-            overview.by_run(connection)
+            status.by_run(connection)
     for writer in writers:
         assert writer.returncode == 0, writer.communicate()[1]
     with database.begin(reading=True) as connection:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.storage import overview, queries
+from flexy_assets.storage import queries, status
 from flexy_assets.storage.queries import EMBEDDING, MAX_ATTEMPTS, Asked, Scored
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, bench_runs, image_scores
 from resources.database import Database
@@ -97,7 +97,7 @@ def outcome(database: Database, image: UUID, metric: Metric) -> Any:
 
 def failures(database: Database, limit: int | None = None) -> list[dict[str, Any]]:
     with database.begin(reading=True) as connection:
-        return overview.failures(connection, limit)
+        return status.failures(connection, limit)
 
 
 def set_by_hand(database: Database, image: UUID, **columns: float | None) -> None:

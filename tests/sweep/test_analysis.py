@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from surfaces import KINDS, correlated, judged, synthetic
 
+from benchmarks.surfaces import KINDS, correlated, judged, synthetic
 from flexy_assets.sweep.analysis import (
     COMPARISON,
     COMPONENTS,
@@ -383,7 +383,7 @@ def test_what_cannot_be_done_is_said_and_why() -> None:
     assert "no image was timed" in pareto_front(*with_models(planted(60).with_columns(elapsed_ms=None)))["note"][0]
 
 
-# The whole of it, on many sweeps: python benchmarks/surfaces.py.
+# The whole of it, on many sweeps: python -m benchmarks.surfaces.
 
 
 @pytest.fixture(scope="module")
@@ -579,7 +579,7 @@ def with_models(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def test_the_analysis_loads_no_framework() -> None:
     check = (
-        "import sys, flexy_assets.sweep.analysis, flexy_assets.sweep.report;"
+        "import sys, flexy_assets.sweep.analysis, flexy_assets.sweep.report.build;"
         "print([m for m in ('torch', 'dagster', 'sklearn', 'scipy', 'plotly') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout == "[]\n"

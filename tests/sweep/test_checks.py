@@ -19,11 +19,11 @@ from PIL import Image
 from sqlalchemy import update
 
 from flexy_assets.execution import run_assets
-from flexy_assets.storage import queries, soundness
+from flexy_assets.storage import quality, queries
+from flexy_assets.storage.quality import Tally
 from flexy_assets.storage.queries import MAX_ATTEMPTS, Scored
-from flexy_assets.storage.soundness import Tally
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results
-from flexy_assets.sweep import drift
+from flexy_assets.sweep.analysis import drift
 from resources.database import Database
 from resources.images import ImageStore, UnreadableImageError
 from resources.models.registry import METRICS
@@ -227,10 +227,10 @@ def test_a_metric_without_a_column_is_judged_by_what_is_recorded_of_it(database:
     good, bad, _ = add(3)
     with database.begin() as connection:
         queries.record_scores(connection, "quality", "test", [Scored(good, 7.0), Scored(bad, 11.0)])
-        (tally,) = soundness.tallies(connection, quality)
+        (tally,) = quality.tallies(connection, quality)
         assert (tally.count, tally.outside, tally.total, tally.lowest) == (1, 1, 7.0, 7.0)
-        assert [row.id for row in soundness.outside(connection, quality, 5)] == [bad]
-        assert soundness.holes(connection, "quality", "mini").missing == 1
+        assert [row.id for row in quality.outside(connection, quality, 5)] == [bad]
+        assert quality.holes(connection, "quality", "mini").missing == 1
 
 
 # Files
@@ -297,7 +297,7 @@ def test_of_many_files_a_random_sample_is_looked_at_and_said_so(house: House, so
     seen = set()
     with house.database.begin(reading=True) as connection:
         for _ in range(60):
-            count, rows = soundness.files(connection, 5)
+            count, rows = quality.files(connection, 5)
             assert (count, len({row.id for row in rows})) == (21, 5)
             seen |= {row.id for row in rows}
     assert set(ids) <= seen
@@ -473,7 +473,7 @@ def test_sums_by_the_database_give_the_moments_that_numpy_gives(house: House) ->
     house.run(0, before)
     newest = house.run(1, after)
     with house.database.begin(reading=True) as connection:
-        (found,) = drift.drifts(soundness.tallies(connection, CLIP), CLIP)
+        (found,) = drift.drifts(quality.tallies(connection, CLIP), CLIP)
     spread = math.sqrt((199 * np.var(before, ddof=1) + 149 * np.var(after, ddof=1)) / 348)
     errors = math.sqrt(np.var(before, ddof=1) / 200 + np.var(after, ddof=1) / 150)
     difference = np.mean(after) - np.mean(before)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from sqlalchemy import select
 
-from flexy_assets.cli import main
+from flexy_assets.cli.app import main
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.tables import bench_run_results

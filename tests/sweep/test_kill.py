@@ -39,7 +39,7 @@ def home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def flexy(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "flexy_assets.cli", *arguments]
+    command = [sys.executable, "-m", "flexy_assets.cli.app", *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

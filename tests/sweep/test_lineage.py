@@ -19,14 +19,14 @@ import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
-from flexy_assets.cli import main
+from flexy_assets.cli.app import main
 from flexy_assets.execution import run_assets
 from flexy_assets.storage import queries
 from resources.database import Database
 from resources.engines import ImageRequest
 from resources.models import registry
 from resources.settings import Settings
-from tests.tables import described_otherwise
+from tests.support.tables import described_otherwise
 
 ROOT = Path(__file__).parent.parent.parent
 METRICS = ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")

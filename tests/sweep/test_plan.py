@@ -13,8 +13,9 @@ import pytest
 from scipy.stats import chisquare, kstest, qmc
 
 from flexy_assets.sweep.assets import SweepConfig
-from flexy_assets.sweep.plan import MAX_PROMPT, PLAN_SCHEMA, Range, Sweep, read_prompts
+from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep
 from resources.errors import BadInputError
+from resources.prompts import MAX_PROMPT, read_prompts
 from resources.settings import Settings
 
 SWEEP = Sweep("mini_sdxl", ("a red disc", "a blue disc", "a tree"), Range(4, 60), Range(0.5, 12), seed=7)

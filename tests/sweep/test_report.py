@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import report as synthetic
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from benchmarks import report as synthetic
+from flexy_assets.reporting.plotly_bundle import DRAWN_WITH, eager, registering
+from flexy_assets.reporting.thumbnails import contact_sheet, thumbnail, thumbnails
 from flexy_assets.sweep.analysis import COMPARISON, EFFECTS, METRICS, SCORES, Tables
-from flexy_assets.sweep.answer import components_words, effects_table
-from flexy_assets.sweep.bundle import DRAWN_WITH, eager, registering
-from flexy_assets.sweep.pictures import contact_sheet, thumbnail, thumbnails
-from flexy_assets.sweep.points import MOST_BYTES, MOST_POINTS
-from flexy_assets.sweep.report import pictures_needed, render
-from flexy_assets.sweep.side_by_side import side_by_side
+from flexy_assets.sweep.report.build import pictures_needed, render
+from flexy_assets.sweep.report.comparison_panels import side_by_side
+from flexy_assets.sweep.report.points import MOST_BYTES, MOST_POINTS
+from flexy_assets.sweep.report.summary import components_words, effects_table
 from resources.images import UnreadableImageError
-from tests.page import Page
+from tests.support.page import Page
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=alert(1)>\" onload='x"
 

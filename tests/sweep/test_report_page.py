@@ -12,17 +12,17 @@ from typing import Any
 
 import polars as pl
 import pytest
-import report as synthetic
-from browser import Browser
 from PIL import Image
 
+from benchmarks import report as synthetic
 from flexy_assets.sweep.analysis import METRICS, Tables
-from flexy_assets.sweep.report import render
+from flexy_assets.sweep.report.build import render
+from tests.support.browser import Browser
 
 IMAGES = 240
 SCORES = synthetic.sweep(IMAGES)
 
-ACCESSIBILITY = (Path(__file__).parent.parent / "accessibility.js").read_text().rstrip()
+ACCESSIBILITY = (Path(__file__).parents[1] / "support/accessibility.js").read_text().rstrip()
 
 SHOWN = """(() => {
   const card = document.getElementById("card"), image = card.querySelector("img");

@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 from sqlalchemy import select
 
+from flexy_assets.scoring import missing_scores
+from flexy_assets.scoring.missing_scores import AHEAD, CHUNK, Rows, Scoring, read_ahead
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.queries import Pending
 from flexy_assets.storage.tables import image_scores
-from flexy_assets.sweep import scoring
-from flexy_assets.sweep.scoring import AHEAD, CHUNK, Rows, Scoring, read_ahead
 from resources import images as image_files
 from resources.database import Database
 from resources.errors import FlexyError
@@ -82,10 +82,10 @@ def draw(work: Scoring, count: int, folder: str = "drawn") -> list[str]:
 
 
 def score_all(work: Scoring, batches: Sequence[str]) -> None:
-    for _ in scoring.embed(work, batches, lambda _: None):
+    for _ in missing_scores.embed(work, batches, lambda _: None):
         pass
     for metric in METRICS.values():
-        for _ in scoring.score(work, metric, batches, lambda _: None):
+        for _ in missing_scores.score(work, metric, batches, lambda _: None):
             pass
 
 
@@ -123,7 +123,7 @@ def test_batches_are_told_of_in_order_as_they_end(work: Scoring) -> None:
     files = draw(work, 3 * CHUNK)
     add(work, files[:CHUNK], "b_0000")
     add(work, files[CHUNK:], "b_0002")
-    ended = scoring.embed(work, ["b_0000", "b_0001", "b_0002"], lambda _: None)
+    ended = missing_scores.embed(work, ["b_0000", "b_0001", "b_0002"], lambda _: None)
     first = next(ended)
     assert (first[0], first[1].done) == ("b_0000", CHUNK)
     with work.database.begin(reading=True) as connection:
@@ -239,7 +239,7 @@ def test_a_batch_too_large_for_the_memory_is_scored_in_parts_and_one_image_fails
 
     monkeypatch.setattr(ClipEncoder, "images", images)
     giant.append(work.slot.get(work.model("clip")).prepare(work.store.read(files[7])))
-    for _, outcome in scoring.embed(work, ["b_0000"], lambda _: None):
+    for _, outcome in missing_scores.embed(work, ["b_0000"], lambda _: None):
         assert (outcome.done, outcome.failed) == (19, 1)
     assert "out of memory" in reasons(work, ids[7])[queries.EMBEDDING]
 
@@ -278,7 +278,7 @@ def test_a_scorer_is_added_by_one_file_and_one_line(tmp_path: Path) -> None:
         # -P and PYTHONPATH: the copy is what is imported, not the project that is installed.
         environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "FLEXY_HOME": str(tmp_path / "home")}
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "flexy_assets.cli", *arguments, "--json"],
+            [sys.executable, "-P", "-m", "flexy_assets.cli.app", *arguments, "--json"],
             env=environment | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
             cwd=tmp_path,
             capture_output=True,

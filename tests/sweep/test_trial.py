@@ -16,9 +16,10 @@ import pytest
 
 from flexy_assets.execution import dagster_instance, failures, run_assets, run_job
 from flexy_assets.storage import queries
-from flexy_assets.storage.soundness import Tally
-from flexy_assets.sweep import analysis, drift
-from flexy_assets.sweep.trial import MAX_SEED, Trial, run_of
+from flexy_assets.storage.quality import Tally
+from flexy_assets.sweep import analysis
+from flexy_assets.sweep.analysis import drift
+from flexy_assets.sweep.try_image import MAX_SEED, Trial, run_of
 from resources.database import Database
 from resources.engines import ImageRequest
 from resources.errors import BadInputError

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from flexy_assets.sweep.analysis.comparison import COMPARISON, comparison, described
 from flexy_assets.sweep.analysis.correlations import COMPONENTS, CORRELATIONS, components, correlations
-from flexy_assets.sweep.analysis.models import MODELS, REGRESSION, predict, regression
+from flexy_assets.sweep.analysis.model_selection import MODELS, REGRESSION, predict, regression
 from flexy_assets.sweep.analysis.response import (
     EFFECTS,
     LEAST_GAIN,
@@ -35,7 +35,7 @@ from flexy_assets.sweep.analysis.rows import (
     weight_shares,
     with_overall,
 )
-from flexy_assets.sweep.analysis.spots import PARETO, SPOTS, VALUE_TOLERANCE, pareto_front, sweet_spots
+from flexy_assets.sweep.analysis.sweet_spots import PARETO, SPOTS, VALUE_TOLERANCE, pareto_front, sweet_spots
 from flexy_assets.sweep.analysis.tables import Tables
 from flexy_assets.sweep.analysis.times import TIMES, times
 

@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from flexy_assets.sweep.analysis.bands import Fitted, fitted
+from flexy_assets.sweep.analysis.basis_functions import coordinates
 from flexy_assets.sweep.analysis.clusters import clusters
-from flexy_assets.sweep.analysis.forms import coordinates
+from flexy_assets.sweep.analysis.confidence_bands import Fitted, fitted
 from flexy_assets.sweep.analysis.rows import (
     Floats,
     Row,

@@ -9,10 +9,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from flexy_assets.sweep.analysis.bands import Fitted, fitted, grid, near, over_guidance, over_steps, step_gains
+from flexy_assets.sweep.analysis.basis_functions import coordinates, form_of
 from flexy_assets.sweep.analysis.clusters import LEVEL
-from flexy_assets.sweep.analysis.fits import Sample, flatness
-from flexy_assets.sweep.analysis.forms import coordinates, form_of
+from flexy_assets.sweep.analysis.confidence_bands import (
+    Fitted,
+    fitted,
+    grid,
+    near,
+    over_guidance,
+    over_steps,
+    step_gains,
+)
+from flexy_assets.sweep.analysis.regression import Sample, flatness
 from flexy_assets.sweep.analysis.rows import TARGETS, Floats, Row, floats, frame, said
 from resources.errors import BadInputError
 

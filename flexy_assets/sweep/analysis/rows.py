@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from flexy_assets.storage import queries
-from flexy_assets.sweep.trial import run_of
+from flexy_assets.sweep.try_image import run_of
 from resources.errors import BadInputError
 from resources.models import registry
 

@@ -9,9 +9,9 @@ import polars as pl
 
 from flexy_assets.sweep.analysis.comparison import comparison
 from flexy_assets.sweep.analysis.correlations import components, correlations
-from flexy_assets.sweep.analysis.models import regression
+from flexy_assets.sweep.analysis.model_selection import regression
 from flexy_assets.sweep.analysis.response import diminishing_returns, effects, response
-from flexy_assets.sweep.analysis.spots import pareto_front, sweet_spots
+from flexy_assets.sweep.analysis.sweet_spots import pareto_front, sweet_spots
 from flexy_assets.sweep.analysis.times import times
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from resources.engines import EditRequest, Noise, Partial
 from resources.engines.flux import KontextEditor
-from resources.engines.stretch import stretch
+from resources.engines.partial_denoising import stretch
 from resources.errors import FlexyError
 
 from .pictures import half_mask, picture

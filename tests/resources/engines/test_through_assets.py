@@ -9,7 +9,6 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pytest
-import references
 
 from flexy_assets.storage import queries
 from flexy_assets.sweep import assets
@@ -20,6 +19,7 @@ from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
 from resources.parquet import ParquetTables
 from resources.settings import Settings
+from tests.support import references
 
 # Which tiny pipeline stands for each engine's, and how many images, of the steps and guidances each asks for.
 TINY = {

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from servers import Service, running
 
 from resources.judges import Judge, Question
 from resources.judges.client import Client, Limits
 from resources.judges.gemini import Gemini
 from resources.judges.moondream import Moondream
+from tests.support.servers import Service, running
 
 KEY = "verySecretKey-0123456789"
 

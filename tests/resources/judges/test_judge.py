@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from servers import GOOD, Reply
 
 from resources import judges
 from resources.errors import BadInputError, FlexyError
 from resources.judges import Answer, Cost, Judge, Question, Verdict
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
+from tests.support.servers import GOOD, Reply
 
 from .conftest import World
 

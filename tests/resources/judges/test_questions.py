@@ -6,10 +6,10 @@ import json
 import math
 
 import pytest
-from servers import GOOD
 
 from resources.judges import Question, UnansweredError
 from resources.judges.questions import editing, inpainting, overall, quality
+from tests.support.servers import GOOD
 
 VALUES = {"likeness": 7.5, "sharpness": 4.0}
 

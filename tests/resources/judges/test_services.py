@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from servers import GOOD, Reply, gemini_says
 
 from resources.errors import BadInputError
 from resources.judges import Cost, Judge, Question, UnansweredError, judge
 from resources.judges.moondream import side_by_side
 from resources.settings import Settings
+from tests.support.servers import GOOD, Reply, gemini_says
 
 from .conftest import KEY, World
 

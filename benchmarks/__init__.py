@@ -1,0 +1,1 @@
+"""Benchmarks: each runs by name (`python -m benchmarks.NAME`), prints a table and writes JSON."""

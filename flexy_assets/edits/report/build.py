@@ -1,0 +1,339 @@
+"""One HTML file that says whose edits are better, how sure that is and what it cost, and shows every candidate.
+
+The file fetches nothing: plots are SVG, pictures data URIs. Prompts, ids and errors come from outside and are
+treated as hostile: Jinja escapes them, and the page's policy lets only its own script run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Final
+
+import polars as pl
+
+from flexy_assets.edits.comparison import SELECTING, Metric
+from flexy_assets.edits.labels import NAMES, counted, denoises, label, named, titled
+from flexy_assets.edits.report.cards import LOCAL, Pictures, shown
+from flexy_assets.edits.report.curve import Curve, Level, curve
+from flexy_assets.edits.report.summary import FEWEST, Pair, answer, decisive, gain, mean, pairs, verdict
+from flexy_assets.reporting.html import listed, template
+from flexy_assets.storage.edits import CANDIDATES
+
+MOST_TASKS: Final = 300
+"""Tasks shown one by one; the figures above them count all."""
+MOST_PICTURES: Final = 6000
+"""Pictures asked for."""
+MOST_BYTES: Final = 11_000_000
+"""Of pictures embedded: more would make a page too heavy to open on a phone or to send."""
+
+ROLES: Final = {
+    "truth": "By the truth",
+    "held-out": "Held out: had no part in choosing",
+    "selecting": "Selecting: what was chosen by, and so no evidence",
+}
+
+Row = dict[str, Any]
+
+_TASK = ["run", "task_id"]
+_SEARCH = [*_TASK, "method", "budget"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was compared of a pair, by the metrics' roles."""
+
+    pair: Pair
+    title: str
+    groups: dict[str, list[Row]]
+
+
+def pictures_needed(candidates: pl.DataFrame) -> list[str]:
+    """The image paths that `render` shows, `MOST_PICTURES` at most: sources, winners, finished ones, stopped ones."""
+    cards = _one_by_one(_complete(candidates))
+    finished = cards.filter(pl.col("until") == pl.col("path"))
+    paths = (cards["source_path"], cards.filter("chosen")["image_path"], finished["image_path"], cards["image_path"])
+    return pl.concat(paths).drop_nulls().unique(maintain_order=True).head(MOST_PICTURES).to_list()
+
+
+def render(
+    candidates: pl.DataFrame,
+    comparison: pl.DataFrame,
+    levels: pl.DataFrame,
+    thumbnails: Mapping[str, str],
+    about: Mapping[str, str],
+    metrics: Sequence[Metric] = (),
+) -> str:
+    """The report as one HTML document.
+
+    `candidates` are `storage.edits.CANDIDATES`, every further column of numbers a metric; `comparison` and `levels`
+    are those of `comparison`. `thumbnails` are data URIs by image path, of which `pictures_needed` names the useful
+    ones; those beyond `MOST_BYTES` are left out, and the page says so. `about` is shown as it is, name and text.
+    `metrics` are those of the comparison: which way is better, and what is a tie in a single task.
+    """
+    candidates = _complete(candidates)
+    needed = pictures_needed(candidates)
+    pictures = Pictures(_fitting(needed, thumbnails))
+    steps, sides = _steps(candidates), _sides(candidates)
+    known = {metric.name: metric for metric in (*SELECTING, *metrics)}
+    lower = {metric.name for metric in known.values() if not metric.higher_is_better}
+    compared = pairs(comparison)
+    rows = compared[0].rows(comparison) if compared else []
+    lead = decisive(rows)
+    judge = known.get(lead["metric"], Metric(lead["metric"], lead["role"])) if lead else None
+    methods = [*dict.fromkeys([*sides, *levels["method"]])]
+    beneath = [name for name in _metrics(candidates) if name != "potential"]
+    by_task = _one_by_one(candidates).partition_by(_TASK, maintain_order=True, include_key=True)
+    tasks = [shown(task, list(sides), beneath, judge, pictures) for task in by_task if task.height]
+    return template("edits/report/report.html.j2", {"named": named, "titled": titled, "counted": counted}).render(
+        answer=answer(candidates, comparison, levels, steps),
+        selecting=listed([label(row["metric"]) for row in rows if row["role"] == "selecting"]),
+        about=about,
+        counts=_counts(candidates),
+        tables=[_table(pair, comparison, levels, steps) for pair in compared],
+        fewest=FEWEST,
+        lower=lower,
+        methods=methods,
+        curves=_curves(comparison, levels, lead, methods, lower, steps),
+        levels=[row | {"at": denoises(row["budget"], steps)} for row in levels.to_dicts()],
+        budgets=levels["budget"].n_unique(),
+        costs=_costs(candidates, steps),
+        equality=_equality(candidates, compared),
+        local=_local(candidates, steps),
+        tasks=tasks,
+        all_tasks=candidates.select(_TASK).unique().height,
+        sides={named(method): denoises(budget, steps) for method, budget in sides.items()},
+        other_budgets=candidates.select("method", "budget").unique().height > len(sides),
+        left_out=len(pictures.missing - (set(needed) - thumbnails.keys())),
+        unreadable=len(pictures.missing & (set(needed) - thumbnails.keys())),
+    )
+
+
+def _fitting(needed: Sequence[str], thumbnails: Mapping[str, str]) -> dict[str, str]:
+    """The first of the needed pictures that `MOST_BYTES` hold."""
+    there = [path for path in needed if path in thumbnails]
+    sizes = accumulate(len(thumbnails[path]) for path in there)
+    return {path: thumbnails[path] for path, size in zip(there, sizes, strict=True) if size <= MOST_BYTES}
+
+
+# Candidates
+
+
+def _complete(candidates: pl.DataFrame) -> pl.DataFrame:
+    """All columns of `CANDIDATES`, and metrics as floats, null where they are not finite."""
+    absent = [pl.lit(None, dtype).alias(name) for name, dtype in CANDIDATES.items() if name not in candidates.columns]
+    floats = candidates.with_columns(*absent, pl.col(_metrics(candidates)).cast(pl.Float64))
+    finite = [pl.when(pl.col(name).is_finite()).then(name).alias(name) for name in _metrics(candidates)]
+    return floats.with_columns(*finite, pl.col("chosen").fill_null(False))
+
+
+def _metrics(candidates: pl.DataFrame) -> list[str]:
+    found = candidates.schema.items()
+    return [name for name, dtype in found if name not in CANDIDATES and (dtype.is_numeric() or dtype == pl.Boolean)]
+
+
+def _sides(candidates: pl.DataFrame) -> dict[str, int]:
+    """The methods and the budget that they are shown at, one by one: the largest that all have, or each its largest."""
+    there = set(candidates["method"])
+    methods = [*(name for name in NAMES if name in there), *sorted(there - NAMES.keys())]
+    budgets = {method: set(candidates.filter(method=method)["budget"]) for method in methods}
+    common = set.intersection(*budgets.values()) if budgets else set()
+    return {method: max(common or own) for method, own in budgets.items()}
+
+
+def _one_by_one(candidates: pl.DataFrame) -> pl.DataFrame:
+    """The candidates that are shown, each once: as it was finished, or as it was when it was stopped.
+
+    `nfe` and `elapsed_ms` are those of all its steps.
+    """
+    tasks = candidates.select(_TASK).unique(maintain_order=True).head(MOST_TASKS)
+    budget = pl.col("method").replace_strict(_sides(candidates), default=None, return_dtype=pl.Int64)
+    own = [*_SEARCH, "name"]
+    return (
+        candidates.filter(pl.col("budget") == budget)
+        .join(tasks, on=_TASK, how="semi", nulls_equal=True, maintain_order="left")
+        .with_columns(pl.col("nfe", "elapsed_ms").sum().over(own))
+        .filter(pl.col("until") == pl.col("until").max().over(own))
+    )
+
+
+def _steps(candidates: pl.DataFrame) -> int | None:
+    """The steps of a full denoise, where all candidates share them."""
+    found = candidates.filter(pl.col("strength") == 1)["path"].unique()
+    return found[0] if len(found) == 1 else None
+
+
+def _counts(candidates: pl.DataFrame) -> dict[str, int]:
+    each = {"task": _TASK, "candidate": [*_SEARCH, "name"]}
+    counts = {noun: candidates.select(columns).unique().height for noun, columns in each.items()}
+    return counts | {"denoising step": int(candidates["nfe"].sum())}
+
+
+# Comparison
+
+
+def _table(pair: Pair, comparison: pl.DataFrame, levels: pl.DataFrame, steps: int | None) -> Table:
+    groups: dict[str, list[Row]] = {}
+    better = {"ahead": f"{named(pair.method)} better", "behind": f"{named(pair.rival)} better"}
+    words = better | {"open": "not shown", "unsaid": "cannot be said"}
+    for row in sorted(pair.rows(comparison), key=lambda row: list(ROLES).index(row["role"])):
+        apart = row["role"] == "selecting"
+        said = {
+            "means": [mean(levels, row["metric"], *side) for side in pair.sides],
+            "gain": gain(row),
+            "strong": not apart and verdict(row) in better,
+            "says": "no evidence" if apart else words[verdict(row)],
+        }
+        groups.setdefault(ROLES[row["role"]], []).append(row | said)
+    ours, theirs = (f"{named(method)} at {denoises(budget, steps)}" for method, budget in pair.sides)
+    return Table(pair, f"{ours} against {theirs}", groups)
+
+
+def _curves(
+    comparison: pl.DataFrame,
+    levels: pl.DataFrame,
+    lead: Row | None,
+    methods: Sequence[str],
+    lower: set[str],
+    steps: int | None,
+) -> dict[str, list[Curve]]:
+    """By role each metric over budgets, and after the one that decides its gain."""
+    found: dict[str, list[Curve]] = {}
+    if levels["budget"].n_unique() < 2:
+        return found
+    for (role, metric), rows in levels.group_by("role", "metric", maintain_order=True):
+        title, caption = titled(str(metric)), "Mean over tasks with its 95 % interval."
+        lines = {
+            place: _by_budget(rows.filter(method=method), "mean", "low", "high") for place, method in enumerate(methods)
+        }
+        curves = found.setdefault(str(role), [])
+        curves.append(
+            curve(
+                title,
+                caption + (" Lower is better." if metric in lower else ""),
+                {place: line for place, line in lines.items() if line},
+                steps,
+            )
+        )
+        if lead and metric == lead["metric"]:
+            ours, theirs = lead["method"], lead["rival"]
+            equal = comparison.filter(
+                pl.col("budget") == pl.col("rival_budget"), metric=metric, method=ours, rival=theirs
+            )
+            gains = _by_budget(equal.drop_nulls("gain"), "gain", "gain_low", "gain_high")
+            if gains:
+                title += f": {named(ours)} against {named(theirs)}"
+                caption = f"Mean gain over tasks with its 95 % interval; above 0 {named(ours)} is better."
+                curves.append(curve(title, caption, {methods.index(ours): gains}, steps, zero=True))
+    return found
+
+
+def _by_budget(rows: pl.DataFrame, *columns: str) -> list[Level]:
+    return list(rows.sort("budget").select("budget", *columns).iter_rows())
+
+
+# Cost and the local stage
+
+
+def _costs(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
+    """A row a method and budget: the least and most NFE of a task, and means of what else a task took."""
+    finished = (pl.col("until") == pl.col("path")).any().over(*_SEARCH, "name")
+    per_task = (
+        candidates.with_columns(finished=finished)
+        .group_by(_SEARCH)
+        .agg(
+            pl.sum("nfe"),
+            pl.col("name").filter("finished").n_unique().alias("finished"),
+            pl.col("name").filter(~pl.col("finished")).n_unique().alias("stopped"),
+            _seconds("elapsed_ms").alias("seconds"),
+            _seconds("scored_ms").alias("scoring"),
+        )
+    )
+    means = pl.mean("finished", "stopped", "seconds", "scoring")
+    rows = per_task.group_by("method", "budget").agg(
+        pl.len().alias("tasks"), pl.min("nfe").alias("nfe_low"), pl.max("nfe").alias("nfe_high"), means
+    )
+    return [row | {"at": denoises(row["budget"], steps)} for row in rows.sort("budget", "method").to_dicts()]
+
+
+def _seconds(milliseconds: str) -> pl.Expr:
+    """Their sum; null where none was taken down, rather than 0."""
+    taken = pl.col(milliseconds)
+    return pl.when(taken.is_not_null().any()).then(taken.sum() / 1000)
+
+
+def _equality(candidates: pl.DataFrame, compared: Sequence[Pair]) -> str:
+    """Whether both sides cost every task the same at equal budgets, by the steps that were run."""
+    equal = [pair for pair in compared if pair.equal]
+    if not equal:
+        return "No two searches were given the same budget, so there is no comparison at equal cost."
+    spent = candidates.group_by(_SEARCH, maintain_order=True).agg(pl.sum("nfe"))
+    both = pl.concat(
+        [
+            spent.filter(method=pair.method, budget=pair.budget).join(
+                spent.filter(method=pair.rival, budget=pair.budget),
+                on=_TASK,
+                nulls_equal=True,
+                maintain_order="left",
+            )
+            for pair in equal
+        ]
+    )
+    if both.is_empty():
+        return "What the compared searches cost is not recorded here."
+    apart = both.filter(pl.col("nfe") != pl.col("nfe_right"))
+    if apart.is_empty():
+        return (
+            f"At equal budgets both methods ran the same number of denoising steps (NFE) in every task, "
+            f"previews included: {counted(both.height, 'pair')} of searches, {both['nfe'].sum():,} steps each."
+        )
+    first = apart.row(0, named=True)
+    return (
+        f"The costs are not equal: in {apart.height:,} of {counted(both.height, 'pair')} of searches the methods ran "
+        f"different numbers of denoising steps, first in {first['task_id']}, {named(first['method'])} {first['nfe']:,} "
+        f"and {named(first['method_right'])} {first['nfe_right']:,}."
+    )
+
+
+def _local(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
+    """A row a method and budget with a local stage: how alike child and parent are, and how often a child won."""
+    local = pl.col("stage").is_in(LOCAL) & pl.col("parent").is_not_null()
+    finished = candidates.filter(pl.col("until") == pl.col("path"), pl.col("image_path").is_not_null())
+    found = []
+    groups = (
+        finished.with_columns(local=local).sort("budget", "method").group_by("method", "budget", maintain_order=True)
+    )
+    for (method, budget), rows in groups:
+        children, winners = rows.filter("local"), rows.filter("chosen")
+        if children.height:
+            won = winners.filter("local").height
+            found.append(
+                {
+                    "method": method,
+                    "at": denoises(int(str(budget)), steps),
+                    "children": children.height,
+                    "alike": [_middle(children, metric) for metric in ("parent_cons", "parent_lpips")],
+                    "of_finished": children.height / rows.height,
+                    "won": won,
+                    "winners": winners.height,
+                    "of_winners": _share(won, winners.height),
+                }
+            )
+    return found
+
+
+def _middle(rows: pl.DataFrame, metric: str) -> list[float | None]:
+    """A metric's median and the ends of the range that holds eight in ten."""
+    values = rows[metric] if metric in rows.columns else pl.Series(dtype=pl.Float64)
+    return [values.quantile(share, "linear") for share in (0.5, 0.1, 0.9)]
+
+
+def _share(count: int, of: int) -> list[float]:
+    """A share and its exact 95 % interval (Clopper and Pearson 1934)."""
+    from scipy.stats import binomtest
+
+    if not of:
+        return []
+    exact = binomtest(count, of).proportion_ci(0.95, method="exact")
+    return [count / of, exact.low, exact.high]

@@ -1,0 +1,166 @@
+"""Tasks as the report shows them: the source, each method's winner, and every candidate with its scores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+from flexy_assets.edits.comparison import Metric
+from flexy_assets.edits.labels import counted, label, named
+from flexy_assets.reporting.html import number
+
+LOCAL = ("local", "stage2")
+"""The stages that vary what an earlier one found."""
+
+Row = dict[str, Any]
+Won = Literal["first", "second", "tied", "unknown"]
+State = Literal["chosen", "stopped", "failed", ""]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture's place on the page: embedded where `uri` is set, repeated from there elsewhere.
+
+    One without a `key` is nowhere on the page.
+    """
+
+    key: int | None = None
+    uri: str | None = None
+
+
+class Pictures:
+    """Gives each picture its place, so that each is embedded once; `missing` are the paths that had none to give."""
+
+    def __init__(self, thumbnails: Mapping[str, str]) -> None:
+        self._thumbnails = thumbnails
+        self._keys: dict[str, int] = {}
+        self.missing: set[str] = set()
+
+    def __call__(self, path: str | None) -> Picture:
+        """The next place of the picture at `path`."""
+        if path is None:
+            return Picture()
+        if path not in self._thumbnails:
+            self.missing.add(path)
+            return Picture()
+        embedded = path in self._keys
+        key = self._keys.setdefault(path, len(self._keys))
+        return Picture(key, None if embedded else self._thumbnails[path])
+
+
+@dataclass(frozen=True)
+class Card:
+    """A candidate: `remark` says its state, `origin` where it comes from, `detail` what it takes to make it again."""
+
+    picture: Picture
+    alt: str
+    name: str
+    state: State
+    remark: str
+    origin: str
+    potential: float | None
+    scores: list[str]
+    detail: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A task: by whom it was won (the first method, the second, neither, or not known), and that in words."""
+
+    id: str
+    prompt: str
+    source: Picture
+    won: Won
+    verdict: str
+    winners: list[tuple[str, Card | None]]
+    candidates: list[tuple[str, list[Card]]]
+
+
+def shown(
+    candidates: pl.DataFrame, methods: Sequence[str], metrics: Sequence[str], judge: Metric | None, pictures: Pictures
+) -> Shown:
+    """One task from its candidates; `judge` is the metric by which it is won, `metrics` are those beneath a picture."""
+    rows = candidates.to_dicts()
+    winners = {method: next((r for r in rows if r["chosen"] and r["method"] == method), None) for method in methods}
+    won, verdict = _won(list(winners.items())[:2], judge)
+    # Source and winners first: those on top are the ones that are embedded.
+    source = pictures(rows[0]["source_path"])
+    return Shown(
+        rows[0]["task_id"],
+        rows[0]["prompt"] or "no prompt",
+        source,
+        won,
+        verdict,
+        [(named(method), _card(row, metrics, pictures) if row else None) for method, row in winners.items()],
+        [
+            (
+                named(method),
+                [_card(row, metrics, pictures) for row in sorted(rows, key=_place) if row["method"] == method],
+            )
+            for method in methods
+        ],
+    )
+
+
+def _place(row: Row) -> tuple[bool, list[int], str]:
+    """Global ones first, g2 before g10."""
+    return row["stage"] in LOCAL, [int(digits) for digits in re.findall(r"\d+", row["name"])], row["name"]
+
+
+def _won(winners: Sequence[tuple[str, Row | None]], judge: Metric | None) -> tuple[Won, str]:
+    if len(winners) < 2 or judge is None:
+        return "unknown", "not compared"
+    ours, theirs = (row.get(judge.name) if row else None for _, row in winners)
+    if ours is None or theirs is None:
+        return "unknown", f"not known by {label(judge.name)}"
+    by = f"by {label(judge.name)}"
+    gain = ours - theirs if judge.higher_is_better else theirs - ours
+    if abs(gain) <= judge.tie:
+        return "tied", f"tied {by}, {number(ours)} against {number(theirs)}"
+    if gain > 0:
+        return "first", f"{named(winners[0][0])} won {by}, {number(ours)} against {number(theirs)}"
+    return "second", f"{named(winners[1][0])} won {by}, {number(theirs)} against {number(ours)}"
+
+
+def _card(row: Row, metrics: Sequence[str], pictures: Pictures) -> Card:
+    state, remark = _state(row)
+    parent = "" if row["parent"] is None else f", from {row['parent']}"
+    strength = f" at strength {row['strength']:g}" if parent and row["strength"] < 1 else ""
+    detail = [
+        f"seed {row['seed']}",
+        f"noise moved {row['moves']}" if row["moves"] not in (None, "[]") else "",
+        f"{counted(row['nfe'], 'step')} run",
+        "" if row["elapsed_ms"] is None else f"{number(row['elapsed_ms'] / 1000)} s",
+        row["error"] or "",
+    ]
+    return Card(
+        picture=pictures(row["image_path"]),
+        alt=", ".join(filter(None, [f"{named(row['method'])} {row['name']}", row["stage"], remark])),
+        name=row["name"],
+        state=state,
+        remark=remark,
+        origin=f"{row['stage']}{parent}{strength}",
+        potential=row.get("potential"),
+        scores=[_score(name, row[name]) for name in metrics if row[name] is not None],
+        detail=", ".join(filter(None, detail)),
+    )
+
+
+def _state(row: Row) -> tuple[State, str]:
+    if row["chosen"]:
+        return "chosen", "winner"
+    if row["image_path"] is None:
+        return "failed", "could not be made"
+    if row["until"] < row["path"]:
+        return "stopped", f"stopped at step {row['until']} of {row['path']}"
+    return "", ""
+
+
+def _score(metric: str, value: float) -> str:
+    if metric in ("carried_out", "preserved") and value in (0, 1):
+        return f"{label(metric)}: {'yes' if value else 'no'}"
+    return f"{label(metric)} {number(value)}"

@@ -1,0 +1,70 @@
+"""TTFLUX: more tries by one verifier, after tt-scale-flux (Ma et al. 2025, inference-time scaling)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flexy_assets.edits.search.protocol import Proposal, Search, Seeds, Told, denoises, full, moved
+from flexy_assets.edits.search.selectors import Potential, Selector
+from resources.engines import Noise
+from resources.errors import BadInputError
+
+PF = Potential({"pf": 1.0})
+"""The verifier of qwen3-score's TTFLUX: CLIP between picture and prompt."""
+
+
+@dataclass(frozen=True)
+class RandomSearch(Search):
+    """As many fresh noises as the budget pays for; the best one by the verifier.
+
+    tt-scale-flux draws 2^r of them in round r; no round learns from another, so here all are drawn at once.
+    """
+
+    seeds: Seeds
+    steps: int
+    budget: int
+    selector: Selector = PF
+
+    def __post_init__(self) -> None:
+        denoises(self.budget, self.steps)
+
+    def rounds(self, told: Told) -> Iterator[list[Proposal]]:
+        names = [f"g{index}" for index in range(denoises(self.budget, self.steps))]
+        yield [full(name, "global", Noise(self.seeds(name)), self.steps) for name in names]
+
+
+@dataclass(frozen=True)
+class ZeroOrderSearch(Search):
+    """From a base noise to the best of its neighbours, and on from there; the best one by the verifier.
+
+    A neighbour of noise x is |x|·(t·u + √(1−t²)·w), u = x/|x|, w a random unit direction. The base moves only to
+    what beats it.
+    """
+
+    seeds: Seeds
+    steps: int
+    budget: int
+    selector: Selector = PF
+    neighbours: int = 4
+    t: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Raises `BadInputError` for settings that cannot be."""
+        denoises(self.budget, self.steps)
+        if self.neighbours < 1:
+            raise BadInputError(f"{self.neighbours} neighbours a round find nothing: use 1 or more")
+        if not 0 <= self.t < 1:
+            raise BadInputError(f"t {self.t} makes no neighbour: use 0 (anywhere) to below 1 (the noise itself)")
+
+    def rounds(self, told: Told) -> Iterator[list[Proposal]]:
+        base = full("g0", "global", Noise(self.seeds("g0")), self.steps)
+        yield [base]
+        for first in range(1, denoises(self.budget, self.steps), self.neighbours):
+            names = [f"n{index}" for index in range(first, first + self.neighbours)]
+            neighbours = [
+                full(name, "local", moved(base.noise, self.t, self.seeds(name)), self.steps, parent=base.name)
+                for name in names[: denoises(self.budget, self.steps) - first]
+            ]
+            yield neighbours
+            base = self.best([base, *neighbours], told)[0]

@@ -1,0 +1,1 @@
+"""What all reports share: page shell, scripts, thumbnails, text tables, column descriptions, plots."""

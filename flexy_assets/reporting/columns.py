@@ -1,0 +1,212 @@
+"""What the UI shows of a finished table: what its columns mean, said once for all tables, and a picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import dagster as dg
+import polars as pl
+
+from flexy_assets.reporting.thumbnails import in_markdown
+from resources.models.registry import METRICS
+
+MEANINGS: Final[dict[str, str]] = {
+    # What a row is about.
+    "engine": "The model that made the images",
+    "run_id": "The sweep the image belongs to",
+    "run": "The comparison the candidate belongs to",
+    "image_id": "The image's id in bench_run_results",
+    "candidate_id": "The candidate's id",
+    "task_id": "The task's id, as its file or project has it",
+    "index": "The image's place in its sweep, from 0",
+    "batch": "The partition it is made in",
+    "project": "The number of the Label Studio project",
+    "character": "Whose face it should be",
+    "metric": "Which score",
+    "target": "Which score, or overall: the weighted mean of their z-scores; value: overall for the time it takes",
+    "n": "How many images, tasks or pictures the row rests on",
+    "note": "What the data cannot tell, and why",
+    "said": "The row in words",
+    # How an image is made.
+    "prompt": "What the image should show",
+    "negative_prompt": "What it should not show",
+    "steps": "Denoising steps",
+    "guidance": "Guidance scale; 1 and less is off, null where the engine has none",
+    "seed": "Seed of the noise",
+    "width": "Pixels across",
+    "height": "Pixels down",
+    "image_path": "Its picture, below the image root",
+    "elapsed_ms": "Milliseconds that making it took",
+    "error": "Why there is no picture or no result",
+    # What is expected, and how sure that is.
+    "predicted": "The score expected at these settings",
+    "mean": "The mean, as it is",
+    "low": "Lower end of the 95 % interval",
+    "high": "Upper end of the 95 % interval",
+    "p": "Probability of so much by chance alone, 0 to 1",
+    "flat_p": "Probability of a response as large by chance alone, 0 to 1",
+    "clusters": "How many independent groups the intervals resample",
+    "clusters_by": "What such a group is: a prompt or an image",
+    "seconds": "Seconds an image takes",
+    "steps_from": "Fewest steps looked at",
+    "steps_to": "Most steps looked at",
+    "guidance_from": "Lowest guidance looked at",
+    "guidance_to": "Highest guidance looked at",
+    # metric_correlations, metric_components
+    "left": "One of the two that are correlated",
+    "right": "The other one",
+    "pearson": "Pearson's correlation, −1 to 1",
+    "pearson_low": "Lower end of its 95 % interval",
+    "pearson_high": "Upper end of its 95 % interval",
+    "spearman": "Spearman's rank correlation, −1 to 1",
+    "spearman_low": "Lower end of its 95 % interval",
+    "spearman_high": "Upper end of its 95 % interval",
+    "within": "Pearson's correlation among images of one prompt",
+    "within_low": "Lower end of its 95 % interval",
+    "within_high": "Upper end of its 95 % interval",
+    "within_n": "Images of prompts that have two or more",
+    "component": "The component's number, from the largest",
+    "share": "The component's share of the variance, 0 to 1",
+    "share_low": "Lower end of its 95 % interval",
+    "share_high": "Upper end of its 95 % interval",
+    "loadings": "Each metric's correlation with the component, with its interval",
+    # sweep_times
+    "base": "Seconds an image takes whatever its steps",
+    "base_low": "Lower end of its 95 % interval",
+    "base_high": "Upper end of its 95 % interval",
+    "a_step": "Seconds a step adds",
+    "a_step_low": "Lower end of its 95 % interval",
+    "a_step_high": "Upper end of its 95 % interval",
+    "guided_step": "Seconds a step adds besides where guidance is on",
+    "guided_step_low": "Lower end of its 95 % interval",
+    "guided_step_high": "Upper end of its 95 % interval",
+    "outliers": "Images far off the line, which count less",
+    # sweep_regression
+    "model": "The model's form, from a mean to a spline surface",
+    "folds_by": "What is left out whole in cross-validation: prompts or images",
+    "r2": "Share of the variance explained; of sweep_regression out of fold, below 0 where it is worse than the mean",
+    "rmse": "Root mean squared error out of fold, in the metric's unit",
+    "chosen": "Whether this is the one that was chosen",
+    "coefficients": "The terms and their values, refitted to all images",
+    "steps_mean": "Mean of log2(steps), which the terms are centred by",
+    "steps_std": "Standard deviation of log2(steps), which they are scaled by",
+    "guidance_mean": "Mean of log2(effective guidance)",
+    "guidance_std": "Standard deviation of log2(effective guidance), which they are scaled by",
+    "degree": "Highest power of a term",
+    "steps_degree": "Highest power of steps in a term",
+    "guidance_degree": "Highest power of guidance in a term",
+    "steps_knots": "Where the spline's pieces in steps meet",
+    "guidance_knots": "Where the spline's pieces in guidance meet",
+    "prompt_share": "The prompts' share of the variance at equal settings, 0 to 1",
+    "band_pieces": "Pieces of the surface that intervals rest on",
+    # sweep_response, sweep_effects, diminishing_returns
+    "curve": "Over what: steps, guidance, or the surface of both",
+    "slope": "What one more step, or one more of guidance, adds",
+    "slope_low": "Lower end of its 95 % interval",
+    "slope_high": "Upper end of its 95 % interval",
+    "images": "Images with settings near these",
+    "effect": "Of what: steps, guidance or their interaction",
+    "change": "What the score gains from the 10th to the 90th percentile of the setting",
+    "least_gain": "What one more step must gain, in the score's unit",
+    "beyond": "The steps beyond which one more gains less than that",
+    # pareto_front, sweet_spots
+    "on_front": "Whether no other setting is both better and quicker",
+    "stays": "Share of refits to resampled images in which it is so, 0 to 1",
+    "steps_low": "Fewest steps in the region",
+    "steps_high": "Most steps in the region",
+    "guidance_low": "Lowest guidance in the region",
+    "guidance_high": "Highest guidance in the region",
+    "region": "The settings that cannot be told from the best",
+    "region_share": "The region's share of the settings tried, 0 to 1",
+    "seconds_share": "The quickest setting's share of the best one's seconds",
+    "loss": "What the quickest setting is expected to lose against the best",
+    "loss_high": "The most it may lose (95 %)",
+    # sweep_comparison
+    "by": "What is compared: engines, runs or prompts",
+    "name": "Which of them",
+    "adjusted": "The mean at the same settings as the others",
+    "adjusted_low": "Lower end of its 95 % interval",
+    "adjusted_high": "Upper end of its 95 % interval",
+    # Edits
+    "source": "The picture to edit, below the image root",
+    "source_path": "The picture that is edited, below the image root",
+    "method": "Which search: eacps or ttflux",
+    "budget": "Denoising steps a search may run",
+    "stage": "Which part of the search made it",
+    "parent": "The candidate it varies",
+    "strength": "How far its parent was noised again, 0 to 1",
+    "moves": "How its noise was moved: pairs of distance and seed, as JSON",
+    "until": "The step after which it was looked at",
+    "path": "The steps of its whole path",
+    "nfe": "Denoising steps that were run for it",
+    "scored_ms": "Milliseconds that scoring it took",
+    "pf": "Follows the prompt: 100 × the cosine of picture and prompt",
+    "pf_gain": "How much more that is than of the source",
+    "cons": "Consistent with the source: the cosine of the two pictures",
+    "lpips": "LPIPS against the source; less is more alike",
+    "layout": "How well its edges agree with the source's",
+    "parent_cons": "The cosine of the picture and its parent's",
+    "parent_lpips": "LPIPS against its parent",
+    "judge_following": "A judge's mark for following the prompt, 0 to 10",
+    "judge_consistency": "A judge's mark for keeping the rest, 0 to 10",
+    "judge_overall": "A judge's mark in all, 0 to 10",
+    "carried_out": "By rule: how far the prompt is fulfilled, 0 to 1",
+    "preserved": "By rule: how far the rest is as it was, 0 to 1",
+    "truth": "By rule: both as one mark, 0 to 1",
+    "potential": "The weighted sum of pf, cons and lpips",
+    "role": "Its part: the truth, held out from the search, or what it selects by",
+    "rival": "The other search",
+    "rival_budget": "Denoising steps the other may run",
+    "left_out": "Tasks that lack a value of either",
+    "wins": "Tasks where the method is better",
+    "ties": "Tasks where the two are alike",
+    "losses": "Tasks where the rival is better",
+    "gain": "Mean paired difference, above 0 where the method is better",
+    "gain_low": "Lower end of its 95 % interval",
+    "gain_high": "Upper end of its 95 % interval",
+    "win_rate": "Wins among the tasks that are no tie, 0 to 1",
+    "win_rate_low": "Lower end of its 95 % interval",
+    "win_rate_high": "Upper end of its 95 % interval",
+    # Labels
+    "mask_path": "The mask of what is to be put right, below the image root",
+    "character_path": "A picture of the character, below the image root",
+    "final_path": "The picture that people reviewed, below the image root",
+    "verdict": "What people chose, with | between them",
+    "positive": "Pictures that people found no issues in",
+    "negative": "Pictures that they did",
+    "auc": "The chance that a good picture has the better score, 0 to 1",
+    "auc_low": "Lower end of its 95 % interval",
+    "auc_high": "Upper end of its 95 % interval",
+    "threshold": "The score that tells the two apart best",
+    "true_positive": "Good pictures above it",
+    "false_positive": "Others above it",
+    "true_negative": "Others below it",
+    "false_negative": "Good pictures below it",
+    **{metric.name: f"{metric.label}: {metric.meaning}" for metric in METRICS.values()},
+}
+"""By column name; where a table's column means something else, `columns` is told so."""
+
+
+def columns(schema: Mapping[str, Any], **others: str) -> dict[str, dg.TableSchema]:
+    """An asset's metadata for the columns of its table, each with type and meaning.
+
+    `others` are meanings that differ from `MEANINGS`. Raises KeyError for a column without any.
+    """
+    meanings = MEANINGS | others
+    found = [dg.TableColumn(name, _kind(dtype), meanings[name]) for name, dtype in pl.Schema(schema).items()]
+    return {"dagster/column_schema": dg.TableSchema(found)}
+
+
+def plot(words: str, picture: bytes | None) -> dict[str, dg.MetadataValue[Any]]:
+    """A table's metadata for its picture; nothing where there is none."""
+    return {"plot": dg.MetadataValue.md(in_markdown(words, picture))} if picture else {}
+
+
+def _kind(dtype: Any) -> str:
+    """A type in few words: `Int64`, `list of {steps, guidance}`."""
+    if isinstance(dtype, pl.List):
+        return f"list of {_kind(dtype.inner)}"
+    if isinstance(dtype, pl.Struct):
+        return f"{{{', '.join(field.name for field in dtype.fields)}}}"
+    return str(dtype)

@@ -1,0 +1,59 @@
+"""What the reports share: pages that are one inert file, and how numbers are written on them.
+
+A page extends `page.html.j2`. Jinja escapes what it is given, and the page's content security policy lets only
+the scripts that the page itself sets run and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+
+def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
+    """The template at `name`, below this folder; `filters` beside `number`, `percent` and `script_hash`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parents[1]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # As it was given: metrics keep their order.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    environment.filters |= {"number": number, "percent": "{:.0%}".format, "script_hash": _script_hash, **filters}
+    return environment.get_template(name)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to so many significant digits, without exponent; a dash where there is none."""
+    if value is None:
+        return "–"
+    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
+    written = f"{value:,.{min(max(decimals, 0), digits)}f}"
+    return written.replace("-", "−") if float(written.replace(",", "")) else written.lstrip("-")
+
+
+def packed(script: str) -> str:
+    """A script as gzip in base64, for a page that unpacks it; the same script is always the same text."""
+    return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
+
+
+def listed(names: Sequence[str]) -> str:
+    """As in `a, b and c`."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
+
+
+def _script_hash(script: str) -> Markup:
+    """The script's entry in a content security policy, quoted."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    source: Markup = Markup(f"'sha256-{digest}'")
+    return source

@@ -1,0 +1,1 @@
+"""Computes the scores that are missing, for every product."""

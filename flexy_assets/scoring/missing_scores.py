@@ -1,0 +1,310 @@
+"""Scores the images that lack a score, chunk by chunk; each chunk is committed before the next is begun."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexy_assets.storage import queries
+from flexy_assets.storage.locks import Claims, claims
+from flexy_assets.storage.queries import Lack, Pending, Scored
+from resources.database import Database
+from resources.errors import FlexyError
+from resources.images import ImageStore
+from resources.models import registry
+from resources.models.compute import Halving
+from resources.models.entry import LocalModel
+from resources.models.slot import ModelSlot
+from resources.scorers import Metric
+from resources.scorers.preprocessing import VERSION
+from resources.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CHUNK = 64
+"""Images scored between two commits: what a kill costs at most."""
+
+VECTORS = 256
+"""The same for scores that are computed from kept embeddings, which takes no time."""
+
+CLAIM = 256
+"""Images that are claimed at once; another worker takes those behind them. Postgres has room for some thousands."""
+
+AHEAD = 2
+"""Chunks that are read and prepared while the model computes one."""
+
+READERS = {metric.reads or metric.name for metric in registry.METRICS.values()}
+"""Who looks at pictures: the encoder whose embeddings are kept, and the metrics that have no part in them."""
+
+NO_PROMPT = "no prompt is recorded for this image"
+
+Rows = tuple[str, Sequence[Pending]]
+"""A batch, and some of its images that this worker has claimed; none where the batch lacks nothing."""
+
+Chunk = tuple[str, Sequence[tuple[Pending, Any]]]
+"""`Rows` with what a model reads of each: a prepared picture, the `FlexyError` why there is none, or nothing."""
+
+Told = Callable[[int], Any]
+"""Is told how many images each chunk settled."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What scoring works with, the same for every metric."""
+
+    database: Database
+    store: ImageStore
+    slot: ModelSlot
+    settings: Settings
+
+    def model(self, name: str) -> LocalModel:
+        return registry.scorer(name, self.settings)
+
+    def mark(self, name: str) -> str:
+        """What scores and embeddings say they were made by: weights, precision and preprocessing."""
+        return f"{self.model(name).fingerprint}/pixels{VERSION}"
+
+    def unembedded(self, encoder: str = "clip", needed_for: Collection[str] = ()) -> Lack:
+        return queries.unembedded(self.mark(encoder), self.settings, needed_for)
+
+    def unscored(self, metric: Metric) -> Lack:
+        return queries.unscored(metric.name, self.settings, self.mark(metric.reads) if metric.reads else None)
+
+    def texts(self, prompts: Collection[str], encoder: str = "clip") -> dict[str, NDArray[np.float32]]:
+        """Each prompt's L2-normalised vector (width,), kept or computed now and kept."""
+        mark = self.mark(encoder)
+        with self.database.begin(reading=True) as connection:
+            known = queries.text_vectors(connection, mark, prompts)
+        fresh = sorted(set(prompts) - known.keys())
+        if fresh:
+            vectors = dict(zip(fresh, self.slot.get(self.model(encoder)).texts(fresh), strict=True))
+            with self.database.begin() as connection:
+                queries.record_text_embeddings(connection, mark, vectors)
+            known |= vectors
+        return known
+
+    def count(self, lack: Lack, batches: Sequence[str]) -> int:
+        """How many images of the batches there are to do."""
+        with self.database.begin(reading=True) as connection:
+            return lack.count(connection, batches)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pass did to a batch."""
+
+    done: int = 0
+    failed: int = 0
+
+
+def embed(
+    scoring: Scoring, batches: Sequence[str], told: Told, encoder: str = "clip", needed_for: Collection[str] = ()
+) -> Iterator[tuple[str, Outcome]]:
+    """Keep the image vectors the batches lack, and the text vectors of their prompts; yields each batch as it ends.
+
+    With `needed_for`, only of images that lack one of these metrics.
+    """
+    mark, lack = scoring.mark(encoder), scoring.unembedded(encoder, needed_for)
+    if not scoring.count(lack, batches):
+        yield from ((batch, Outcome()) for batch in batches)
+        return
+    scoring.store.check()
+    model = scoring.slot.get(scoring.model(encoder))
+    halving = Halving(model.images_a_call)
+    said: set[str] = set()
+
+    def settle(chunk: Chunk) -> tuple[int, int]:
+        readable, failures = _apart(chunk)
+        prompts = {row.prompt for row, _ in readable if row.prompt} - said
+        if prompts:
+            scoring.texts(prompts, encoder)
+            said.update(prompts)
+        vectors = halving(model.images, [pixels for _, pixels in readable])
+        kept = {}
+        for (row, _), vector in zip(readable, vectors, strict=True):
+            if isinstance(vector, FlexyError):
+                failures.append(Scored(row.image_id, None, str(vector)))
+            elif not np.isfinite(vector).all():
+                failures.append(Scored(row.image_id, None, "the embedding is not finite"))
+            else:
+                kept[row.image_id] = vector
+        with scoring.database.begin() as connection:
+            queries.record_image_embeddings(connection, mark, kept, failures)
+        return len(kept), len(failures)
+
+    with claims(scoring.database) as held:
+        chunks = read_ahead(scoring.store, _claimed(scoring, held, mark, lack, batches, CHUNK), model.prepare, encoder)
+        yield from _by_batch(chunks, settle, told, lambda ids: held.release(mark, ids))
+
+
+def score(scoring: Scoring, metric: Metric, batches: Sequence[str], told: Told) -> Iterator[tuple[str, Outcome]]:
+    """Fill what the batches lack of one metric; yields each batch as it ends."""
+    lack = scoring.unscored(metric)
+    if not scoring.count(lack, batches):
+        yield from ((batch, Outcome()) for batch in batches)
+        return
+    scorer = registry.SCORER_OF[metric.name]
+    mark = scoring.mark(scorer)
+    if metric.reads and metric.reads != scorer:
+        mark = f"{scoring.mark(metric.reads)}+{scoring.model(scorer).fingerprint}"
+
+    def record(scores: Sequence[Scored]) -> tuple[int, int]:
+        with scoring.database.begin() as connection:
+            done = queries.record_scores(connection, metric.name, mark, scores)
+        return done, sum(score.value is None for score in scores)
+
+    with claims(scoring.database) as held:
+        rows = _claimed(scoring, held, metric.name, lack, batches, VECTORS if metric.reads else CHUNK)
+        if metric.reads:
+            chunks: Iterator[Chunk] = ((batch, [(row, None) for row in some]) for batch, some in rows)
+            compute = _from_embeddings(scoring, metric.reads, None if metric.reads == scorer else scorer)
+        else:
+            scoring.store.check()
+            model = scoring.slot.get(scoring.model(scorer))
+            chunks = read_ahead(scoring.store, rows, model.prepare, metric.name)
+            compute = _from_pictures(model)
+
+        yield from _by_batch(
+            chunks, lambda chunk: record(compute(chunk)), told, lambda ids: held.release(metric.name, ids)
+        )
+
+
+def _from_embeddings(scoring: Scoring, encoder: str, head: str | None) -> Callable[[Chunk], list[Scored]]:
+    """Scores from vectors that `embed` kept, by a head or as the cosine with the prompt: no picture is opened."""
+    mark = scoring.mark(encoder)
+
+    def compute(chunk: Chunk) -> list[Scored]:
+        rows = [row for row, _ in chunk[1]]
+        ids = [row.image_id for row in rows]
+        with scoring.database.begin(reading=True) as connection:
+            seen = queries.image_vectors(connection, mark, ids)
+            said = queries.text_vectors(connection, mark, {row.prompt for row in rows if row.prompt})
+            reasons = queries.embedding_failures(connection, [i for i in ids if i not in seen])
+        # One that nobody has tried to embed is not a failure: it is still to come.
+        scores = [Scored(i, None, f"no embedding: {reasons[i]}") for i in ids if i not in seen and i in reasons]
+        there = [row for row in rows if row.image_id in seen]
+        if head is None:
+            return scores + [_cosine(row, seen[row.image_id], said.get(row.prompt or "")) for row in there]
+        if there:
+            marks = scoring.slot.get(scoring.model(head)).marks(np.stack([seen[row.image_id] for row in there]))
+            scores += [Scored.of(row.image_id, float(mark)) for row, mark in zip(there, marks, strict=True)]
+        return scores
+
+    return compute
+
+
+def _from_pictures(model: Any) -> Callable[[Chunk], list[Scored]]:
+    halving = Halving(model.images_a_call)
+
+    def compute(chunk: Chunk) -> list[Scored]:
+        readable, failures = _apart(chunk)
+        failures += [Scored(row.image_id, None, NO_PROMPT) for row, _ in readable if not row.prompt]
+        asked = [(row, pixels) for row, pixels in readable if row.prompt]
+        values = halving(
+            lambda part: model.scores([pixels for _, pixels in part], [row.prompt for row, _ in part]), asked
+        )
+        return failures + [
+            Scored(row.image_id, None, str(value))
+            if isinstance(value, FlexyError)
+            else Scored.of(row.image_id, float(value))
+            for (row, _), value in zip(asked, values, strict=True)
+        ]
+
+    return compute
+
+
+def _cosine(row: Pending, seen: NDArray[np.float32], said: NDArray[np.float32] | None) -> Scored:
+    if said is None:
+        return Scored(row.image_id, None, NO_PROMPT)
+    return Scored.of(row.image_id, float(np.dot(seen.astype(np.float64), said.astype(np.float64))))
+
+
+def _apart(chunk: Chunk) -> tuple[list[tuple[Pending, Any]], list[Scored]]:
+    """The rows that could be read, and the reasons of those that could not."""
+    _, rows = chunk
+    failures = [Scored(row.image_id, None, str(read)) for row, read in rows if isinstance(read, FlexyError)]
+    return [(row, read) for row, read in rows if not isinstance(read, FlexyError)], failures
+
+
+def _claimed(
+    scoring: Scoring, held: Claims, what: str, lack: Lack, batches: Sequence[str], size: int
+) -> Iterator[Rows]:
+    """What the batches lack and nobody else is at, in chunks, none of which spans two batches."""
+    for batch in batches:
+        with scoring.database.begin(reading=True) as connection:
+            wanted = lack.of(connection, batch)
+        for start in range(0, len(wanted), CLAIM):
+            free = held.take(what, [row.image_id for row in wanted[start : start + CLAIM]])
+            # What another worker had settled before it let go is not to be done again.
+            with scoring.database.begin(reading=True) as connection:
+                rows = lack.of(connection, batch, free)
+            held.release(what, free - {row.image_id for row in rows})
+            for first in range(0, len(rows), size):
+                yield batch, rows[first : first + size]
+        yield batch, []
+
+
+def read_ahead(
+    store: ImageStore, chunks: Iterable[Rows], prepare: Callable[[Image], Any], reader: str
+) -> Iterator[Chunk]:
+    """The chunks' rows, each with its prepared picture or the `FlexyError` why there is none.
+
+    While one chunk is being used the next `AHEAD` are read, decoded and prepared on other threads. `reader` is
+    one of `READERS`.
+    """
+
+    def one(row: Pending) -> Any:
+        try:
+            return prepare(store.read_for(reader, READERS, row.image_path or "", row.image_sha256))
+        except FlexyError as error:
+            return error
+
+    def collected() -> Chunk:
+        batch, rows, reads = ahead.popleft()
+        return batch, [(row, read.result()) for row, read in zip(rows, reads, strict=True)]
+
+    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="read-ahead")
+    ahead: deque[tuple[str, Sequence[Pending], list[Future[Any]]]] = deque()
+    try:
+        for batch, rows in chunks:
+            ahead.append((batch, rows, [pool.submit(one, row) for row in rows]))
+            if len(ahead) > AHEAD:
+                yield collected()
+        while ahead:
+            yield collected()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _by_batch(
+    chunks: Iterator[Chunk],
+    settle: Callable[[Chunk], tuple[int, int]],
+    told: Told,
+    release: Callable[[set[UUID]], None],
+) -> Iterator[tuple[str, Outcome]]:
+    """Settle chunk after chunk, letting go of the images now and then, and yield each batch once its last chunk is."""
+    for batch, of_batch in groupby(chunks, key=lambda chunk: chunk[0]):
+        done = failed = 0
+        settled: set[UUID] = set()
+        for chunk in of_batch:
+            if not chunk[1]:
+                continue
+            now_done, now_failed = settle(chunk)
+            settled |= {row.image_id for row, _ in chunk[1]}
+            if len(settled) >= CLAIM:
+                release(settled)
+                settled = set()
+            done, failed = done + now_done, failed + now_failed
+            told(len(chunk[1]))
+        release(settled)
+        yield batch, Outcome(done, failed)

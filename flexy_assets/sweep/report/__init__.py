@@ -1,0 +1,1 @@
+"""The sweep's report: one HTML file with the answer, the plots and the images."""

@@ -1,0 +1,124 @@
+"""Engines, runs and prompts side by side: what the report draws of the table `comparison`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+
+from flexy_assets.reporting.html import number
+from flexy_assets.sweep.analysis import METRICS
+
+ENDS: Final = 10
+"""Runs or prompts shown from the top, and as many from the bottom."""
+ROOM: Final = 4.0
+"""Percent of a panel's width left free on either side."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One target of several engines, runs or prompts, best first, on one axis from `low` to `high`.
+
+    `bars` are rows of `COMPARISON` with `at`: percent of the width at which `adjusted`, `adjusted_low`,
+    `adjusted_high` and `mean` lie; `between` left out are as many after `ENDS` of them, none where it is 0.
+    """
+
+    target: str
+    engine: str
+    words: str
+    low: float
+    high: float
+    bars: list[Row]
+    between: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """The panels by engine, run or prompt: those in sight, and those that are folded away."""
+
+    by: str
+    open: list[Panel]
+    folded: list[Panel]
+
+
+def side_by_side(comparison: pl.DataFrame) -> list[Part]:
+    """What there are several of; none of them where there is one engine, one run and one prompt.
+
+    Engines are compared by each metric, runs and prompts within an engine. Of runs the overall score is in sight;
+    their metrics, and prompts, are folded away.
+    """
+    there = comparison.drop_nulls("mean")
+    engines = [panel for metric in METRICS if (panel := _panel(there, "engine", metric))]
+    parts = [Part("engine", engines, [])] if engines else []
+    for by in ("run", "prompt"):
+        panels = [
+            panel
+            for target in ("overall", *METRICS)
+            for engine in there["engine"].unique().sort()
+            if (panel := _panel(there, by, target, engine))
+        ]
+        opened = [panel for panel in panels if by == "run" and panel.target == "overall"]
+        if panels:
+            parts.append(Part(by, opened, [panel for panel in panels if panel not in opened]))
+    return parts
+
+
+def _panel(there: pl.DataFrame, by: str, target: str, engine: str = "") -> Panel | None:
+    """None where there are no two to compare."""
+    alike = there.filter(by=by, target=target)
+    rows = alike.filter(engine=engine) if engine else alike
+    if rows.height < 2:
+        return None
+    ranked = rows.sort(pl.coalesce("adjusted", "mean"), descending=True)
+    between = max(ranked.height - 2 * ENDS, 0)
+    bars = pl.concat([ranked.head(ENDS), ranked.tail(ENDS)]) if between else ranked
+    # Of all engines, so that panels of one target can be compared by eye.
+    ends = alike.select(
+        low=pl.min_horizontal("adjusted_low", "mean").min(), high=pl.max_horizontal("adjusted_high", "mean").max()
+    )
+    low, high = ends.row(0)
+    return Panel(
+        target,
+        engine,
+        _engines_words(ranked) if by == "engine" else "",
+        low,
+        high,
+        [row | {"at": _places(row, low, high)} for row in bars.iter_rows(named=True)],
+        between,
+    )
+
+
+def _places(row: Row, low: float, high: float) -> Row:
+    width = (high - low) or 1.0
+    return {
+        name: None if row[name] is None else round(ROOM + (100 - 2 * ROOM) * (row[name] - low) / width, 2)
+        for name in ("adjusted", "adjusted_low", "adjusted_high", "mean")
+    }
+
+
+def _engines_words(ranked: pl.DataFrame) -> str:
+    """Which engine is highest at the same settings, and whether that is sure."""
+    first, *others = ranked.iter_rows(named=True)
+    if first["adjusted"] is None or any(row["adjusted"] is None for row in others):
+        return f"Not at the same settings: {first['note'] or others[-1]['note'] or 'no model'}."
+    others_high = max(row["adjusted_high"] for row in others)
+    if first["adjusted_low"] > others_high:
+        return (
+            f"{first['name']} is highest: its interval lies above {'the other' if len(others) == 1 else 'all others'}."
+        )
+    return "The intervals of the highest two overlap: which is higher is not sure."
+
+
+def shared_settings(comparison: pl.DataFrame) -> str:
+    """The settings that all engines were tried at, in words; empty where there are none."""
+    row = next(comparison.filter(by="engine").drop_nulls("adjusted").iter_rows(named=True), None)
+    if row is None:
+        return ""
+    guidance = comparison.filter(by="engine").drop_nulls(["adjusted", "guidance_from"])
+    words = f"{row['steps_from']} to {row['steps_to']} steps"
+    if guidance.height:
+        words += f" and guidance {number(guidance['guidance_from'][0], 2)} to {number(guidance['guidance_to'][0], 2)}"
+    return words

@@ -1,0 +1,140 @@
+"""The images that a report shows, one point and one picture each, as columns for its script."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from flexy_assets.sweep.analysis import METRICS, effective_guidance
+from flexy_assets.sweep.analysis.disagreement import Disagreement
+
+MOST_POINTS: Final = 2400
+"""Images on one page. A browser on a phone stutters above a few thousand points, and each has a picture."""
+MOST_BYTES: Final = 8_900_000
+"""Of WebP on one page; as base64, with all else, that makes some 14 MB."""
+EXTREMES: Final = 4
+"""Pictures kept at each end of a metric, an engine."""
+BINS: Final = 5
+"""Bins of steps and of guidance in the grid of pictures."""
+LONGEST: Final = 400
+"""Characters of a prompt that the page holds."""
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def sampled(overall: pl.DataFrame, found: Sequence[Disagreement], seed: int = 0) -> pl.DataFrame:
+    """The rows of `with_overall` that the page shows: all, or `MOST_POINTS`.
+
+    Those are the best and worst of every metric, the pairs that metrics disagree on, and a random sample with as equal
+    a share for every engine as there are images.
+    """
+    if overall.height <= MOST_POINTS:
+        return overall
+    paired = [image_id for pair in found for ids in pair.pairs for image_id in ids]
+    kept = pl.col("image_id").is_in(paired)
+    for metric in METRICS:
+        for descending in (True, False):
+            kept |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= EXTREMES
+    shuffled = overall.with_columns(
+        kept=kept.fill_null(False),
+        place=pl.lit(np.random.default_rng(seed).permutation(overall.height)),
+    ).sort("place")
+    # The first of every engine, then the second of every engine: who has fewer leaves room to the others.
+    turn = pl.int_range(pl.len()).over("engine")
+    chosen = shuffled.with_columns(turn=turn).sort(~pl.col("kept"), "turn", "place").head(MOST_POINTS)
+    return chosen.sort("engine", "image_id").select(overall.columns)
+
+
+def data(
+    points: pl.DataFrame,
+    overall: pl.DataFrame,
+    found: Sequence[Disagreement],
+    thumbnails: Mapping[str, bytes],
+) -> dict[str, Any]:
+    """What the page's script reads, ready for JSON: names, columns (one entry an image), pictures and pairs.
+
+    Engines, runs and prompts are indices into their names, most frequent first (prompts) or by name; pictures are WebP
+    in base64, null where there is none. `spread` is each metric's mean and standard deviation an engine.
+    """
+    ids = points["image_id"].fill_null("").to_list()
+    place = {image_id: index for index, image_id in enumerate(ids)}
+    columns: dict[str, list[Any]] = {"id": ids, "path": points["image_path"].to_list()}
+    names = {}
+    shown = points.with_columns(pl.col("prompt").str.slice(0, LONGEST))
+    for name in ("engine", "run_id", "prompt"):
+        counts = shown[name].drop_nulls().value_counts(name="images")
+        frequent = [-pl.col("images").cast(pl.Int64)] if name == "prompt" else []
+        names[name] = counts.sort(*frequent, name)[name].to_list()
+        index = {value: number for number, value in enumerate(names[name])}
+        columns[name] = [index.get(value) for value in shown[name]]
+    columns["steps"] = points["steps"].to_list()
+    columns["seed"] = points["seed"].cast(pl.String).to_list()  # JavaScript would round large ones
+    columns |= {name: _rounded(points[name]) for name in ("guidance", "overall", *METRICS)}
+    columns["seconds"] = _rounded(points["elapsed_ms"] / 1000)
+    across, steps = _bins(points["steps"], overall["steps"], "{:.0f}".format)
+    down, guidance = _bins(_effective(points), _effective(overall), _guidance)
+    spread = overall.group_by("engine").agg(
+        pl.concat_list(pl.col(metric).mean(), pl.col(metric).std()).alias(metric) for metric in METRICS
+    )
+    return {
+        "names": names,
+        "columns": columns | {"across": across, "down": down},
+        "bins": {"steps": steps, "guidance": guidance},
+        "spread": {row.pop("engine"): row for row in spread.to_dicts()},
+        "pictures": [
+            base64.b64encode(thumbnails[image_id]).decode() if image_id in thumbnails else None for image_id in ids
+        ],
+        "pairs": [
+            {
+                "left": pair.left,
+                "right": pair.right,
+                "share": pair.share,
+                "pairs": [[place[a], place[b]] for a, b in pair.pairs],
+            }
+            for pair in found
+        ],
+    }
+
+
+def _effective(rows: pl.DataFrame) -> pl.Series:
+    guidance = rows["guidance"].fill_null(np.nan).to_numpy()
+    return pl.Series(effective_guidance(guidance)).fill_nan(None)
+
+
+def _guidance(value: float) -> str:
+    return "≤1" if value <= 1 else f"{value:.1f}"
+
+
+def _rounded(values: pl.Series) -> list[float | None]:
+    """To six significant digits: more only make the page heavy."""
+    return values.cast(pl.Float64).round_sig_figs(6).to_list()
+
+
+def _bins(points: pl.Series, values: pl.Series, write: Callable[[float], str]) -> tuple[list[int | None], list[str]]:
+    """Each point's bin among all values (about equally full, up to `BINS`) and each bin's range in words.
+
+    A point without a value is in no bin.
+    """
+    there = values.drop_nulls().cast(pl.Float64).to_numpy()
+    if not there.size:
+        return [None] * len(points), []
+    edges = np.unique(np.quantile(there, np.linspace(0, 1, BINS + 1)[1:-1]))
+    full, bins = np.unique(np.searchsorted(edges, there), return_inverse=True)
+    numbers = {int(found): index for index, found in enumerate(full)}
+    labels = []
+    for index in range(full.size):
+        low, high = (write(end) for end in (there[bins == index].min(), there[bins == index].max()))
+        labels.append(low if low == high else f"{low}–{high}")
+    placed = points.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    found = np.searchsorted(edges, placed)
+    return [numbers[int(at)] if np.isfinite(x) else None for at, x in zip(found, placed, strict=True)], labels
+
+
+def raw_failures(scores: pl.DataFrame) -> dict[str, int]:
+    """How many scores of each metric are NaN or infinite: `measured` counts them as missing."""
+    floats = scores.select(pl.col(metric).cast(pl.Float64, strict=False) for metric in METRICS)
+    return {metric: int((~floats[metric].is_finite()).sum()) for metric in METRICS}

@@ -1,0 +1,106 @@
+"""One image at settings that a person picks: the same settings, the same image, whenever it is asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID, uuid5
+
+import polars as pl
+
+from flexy_assets.sweep.plan import NAMESPACE, PLAN_SCHEMA, Range, check_asked, check_settings
+from resources.errors import BadInputError
+from resources.models import registry
+from resources.prompts import check_prompt
+from resources.settings import Settings
+
+MAX_SEED = 2**31 - 1
+"""What the table's column holds."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one image is made with; `guidance` is None for an engine that has none."""
+
+    engine: str
+    prompt: str
+    negative_prompt: str | None
+    steps: int
+    guidance: float | None
+    seed: int
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        """Raises `BadInputError` for settings no image can be made with."""
+        if not self.prompt:
+            raise BadInputError("the prompt is empty: say what the image should show")
+        check_prompt(self.prompt, "the prompt")
+        check_prompt(self.negative_prompt or "", "the negative prompt")
+        guidance = None if self.guidance is None else Range(self.guidance, self.guidance)
+        check_settings(Range(self.steps, self.steps), guidance, self.width, self.height)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise BadInputError(f"seed {self.seed} is out of bounds: use 0 to {MAX_SEED}")
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        prompt: str,
+        engine: str = "",
+        negative_prompt: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        width: int | None = None,
+        height: int | None = None,
+    ) -> Trial:
+        """The trial, checked; what is left out is the engine's own, and the engine the first of its set.
+
+        Raises `BadInputError` naming the setting that cannot be.
+        """
+        entry = registry.find(engine or registry.models("engine", settings)[0], "engine", settings)
+        given = {"guidance": guidance, "negative_prompt": negative_prompt}
+        check_asked(entry, seed, width or 0, height or 0, given)
+        if guidance is None and "guidance" not in entry.ignores:
+            guidance = entry.guidance
+        return cls(
+            engine=entry.name,
+            prompt=prompt.strip(),
+            negative_prompt=(negative_prompt or "").strip() or None,
+            steps=entry.steps if steps is None else steps,
+            guidance=None if guidance is None else float(guidance),
+            seed=seed,
+            width=entry.side if width is None else width,
+            height=entry.side if height is None else height,
+        )
+
+    @property
+    def run_id(self) -> UUID:
+        """The run of all trials of its engine."""
+        return run_of(self.engine)
+
+    @property
+    def batch(self) -> str:
+        """The seed batch of all trials of its engine."""
+        return f"trials_{self.engine}"
+
+    @property
+    def image_id(self) -> UUID:
+        """The same settings, the same image."""
+        return uuid5(self.run_id, json.dumps(self.to_json(), sort_keys=True))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def row(self) -> pl.DataFrame:
+        """The plan of its one image, in `PLAN_SCHEMA`."""
+        place = {"image_id": str(self.image_id), "run_id": str(self.run_id), "index": 0, "batch": self.batch}
+        path = {"image_path": f"{self.batch}/{self.image_id}.png"}
+        return pl.DataFrame([place | self.to_json() | path], schema=PLAN_SCHEMA)
+
+
+def run_of(engine: str | None) -> UUID:
+    """The run that trials of this engine belong to. It has no plan: nothing of it is still to be made."""
+    return uuid5(NAMESPACE, f"trials of {engine}")

@@ -1,0 +1,1 @@
+"""HTTP: the client, retries, downloads and the addresses that may be reached."""

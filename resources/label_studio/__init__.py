@@ -1,0 +1,1 @@
+"""Label Studio: its REST API and its exports."""

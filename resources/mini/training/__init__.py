@@ -1,0 +1,1 @@
+"""Trains the mini weights; nothing in production imports it."""

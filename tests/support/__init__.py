@@ -1,0 +1,1 @@
+"""Servers, browsers, databases and references that tests and benchmarks share."""

@@ -1,0 +1,140 @@
+"""Dagster's daemon at work on a FlexyFace database, as a server would run it. Used by tests and benchmarks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as sa
+
+from flexy_assets.execution import PROCESS_TAG
+from flexy_assets.storage.tables import SWEEP_METRICS
+from resources.database import Database
+from tests.support import flexyface
+
+ROOT = Path(__file__).parents[2]
+HEALING = "heal_scores"
+
+
+def environment(home: Path, results: str, bookkeeping: str) -> dict[str, str]:
+    """What the service is told: `home` holds the pictures, the URLs name the two databases."""
+    return {
+        "FLEXY_HOME": str(home),
+        "FLEXY_DATABASE_URL": results,
+        "FLEXY_IMAGES": str(home / "pictures"),
+        "FLEXY_PROMPT_COLUMN": flexyface.PROMPT_COLUMN,
+        "FLEXY_MODELS": "mini",
+        "FLEXY_NIGHTLY": "0 0 29 2 *",
+        "FLEXY_DAGSTER_URL": bookkeeping,
+        "FLEXY_DAGSTER_STORAGE": str(home / "dagster"),
+        "DAGSTER_HOME": str(ROOT / "deploy" / "postgres"),
+    }
+
+
+def nightly_ticks(instance: dg.DagsterInstance) -> list[Any]:
+    """The ticks of `missing_scores` that have ended, oldest first."""
+    states = [s for s in instance.all_instigator_state() if s.instigator_name == "missing_scores"]
+    ticks = instance.get_ticks(states[0].instigator_origin_id, states[0].selector_id) if states else []
+    return [tick for tick in reversed(ticks) if tick.status.value != "STARTED"]
+
+
+@dataclass
+class Service:
+    """Dagster's daemon at work on an adopted FlexyFace database."""
+
+    home: Path
+    database: Database
+    environment: dict[str, str]
+    daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        """A daemon, with a code server of its own, in a process group of its own."""
+        command = [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"]
+        log = (self.home / "daemon.log").open("ab")
+        daemon = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.environment | environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        self.daemons.append(daemon)
+        return daemon
+
+    def stop(self) -> None:
+        """Everything the daemons started, at once."""
+        for daemon in self.daemons:
+            for process in [daemon.pid, *_descendants(daemon.pid)]:
+                _kill(process)
+            daemon.wait()
+            # Children of a daemon that was killed stay in its group.
+            with suppress(ProcessLookupError):
+                os.killpg(daemon.pid, signal.SIGKILL)
+
+    def log(self) -> str:
+        return (self.home / "daemon.log").read_text(errors="replace")[-6_000:]
+
+    def runs(self, instance: dg.DagsterInstance, job: str = HEALING) -> list[dg.DagsterRun]:
+        """The job's runs, oldest first."""
+        return list(reversed(instance.get_runs(dg.RunsFilter(job_name=job))))
+
+    def worker(self, run: dg.DagsterRun) -> int:
+        """The number of the process that makes a run."""
+        return int(run.tags[PROCESS_TAG].split("/")[1])
+
+    def scalar(self, statement: str, **values: Any) -> Any:
+        with self.database.begin(reading=True) as connection:
+            return connection.scalar(sa.text(statement), values)
+
+    def execute(self, statement: str, **values: Any) -> None:
+        with self.database.begin() as connection:
+            connection.execute(sa.text(statement), values)
+
+    def table(self, columns: str = "*", table: str = "bench_run_results") -> dict[Any, dict[str, Any]]:
+        """Every row by its id."""
+        with self.database.begin(reading=True) as connection:
+            rows = connection.execute(sa.text(f"SELECT {columns} FROM {table}")).mappings()
+            return {row["id"]: dict(row) for row in rows}
+
+    def missing(self) -> dict[str, int]:
+        """How many images lack each score, by the columns themselves."""
+        counts = ", ".join(f"count(*) - count({name}) AS {name}" for name in SWEEP_METRICS)
+        with self.database.begin(reading=True) as connection:
+            return dict(connection.execute(sa.text(f"SELECT {counts} FROM bench_run_results")).mappings().one())
+
+    def attempts(self) -> set[int]:
+        """How often scores were computed, each of them."""
+        with self.database.begin(reading=True) as connection:
+            return set(connection.scalars(sa.text("SELECT attempts FROM image_scores")))
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    for child in Path(f"/proc/{pid}/task").glob("*/children"):
+        for number in child.read_text().split():
+            yield int(number)
+            yield from _descendants(int(number))
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def wait(condition: Callable[[], Any], seconds: float, service: Service) -> Any:
+    """What the condition says once it says anything; fails with the daemon's log when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds} s in vain; the daemon said:\n{service.log()}")
+        time.sleep(0.1)
+    return answer

@@ -27,7 +27,7 @@ ROLES: tuple[Metric, ...] = (
 )
 """What a comparison is judged by, the truth first."""
 
-SCORES: Final[dict[str, Any]] = CANDIDATES | dict.fromkeys((*METRICS, "potential"), pl.Float64)
+SCORES: Final[dict[str, Any]] = dict(pl.Schema(CANDIDATES | dict.fromkeys((*METRICS, "potential"), float)))
 """The columns of the asset `edit_scores`."""
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
-import polars as pl
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, update
 
 from flexy_assets.storage.queries import now, upsert
@@ -19,6 +18,9 @@ from flexy_assets.storage.tables import (
     edit_tasks,
     image_scores,
 )
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -185,35 +187,37 @@ def selected(connection: Connection, batches: Collection[str]) -> dict[str, int]
     return dict(connection.execute(counted.group_by(edit_tasks.c.batch)).tuples().all())
 
 
-CANDIDATES: dict[str, Any] = {
-    "candidate_id": pl.String,
-    "run": pl.String,
-    "batch": pl.String,
-    "task_id": pl.String,
-    "prompt": pl.String,
-    "source_path": pl.String,
-    "method": pl.String,
-    "budget": pl.Int64,
-    "name": pl.String,
-    "stage": pl.String,
-    "parent": pl.String,
-    "strength": pl.Float64,
-    "seed": pl.Int64,
-    "moves": pl.String,
-    "until": pl.Int64,
-    "path": pl.Int64,
-    "nfe": pl.Int64,
-    "elapsed_ms": pl.Int64,
-    "scored_ms": pl.Int64,
-    "image_path": pl.String,
-    "error": pl.String,
-    "chosen": pl.Boolean,
+CANDIDATES: dict[str, type] = {
+    "candidate_id": str,
+    "run": str,
+    "batch": str,
+    "task_id": str,
+    "prompt": str,
+    "source_path": str,
+    "method": str,
+    "budget": int,
+    "name": str,
+    "stage": str,
+    "parent": str,
+    "strength": float,
+    "seed": int,
+    "moves": str,
+    "until": int,
+    "path": int,
+    "nfe": int,
+    "elapsed_ms": int,
+    "scored_ms": int,
+    "image_path": str,
+    "error": str,
+    "chosen": bool,
 }
-"""The columns of `edit_scores` beside its metrics: one row a candidate and step that was looked at."""
+"""The columns of `edit_scores` beside its metrics, with Python types: one row a candidate and step looked at."""
 
 
 def table(connection: Connection, run_ids: Collection[UUID], metrics: Sequence[str]) -> pl.DataFrame:
     """Every candidate of these comparisons (`CANDIDATES`) with its scores, NULL where one is missing."""
+    import polars as pl
+
     own: dict[str, ColumnElement[Any]] = {
         "candidate_id": edit_candidates.c.id,
         "run": edit_tasks.c.run_id,
@@ -247,7 +251,7 @@ def table(connection: Connection, run_ids: Collection[UUID], metrics: Sequence[s
         .where(edit_tasks.c.run_id.in_(list(run_ids)), image_scores.c.metric.in_(metrics))
     )
     scores = {(str(image), metric): value for image, metric, value in connection.execute(outcomes)}
-    schema = CANDIDATES | dict.fromkeys(metrics, pl.Float64)
+    schema = CANDIDATES | dict.fromkeys(metrics, float)
     return pl.DataFrame(
         [[*row, *(scores.get((row[0], metric)) for metric in metrics)] for row in found], schema=schema, orient="row"
     )

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import numpy as np
-import polars as pl
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy import (
@@ -49,6 +48,9 @@ from flexy_assets.storage.tables import (
 from resources.models.registry import METRICS
 from resources.scorers import Metric
 from resources.settings import Settings
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MAX_ATTEMPTS = 3
 """How often an image is offered to a scorer that fails on it, before it is left for a person."""
@@ -453,20 +455,20 @@ def text_vectors(connection: Connection, encoder: str, prompts: Iterable[str]) -
 
 # Tables for people
 
-SCORES_SCHEMA = {
-    "image_id": pl.String,
-    "run_id": pl.String,
-    "batch": pl.String,
-    "engine": pl.String,
-    "prompt": pl.String,
-    "steps": pl.Int64,
-    "guidance": pl.Float64,
-    "seed": pl.Int64,
-    "elapsed_ms": pl.Int64,
-    "image_path": pl.String,
-    **dict.fromkeys(METRICS, pl.Float64),
+SCORES_SCHEMA: dict[str, type] = {
+    "image_id": str,
+    "run_id": str,
+    "batch": str,
+    "engine": str,
+    "prompt": str,
+    "steps": int,
+    "guidance": float,
+    "seed": int,
+    "elapsed_ms": int,
+    "image_path": str,
+    **dict.fromkeys(METRICS, float),
 }
-"""The columns of `sweep_scores`: one row an image, NULL where a score is missing."""
+"""The columns of `sweep_scores` and their Python types: one row an image, NULL where a score is missing."""
 
 
 def _table(prompt: ColumnElement[str | None]) -> Select[Any]:
@@ -477,6 +479,8 @@ def _table(prompt: ColumnElement[str | None]) -> Select[Any]:
 
 
 def _frame(connection: Connection, statement: Any) -> pl.DataFrame:
+    import polars as pl
+
     rows = [
         [str(row.image_id), str(row.run_id) if row.run_id else None, *row[2:]] for row in connection.execute(statement)
     ]

@@ -144,7 +144,7 @@ def test_the_tables_lie_under_their_assets_names(at: House, finished: Finished) 
     assert names == {*(f"{table}.parquet" for table in tables), "sweep.csv", "sweep_report.html"}
     assert described_otherwise(at.home / "assets") == []
     scores = pl.read_parquet(at.home / "assets" / "sweep_scores.parquet")
-    assert dict(scores.schema) == queries.SCORES_SCHEMA
+    assert scores.schema == pl.Schema(queries.SCORES_SCHEMA)
     assert scores.select(METRICS).null_count().sum_horizontal().item() == 0
     rows = {UUID(row["id"]): row for row in at.images(finished.plan["run"])}
     assert {UUID(row["image_id"]) for row in scores.to_dicts()} == set(rows)

@@ -22,7 +22,7 @@ SETTINGS: Final[dict[str, str]] = {"steps": "Steps", "guidance": "Guidance", "el
 TARGETS: Final[dict[str, str]] = METRICS | {"overall": "Overall"}
 """What is fitted to settings: each metric, and the weighted mean of their z-scores."""
 LABELS: Final[dict[str, str]] = TARGETS | SETTINGS | {"value": "Value for time"}
-SCORES: Final = queries.SCORES_SCHEMA
+SCORES: Final = pl.Schema(queries.SCORES_SCHEMA)
 
 LEAST_IMAGES: Final = 10
 """Below this many images no model is tried: five folds would hold one image each."""

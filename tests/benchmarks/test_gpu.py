@@ -70,6 +70,7 @@ def test_every_score_is_committed_whatever_the_batch_size(found: dict[str, Any])
         assert 0 < run["forward_share"] < 1 and run["image forward"] > 0 and run["load"] > 0
         parts = ("load", "wait for pictures", "image forward", "stack and transfer", "text calls", "rest")
         assert sum(run[part] for part in parts) == pytest.approx(run["wall_s"])
+        assert all(run[part] >= 0 for part in parts)
     assert {"read and decode (threads)", "prepare for HPS (threads)"} <= runs["all four"]["stages_s"].keys()
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import dagster as dg
 
 from flexy_assets.storage import queries, status
-from flexy_assets.storage.adoption import adopt
+from flexy_assets.storage.adoption import adopt_rows
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep import jobs
 from resources.database import Database
@@ -76,19 +76,19 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
         connection.execute(sa.text(RUNS))
         connection.execute(sa.text(ROWS), {"rows": rows})
     found: dict[str, float] = {}
-    found["rows without a batch get one, s"] = worst(lambda: adopt(database, settings, seconds=3600), times=1)
+    found["rows without a batch get one, s"] = worst(lambda: adopt_rows(database, settings, seconds=3600), times=1)
     # What Postgres does by itself within a minute of such a change.
     with database.session() as connection:
         connection.exec_driver_sql("VACUUM ANALYZE bench_run_results")
 
     def missing() -> dict[str, dict[str, int]]:
         with database.begin(reading=True) as connection:
-            return queries.missing(connection, settings)
+            return queries.missing_scores(connection, settings)
 
     def plan(instance: dg.DagsterInstance) -> None:
-        request = jobs.request(instance, database, images, settings)
+        request = jobs.request_backfill(instance, database, images, settings)
         assert isinstance(request, dg.RunRequest), request
-        holes = request.run_config["ops"]["heal_hps_v2_score"]["config"]["batches"]
+        holes = request.run_config["ops"]["backfill_hps_v2_score"]["config"]["batches"]
         assert len(holes) == rows // settings.batch_size
 
     def tick(instance: dg.DagsterInstance) -> None:
@@ -108,7 +108,7 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
         for metric, count in holes.items():
             lacking = sa.text(f"SELECT count(*) FROM bench_run_results WHERE {metric} IS NULL")
             assert connection.scalar(lacking) == count, metric
-        found["flexy status, s"] = worst(lambda: status.status(connection, settings), times=1)
+        found["flexy status, s"] = worst(lambda: status.read_status(connection, settings), times=1)
     return found
 
 

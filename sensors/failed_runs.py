@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 import requests
 
-from flexy_assets.execution import cause
+from flexy_assets.execution import root_cause
 from resources.settings import Settings
 
 
@@ -20,12 +20,14 @@ def failed_runs(context: dg.RunFailureSensorContext, settings: dg.ResourceParam[
     text = f"run {run.run_id[:8]} of {run.job_name} failed: {error}"
     context.log.error(text)
     if settings.failure_webhook:
-        answer = post(settings.failure_webhook, {"run": run.run_id, "job": run.job_name, "error": error, "text": text})
+        answer = post_failure(
+            settings.failure_webhook, {"run": run.run_id, "job": run.job_name, "error": error, "text": text}
+        )
         if answer:
             context.log.warning(answer)
 
 
-def post(url: str, message: dict[str, str]) -> str | None:
+def post_failure(url: str, message: dict[str, str]) -> str | None:
     """Why the message did not arrive, in words without the address; None where it did."""
     try:
         answer = requests.post(url, json=message, timeout=10, allow_redirects=False)
@@ -41,5 +43,5 @@ def post(url: str, message: dict[str, str]) -> str | None:
 def _cause(context: dg.RunFailureSensorContext) -> str:
     """The first step's error in one line; a run that died has none."""
     for event in context.get_step_failure_events():
-        return cause(event.step_failure_data.error)
+        return root_cause(event.step_failure_data.error)
     return " ".join((context.failure_event.message or "no reason is recorded").split())

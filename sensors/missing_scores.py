@@ -22,7 +22,7 @@ def missing_scores(settings: Settings) -> dg.ScheduleDefinition:
 
     @dg.schedule(
         name="missing_scores",
-        job=jobs.heal_scores,
+        job=jobs.backfill_scores,
         cron_schedule=settings.nightly,
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
@@ -34,6 +34,6 @@ def missing_scores(settings: Settings) -> dg.ScheduleDefinition:
         images: dg.ResourceParam[ImageStore],
         settings: dg.ResourceParam[Settings],
     ) -> dg.RunRequest | dg.SkipReason:
-        return jobs.request(context.instance, database, images, settings)
+        return jobs.request_backfill(context.instance, database, images, settings)
 
     return schedule

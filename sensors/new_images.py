@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from flexy_assets.storage.adoption import adopt
+from flexy_assets.storage.adoption import adopt_rows
 from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.images import ImageStore
@@ -16,7 +16,7 @@ def new_images(settings: Settings) -> dg.SensorDefinition:
 
     @dg.sensor(
         name="new_images",
-        job=jobs.heal_scores,
+        job=jobs.backfill_scores,
         minimum_interval_seconds=settings.watch_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Gives new rows a seed batch; with FLEXY_SCORE_NEW=1 they are scored at once, not at night.",
@@ -28,9 +28,9 @@ def new_images(settings: Settings) -> dg.SensorDefinition:
         settings: dg.ResourceParam[Settings],
     ) -> dg.RunRequest | dg.SkipReason:
         if settings.score_new:
-            return jobs.request(context.instance, database, images, settings)
-        rows = adopt(database, settings)
-        new = jobs.register(context.instance, database)
+            return jobs.request_backfill(context.instance, database, images, settings)
+        rows = adopt_rows(database, settings)
+        new = jobs.register_partitions(context.instance, database)
         if not new and not rows:
             return dg.SkipReason("no new rows")
         return dg.SkipReason(f"{rows} new rows, {len(new)} new batches; their scores are filled at night")

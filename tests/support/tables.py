@@ -18,7 +18,7 @@ def described_otherwise(folder: Path) -> list[str]:
     assert tables
     found = []
     for name, table in tables.items():
-        (made,) = columns.columns(table.schema).values()
+        (made,) = columns.column_schema_metadata(table.schema).values()
         of = defs.resolve_assets_def(dg.AssetKey(name)).get_asset_spec(dg.AssetKey(name))
         declared = of.metadata["dagster/column_schema"]
         if [(each.name, each.type) for each in made.columns] != [(each.name, each.type) for each in declared.columns]:

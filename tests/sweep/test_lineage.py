@@ -281,7 +281,7 @@ def test_materialising_the_plan_with_its_config_is_sweep_new(
 
 
 def test_an_image_is_the_same_alone_and_among_others_and_guidance_below_one_is_none() -> None:
-    engine = registry.engine("mini_sdxl", Settings.read({})).load()
+    engine = registry.find_engine("mini_sdxl", Settings.read({})).load()
 
     def request(seed: int, guidance: float) -> ImageRequest:
         return ImageRequest("a red disc", None, 2, guidance, seed, 64, 64)

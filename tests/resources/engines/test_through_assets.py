@@ -55,7 +55,7 @@ def settings(
 
 
 def test_every_engine_of_the_published_set_is_tried_here() -> None:
-    assert TINY.keys() == set(registry.models("engine", Settings.read({"FLEXY_MODELS": "full"})))
+    assert TINY.keys() == set(registry.model_names("engine", Settings.read({"FLEXY_MODELS": "full"})))
 
 
 @pytest.mark.parametrize("engine", TINY)
@@ -69,7 +69,7 @@ def test_a_published_engine_makes_images_that_are_scored(engine: str, settings: 
     }
     config = {"engine": engine, "images": 3, "steps": "2", "prompts": ["a red circle", "a blue square"]}
     config |= {"width": 64, "height": 64}
-    batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORES]
+    batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORE_ASSETS]
     with dg.DagsterInstance.ephemeral() as instance:
         planned = dg.materialize(
             [assets.sweep_plan],
@@ -88,7 +88,7 @@ def test_a_published_engine_makes_images_that_are_scored(engine: str, settings: 
         )
         assert done.success
     with resources["database"].begin(reading=True) as connection:
-        rows = queries.scores(connection, Settings.read())
+        rows = queries.scores_table(connection, Settings.read())
     assert rows["engine"].to_list() == [engine] * 3
     assert rows.select(*METRICS).null_count().sum_horizontal().item() == 0
     # What the engine ignores is recorded as such.

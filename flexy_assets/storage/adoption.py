@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import Connection, func, select, update
 
-from flexy_assets.storage.migrate import LOCK_TIMEOUT_MS, check_rights, migrate
+from flexy_assets.storage.migrate import SET_LOCK_TIMEOUT, check_rights, migrate
 from flexy_assets.storage.tables import bench_run_results
 from resources.database import Database
 from resources.errors import BadInputError
@@ -38,7 +38,7 @@ def adopt_rows(database: Database, settings: Settings, seconds: float = 20) -> i
             if connection.dialect.name == "postgresql":
                 # Two processes would begin the same batch.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy batches'))")
-                connection.exec_driver_sql(LOCK_TIMEOUT_MS)
+                connection.exec_driver_sql(SET_LOCK_TIMEOUT)
             now = _assign(connection, settings.batch_size)
         adopted += now
         if not now:

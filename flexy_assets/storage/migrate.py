@@ -42,7 +42,7 @@ HIDDEN_ROWS = """SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON 
     WHERE relname = :table AND NOT has_schema_privilege(pg_namespace.oid, 'USAGE')"""
 """The schemas of a table that the user may not use."""
 
-LOCK_TIMEOUT_MS = "SET LOCAL lock_timeout = '10s'"
+SET_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '10s'"
 """Others work in the table: whoever waits for it longer, holding what it has locked itself, holds them up."""
 
 _alembic = Lock()  # Alembic keeps the migration under way in module globals.
@@ -95,7 +95,7 @@ def _upgrade(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
         # Two processes that meet an empty database would both create its tables.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy migrations'))")
-        connection.exec_driver_sql(LOCK_TIMEOUT_MS)
+        connection.exec_driver_sql(SET_LOCK_TIMEOUT)
     if there and there not in {version.revision for version in versions.walk_revisions()}:
         raise BadInputError(f"a newer Flexy has brought this database to version {there}: update this one")
     for table in (bench_runs, bench_run_results):

@@ -207,7 +207,7 @@ def test_a_table_whose_owner_is_at_it_is_not_waited_for_for_long(
 ) -> None:
     """Whoever waits for a lock on a table keeps all who come later from it, too."""
     for module in (migrate_module, adoption):
-        monkeypatch.setattr(module, "IMPATIENT", "SET LOCAL lock_timeout = '100ms'")
+        monkeypatch.setattr(module, "SET_LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
     execute(empty_database, FLEXYFACE)
     add_image(empty_database)
     before = catalogue(empty_database)

@@ -29,7 +29,7 @@ from flexy_assets.edits.plan import METHODS, Comparison
 from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.edits.search.selectors import Potential, Selector, rank_candidates
 from flexy_assets.edits.tasks import read_tasks
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database

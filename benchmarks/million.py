@@ -22,12 +22,14 @@ from typing import Any
 
 import dagster as dg
 
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries, status
 from flexy_assets.storage.adoption import adopt_rows
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.images import ImageStore
+from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from sensors import new_images
 from tests.support.databases import empty
@@ -92,9 +94,7 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
         assert len(holes) == rows // settings.batch_size
 
     def tick(instance: dg.DagsterInstance) -> None:
-        context = dg.build_sensor_context(
-            instance, resources={"database": database, "images": images, "settings": settings}
-        )
+        context = dg.build_sensor_context(instance, resources={"work": Work(database, images, ModelSlot(), settings)})
         new_images(settings)(context)
 
     with dg.DagsterInstance.local_temp(str(home)) as instance:

@@ -68,7 +68,9 @@ def bare(pictures: Path, prompt: str) -> float:
 def healed() -> float:
     """Seconds for the same through `backfill_scores` on the table that FLEXY_DATABASE_URL names."""
     import_scorers()
-    from flexy_assets.definitions import defs
+    from flexy_assets.definitions import build_definitions
+
+    defs = build_definitions(Settings.read())
     from flexy_assets.execution import dagster_instance, run_job
     from flexy_assets.sweep import jobs
 

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
@@ -149,7 +149,7 @@ def scoring_of(
     work = Work(database, ImageStore(str(folder)), ModelSlot(), settings)
     # A folder of the user's own is hashed once a process, one of the hub's cache never.
     for name in models:
-        work.mark(name)
+        work.fingerprint(name)
     return work
 
 

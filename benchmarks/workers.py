@@ -22,7 +22,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
 from flexy_assets.storage.adoption import adopt_rows, batch_names
 from resources.database import Database

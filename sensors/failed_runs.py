@@ -6,7 +6,7 @@ import dagster as dg
 import requests
 
 from flexy_assets.execution import root_cause
-from resources.settings import Settings
+from flexy_assets.scoring.work import Work
 
 
 @dg.run_failure_sensor(
@@ -14,14 +14,14 @@ from resources.settings import Settings
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Logs every failed run and posts it as JSON to FLEXY_FAILURE_WEBHOOK, where one is set.",
 )
-def failed_runs(context: dg.RunFailureSensorContext, settings: dg.ResourceParam[Settings]) -> None:
+def failed_runs(context: dg.RunFailureSensorContext, work: dg.ResourceParam[Work]) -> None:
     """Log the failure and, where an address is set, post {"run", "job", "error", "text"} to it."""
     run, error = context.dagster_run, _cause(context)
     text = f"run {run.run_id[:8]} of {run.job_name} failed: {error}"
     context.log.error(text)
-    if settings.failure_webhook:
+    if work.settings.failure_webhook:
         answer = post_failure(
-            settings.failure_webhook, {"run": run.run_id, "job": run.job_name, "error": error, "text": text}
+            work.settings.failure_webhook, {"run": run.run_id, "job": run.job_name, "error": error, "text": text}
         )
         if answer:
             context.log.warning(answer)

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import dagster as dg
 
 from flexy_assets.inpaint.assets import label_tasks
+from flexy_assets.scoring.work import Work
 from resources.errors import FlexyError
 from resources.label_studio.client import LabelStudioClient, LabelStudioError, LabelStudioLimits
 from resources.settings import Settings
@@ -32,14 +33,12 @@ def new_labels(settings: Settings) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING if named else dg.DefaultSensorStatus.STOPPED,
         description="Imports the tasks of FLEXY_LABEL_STUDIO_PROJECT when there are new or changed ones.",
     )
-    def sensor(
-        context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]
-    ) -> dg.RunRequest | dg.SkipReason:
-        project = settings.label_studio_project
+    def sensor(context: dg.SensorEvaluationContext, work: dg.ResourceParam[Work]) -> dg.RunRequest | dg.SkipReason:
+        project = work.settings.label_studio_project
         if project is None:
             return dg.SkipReason("no project is named: set FLEXY_LABEL_STUDIO_PROJECT to its number")
         try:
-            state = f"{project}: {check_project(LabelStudioClient.of(settings, _QUICK), project)}"
+            state = f"{project}: {check_project(LabelStudioClient.of(work.settings, _QUICK), project)}"
         except FlexyError as error:
             return dg.SkipReason(str(error))
         runs = context.instance.get_runs(dg.RunsFilter(tags={_TAG: state}))

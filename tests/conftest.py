@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -58,8 +57,6 @@ def flexy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flexy:
     monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))
 
     def flexy(*arguments: str) -> Result:
-        # The definitions read the settings as they are loaded.
-        monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
         return CliRunner().invoke(main, arguments, prog_name="flexy")
 
     return flexy

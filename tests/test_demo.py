@@ -69,7 +69,6 @@ def ui(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
             "FLEXY_DAGSTER_STORAGE": home / "dagster",
         }.items():
             environment.setenv(name, str(value))
-        environment.delitem(sys.modules, "flexy_assets.definitions", raising=False)
         log = ended.enter_context((home / "log").open("wb"))
         command = ["dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
         # A session of its own: what the servers have started ends with them, whatever it is at.

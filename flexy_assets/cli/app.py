@@ -561,9 +561,9 @@ def _announce(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _definitions() -> Any:
-    from flexy_assets.definitions import defs
+    from flexy_assets.definitions import build_definitions
 
-    return defs
+    return build_definitions(Settings.read())
 
 
 if __name__ == "__main__":

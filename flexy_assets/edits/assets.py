@@ -19,14 +19,13 @@ from flexy_assets.reporting import columns, plots
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.reporting.text_tables import format_markdown_table
 from flexy_assets.reporting.thumbnails import make_contact_sheet, make_thumbnail, markdown_image
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from resources.errors import BadInputError
-from resources.images import ImageStore, write_atomically
+from resources.images import write_atomically
 from resources.models import registry
-from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
 _BATCHED: dict[str, Any] = {
@@ -105,23 +104,17 @@ class EditConfig(dg.Config):
 @dg.asset(
     group_name="edits", kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(sources.EDIT_TASKS_SCHEMA)
 )
-def edit_tasks(
-    context: dg.AssetExecutionContext,
-    config: EditConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    settings: dg.ResourceParam[Settings],
-) -> pl.DataFrame:
+def edit_tasks(context: dg.AssetExecutionContext, config: EditConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """Source image, prompt and id of each edit. Materialising it plans a comparison and adds its batches."""
-    migrate(database)
-    config.plan(settings, "")
+    migrate(work.database)
+    config.plan(work.settings, "")
     folder, tasks, left_out = config.read()
     if not tasks:
         raise BadInputError(f"no edit is left to make: {left_out[0]}")
-    brought = sources.copy_sources(images, folder, tasks)
-    plan = config.plan(settings, sources.dataset_digest(tasks, brought))
+    brought = sources.copy_sources(work.store, folder, tasks)
+    plan = config.plan(work.settings, sources.dataset_digest(tasks, brought))
     rows = sources.task_rows(plan, tasks, brought)
-    with database.begin() as connection:
+    with work.database.begin() as connection:
         edits.save_comparison(connection, plan.run_id, plan.to_json(), rows)
     batches = sorted({row.batch for row in rows})
     context.instance.add_dynamic_partitions("edit_batches", batches)
@@ -148,19 +141,12 @@ def _candidates_asset(method: Literal["eacps", "ttflux"], description: str) -> d
         description=description,
         **_BATCHED,
     )
-    def candidates(
-        context: dg.AssetExecutionContext,
-        database: dg.ResourceParam[Database],
-        images: dg.ResourceParam[ImageStore],
-        slot: dg.ResourceParam[ModelSlot],
-        settings: dg.ResourceParam[Settings],
-    ) -> None:
-        work = Work(database, images, slot, settings)
+    def candidates(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
         for searching in _run_search(work, method, context.partition_keys):
             made = searching.made()
             whole = sum(searching.plan.nfe) * len(searching.tasks)
             before = sum(c.nfe for c in made)
-            with slot, progress_bar(method, whole - before, " steps") as bar:
+            with work.slot, progress_bar(method, whole - before, " steps") as bar:
                 searching.run(bar.update)
             known = {c.id for c in made}
             after = searching.made()
@@ -168,7 +154,7 @@ def _candidates_asset(method: Literal["eacps", "ttflux"], description: str) -> d
                 shown = [
                     (c.image_path, c.image_sha256) for c in results.contact_sheet_rows(searching.tasks, after, batch)
                 ]
-                found = [p for p in images.read_many(shown) if not isinstance(p, Exception)]
+                found = [p for p in work.store.read_many(shown) if not isinstance(p, Exception)]
                 if found:
                     picture = markdown_image("sources and candidates", make_contact_sheet(found))
                     metadata["sources, each before its candidates"] = dg.MetadataValue.md(picture)
@@ -201,27 +187,20 @@ def _run_search(work: Work, method: str, batches: list[str]) -> list[SearchRunne
 
 
 @dg.asset(group_name="edits", kinds={"transformers", "table"}, deps=[eacps_candidates, ttflux_candidates], **_BATCHED)
-def edit_selections(
-    context: dg.AssetExecutionContext,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def edit_selections(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """One winner a task, method and budget, and what judges say of it that did not select."""
-    work = Work(database, images, slot, settings)
-    with slot:
+    with work.slot:
         for method in METHODS:
             for searching in _run_search(work, method, context.partition_keys):
                 made = searching.made()
                 chosen = list(searching.winners(made))
-                with database.begin() as connection:
+                with work.database.begin() as connection:
                     edits.record_selections(connection, chosen)
                 metrics.score_independent(work, searching.tasks, chosen)
                 metrics.score_with_judge(work, searching.tasks, chosen)
                 if metrics.has_ground_truth(searching.plan.editor):
                     metrics.score_ground_truth(work, searching.tasks, made)
-    with database.begin(reading=True) as connection:
+    with work.database.begin(reading=True) as connection:
         counts = edits.selected_candidates(connection, context.partition_keys)
     for batch in context.partition_keys:
         report_partition(context, batch, {"selected": counts.get(batch, 0)})
@@ -240,10 +219,10 @@ class EditScoresConfig(dg.Config):
     metadata=columns.column_schema_metadata(results.EDIT_SCORES_SCHEMA, name="Which of its search's candidates"),
 )
 def edit_scores(
-    context: dg.AssetExecutionContext, config: EditScoresConfig, database: dg.ResourceParam[Database]
+    context: dg.AssetExecutionContext, config: EditScoresConfig, work: dg.ResourceParam[Work]
 ) -> pl.DataFrame:
     """One row a candidate and step that was looked at, of one comparison, with its scores, potential and cost."""
-    with database.begin(reading=True) as connection:
+    with work.database.begin(reading=True) as connection:
         known = [
             run
             for run in edits.comparison_ids(connection)
@@ -252,7 +231,7 @@ def edit_scores(
         if not known:
             raise BadInputError(f"no comparison {config.comparison!r}: materialise edit_tasks, or run flexy compare")
         found = edits.edit_scores_table(connection, known[-1:], metrics.EDIT_METRICS)
-    plan = _plan_of(database, found)
+    plan = _plan_of(work.database, found)
     spent = results.denoising_cost(found).to_dicts()
     context.add_output_metadata(
         {"comparison": str(plan.run_id), "spent": dg.MetadataValue.md(format_markdown_table(spent))}
@@ -285,22 +264,20 @@ def edit_report(
     context: dg.AssetExecutionContext,
     edit_scores: pl.DataFrame,
     edit_comparison: pl.DataFrame,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    settings: dg.ResourceParam[Settings],
+    work: dg.ResourceParam[Work],
 ) -> None:
     """One HTML file: the answer, the win table and the curve, source, winners and all candidates side by side."""
     paths = build.edit_thumbnails_needed(edit_scores)
-    found = images.read_many([(path, None) for path in paths])
+    found = work.store.read_many([(path, None) for path in paths])
     thumbnails = {
         path: f"data:image/webp;base64,{base64.b64encode(make_thumbnail(picture)).decode()}"
         for path, picture in zip(paths, found, strict=True)
         if not isinstance(picture, Exception)
     }
-    about = results.describe_comparison(_plan_of(database, edit_scores), edit_scores)
+    about = results.describe_comparison(_plan_of(work.database, edit_scores), edit_scores)
     level = results.winner_levels(edit_scores)
     page = build.render_edit_report(edit_scores, edit_comparison, level, thumbnails, about, results.ROLES)
-    path = settings.tables / "edit_report.html"
+    path = work.settings.tables / "edit_report.html"
     write_atomically(path, page.encode())
-    link = dg.MetadataValue.url(f"{settings.files_url}/{path.name}")
+    link = dg.MetadataValue.url(f"{work.settings.files_url}/{path.name}")
     context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": link})

@@ -10,7 +10,8 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from flexy_assets.scoring.missing_scores import CHUNK_IMAGES, Work
+from flexy_assets.scoring.missing_scores import CHUNK_IMAGES
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits, queries
 from flexy_assets.storage.edits import CandidateRow, EditTaskRow
 from flexy_assets.storage.queries import ScoredImage
@@ -73,7 +74,7 @@ def score_selecting(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequen
         began = time.perf_counter()
         pairs = others(chunk, "cons", "parent_cons")
         seen = _vectors(work, [*chunk, *(other for _, _, other in pairs)])
-        said = work.texts({by_id[c.task].prompt for c in chunk})
+        said = work.embed_prompts({by_id[c.task].prompt for c in chunk})
         wishes = [said[by_id[c.task].prompt] for c in chunk]
         fits = map_in_batches(
             CHUNK_IMAGES, cosine_similarities, [(seen[c.id], wish) for c, wish in zip(chunk, wishes, strict=True)]
@@ -90,7 +91,7 @@ def score_selecting(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequen
             for c, value in zip(chunk, values, strict=True)
         ]
         found += [(metric, c, value) for (metric, c, _), value in zip(pairs, alike, strict=True)]
-        record_metric_outcomes(work, work.mark("clip"), found, began)
+        record_metric_outcomes(work, work.fingerprint("clip"), found, began)
 
     for chunk in candidates_without_score(candidates, "lpips"):
         began = time.perf_counter()
@@ -100,7 +101,7 @@ def score_selecting(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequen
         compared = [(pictures[c.id], pictures[other.id]) for _, c, other in pairs]
         values = map_in_batches(model.batch_size, model.distances, compared)
         record_metric_outcomes(
-            work, work.mark("lpips"), [(m, c, v) for (m, c, _), v in zip(pairs, values, strict=True)], began
+            work, work.fingerprint("lpips"), [(m, c, v) for (m, c, _), v in zip(pairs, values, strict=True)], began
         )
 
     for chunk in candidates_without_score(candidates, "layout"):
@@ -124,14 +125,14 @@ def score_independent(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequ
             CHUNK_IMAGES, lambda vectors, head=head: head.marks(np.stack(vectors)), [(seen[c.id],) for c in chunk]
         )
         record_metric_outcomes(
-            work, work.mark("aesthetic_v2"), [("aes_v2_score", c, v) for c, v in zip(chunk, marks, strict=True)]
+            work, work.fingerprint("aesthetic_v2"), [("aes_v2_score", c, v) for c, v in zip(chunk, marks, strict=True)]
         )
     for chunk in candidates_without_score(candidates, "hps_v2_score"):
         hps = work.slot.get(work.model("hps"))
         pictures = read_images(work, chunk, hps.prepare)
         values = map_in_batches(hps.batch_size, hps.scores, [(pictures[c.id], prompts[c.task]) for c in chunk])
         record_metric_outcomes(
-            work, work.mark("hps"), [("hps_v2_score", c, v) for c, v in zip(chunk, values, strict=True)]
+            work, work.fingerprint("hps"), [("hps_v2_score", c, v) for c, v in zip(chunk, values, strict=True)]
         )
 
 
@@ -235,7 +236,7 @@ def read_images(work: Work, things: Sequence[ImageReference], prepare: Callable[
 
 def _vectors(work: Work, things: Sequence[ImageReference]) -> dict[UUID, Any]:
     """Each thing's CLIP vector, kept or computed now and kept, or the `FlexyError` why there is none."""
-    mark, ids = work.mark("clip"), [thing.id for thing in things]
+    mark, ids = work.fingerprint("clip"), [thing.id for thing in things]
     with work.database.begin(reading=True) as connection:
         known: dict[UUID, Any] = dict(queries.image_vectors(connection, mark, ids))
     fresh = [thing for thing in things if thing.id not in known]

@@ -18,7 +18,7 @@ from flexy_assets.reporting import columns
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.reporting.text_tables import format_markdown_table
 from flexy_assets.reporting.thumbnails import make_contact_sheet, markdown_image
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import labels
 from flexy_assets.storage.edits import EditTaskRow
 from flexy_assets.storage.locks import exclusive_lock
@@ -28,7 +28,6 @@ from resources.errors import BadInputError
 from resources.images import ImageStore, write_atomically
 from resources.label_studio.client import LabelStudioClient, LabelStudioError
 from resources.models import registry
-from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
 _BATCHED: dict[str, Any] = {"partitions_def": label_batches, "backfill_policy": dg.BackfillPolicy.single_run()}
@@ -76,21 +75,15 @@ class LabelConfig(dg.Config):
 @dg.asset(
     group_name="labels", kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(labels.LABEL_TASKS_SCHEMA)
 )
-def label_tasks(
-    context: dg.AssetExecutionContext,
-    config: LabelConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    settings: dg.ResourceParam[Settings],
-) -> pl.DataFrame:
+def label_tasks(context: dg.AssetExecutionContext, config: LabelConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """Scene, mask, character and human verdicts of each Label Studio task. Materialising it imports tasks."""
-    migrate(database)
-    source = config.read(settings)
-    work = TaskImporter(database, images, settings, source)
-    imported = work.reserve(config.batch_size)
+    migrate(work.database)
+    source = config.read(work.settings)
+    importer = TaskImporter(work.database, work.store, work.settings, source)
+    imported = importer.reserve(config.batch_size)
     context.instance.add_dynamic_partitions("label_batches", imported.batches)
     with progress_bar("tasks imported", len(source.tasks), " tasks") as bar:
-        imported = work.fetch(imported, bar.update)
+        imported = importer.fetch(imported, bar.update)
     context.add_output_metadata(
         {
             "tasks": sum(task.error is None for task in imported.tasks),
@@ -105,13 +98,13 @@ def label_tasks(
     )
     shown = [task for task in imported.tasks if not task.error][:MAX_SHOWN]
     files = [(path, None) for task in shown for path in (task.image_path, task.mask_path, task.character_path) if path]
-    found = [picture for picture in images.read_many(files) if not isinstance(picture, Exception)]
+    found = [picture for picture in work.store.read_many(files) if not isinstance(picture, Exception)]
     if found:
         picture = dg.MetadataValue.md(
             markdown_image("scenes, masks, characters", make_contact_sheet(found, columns=12))
         )
         context.add_output_metadata({"scene, mask and character of each": picture})
-    with database.begin(reading=True) as connection:
+    with work.database.begin(reading=True) as connection:
         return labels.label_tasks_table(labels.label_tasks_of(connection))
 
 
@@ -173,17 +166,11 @@ def _tasks(database: Database, batches: Sequence[str]) -> list[labels.LabelTaskR
 
 
 @dg.asset(group_name="labels", kinds={"onnx", "table"}, deps=[label_tasks], **_BATCHED, **_GPU)
-def face_swaps(
-    context: dg.AssetExecutionContext,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def face_swaps(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """The character's face in the place of the one at the mask, and how alike the two were before and after."""
-    tasks = _tasks(database, context.partition_keys)
-    with slot, progress_bar("faces swapped", len(tasks), " tasks") as bar:
-        swapped = refine.swap_faces(Work(database, images, slot, settings), tasks, bar.update)
+    tasks = _tasks(work.database, context.partition_keys)
+    with work.slot, progress_bar("faces swapped", len(tasks), " tasks") as bar:
+        swapped = refine.swap_faces(work, tasks, bar.update)
     for batch in context.partition_keys:
         mine = [task for task in tasks if task.batch == batch]
         known = {task: swapped[task.id] for task in mine if task.id in swapped}
@@ -197,7 +184,7 @@ def face_swaps(
             "identity rose": f"{sum((after or -1) > (before or -1) for before, after in both)} of {len(both)}",
             "faces at the edge": sum(bool(swap.at_edge) for swap in done.values()),
         }
-        report_partition(context, batch, metadata | _sheet(images, "scenes, each before and after", shown))
+        report_partition(context, batch, metadata | _sheet(work.store, "scenes, each before and after", shown))
 
 
 class _ImageFile(Protocol):
@@ -222,20 +209,13 @@ def _of(rows: Sequence[EditTaskRow], batch: str) -> list[EditTaskRow]:
 
 
 @dg.asset(group_name="labels", kinds={"diffusers", "table"}, deps=[face_swaps], **_BATCHED, **_GPU)
-def inpaint_candidates(
-    context: dg.AssetExecutionContext,
-    config: InpaintConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def inpaint_candidates(context: dg.AssetExecutionContext, config: InpaintConfig, work: dg.ResourceParam[Work]) -> None:
     """Every refinement of each swapped face by EACPS, and the swap itself, with identity, quality and consistency."""
-    work, plan = Work(database, images, slot, settings), config.plan(settings)
-    tasks = _tasks(database, context.partition_keys)
+    plan = config.plan(work.settings)
+    tasks = _tasks(work.database, context.partition_keys)
     rows = refine.plan_tasks(work, plan, tasks)
     before = sum(c.nfe for c in refine.candidates_with_swap(work, rows))
-    with slot, progress_bar("refining", sum(plan.nfe) * len(rows) - before, " steps") as bar:
+    with work.slot, progress_bar("refining", sum(plan.nfe) * len(rows) - before, " steps") as bar:
         refine.refine_tasks(work, plan, rows, bar.update)
     made = refine.candidates_with_swap(work, rows)
     for batch in context.partition_keys:
@@ -249,22 +229,15 @@ def inpaint_candidates(
             "failed": sum(c.error is not None for c in mine),
         }
         shown = [candidate for candidate in mine if candidate.task in ids[:2]]
-        report_partition(context, batch, metadata | _sheet(images, "candidates of two tasks", shown))
+        report_partition(context, batch, metadata | _sheet(work.store, "candidates of two tasks", shown))
 
 
 @dg.asset(group_name="labels", kinds={"vlm", "table"}, deps=[inpaint_candidates], **_BATCHED, **_GPU)
-def inpaint_judgements(
-    context: dg.AssetExecutionContext,
-    config: InpaintConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def inpaint_judgements(context: dg.AssetExecutionContext, config: InpaintConfig, work: dg.ResourceParam[Work]) -> None:
     """What the judge that FLEXY_JUDGE names says of each candidate; what it leaves unanswered is asked again."""
-    work, plan = Work(database, images, slot, settings), config.plan(settings)
-    rows = refine.plan_tasks(work, plan, _tasks(database, context.partition_keys))
-    with slot:
+    plan = config.plan(work.settings)
+    rows = refine.plan_tasks(work, plan, _tasks(work.database, context.partition_keys))
+    with work.slot:
         judge = metrics.judge_candidates(work, rows, refine.candidates_with_swap(work, rows))
     made = refine.candidates_with_swap(work, rows)
     for batch in context.partition_keys:
@@ -279,21 +252,14 @@ def inpaint_judgements(
 
 
 @dg.asset(group_name="labels", kinds={"table"}, deps=[inpaint_judgements], **_BATCHED, **_GPU)
-def inpaint_selections(
-    context: dg.AssetExecutionContext,
-    config: InpaintConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def inpaint_selections(context: dg.AssetExecutionContext, config: InpaintConfig, work: dg.ResourceParam[Work]) -> None:
     """The best picture of each task by the judge's marks, or without a judge by what was measured."""
     from resources.judges import make_judge
 
-    work, plan = Work(database, images, slot, settings), config.plan(settings)
-    tasks = _tasks(database, context.partition_keys)
+    plan = config.plan(work.settings)
+    tasks = _tasks(work.database, context.partition_keys)
     rows = refine.plan_tasks(work, plan, tasks)
-    asked = make_judge(settings, slot)
+    asked = make_judge(work.settings, work.slot)
     chosen = refine.select_best(work, plan, rows, asked.mark if asked else None)
     for batch in context.partition_keys:
         mine = _of(rows, batch)
@@ -307,7 +273,7 @@ def inpaint_selections(
         }
         pairs = [(row, chosen[row.id]) for row in mine if row.id in chosen]
         shown = [picture for pair in pairs[:SHOWN_COLUMNS] for picture in pair]
-        report_partition(context, batch, metadata | _sheet(images, "swapped, each before what was chosen", shown))
+        report_partition(context, batch, metadata | _sheet(work.store, "swapped, each before what was chosen", shown))
 
 
 class PredictionConfig(dg.Config):
@@ -322,26 +288,24 @@ class PredictionConfig(dg.Config):
 
 @dg.asset(group_name="labels", kinds={"json"}, deps=[inpaint_selections], **_BATCHED)
 def label_predictions(
-    context: dg.AssetExecutionContext,
-    config: PredictionConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    settings: dg.ResourceParam[Settings],
+    context: dg.AssetExecutionContext, config: PredictionConfig, work: dg.ResourceParam[Work]
 ) -> None:
     """What was chosen for each task, sent back to Label Studio, and a file that can be imported there instead."""
-    migrate(database)
+    migrate(work.database)
     counts: dict[str, Counter[str]] = {}
     # Two who look at once would both find nothing there; and who comes second sends what is chosen by then.
-    with exclusive_lock(database, "predictions"):
-        with database.begin(reading=True) as connection:
+    with exclusive_lock(work.database, "predictions"):
+        with work.database.begin(reading=True) as connection:
             chosen = labels.selected_images(connection, context.partition_keys)
         try:
             if config.send:
-                work = push_predictions.PredictionPusher(database, images, LabelStudioClient.of(settings))
+                pusher = push_predictions.PredictionPusher(
+                    work.database, work.store, LabelStudioClient.of(work.settings)
+                )
                 with progress_bar("predictions", len(chosen), " tasks") as bar:
-                    counts = work.run(chosen, config.model_version, bar.update)
+                    counts = pusher.run(chosen, config.model_version, bar.update)
         finally:
-            file = _write(database, settings, config.model_version)
+            file = _write(work.database, work.settings, config.model_version)
     for batch in context.partition_keys:
         mine = counts.get(batch, Counter())
         outcomes = {name: mine[name] for name in ("created", "replaced", "unchanged", "unsent")}
@@ -366,13 +330,11 @@ def _write(database: Database, settings: Settings, model_version: str) -> Path:
     deps=[label_predictions],
     metadata=columns.column_schema_metadata(review.AGREEMENT_SCHEMA),
 )
-def label_review(
-    context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
-) -> pl.DataFrame:
+def label_review(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """How well the potential and each score agree with the people who reviewed what was sent."""
-    migrate(database)
-    notes = _refresh_verdicts(database, settings)
-    with database.begin(reading=True) as connection:
+    migrate(work.database)
+    notes = _refresh_verdicts(work.database, work.settings)
+    with work.database.begin(reading=True) as connection:
         tasks = labels.label_tasks_of(connection)
         reviewed = labels.reviewed_tasks(connection)
     pictures = [

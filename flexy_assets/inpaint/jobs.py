@@ -5,13 +5,9 @@ import dagster as dg
 from flexy_assets.inpaint import metrics, refine
 from flexy_assets.inpaint.assets import InpaintConfig
 from flexy_assets.reporting.progress import progress_bar
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import labels
 from flexy_assets.storage.migrate import migrate
-from resources.database import Database
-from resources.images import ImageStore
-from resources.models.slot import ModelSlot
-from resources.settings import Settings
 
 
 class InpaintTasksConfig(InpaintConfig):
@@ -21,19 +17,13 @@ class InpaintTasksConfig(InpaintConfig):
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
-def inpaint(
-    config: InpaintTasksConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def inpaint(config: InpaintTasksConfig, work: dg.ResourceParam[Work]) -> None:
     """Swap, refine, judge and choose in these tasks. No batch is done by that, so none is reported."""
-    migrate(database)
-    work, plan = Work(database, images, slot, settings), config.plan(settings)
-    with database.begin(reading=True) as connection:
+    migrate(work.database)
+    plan = config.plan(work.settings)
+    with work.database.begin(reading=True) as connection:
         tasks = [task for task in labels.label_tasks_of(connection) if task.name in config.tasks]
-    with slot:
+    with work.slot:
         with progress_bar("faces swapped", len(tasks), " tasks") as bar:
             refine.swap_faces(work, tasks, bar.update)
         rows = refine.plan_tasks(work, plan, tasks)

@@ -14,7 +14,8 @@ import numpy as np
 from flexy_assets.edits.canvas import Canvas
 from flexy_assets.edits.metrics import cosine_similarities, map_in_batches, record_metric_outcomes
 from flexy_assets.inpaint.face_swap import face_at_mask
-from flexy_assets.scoring.missing_scores import CHUNK_IMAGES, Work
+from flexy_assets.scoring.missing_scores import CHUNK_IMAGES
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits, labels
 from flexy_assets.storage.edits import CandidateRow, EditTaskRow
 from resources.errors import FlexyError
@@ -129,9 +130,9 @@ def _score_appearance(work: Work, chunk: Sequence[CandidateRow], seen: Sequence[
         for pair in zip(alike, apart, strict=True)
     ]
     record_metric_outcomes(
-        work, work.mark("aesthetic_v2"), [("quality", *pair) for pair in zip(chunk, marks, strict=True)]
+        work, work.fingerprint("aesthetic_v2"), [("quality", *pair) for pair in zip(chunk, marks, strict=True)]
     )
-    mark = f"{work.mark('clip')}+{work.model('lpips').fingerprint}"
+    mark = f"{work.fingerprint('clip')}+{work.model('lpips').fingerprint}"
     record_metric_outcomes(work, mark, [("consistency", *pair) for pair in zip(chunk, fits, strict=True)])
 
 

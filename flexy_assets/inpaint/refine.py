@@ -12,7 +12,7 @@ from flexy_assets.edits.search.selectors import rank_candidates
 from flexy_assets.inpaint import metrics
 from flexy_assets.inpaint.face_swap import swap_face_at_mask
 from flexy_assets.inpaint.plan import INPAINT_METHOD, SWAP_NAME, InpaintPlan
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits, queries, swaps
 from flexy_assets.storage.edits import CandidateRow, EditTaskRow, candidate_id
 from flexy_assets.storage.labels import LabelTaskRow as LabelTask

@@ -14,19 +14,15 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
 from flexy_assets.storage.locks import ImageClaims, open_claims
 from flexy_assets.storage.queries import PendingImage, PendingImages, ScoredImage
-from resources.database import Database
 from resources.errors import FlexyError
 from resources.images import ImageStore
 from resources.models import registry
 from resources.models.compute import HalvingBatches
-from resources.models.entry import LocalModel
-from resources.models.slot import ModelSlot
 from resources.scorers import Metric
-from resources.scorers.preprocessing import PREPROCESSING_VERSION
-from resources.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,47 +55,6 @@ ProgressCallback = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
-class Work:
-    """What scoring works with, the same for every metric."""
-
-    database: Database
-    store: ImageStore
-    slot: ModelSlot
-    settings: Settings
-
-    def model(self, name: str) -> LocalModel:
-        return registry.find_scorer(name, self.settings)
-
-    def mark(self, name: str) -> str:
-        """What scores and embeddings say they were made by: weights, precision and preprocessing."""
-        return f"{self.model(name).fingerprint}/pixels{PREPROCESSING_VERSION}"
-
-    def unembedded(self, encoder: str = "clip", needed_for: Collection[str] = ()) -> PendingImages:
-        return queries.pending_embeddings(self.mark(encoder), self.settings, needed_for)
-
-    def unscored(self, metric: Metric) -> PendingImages:
-        return queries.pending_scores(metric.name, self.settings, self.mark(metric.reads) if metric.reads else None)
-
-    def texts(self, prompts: Collection[str], encoder: str = "clip") -> dict[str, NDArray[np.float32]]:
-        """Each prompt's L2-normalised vector (width,), kept or computed now and kept."""
-        mark = self.mark(encoder)
-        with self.database.begin(reading=True) as connection:
-            known = queries.text_vectors(connection, mark, prompts)
-        fresh = sorted(set(prompts) - known.keys())
-        if fresh:
-            vectors = dict(zip(fresh, self.slot.get(self.model(encoder)).texts(fresh), strict=True))
-            with self.database.begin() as connection:
-                queries.record_text_embeddings(connection, mark, vectors)
-            known |= vectors
-        return known
-
-    def count(self, lack: PendingImages, batches: Sequence[str]) -> int:
-        """How many images of the batches there are to do."""
-        with self.database.begin(reading=True) as connection:
-            return lack.count(connection, batches)
-
-
-@dataclass(frozen=True)
 class ScoringOutcome:
     """What one pass did to a batch."""
 
@@ -108,7 +63,7 @@ class ScoringOutcome:
 
 
 def embed_images(
-    scoring: Work,
+    work: Work,
     batches: Sequence[str],
     on_progress: ProgressCallback,
     encoder: str = "clip",
@@ -118,12 +73,12 @@ def embed_images(
 
     With `needed_for`, only of images that lack one of these metrics.
     """
-    mark, lack = scoring.mark(encoder), scoring.unembedded(encoder, needed_for)
-    if not scoring.count(lack, batches):
+    mark, lack = work.fingerprint(encoder), work.pending_embeddings(encoder, needed_for)
+    if not work.count_pending(lack, batches):
         yield from ((batch, ScoringOutcome()) for batch in batches)
         return
-    scoring.store.check()
-    model = scoring.slot.get(scoring.model(encoder))
+    work.store.check()
+    model = work.slot.get(work.model(encoder))
     halving = HalvingBatches(model.batch_size)
     said: set[str] = set()
 
@@ -131,7 +86,7 @@ def embed_images(
         readable, failures = _split_unreadable(chunk)
         prompts = {row.prompt for row, _ in readable if row.prompt} - said
         if prompts:
-            scoring.texts(prompts, encoder)
+            work.embed_prompts(prompts, encoder)
             said.update(prompts)
         vectors = halving(model.images, [pixels for _, pixels in readable])
         kept = {}
@@ -142,44 +97,44 @@ def embed_images(
                 failures.append(ScoredImage(row.image_id, None, "the embedding is not finite"))
             else:
                 kept[row.image_id] = vector
-        with scoring.database.begin() as connection:
+        with work.database.begin() as connection:
             queries.record_image_embeddings(connection, mark, kept, failures)
         return len(kept), len(failures)
 
-    with open_claims(scoring.database) as held:
+    with open_claims(work.database) as held:
         chunks = read_ahead(
-            scoring.store, _claim_chunks(scoring, held, mark, lack, batches, CHUNK_IMAGES), model.prepare, encoder
+            work.store, _claim_chunks(work, held, mark, lack, batches, CHUNK_IMAGES), model.prepare, encoder
         )
         yield from _by_batch(chunks, settle, on_progress, lambda ids: held.release(mark, ids))
 
 
 def score_images(
-    scoring: Work, metric: Metric, batches: Sequence[str], on_progress: ProgressCallback
+    work: Work, metric: Metric, batches: Sequence[str], on_progress: ProgressCallback
 ) -> Iterator[tuple[str, ScoringOutcome]]:
     """Fill what the batches lack of one metric; yields each batch as it ends."""
-    lack = scoring.unscored(metric)
-    if not scoring.count(lack, batches):
+    lack = work.pending_scores(metric)
+    if not work.count_pending(lack, batches):
         yield from ((batch, ScoringOutcome()) for batch in batches)
         return
     scorer = registry.SCORER_OF[metric.name]
-    mark = scoring.mark(scorer)
+    mark = work.fingerprint(scorer)
     if metric.reads and metric.reads != scorer:
-        mark = f"{scoring.mark(metric.reads)}+{scoring.model(scorer).fingerprint}"
+        mark = f"{work.fingerprint(metric.reads)}+{work.model(scorer).fingerprint}"
 
     def record(scores: Sequence[ScoredImage]) -> tuple[int, int]:
-        with scoring.database.begin() as connection:
+        with work.database.begin() as connection:
             done = queries.record_scores(connection, metric.name, mark, scores)
         return done, sum(score.value is None for score in scores)
 
-    with open_claims(scoring.database) as held:
-        rows = _claim_chunks(scoring, held, metric.name, lack, batches, CHUNK_VECTORS if metric.reads else CHUNK_IMAGES)
+    with open_claims(work.database) as held:
+        rows = _claim_chunks(work, held, metric.name, lack, batches, CHUNK_VECTORS if metric.reads else CHUNK_IMAGES)
         if metric.reads:
             chunks: Iterator[Chunk] = ((batch, [(row, None) for row in some]) for batch, some in rows)
-            compute = _from_embeddings(scoring, metric.reads, None if metric.reads == scorer else scorer)
+            compute = _from_embeddings(work, metric.reads, None if metric.reads == scorer else scorer)
         else:
-            scoring.store.check()
-            model = scoring.slot.get(scoring.model(scorer))
-            chunks = read_ahead(scoring.store, rows, model.prepare, metric.name)
+            work.store.check()
+            model = work.slot.get(work.model(scorer))
+            chunks = read_ahead(work.store, rows, model.prepare, metric.name)
             compute = _from_pictures(model)
 
         yield from _by_batch(
@@ -187,14 +142,14 @@ def score_images(
         )
 
 
-def _from_embeddings(scoring: Work, encoder: str, head: str | None) -> Callable[[Chunk], list[ScoredImage]]:
+def _from_embeddings(work: Work, encoder: str, head: str | None) -> Callable[[Chunk], list[ScoredImage]]:
     """Scores from vectors that `embed` kept, by a head or as the cosine with the prompt: no picture is opened."""
-    mark = scoring.mark(encoder)
+    mark = work.fingerprint(encoder)
 
     def compute(chunk: Chunk) -> list[ScoredImage]:
         rows = [row for row, _ in chunk[1]]
         ids = [row.image_id for row in rows]
-        with scoring.database.begin(reading=True) as connection:
+        with work.database.begin(reading=True) as connection:
             seen = queries.image_vectors(connection, mark, ids)
             said = queries.text_vectors(connection, mark, {row.prompt for row in rows if row.prompt})
             reasons = queries.embedding_failures(connection, [i for i in ids if i not in seen])
@@ -204,7 +159,7 @@ def _from_embeddings(scoring: Work, encoder: str, head: str | None) -> Callable[
         if head is None:
             return scores + [_cosine(row, seen[row.image_id], said.get(row.prompt or "")) for row in there]
         if there:
-            marks = scoring.slot.get(scoring.model(head)).marks(np.stack([seen[row.image_id] for row in there]))
+            marks = work.slot.get(work.model(head)).marks(np.stack([seen[row.image_id] for row in there]))
             scores += [ScoredImage.of(row.image_id, float(mark)) for row, mark in zip(there, marks, strict=True)]
         return scores
 
@@ -245,16 +200,16 @@ def _split_unreadable(chunk: Chunk) -> tuple[list[tuple[PendingImage, Any]], lis
 
 
 def _claim_chunks(
-    scoring: Work, held: ImageClaims, what: str, lack: PendingImages, batches: Sequence[str], size: int
+    work: Work, held: ImageClaims, what: str, lack: PendingImages, batches: Sequence[str], size: int
 ) -> Iterator[Rows]:
     """What the batches lack and nobody else is at, in chunks, none of which spans two batches."""
     for batch in batches:
-        with scoring.database.begin(reading=True) as connection:
+        with work.database.begin(reading=True) as connection:
             wanted = lack.of(connection, batch)
         for start in range(0, len(wanted), CLAIM_IMAGES):
             free = held.take(what, [row.image_id for row in wanted[start : start + CLAIM_IMAGES]])
             # What another worker had settled before it let go is not to be done again.
-            with scoring.database.begin(reading=True) as connection:
+            with work.database.begin(reading=True) as connection:
                 rows = lack.of(connection, batch, free)
             held.release(what, free - {row.image_id for row in rows})
             for first in range(0, len(rows), size):

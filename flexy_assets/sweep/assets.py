@@ -12,7 +12,8 @@ from flexy_assets.partitions import report_partition, seed_batches
 from flexy_assets.reporting import columns, plots, text_tables, thumbnails
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import ScoringOutcome, Work
+from flexy_assets.scoring.missing_scores import ScoringOutcome
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries, status
 from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.migrate import migrate
@@ -25,7 +26,6 @@ from resources.errors import BadInputError
 from resources.images import ImageStore
 from resources.models import registry
 from resources.models.registry import METRICS
-from resources.models.slot import ModelSlot
 from resources.prompts import read_prompts
 from resources.scorers import Metric
 from resources.settings import Settings
@@ -82,25 +82,20 @@ class SweepConfig(dg.Config):
 
 
 @dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(PLAN_SCHEMA))
-def sweep_plan(
-    context: dg.AssetExecutionContext,
-    config: SweepConfig,
-    database: dg.ResourceParam[Database],
-    settings: dg.ResourceParam[Settings],
-) -> pl.DataFrame:
+def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """One row an image still to be made: engine, prompt, steps, guidance, seed, batch.
 
     Materialising it starts a sweep (or tops one up) and adds its seed batches.
     """
-    sweep = config.sweep(settings)
-    migrate(database)
-    with database.begin() as connection:
+    sweep = config.sweep(work.settings)
+    migrate(work.database)
+    with work.database.begin() as connection:
         known = {run.id: run.target or 0 for run in queries.sweeps(connection)}
         target = max(config.images, known.get(sweep.run_id, 0))
         queries.save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
     plan = sweep.rows(0, target)
     context.instance.add_dynamic_partitions("seed_batches", plan["batch"].unique(maintain_order=True).to_list())
-    wanted = generation.images_to_generate(database, plan)
+    wanted = generation.images_to_generate(work.database, plan)
     context.add_output_metadata(
         {
             "run": str(sweep.run_id),
@@ -115,23 +110,17 @@ def sweep_plan(
 
 
 @dg.asset(group_name="sweep", kinds={"diffusers", "table"}, deps=[sweep_plan], **_BATCHED)
-def generated_images(
-    context: dg.AssetExecutionContext,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """Image files and their rows in `bench_run_results`; those that are there are not made again."""
-    plans = {batch: _plan_of(database, batch) for batch in context.partition_keys}
-    wanted = {batch: generation.images_to_generate(database, plan) for batch, plan in plans.items()}
-    with slot, progress_bar("images made", sum(map(len, wanted.values()))) as bar:
+    plans = {batch: _plan_of(work.database, batch) for batch in context.partition_keys}
+    wanted = {batch: generation.images_to_generate(work.database, plan) for batch, plan in plans.items()}
+    with work.slot, progress_bar("images made", sum(map(len, wanted.values()))) as bar:
         for batch, plan in wanted.items():
             outcome = GenerationOutcome()
             if len(plan):
-                engine = slot.get(registry.find_engine(plan["engine"][0], settings))
-                outcome = generation.generate_images(database, images, engine, plan, bar.update)
-            report_partition(context, batch, _images_metadata(database, images, batch, outcome))
+                engine = work.slot.get(registry.find_engine(plan["engine"][0], work.settings))
+                outcome = generation.generate_images(work.database, work.store, engine, plan, bar.update)
+            report_partition(context, batch, _images_metadata(work.database, work.store, batch, outcome))
 
 
 def _plan_of(database: Database, batch: str) -> pl.DataFrame:
@@ -171,22 +160,16 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, outcome
 
 
 @dg.asset(group_name="scores", kinds={"transformers", "table"}, deps=[generated_images], **_BATCHED)
-def clip_embeddings(
-    context: dg.AssetExecutionContext,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def clip_embeddings(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """L2-normalised image vectors, and text vectors of the distinct prompts: three scores rest on them."""
-    work, keys = Work(database, images, slot, settings), context.partition_keys
-    with slot, progress_bar("images embedded", work.count(work.unembedded(), keys)) as bar:
+    keys = context.partition_keys
+    with work.slot, progress_bar("images embedded", work.count_pending(work.pending_embeddings(), keys)) as bar:
         for batch, outcome in missing_scores.embed_images(work, keys, bar.update):
             report_partition(context, batch, embeddings_metadata(work, outcome))
 
 
 def embeddings_metadata(work: Work, outcome: ScoringOutcome) -> dict[str, Any]:
-    return {"embedded now": outcome.done, "failed": outcome.failed, "encoder": work.mark("clip")}
+    return {"embedded now": outcome.done, "failed": outcome.failed, "encoder": work.fingerprint("clip")}
 
 
 def _score_asset(metric: Metric) -> dg.AssetsDefinition:
@@ -200,17 +183,11 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
         description=f"`{metric.name}` ({metric.label}): {metric.meaning}.",
         **_BATCHED,
     )
-    def scores(
-        context: dg.AssetExecutionContext,
-        database: dg.ResourceParam[Database],
-        images: dg.ResourceParam[ImageStore],
-        slot: dg.ResourceParam[ModelSlot],
-        settings: dg.ResourceParam[Settings],
-    ) -> None:
-        work, keys = Work(database, images, slot, settings), context.partition_keys
-        with slot, progress_bar(metric.name, work.count(work.unscored(metric), keys)) as bar:
+    def scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
+        keys = context.partition_keys
+        with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), keys)) as bar:
             for batch, outcome in missing_scores.score_images(work, metric, keys, bar.update):
-                report_partition(context, batch, scores_metadata(database, metric, batch, outcome))
+                report_partition(context, batch, scores_metadata(work.database, metric, batch, outcome))
 
     return scores
 
@@ -237,13 +214,11 @@ SCORE_ASSETS = [_score_asset(metric) for metric in METRICS.values()]
     deps=SCORE_ASSETS,
     metadata=columns.column_schema_metadata(analysis.SCORES_TABLE_SCHEMA),
 )
-def sweep_scores(
-    context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
-) -> pl.DataFrame:
+def sweep_scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """One row an image with its settings and four scores; NULL where a score is missing."""
-    with database.begin(reading=True) as connection:
-        scores = queries.scores_table(connection, settings)
-        found = status.read_status(connection, settings)
+    with work.database.begin(reading=True) as connection:
+        scores = queries.scores_table(connection, work.settings)
+        found = status.read_status(connection, work.settings)
     tables = {
         name: dg.MetadataValue.md(text_tables.format_markdown_table(table))
         for name, table in text_tables.status_tables(found).items()
@@ -253,14 +228,12 @@ def sweep_scores(
 
 
 @dg.asset(group_name="scores", kinds={"csv"}, deps=[sweep_scores])
-def sweep_csv(
-    context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
-) -> None:
+def sweep_csv(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """FlexyFace's CSV: the images that have all four scores, ordered by steps and guidance."""
-    path = settings.tables / "sweep.csv"
-    rows = export_csv(database, path)
+    path = work.settings.tables / "sweep.csv"
+    rows = export_csv(work.database, path)
     context.add_output_metadata(
-        {"file": dg.MetadataValue.path(path), "open": _file_link(settings, path), "dagster/row_count": rows}
+        {"file": dg.MetadataValue.path(path), "open": _file_link(work.settings, path), "dagster/row_count": rows}
     )
 
 
@@ -409,8 +382,7 @@ def sweep_report(
     pareto_front: pl.DataFrame,
     sweet_spots: pl.DataFrame,
     sweep_comparison: pl.DataFrame,
-    images: dg.ResourceParam[ImageStore],
-    settings: dg.ResourceParam[Settings],
+    work: dg.ResourceParam[Work],
 ) -> None:
     """One HTML file with the answer, the plots and the pictures; it needs no network."""
     tables = analysis.AnalysisTables(
@@ -425,9 +397,9 @@ def sweep_report(
         spots=sweet_spots,
         comparison=sweep_comparison,
     )
-    path = settings.tables / "sweep_report.html"
-    build.write_sweep_report(path, sweep_scores, tables, images.read)
-    context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _file_link(settings, path)})
+    path = work.settings.tables / "sweep_report.html"
+    build.write_sweep_report(path, sweep_scores, tables, work.store.read)
+    context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _file_link(work.settings, path)})
 
 
 def _file_link(settings: Settings, path: Path) -> dg.UrlMetadataValue:

@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from flexy_assets.reporting import text_tables
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import quality
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.quality import RunTally
@@ -206,15 +207,10 @@ def _results(
 
 
 @dg.multi_asset_check(specs=_specs(assets.generated_images.key, IMAGE_CHECKS), can_subset=True, op_tags=_LAST)
-def image_checks(
-    context: dg.AssetCheckExecutionContext,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    settings: dg.ResourceParam[Settings],
-) -> Iterator[dg.AssetCheckResult]:
+def image_checks(context: dg.AssetCheckExecutionContext, work: dg.ResourceParam[Work]) -> Iterator[dg.AssetCheckResult]:
     """Look at the images' files and rows."""
-    migrate(database)
-    yield from _results(context, assets.generated_images.key, IMAGE_CHECKS, database, images, settings)
+    migrate(work.database)
+    yield from _results(context, assets.generated_images.key, IMAGE_CHECKS, work.database, work.store, work.settings)
 
 
 @dg.multi_asset_check(
@@ -222,16 +218,12 @@ def image_checks(
     can_subset=True,
     op_tags=_LAST,
 )
-def score_checks(
-    context: dg.AssetCheckExecutionContext,
-    database: dg.ResourceParam[Database],
-    settings: dg.ResourceParam[Settings],
-) -> Iterator[dg.AssetCheckResult]:
+def score_checks(context: dg.AssetCheckExecutionContext, work: dg.ResourceParam[Work]) -> Iterator[dg.AssetCheckResult]:
     """Look at the scores of every metric."""
-    migrate(database)
+    migrate(work.database)
     for metric in METRICS.values():
         yield from _results(
-            context, assets.asset_key_of(metric), SCORE_CHECKS, MetricScores(metric, database, settings)
+            context, assets.asset_key_of(metric), SCORE_CHECKS, MetricScores(metric, work.database, work.settings)
         )
 
 

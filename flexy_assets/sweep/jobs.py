@@ -13,7 +13,7 @@ from flexy_assets.partitions import seed_batches
 from flexy_assets.reporting import text_tables, thumbnails
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import gallery, queries, status
 from flexy_assets.storage.adoption import adopt_rows, batch_names
 from flexy_assets.storage.migrate import migrate
@@ -24,7 +24,6 @@ from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore
 from resources.models import registry
 from resources.models.registry import METRICS
-from resources.models.slot import ModelSlot
 from resources.scorers import Metric
 from resources.settings import Settings
 
@@ -50,13 +49,14 @@ class RescoreConfig(dg.Config):
 
 def _embed(context: dg.OpExecutionContext, work: Work, batches: list[str], metrics: list[str]) -> None:
     """Embed what the batches' missing scores rest on."""
-    with work.slot, progress_bar("images embedded", work.count(work.unembedded(needed_for=metrics), batches)) as bar:
+    count = work.count_pending(work.pending_embeddings(needed_for=metrics), batches)
+    with work.slot, progress_bar("images embedded", count) as bar:
         for batch, outcome in missing_scores.embed_images(work, batches, bar.update, needed_for=metrics):
             _report(context, assets.clip_embeddings.key, batch, assets.embeddings_metadata(work, outcome))
 
 
 def _score(context: dg.OpExecutionContext, work: Work, metric: Metric, batches: list[str]) -> None:
-    with work.slot, progress_bar(metric.name, work.count(work.unscored(metric), batches)) as bar:
+    with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), batches)) as bar:
         for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
             metadata = assets.scores_metadata(work.database, metric, batch, outcome)
             _report(context, assets.asset_key_of(metric), batch, metadata)
@@ -76,15 +76,9 @@ _EMBEDDING_METRICS = [metric.name for metric in METRICS.values() if metric.reads
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
 def backfill_clip_embeddings(
-    context: dg.OpExecutionContext,
-    config: BackfillConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
+    context: dg.OpExecutionContext, config: BackfillConfig, work: dg.ResourceParam[Work]
 ) -> None:
     """Embed the images that lack a score which is computed from embeddings."""
-    work = Work(database, images, slot, settings)
     batches = config.batches
     if batches is None:
         batches = sorted({batch for metric in _EMBEDDING_METRICS for batch in _missing_batches(work, metric)})
@@ -99,15 +93,7 @@ def _backfill_op(metric: Metric) -> dg.OpDefinition:
         out=dg.Out(dg.Nothing),
         pool="gpu",
     )
-    def heal(
-        context: dg.OpExecutionContext,
-        config: BackfillConfig,
-        database: dg.ResourceParam[Database],
-        images: dg.ResourceParam[ImageStore],
-        slot: dg.ResourceParam[ModelSlot],
-        settings: dg.ResourceParam[Settings],
-    ) -> None:
-        work = Work(database, images, slot, settings)
+    def heal(context: dg.OpExecutionContext, config: BackfillConfig, work: dg.ResourceParam[Work]) -> None:
         _score(context, work, metric, _missing_batches(work, metric.name) if config.batches is None else config.batches)
 
     return heal
@@ -124,16 +110,8 @@ def backfill_scores() -> None:
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
-def rescore(
-    context: dg.OpExecutionContext,
-    config: RescoreConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def rescore(context: dg.OpExecutionContext, config: RescoreConfig, work: dg.ResourceParam[Work]) -> None:
     """Compute scores again that are there, or that were given up; a score stays until its new one is measured."""
-    work = Work(database, images, slot, settings)
     if config.metric not in METRICS:
         raise BadInputError(f"{config.metric} is no metric: use one of {', '.join(METRICS)}")
     metric = METRICS[config.metric]
@@ -141,8 +119,8 @@ def rescore(
         runs = [UUID(run) for run in config.runs]
     except ValueError:
         raise BadInputError(f"runs {config.runs} are no ids: flexy status --json names them in full") from None
-    with database.begin() as connection:
-        asked = queries.request_rescore(connection, metric, runs, config.failed, settings)
+    with work.database.begin() as connection:
+        asked = queries.request_rescore(connection, metric, runs, config.failed, work.settings)
         if asked.replaced != config.replaces:
             raise BadInputError(f"{asked.replaced} scores would be replaced, not {config.replaces}: say that number")
     batches = _missing_batches(work, metric.name)
@@ -176,19 +154,12 @@ class TrialConfig(dg.Config):
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
-def trial(
-    context: dg.OpExecutionContext,
-    config: TrialConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def trial(context: dg.OpExecutionContext, config: TrialConfig, work: dg.ResourceParam[Work]) -> None:
     """Make one image, unless it is there, and fill what its scores lack; the event shows it beside the last trials."""
-    asked, work, problems = config.trial(settings), Work(database, images, slot, settings), []
-    migrate(database)
-    with database.begin(reading=True) as connection:
-        there = gallery.find_same_settings(connection, settings, asked.to_json())
+    asked, problems = config.trial(work.settings), []
+    migrate(work.database)
+    with work.database.begin(reading=True) as connection:
+        there = gallery.find_same_settings(connection, work.settings, asked.to_json())
     if there is None:
         _generate_trial(context, work, asked)
     # An image that a sweep made is left to its sweep.
@@ -199,10 +170,10 @@ def trial(
                 step(context, work, batches=[asked.batch])
             except FlexyError as error:
                 problems.append(str(error))
-    with database.begin(reading=True) as connection:
-        (card,) = gallery.cards_of_images(connection, settings, [there or asked.image_id])
-        last, _ = gallery.card_page(connection, settings, run_id=asked.run_id, size=8)
-    metadata = _trial_metadata(images, [card, *(other for other in last if other["id"] != card["id"])])
+    with work.database.begin(reading=True) as connection:
+        (card,) = gallery.cards_of_images(connection, work.settings, [there or asked.image_id])
+        last, _ = gallery.card_page(connection, work.settings, run_id=asked.run_id, size=8)
+    metadata = _trial_metadata(work.store, [card, *(other for other in last if other["id"] != card["id"])])
     key = assets.generated_images.key
     context.log_event(dg.AssetObservation(key, partition=card["batch"], metadata=metadata))
     if problems:

@@ -15,7 +15,7 @@ from flexy_assets.edits.plan import METHODS, Comparison
 from flexy_assets.edits.search.eacps import EacpsParameters
 from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.edits.tasks import read_tasks
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
 from resources.database import Database
 from resources.engines.instruct_pix2pix import InstructPix2PixEditor

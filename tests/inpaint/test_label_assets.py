@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,6 +20,7 @@ import sqlalchemy as sa
 
 from flexy_assets.execution import dagster_instance, run_assets
 from flexy_assets.inpaint import assets
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import labels
 from flexy_assets.storage.labels import SentPrediction
 from flexy_assets.storage.tables import metadata
@@ -106,8 +106,9 @@ def unpacked(path: Path) -> bytes:
 
 
 def materialise(*chosen: dg.AssetsDefinition) -> dg.ExecuteInProcessResult:
-    sys.modules.pop("flexy_assets.definitions", None)
-    from flexy_assets.definitions import defs
+    from flexy_assets.definitions import build_definitions
+
+    defs = build_definitions(Settings.read())
 
     with dagster_instance(Settings.read()) as instance:
         return run_assets(instance, defs, chosen)
@@ -287,7 +288,7 @@ def test_the_sensor_asks_for_an_import_when_there_is_something_new(
 
         def tick() -> Any:
             nonlocal cursor
-            context = dg.build_sensor_context(instance, cursor=cursor, resources={"settings": settings})
+            context = dg.build_sensor_context(instance, cursor=cursor, resources={"work": Work.from_settings(settings)})
             answer = new_labels(settings)(context)
             cursor = context.cursor
             return answer
@@ -297,8 +298,9 @@ def test_the_sensor_asks_for_an_import_when_there_is_something_new(
         assert first.run_config == {"ops": {"label_tasks": {"config": {"project": number}}}}
         # Until a run has succeeded it is asked for again, a few times.
         assert tick().run_key == first.run_key
-        sys.modules.pop("flexy_assets.definitions", None)
-        from flexy_assets.definitions import defs
+        from flexy_assets.definitions import build_definitions
+
+        defs = build_definitions(Settings.read())
 
         def run(request: dg.RunRequest) -> None:
             job = defs.resolve_implicit_global_asset_job_def()

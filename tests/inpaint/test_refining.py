@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from flexy_assets.inpaint import import_tasks, metrics, refine
 from flexy_assets.inpaint.import_tasks import TaskImporter
 from flexy_assets.inpaint.plan import INPAINT_METHOD, SWAP_NAME, InpaintPlan
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits, labels
 from flexy_assets.storage.edits import CandidateRow
 from flexy_assets.storage.labels import LabelTaskRow

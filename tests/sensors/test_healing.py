@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,11 +17,13 @@ import pytest
 import sqlalchemy as sa
 
 from flexy_assets.execution import PROCESS_TAG, batches_in_progress, process_tag, run_job, step_failures
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage.tables import SWEEP_METRICS
 from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
+from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from sensors.failed_runs import failed_runs, post_failure
 from sensors.new_images import new_images
@@ -43,7 +44,9 @@ class Table:
         return jobs.request_backfill(self.instance, self.database, ImageStore(self.settings.images), self.settings)
 
     def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
-        from flexy_assets.definitions import defs
+        from flexy_assets.definitions import build_definitions
+
+        defs = build_definitions(Settings.read())
 
         return run_job(self.instance, defs, "backfill_scores", request.run_config)
 
@@ -77,8 +80,6 @@ def table(
             }
             for name, value in (chosen | environment).items():
                 monkeypatch.setenv(name, value)
-            # The definitions read the settings as they are loaded.
-            monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
             return Table(Settings.read(), empty_database, instance)
 
         yield make
@@ -240,7 +241,7 @@ def test_new_rows_become_batches_and_wait_for_the_night_unless_told_otherwise(ta
     def tick(settings: Settings) -> dg.RunRequest | dg.SkipReason:
         context = dg.build_sensor_context(
             at.instance,
-            resources={"database": at.database, "images": ImageStore(settings.images), "settings": settings},
+            resources={"work": Work(at.database, ImageStore(settings.images), ModelSlot(), settings)},
         )
         answer = new_images(settings)(context)
         assert isinstance(answer, dg.RunRequest | dg.SkipReason)

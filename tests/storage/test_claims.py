@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from PIL import Image
 
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import CHUNK_IMAGES, Work
+from flexy_assets.scoring.missing_scores import CHUNK_IMAGES
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries, status
 from flexy_assets.storage.locks import ImageClaims, exclusive_lock, open_claims
 from flexy_assets.storage.queries import MAX_ATTEMPTS, RescoreRequest
@@ -281,7 +282,7 @@ slot = ModelSlot()
 for line in sys.stdin:
     settings = Settings.read(json.loads(line))
     database = Database(settings.database_url)
-    work = missing_scores.Work(database, ImageStore(settings.images), slot, settings)
+    work = Work(database, ImageStore(settings.images), slot, settings)
     slot.get(work.model("clip"))
     with database.begin(reading=True) as connection:
         batches = adoption.batch_names(connection)

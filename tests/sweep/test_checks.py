@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -48,11 +47,9 @@ class House:
     sha256: str
 
     def definitions(self) -> dg.Definitions:
-        # They read the settings as they are loaded.
-        self.environment.delitem(sys.modules, "flexy_assets.definitions", raising=False)
-        from flexy_assets.definitions import defs
+        from flexy_assets.definitions import build_definitions
 
-        return defs
+        return build_definitions(Settings.read())
 
     def checked(self, *only: str) -> dict[str, Any]:
         """What Dagster has recorded, by asset and check, after one run of all checks or of some."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,8 +155,6 @@ def test_the_command_makes_and_scores_the_others_and_ends_with_one_line_about_th
         monkeypatch.setitem(registry.MODELS, painter.name, painter)
 
     def flexy(*arguments: str) -> Result:
-        # The definitions read the settings as they are loaded.
-        monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
         return CliRunner().invoke(main, [*arguments, "--json"], prog_name="flexy")
 
     engine(giants=False)

@@ -22,7 +22,8 @@ from PIL import Image
 from sqlalchemy import select
 
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import CHUNK_IMAGES, PREFETCH_CHUNKS, Rows, Work, read_ahead
+from flexy_assets.scoring.missing_scores import CHUNK_IMAGES, PREFETCH_CHUNKS, Rows, read_ahead
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.queries import PendingImage
@@ -129,7 +130,7 @@ def test_batches_are_told_of_in_order_as_they_end(work: Work) -> None:
     first = next(ended)
     assert (first[0], first[1].done) == ("b_0000", CHUNK_IMAGES)
     with work.database.begin(reading=True) as connection:
-        left = queries.pending_embeddings(work.mark("clip"), work.settings).of(connection, "b_0002")
+        left = queries.pending_embeddings(work.fingerprint("clip"), work.settings).of(connection, "b_0002")
     assert len(left) == 2 * CHUNK_IMAGES
     assert [(batch, outcome.done) for batch, outcome in ended] == [("b_0001", 0), ("b_0002", 2 * CHUNK_IMAGES)]
 

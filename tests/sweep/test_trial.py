@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -108,7 +107,9 @@ class House:
     """A home with its definitions, database and Dagster instance."""
 
     def __init__(self, home: Path, instance: dg.DagsterInstance) -> None:
-        from flexy_assets.definitions import defs
+        from flexy_assets.definitions import build_definitions
+
+        defs = build_definitions(Settings.read())
 
         self.defs, self.instance = defs, instance
         self.database = Database(f"sqlite:///{home / 'flexy.sqlite'}")
@@ -135,8 +136,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         }.items():
             environment.setenv(name, str(value))
         environment.setenv("FLEXY_MODELS", "mini")
-        # They read the settings as they are loaded.
-        environment.delitem(sys.modules, "flexy_assets.definitions", raising=False)
         with dagster_instance(Settings.read()) as instance:
             yield House(home, instance)
 
@@ -155,7 +154,7 @@ def test_a_trial_is_an_image_like_any_other_made_with_the_seed_that_was_asked_fo
     assert UUID(row["id"]) == TRIAL.image_id
     assert {name: row[name] for name in TRIAL.to_json()} == TRIAL.to_json()
     assert all(row[metric] is not None for metric in METRICS)
-    slot = (house.defs.resources or {})["slot"]
+    slot = (house.defs.resources or {})["work"].slot
     with slot:
         fields = {name: value for name, value in TRIAL.to_json().items() if name != "engine"}
         (same,) = slot.get(registry.find_engine("mini_sdxl", MINI)).generate([ImageRequest(**fields)])

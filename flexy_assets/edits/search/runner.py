@@ -19,7 +19,7 @@ import numpy as np
 from flexy_assets.edits import metrics
 from flexy_assets.edits.canvas import Canvas
 from flexy_assets.edits.search.protocol import Proposal, Search, SearchCandidate
-from flexy_assets.scoring.missing_scores import Work
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
 from flexy_assets.storage.edits import CandidateRow, EditTaskRow
 from resources.engines import Editor, EditRequest, PartialEdit

@@ -26,43 +26,43 @@ import polars as pl
 from flexy_assets.edits import comparison, metrics, results, sources
 from flexy_assets.edits.assets import EditConfig
 from flexy_assets.edits.plan import METHODS, Comparison
-from flexy_assets.edits.search.runner import Searching
-from flexy_assets.edits.search.selectors import Potential, Selector, best_first
+from flexy_assets.edits.search.runner import SearchRunner
+from flexy_assets.edits.search.selectors import Potential, Selector, rank_candidates
 from flexy_assets.edits.tasks import read_tasks
-from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from resources.images import ImageStore
-from resources.mini.edits import write_example
+from resources.mini.edits import write_edit_example
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
 
-def searched(work: Scoring, plan: Comparison, folder: Path, methods: Sequence[str]) -> pl.DataFrame:
+def searched(work: Work, plan: Comparison, folder: Path, methods: Sequence[str]) -> pl.DataFrame:
     """`edit_scores` of these methods' searches, made now or before."""
     tasks, _ = read_tasks(folder / "edits.jsonl")
-    rows = sources.rows(plan, tasks, sources.bring(work.store, folder, tasks))
+    rows = sources.task_rows(plan, tasks, sources.copy_sources(work.store, folder, tasks))
     with work.database.begin() as connection:
-        edits.save_run(connection, plan.run_id, plan.to_json(), rows)
+        edits.save_comparison(connection, plan.run_id, plan.to_json(), rows)
     for method in methods:
-        searching = Searching(work, plan, method, rows)
+        searching = SearchRunner(work, plan, method, rows)
         searching.run(lambda _: None)
         made = searching.made()
         chosen = list(searching.winners(made))
         with work.database.begin() as connection:
             edits.record_selections(connection, chosen)
-        metrics.hold_out(work, rows, chosen)
-        metrics.tell_the_truth(work, rows, made)
+        metrics.score_independent(work, rows, chosen)
+        metrics.score_ground_truth(work, rows, made)
     with work.database.begin(reading=True) as connection:
-        return results.with_potential(edits.table(connection, [plan.run_id], metrics.METRICS), plan)
+        return results.with_potential(edits.edit_scores_table(connection, [plan.run_id], metrics.EDIT_METRICS), plan)
 
 
 def chosen_by(scores: pl.DataFrame, selector: Selector) -> pl.DataFrame:
     """The winners that the selector would choose among the same candidates."""
     finished = scores.filter(pl.col("until") == pl.col("path"))
     return pl.concat(
-        search[best_first(selector, search.to_dicts())[0]]
+        search[rank_candidates(selector, search.to_dicts())[0]]
         for search in finished.partition_by("task_id", "method", "budget", maintain_order=True)
     ).with_columns(chosen=pl.lit(True))
 
@@ -71,12 +71,12 @@ def against(ours: pl.DataFrame, budget: int, theirs: pl.DataFrame, rival_budget:
     """The comparison of two sets of winners by the truth and what was held out."""
     both = pl.concat(
         [
-            results.winners(ours).filter(budget=budget).with_columns(method=pl.lit("ours")),
-            results.winners(theirs).filter(budget=rival_budget).with_columns(method=pl.lit("theirs")),
+            results.select_winners(ours).filter(budget=budget).with_columns(method=pl.lit("ours")),
+            results.select_winners(theirs).filter(budget=rival_budget).with_columns(method=pl.lit("theirs")),
         ]
     )
-    metrics = [metric for metric in results.judged_by(both) if metric.role != "selecting"]
-    return comparison.compare(both, metrics, "ours", "theirs", [(budget, rival_budget)]).to_dicts()
+    metrics = [metric for metric in results.compared_metrics(both) if metric.role != "selecting"]
+    return comparison.compare_methods(both, metrics, "ours", "theirs", [(budget, rival_budget)]).to_dicts()
 
 
 def main() -> None:
@@ -99,10 +99,10 @@ def measure(options: argparse.Namespace, home: Path) -> None:
     settings = Settings.read({"FLEXY_HOME": str(home), "FLEXY_MODELS": "mini"})
     database = Database(settings.database_url)
     migrate(database)
-    work = Scoring(database, ImageStore(settings.images), ModelSlot(), settings)
+    work = Work(database, ImageStore(settings.images), ModelSlot(), settings)
     Path(settings.images).mkdir(parents=True, exist_ok=True)
     folder = home / f"edits{options.seed}"
-    write_example(folder, options.tasks, options.seed)
+    write_edit_example(folder, options.tasks, options.seed)
     chosen = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in options.set)}
     plan = EditConfig(budgets=list(options.budgets), **chosen).plan(settings, f"{options.tasks} of seed {options.seed}")
     larger = replace(plan, budgets=(options.large,))
@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace, home: Path) -> None:
         eacps, ttflux = (scores.filter(method=method) for method in METHODS)
         reranked = chosen_by(ttflux, plan.selector)
         searches.append(scores)
-        levels = results.levels(scores).filter(pl.col("role") != "selecting").to_dicts()
+        levels = results.winner_levels(scores).filter(pl.col("role") != "selecting").to_dicts()
         pairs |= {
             f"EACPS at {plan.budgets[1]} against TTFLUX at {plan.budgets[1]}": against(eacps, many, ttflux, many),
             f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[1]}": against(eacps, few, ttflux, many),
@@ -130,7 +130,7 @@ def measure(options: argparse.Namespace, home: Path) -> None:
             "TTFLUX's candidates chosen as EACPS chooses, against by pf": against(reranked, many, ttflux, many),
             "EACPS against TTFLUX's candidates chosen as EACPS chooses": against(eacps, many, reranked, many),
         }
-    spent = results.spent(pl.concat(searches)).to_dicts()
+    spent = results.denoising_cost(pl.concat(searches)).to_dicts()
     print(
         f"{options.tasks} edits, {plan.editor}, {plan.steps} steps, {time.perf_counter() - began:.0f} s\n{plan.eacps}"
     )

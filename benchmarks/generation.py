@@ -98,13 +98,13 @@ def requests(count: int, side: int, steps: int) -> list[ImageRequest]:
     ]
 
 
-def seconds(engine: Any, asked: Sequence[ImageRequest], images_a_call: int) -> float:
+def seconds(engine: Any, asked: Sequence[ImageRequest], batch_size: int) -> float:
     """Wall time of making `asked`, the best of two."""
     best = float("inf")
     for _ in range(2):
         began = time.perf_counter()
-        for start in range(0, len(asked), images_a_call):
-            engine.generate(asked[start : start + images_a_call])
+        for start in range(0, len(asked), batch_size):
+            engine.generate(asked[start : start + batch_size])
         best = min(best, time.perf_counter() - began)
     return best
 
@@ -146,10 +146,10 @@ def main() -> None:
             from resources.engines.sdxl import SdxlEngine
 
             name, side = "SDXL", 512
-            engine: Any = SdxlEngine(save_sdxl(Path(folder)), precision="fp16", images_a_call=max(options.batches))
+            engine: Any = SdxlEngine(save_sdxl(Path(folder)), precision="fp16", batch_size=max(options.batches))
         else:
             name, side = "mini_sdxl", 64
-            engine = registry.engine("mini_sdxl", Settings.read({})).load()
+            engine = registry.find_engine("mini_sdxl", Settings.read({})).load()
         result = {"engine": name} | measure(engine, side, options.images, options.steps, options.batches)
     print(
         f"{name}, {result['device']}, {side} × {side}, {options.steps} steps,"

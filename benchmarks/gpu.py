@@ -70,19 +70,19 @@ from transformers import (
 
 from flexy_assets.edits import metrics as edit_metrics
 from flexy_assets.edits.plan import METHODS, Comparison
-from flexy_assets.edits.search.eacps import Parameters
-from flexy_assets.edits.search.runner import Searching
+from flexy_assets.edits.search.eacps import EacpsParameters
+from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits, queries
-from flexy_assets.storage.edits import Task
+from flexy_assets.storage.edits import EditTaskRow
 from flexy_assets.storage.tables import bench_run_results, metadata
 from resources.database import Database
 from resources.engines import ImageRequest, pipeline
 from resources.errors import FlexyError
 from resources.images import ImageStore
 from resources.models import compute, registry
-from resources.models.compute import Halving
+from resources.models.compute import HalvingBatches
 from resources.models.entry import LocalModel
 from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
@@ -435,7 +435,7 @@ class Stages:
                 self._loading = False
             self.add("load", time.perf_counter() - began)
             if self.batch and isinstance(found, ClipEncoder):
-                found.images_a_call = self.batch
+                found.batch_size = self.batch
             return found
 
         def waited(*arguments: Any) -> Iterator[Any]:
@@ -457,7 +457,7 @@ class Stages:
             stack.enter_context(mock.patch.object(LocalModel, "load", loaded))
             stack.enter_context(mock.patch.object(missing_scores, "read_ahead", waited))
             if self.batch:
-                stack.enter_context(mock.patch.object(missing_scores, "CHUNK", self.batch))
+                stack.enter_context(mock.patch.object(missing_scores, "CHUNK_IMAGES", self.batch))
             yield
 
 
@@ -640,7 +640,7 @@ def sd3_parts() -> dict[str, Any]:
     return halves | rest | {"tokenizer": words, "tokenizer_2": words}
 
 
-def in_memory(engine: Any, parts: dict[str, Any], images_a_call: int) -> Any:
+def in_memory(engine: Any, parts: dict[str, Any], batch_size: int) -> Any:
     """An engine of the product's around components that are there, placed as the product places them."""
 
     def load(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
@@ -649,37 +649,37 @@ def in_memory(engine: Any, parts: dict[str, Any], images_a_call: int) -> Any:
         logging.set_verbosity_error()
         return kind(**parts, **options)
 
-    with mock.patch.object(pipeline, "load", load):
-        return engine(Path(), images_a_call, "fp16" if ON_GPU else "fp32")
+    with mock.patch.object(pipeline, "load_pipeline", load):
+        return engine(Path(), batch_size, "fp16" if ON_GPU else "fp32")
 
 
-def sdxl(images_a_call: int = 16) -> Any:
+def sdxl(batch_size: int = 16) -> Any:
     """`SdxlEngine` at SDXL's size."""
     from resources.engines.sdxl import SdxlEngine
 
-    return in_memory(SdxlEngine, sdxl_parts(), images_a_call)
+    return in_memory(SdxlEngine, sdxl_parts(), batch_size)
 
 
-def sd3(images_a_call: int = 16) -> Any:
+def sd3(batch_size: int = 16) -> Any:
     """`Sd3Engine` at SD3 medium's size, without T5."""
     from resources.engines.sd3 import Sd3Engine
 
-    return in_memory(Sd3Engine, sd3_parts(), images_a_call)
+    return in_memory(Sd3Engine, sd3_parts(), batch_size)
 
 
-def editor(images_a_call: int = 4) -> Any:
+def editor(batch_size: int = 4) -> Any:
     """`InstructPix2PixEditor` at SDXL's size: its UNet sees the source in four more channels."""
     from resources.engines.instruct_pix2pix import InstructPix2PixEditor
 
-    return in_memory(InstructPix2PixEditor, sdxl_parts(in_channels=8), images_a_call)
+    return in_memory(InstructPix2PixEditor, sdxl_parts(in_channels=8), batch_size)
 
 
 ENGINES = {"sdxl": sdxl, "sd3": sd3, "editor": editor}
 
 
-def built(name: str, images_a_call: int) -> LocalModel:
+def built(name: str, batch_size: int) -> LocalModel:
     """One of `ENGINES` as the model slot takes it: without a folder there is nothing to check."""
-    return LocalModel(name, None, f"{__name__}:{name}", {"images_a_call": images_a_call})
+    return LocalModel(name, None, f"{__name__}:{name}", {"batch_size": batch_size})
 
 
 def own_bytes(model: Any) -> int:
@@ -720,11 +720,11 @@ class Bench:
         clip = save_clip(folder / "clip")
         found = {"clip": clip, "aesthetic_v1": folder / "v1", "aesthetic_v2": folder / "v2"}
         found |= {"hps": save_hps(folder / "hps"), "lpips": save_lpips(folder / "lpips")}
-        compute.release()
+        compute.release_memory()
         work = self.work(found)
         # A folder of the user's own is hashed once a process, one of the hub's cache never.
         with ThreadPoolExecutor() as pool:
-            list(pool.map(work.mark, found))
+            list(pool.map(work.fingerprint, found))
         say(f"scorers written and hashed in {time.perf_counter() - began:.1f} s")
         return found
 
@@ -753,7 +753,7 @@ class Bench:
         say(f"{SIZES.images} files drawn in {time.perf_counter() - began:.1f} s")
         return [(f"bench/{index:05d}.png", hashes[index % SIZES.distinct]) for index in range(SIZES.images)]
 
-    def work(self, models: dict[str, Path] | None = None) -> Scoring:
+    def work(self, models: dict[str, Path] | None = None) -> Work:
         """The product's scoring over an empty database, with these models in place of the published ones."""
         home = self.folder / f"home-{uuid4().hex[:8]}"
         home.mkdir()
@@ -764,9 +764,9 @@ class Bench:
         database = Database(settings.database_url)
         with database.begin() as connection:
             metadata.create_all(connection)
-        return Scoring(database, ImageStore(str(self.folder)), ModelSlot(), settings)
+        return Work(database, ImageStore(str(self.folder)), ModelSlot(), settings)
 
-    def with_rows(self) -> Scoring:
+    def with_rows(self) -> Work:
         """The same with a row for each file; prompts repeat after a hundred, as in a sweep."""
         work = self.work()
         rows = [
@@ -859,9 +859,9 @@ def score_files(bench: Bench, chosen: Sequence[str], batch: int | None) -> dict[
     with stages.watching():
         began = time.perf_counter()
         if any(METRICS[name].reads for name in chosen):
-            list(missing_scores.embed(work, [BATCH], lambda _: None))
+            list(missing_scores.embed_images(work, [BATCH], lambda _: None))
         for name in chosen:
-            list(missing_scores.score(work, METRICS[name], [BATCH], lambda _: None))
+            list(missing_scores.score_images(work, METRICS[name], [BATCH], lambda _: None))
         synchronise()
         wall = time.perf_counter() - began
     work.slot.free()
@@ -908,7 +908,10 @@ def parity(bench: Bench, found: dict[str, Any]) -> None:
     values: dict[str, dict[str, NDArray[np.floating]]] = {name: {} for name in SPAN}
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     models = bench.models
-    heads = {f"aes{'thetic' if v == 1 else '_v2'}_score": aesthetic.load(models[f"aesthetic_v{v}"], v) for v in (1, 2)}
+    heads = {
+        f"aes{'thetic' if v == 1 else '_v2'}_score": aesthetic.load_aesthetic(models[f"aesthetic_v{v}"], v)
+        for v in (1, 2)
+    }
     for encoder in (ClipEncoder(models["clip"]), HpsScorer(models["hps"], tokenizer=models["clip"])):
         _tf32(False)
         whole, prepared = encoder.model, [encoder.prepare(picture) for picture in pictures]
@@ -927,7 +930,7 @@ def parity(bench: Bench, found: dict[str, Any]) -> None:
                 values[name][precision] = head.marks(seen)
         encoder.model = whole = None  # type: ignore[assignment]
         _tf32(True)
-    compute.release()
+    compute.release_memory()
     rows = found.setdefault("differences", [])
     for name, by_precision in values.items():
         for precision, share in TOLERANCE.items():
@@ -966,7 +969,7 @@ def generation(bench: Bench, found: dict[str, Any]) -> None:
             continue
         if name != name_of:
             engine = None
-            compute.release()
+            compute.release_memory()
             engine, name_of = ENGINES[name](max(counts)), name
             say(f"{name} built")
         found[f"{name} {side}"] = made = {}
@@ -1026,7 +1029,7 @@ def slot(bench: Bench, found: dict[str, Any]) -> None:
     """The memory after each switch of the model slot, each model used once."""
     work = bench.work()
     held, side = ModelSlot(), SIZES.generation[0][1]
-    compute.release()
+    compute.release_memory()
     before, rows = allocated(), found.setdefault("switches", [])
 
     def switched(name: str, model: LocalModel) -> None:
@@ -1062,13 +1065,13 @@ def slot(bench: Bench, found: dict[str, Any]) -> None:
 @contextmanager
 def at_most(size: int) -> Iterator[None]:
     """Allow the process so many bytes of the GPU's memory, by the allocator's own limit."""
-    compute.release()
+    compute.release_memory()
     torch.cuda.set_per_process_memory_fraction(min(size / torch.cuda.mem_get_info()[1], 1.0))
     try:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-        compute.release()
+        compute.release_memory()
 
 
 def memory(bench: Bench, found: dict[str, Any]) -> None:
@@ -1081,15 +1084,15 @@ def memory(bench: Bench, found: dict[str, Any]) -> None:
         except Exception as error:
             traceback.print_exc()
             row["error"] = f"{type(error).__name__}: {error}"
-        compute.release()
+        compute.release_memory()
         bench.goal(name, "done", row.get("ended_at", row.get("peak_gb", row.get("error"))), row["done"])
         say(f"{name}: {row}")
 
     gb = 2**30
     decided = {
-        "resident": pipeline.placement(7 * gb, 5 * gb, 80 * gb),
-        "offload": pipeline.placement(7 * gb, 5 * gb, 8 * gb),
-        "sequential": pipeline.placement(7 * gb, 5 * gb, 4 * gb),
+        "resident": pipeline.choose_placement(7 * gb, 5 * gb, 80 * gb),
+        "offload": pipeline.choose_placement(7 * gb, 5 * gb, 8 * gb),
+        "sequential": pipeline.choose_placement(7 * gb, 5 * gb, 4 * gb),
     }
     found["placement"] = decided
     bench.goal("placement by free memory", "as named", list(decided.values()), all(k == v for k, v in decided.items()))
@@ -1116,8 +1119,8 @@ def halved_by_a_fake_error() -> dict[str, Any]:
 
 
 def halved(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any]) -> dict[str, Any]:
-    """What `Halving` makes of all items in one call that is too much."""
-    halving = Halving(len(items))
+    """What `HalvingBatches` makes of all items in one call that is too much."""
+    halving = HalvingBatches(len(items))
     results = halving(call, items)
     failed = sum(isinstance(result, FlexyError) for result in results)
     done = halving.size < len(items) == len(results) and not failed
@@ -1129,7 +1132,7 @@ def squeezed(call: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence[Any
     # What a call of one and of two takes says what each further item takes.
     peaks = []
     for few in (1, 2):
-        compute.release()
+        compute.release_memory()
         torch.cuda.reset_peak_memory_stats()
         call(items[:few])
         peaks.append(torch.cuda.max_memory_reserved())
@@ -1174,7 +1177,7 @@ def offloaded(limit_gb: int, side: int, steps: int, wanted: str) -> dict[str, An
         if isinstance(part, nn.Module):
             part.cpu()
     placed: list[str] = []
-    rule = pipeline.placement
+    rule = pipeline.choose_placement
 
     def told(*sizes: int) -> Any:
         placed.append(rule(*sizes))
@@ -1185,7 +1188,7 @@ def offloaded(limit_gb: int, side: int, steps: int, wanted: str) -> dict[str, An
         # What the process is allowed is all there is for it.
         with (
             mock.patch.object(torch.cuda, "mem_get_info", lambda *_: (limit, whole)),
-            mock.patch.object(pipeline, "placement", told),
+            mock.patch.object(pipeline, "choose_placement", told),
         ):
             engine = in_memory(SdxlEngine, parts, 1)
         engine.generate(requests(1, side, 1))
@@ -1205,15 +1208,15 @@ def edit_search(bench: Bench, found: dict[str, Any]) -> None:
     source = Image.fromarray(rough).resize((side, side), 3)
     path = "edits/sources/bench.png"
     sha = work.store.write(path, source)
-    scouts = Parameters(scouts=2)
+    scouts = EacpsParameters(scouts=2)
     plan = Comparison("bench_editor", SIZES.edit_steps, 4.0, "bench", budgets=(4,), eacps=scouts)
     run = plan.run_id
-    task = Task(uuid5(run, "one"), run, plan.batch(0), 0, "one", "make the sky red", path, sha)
+    task = EditTaskRow(uuid5(run, "one"), run, plan.batch(0), 0, "one", "make the sky red", path, sha)
     with work.database.begin() as connection:
-        edits.save_run(connection, run, plan.to_json(), [task])
+        edits.save_comparison(connection, run, plan.to_json(), [task])
     model, methods = built("editor", 4), found.setdefault("methods", {})
     found["budget"] = plan.nfe[0]
-    with mock.patch.object(registry, "editor", lambda name, settings: model):
+    with mock.patch.object(registry, "find_editor", lambda name, settings: model):
         for method in METHODS:
             loads, load = [], LocalModel.load
 
@@ -1223,12 +1226,12 @@ def edit_search(bench: Bench, found: dict[str, Any]) -> None:
                 loads.append(time.perf_counter() - began)
                 return loaded
 
-            began, searching = time.perf_counter(), Searching(work, plan, method, [task])
+            began, searching = time.perf_counter(), SearchRunner(work, plan, method, [task])
             with mock.patch.object(LocalModel, "load", timed):
                 searching.run(lambda nfe, method=method: say(f"{method}: {nfe} denoising steps"))
                 made = searching.made()
                 chosen = list(searching.winners(made))
-                edit_metrics.hold_out(work, [task], chosen)
+                edit_metrics.score_independent(work, [task], chosen)
             with work.database.begin() as connection:
                 edits.record_selections(connection, chosen)
             methods[method] = {
@@ -1498,7 +1501,7 @@ def run(bench: Bench, chosen: Sequence[str], out: Path) -> dict[str, Any]:
             if ON_GPU:
                 torch.cuda.set_per_process_memory_fraction(1.0)
             gc.unfreeze()
-            compute.release()
+            compute.release_memory()
         write()
         say(f"section {name}: {section['status']}, {section['seconds']:.1f} s")
     return found

@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resources.label_studio.export import unsigned
-from resources.mini.faces import write_example
+from resources.label_studio.export import strip_signature
+from resources.mini.faces import write_face_example
 from tests.support.judged import READINGS, held, rows, scores
 from tests.support.servers import Oracle, Site, running
 
@@ -82,7 +82,7 @@ class Flexy:
 
 def whole(tasks: int, folder: Path) -> dict[str, Any]:
     """Import and run, undisturbed."""
-    flexy, file = Flexy(folder / "home"), str(write_example(folder / "project", tasks, seed=11))
+    flexy, file = Flexy(folder / "home"), str(write_face_example(folder / "project", tasks, seed=11))
     began = time.monotonic()
     flexy("import", file)
     imported = time.monotonic()
@@ -114,7 +114,7 @@ def served(file: Path, site: Site) -> dict[str, str]:
             path = f"/{task['data'][name]}"
             url = site.url(path, (file.parent / path[1:]).read_bytes())
             task["data"][name] = url
-            known[path] = hashlib.sha256(unsigned(url).encode()).hexdigest()
+            known[path] = hashlib.sha256(strip_signature(url).encode()).hexdigest()
     file.write_text(json.dumps(exported))
     return known
 
@@ -139,7 +139,7 @@ MOMENTS = (
 def killed(tasks: int, folder: Path) -> dict[str, Any]:
     """Killed at each of these moments, and then to the end."""
     with running(Site()) as site, running(Oracle()) as oracle:
-        file = write_example(folder / "project", tasks, seed=12)
+        file = write_face_example(folder / "project", tasks, seed=12)
         known = served(file, site)
         judge = {"FLEXY_JUDGE": "gemini", "FLEXY_JUDGE_URL": oracle.url}
         flexy = Flexy(folder / "home", FLEXY_ALLOWED_HOSTS=site.host, **judge)
@@ -203,7 +203,7 @@ def ill(tasks: int, folder: Path) -> dict[str, Any]:
     with running(Oracle(seed=1, ill=0.3, hangs=2.0)) as oracle:
         judge = {"FLEXY_JUDGE": "gemini", "FLEXY_JUDGE_URL": oracle.url, "FLEXY_JUDGE_TIMEOUT": "1"}
         flexy = Flexy(folder / "home", **judge)
-        flexy("import", str(write_example(folder / "project", tasks, seed=13)))
+        flexy("import", str(write_face_example(folder / "project", tasks, seed=13)))
         refined = ("run", "--editor", "mini_instruct", "--steps", "4", "--budget", "2")
         first = flexy(*refined)
         before, there = held(flexy.home, oracle, JUDGE), scores(flexy.home)

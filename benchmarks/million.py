@@ -22,12 +22,14 @@ from typing import Any
 
 import dagster as dg
 
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries, status
-from flexy_assets.storage.adoption import adopt
+from flexy_assets.storage.adoption import adopt_rows
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.images import ImageStore
+from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from sensors import new_images
 from tests.support.databases import empty
@@ -76,25 +78,23 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
         connection.execute(sa.text(RUNS))
         connection.execute(sa.text(ROWS), {"rows": rows})
     found: dict[str, float] = {}
-    found["rows without a batch get one, s"] = worst(lambda: adopt(database, settings, seconds=3600), times=1)
+    found["rows without a batch get one, s"] = worst(lambda: adopt_rows(database, settings, seconds=3600), times=1)
     # What Postgres does by itself within a minute of such a change.
     with database.session() as connection:
         connection.exec_driver_sql("VACUUM ANALYZE bench_run_results")
 
     def missing() -> dict[str, dict[str, int]]:
         with database.begin(reading=True) as connection:
-            return queries.missing(connection, settings)
+            return queries.missing_scores(connection, settings)
 
     def plan(instance: dg.DagsterInstance) -> None:
-        request = jobs.request(instance, database, images, settings)
+        request = jobs.request_backfill(instance, database, images, settings)
         assert isinstance(request, dg.RunRequest), request
-        holes = request.run_config["ops"]["heal_hps_v2_score"]["config"]["batches"]
+        holes = request.run_config["ops"]["backfill_hps_v2_score"]["config"]["batches"]
         assert len(holes) == rows // settings.batch_size
 
     def tick(instance: dg.DagsterInstance) -> None:
-        context = dg.build_sensor_context(
-            instance, resources={"database": database, "images": images, "settings": settings}
-        )
+        context = dg.build_sensor_context(instance, resources={"work": Work(database, images, ModelSlot(), settings)})
         new_images(settings)(context)
 
     with dg.DagsterInstance.local_temp(str(home)) as instance:
@@ -108,7 +108,7 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
         for metric, count in holes.items():
             lacking = sa.text(f"SELECT count(*) FROM bench_run_results WHERE {metric} IS NULL")
             assert connection.scalar(lacking) == count, metric
-        found["flexy status, s"] = worst(lambda: status.status(connection, settings), times=1)
+        found["flexy status, s"] = worst(lambda: status.read_status(connection, settings), times=1)
     return found
 
 

@@ -34,7 +34,7 @@ BARS = {"carried_out": 0.60, "preserved": 0.80}
 def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
     """All figures; `count` edits are judged a setting, `tuning` choose guidances, `searched` have `TRIES` tries."""
     settings = Settings.read({})
-    model, entry = registry.editor("mini_instruct", settings), registry.MODELS["mini_instruct"]
+    model, entry = registry.find_editor("mini_instruct", settings), registry.MODELS["mini_instruct"]
     editor, steps, guidance = model.load(), entry.steps, entry.guidance
 
     chosen_on = figures.asked_edits(tuning, turn=1)

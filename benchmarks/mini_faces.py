@@ -27,11 +27,11 @@ BARS = {"risen": 0.95, "recognised": 0.90, "nearer": 0.90}
 
 def measure(count: int) -> dict[str, Any]:
     """All figures, over `count` tasks; every sixth is a scene without a face, where there is nothing to swap."""
-    swapper = registry.face_swapper(Settings.read({})).load()
-    given = face_figures.held_out(count)
-    found = face_figures.detection(swapper.finder, [task.scene for task in given])
+    swapper = registry.find_face_swapper(Settings.read({})).load()
+    given = face_figures.held_out_faces(count)
+    found = face_figures.detection_figures(swapper.finder, [task.scene for task in given])
     began = time.perf_counter()
-    swaps = face_figures.swaps(swapper, given)
+    swaps = face_figures.swap_faces_of(swapper, given)
     seconds = (time.perf_counter() - began) / count
     kinds = [KINDS[index % len(KINDS)] for index in range(count)]
     return {

@@ -37,14 +37,14 @@ def measure(count: int, tuning: int) -> dict[str, Any]:
     """All figures; `count` pictures are judged a setting, `tuning` pictures choose the best guidance."""
     settings = Settings.read({})
     clip, v1, v2, hps = (
-        registry.scorer(name, settings).load() for name in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
+        registry.find_scorer(name, settings).load() for name in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
     )
     result: dict[str, Any] = {
         "clip": figures.clip_accuracy(clip),
         "aesthetic": figures.aesthetic_correlation(clip, v1, v2),
         "hps": figures.hps_correlation(hps),
     }
-    engine = registry.engine("mini_sdxl", settings).load()
+    engine = registry.find_engine("mini_sdxl", settings).load()
 
     chosen_on = figures.asked_scenes(tuning, turn=1)
     tried = {}

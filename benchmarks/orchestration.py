@@ -1,7 +1,7 @@
 """What orchestration costs over a bare loop: `python -m benchmarks.orchestration`.
 
 The same 2,000 pictures are scored with the same mini scorers twice, each in a process of its own: by a bare loop
-that opens each file once, scores it four times and keeps the numbers in memory, and by `heal_scores`, from the
+that opens each file once, scores it four times and keeps the numbers in memory, and by `backfill_scores`, from the
 question what is missing to the last committed row, on an adopted FlexyFace table without any score, with claims,
 chunks, records and Dagster's events. Both load their models; importing is counted for neither. With pictures of
 FlexyFace's size, and with the smallest, where nothing but orchestration is left; in turns, three times; the ratio is
@@ -49,11 +49,13 @@ def bare(pictures: Path, prompt: str) -> float:
     settings, store = Settings.read(), ImageStore(str(pictures))
     names = sorted(path.name for path in pictures.iterdir())
     began = time.perf_counter()
-    clip, v1, v2, hps = (registry.scorer(s, settings).load() for s in ("clip", "aesthetic_v1", "aesthetic_v2", "hps"))
+    clip, v1, v2, hps = (
+        registry.find_scorer(s, settings).load() for s in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
+    )
     (said,) = clip.texts([prompt])
     scores: list[tuple[float, ...]] = []
-    for start in range(0, len(names), clip.images_a_call):
-        found = [store.read(name) for name in names[start : start + clip.images_a_call]]
+    for start in range(0, len(names), clip.batch_size):
+        found = [store.read(name) for name in names[start : start + clip.batch_size]]
         seen = clip.images([clip.prepare(picture) for picture in found])
         preferred = hps.scores([hps.prepare(picture) for picture in found], [prompt] * len(found))
         agreement = seen.astype(np.float64) @ said.astype(np.float64)
@@ -64,9 +66,11 @@ def bare(pictures: Path, prompt: str) -> float:
 
 
 def healed() -> float:
-    """Seconds for the same through `heal_scores` on the table that FLEXY_DATABASE_URL names."""
+    """Seconds for the same through `backfill_scores` on the table that FLEXY_DATABASE_URL names."""
     import_scorers()
-    from flexy_assets.definitions import defs
+    from flexy_assets.definitions import build_definitions
+
+    defs = build_definitions(Settings.read())
     from flexy_assets.execution import dagster_instance, run_job
     from flexy_assets.sweep import jobs
 
@@ -74,8 +78,8 @@ def healed() -> float:
     database = Database(settings.database_url)
     with dagster_instance(settings) as instance:
         began = time.perf_counter()
-        request = jobs.request(instance, database, ImageStore(settings.images), settings)
-        result = run_job(instance, defs, "heal_scores", request.run_config)
+        request = jobs.request_backfill(instance, database, ImageStore(settings.images), settings)
+        result = run_job(instance, defs, "backfill_scores", request.run_config)
         seconds = time.perf_counter() - began
     assert result.success
     return seconds

@@ -23,7 +23,7 @@ from resources.images import ImageStore
 from resources.scorers import aesthetic
 from resources.scorers.clip import ClipEncoder
 from resources.scorers.hps import HpsScorer
-from resources.scorers.perceptual import Lpips
+from resources.scorers.perceptual import LpipsScorer
 from tests.support import references
 
 BAR = 1e-4
@@ -139,7 +139,7 @@ def clip_and_aesthetic(
                 (f"Aesthetic V{version}", f"simple-aesthetics-predictor 0.1.2{resize}", model),
                 9.0,
                 [mark(file, "") for file in files],
-                aesthetic.load(predictor, version).marks(seen),
+                aesthetic.load_aesthetic(predictor, version).marks(seen),
                 share,
             )
 
@@ -177,7 +177,7 @@ def half_precision(
         cosines = np.einsum("nd,nd->n", seen, _in_parts(encoder.texts, prompts))
         values.setdefault(("CLIP score", 1.0), {})[precision] = cosines
         for version, predictor in zip((1, 2), predictors, strict=True):
-            marks = aesthetic.load(predictor, version).marks(seen)
+            marks = aesthetic.load_aesthetic(predictor, version).marks(seen)
             values.setdefault((f"Aesthetic V{version}", 9.0), {})[precision] = marks
         del encoder
         scores = _hps_scores(HpsScorer(checkpoint.parent, precision, tokenizer=clip), read, prompts)
@@ -190,7 +190,7 @@ def half_precision(
 
 def lpips(folder: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> Difference:
     """LPIPS of each picture and the next."""
-    scorer = Lpips(references.save_vgg(folder / "torch"))
+    scorer = LpipsScorer(references.save_vgg(folder / "torch"))
     distance = references.lpips(folder / "torch")
     prepared = [scorer.prepare(picture) for picture in read]
     pairs = list(zip(prepared, prepared[1:] + prepared[:1], strict=True))

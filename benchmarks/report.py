@@ -27,7 +27,8 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
-from flexy_assets.sweep.analysis import METRICS, SCORES, Tables
+from flexy_assets.reporting.thumbnails import make_thumbnails
+from flexy_assets.sweep.analysis import METRIC_LABELS, SCORES_TABLE_SCHEMA, AnalysisTables
 from flexy_assets.sweep.report import build, points
 from resources.images import ImageStore
 from tests.support.browser import Browser, program
@@ -74,9 +75,9 @@ def sweep(images: int, seed: int = 0) -> pl.DataFrame:
             "seed": rng.integers(0, 2**31, images),
             "elapsed_ms": 200 + 50 * steps + rng.integers(0, 40, images),
             "image_path": [f"{n // 400:04d}/{n:06d}.png" for n in index],
-            **{metric: 5 + surface + rng.normal(0, 1, images) for metric in METRICS},
+            **{metric: 5 + surface + rng.normal(0, 1, images) for metric in METRIC_LABELS},
         },
-        schema_overrides=SCORES,
+        schema_overrides=SCORES_TABLE_SCHEMA,
     )
 
 
@@ -102,15 +103,15 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
 
     scores = sweep(rows)
 
-    tables = timed("analysis", lambda: Tables.of(scores))
-    needed = timed("the images to show", lambda: build.pictures_needed(scores))
+    tables = timed("analysis", lambda: AnalysisTables.of(scores))
+    needed = timed("the images to show", lambda: build.sweep_thumbnails_needed(scores))
     shown = scores.filter(pl.col("image_id").is_in(needed))
     paths = shown["image_path"].to_list()
     files(folder, paths)
     store = ImageStore(str(folder))
-    small = timed("thumbnails", lambda: thumbnails.thumbnails(store.read, paths, points.MOST_BYTES))
+    small = timed("thumbnails", lambda: make_thumbnails(store.read, paths, points.MAX_BYTES))
     thumbnails = {image_id: small[path] for image_id, path in zip(shown["image_id"], paths, strict=True)}
-    page = timed("page", lambda: build.render(scores, tables, thumbnails))
+    page = timed("page", lambda: build.render_sweep_report(scores, tables, thumbnails))
     (folder / "report.html").write_text(page, encoding="utf-8")
     found["all, s"] = round(sum(found.values()), 2)
     found["pictures"] = len(thumbnails)

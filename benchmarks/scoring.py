@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
@@ -45,7 +45,7 @@ BATCH = "bench000_0000"
 
 def peak_gflops(dtype: torch.dtype) -> float:
     """What a large matrix product reaches on this device: the peak that can be had."""
-    device = compute.device()
+    device = compute.compute_device()
     side = 8192 if device == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -123,13 +123,13 @@ def as_used(models: dict[str, Path], files: Sequence[Path], prompts: Sequence[st
             score(file, prompt)
         seconds[name] = time.perf_counter() - began
         del score
-        compute.release()
+        compute.release_memory()
     return seconds
 
 
 def scoring_of(
     folder: Path, models: dict[str, Path], files: Sequence[Path], prompts: Sequence[str], precision: str = "auto"
-) -> Scoring:
+) -> Work:
     """A fresh database with a row for each file, and the published set's models pointed at `models`."""
     home = folder / f"home-{uuid4().hex[:8]}"
     home.mkdir()
@@ -146,23 +146,23 @@ def scoring_of(
     ]
     with database.begin() as connection:
         queries.add_images(connection, rows)
-    work = Scoring(database, ImageStore(str(folder)), ModelSlot(), settings)
+    work = Work(database, ImageStore(str(folder)), ModelSlot(), settings)
     # A folder of the user's own is hashed once a process, one of the hub's cache never.
     for name in models:
-        work.mark(name)
+        work.fingerprint(name)
     return work
 
 
-def ours(work: Scoring, metrics: Sequence[str]) -> dict[str, float]:
+def ours(work: Work, metrics: Sequence[str]) -> dict[str, float]:
     """Seconds of each pass: the embeddings, then each metric."""
     seconds = {}
     if any(METRICS[name].reads for name in metrics):
         began = time.perf_counter()
-        list(missing_scores.embed(work, [BATCH], lambda _: None))
+        list(missing_scores.embed_images(work, [BATCH], lambda _: None))
         seconds["embeddings"] = time.perf_counter() - began
     for name in metrics:
         began = time.perf_counter()
-        ((_, outcome),) = missing_scores.score(work, METRICS[name], [BATCH], lambda _: None)
+        ((_, outcome),) = missing_scores.score_images(work, METRICS[name], [BATCH], lambda _: None)
         seconds[METRICS[name].label] = time.perf_counter() - began
         assert not outcome.failed, name
     work.slot.free()
@@ -173,7 +173,7 @@ def save_models(folder: Path) -> dict[str, Path]:
     """The four scorers at their full size, with random weights."""
     clip = references.save_clip(folder / "clip", full=True)
     heads = {f"aesthetic_v{v}": references.save_predictor(folder / f"v{v}", clip, v) for v in (1, 2)}
-    compute.release()
+    compute.release_memory()
     return {"clip": clip, "hps": references.save_hps(folder / "hps", full=True).parent} | heads
 
 
@@ -203,7 +203,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     encoder.images([encoder.prepare(Image.open(files[0]))])
     with clock.watching(ClipEncoder, "images", "texts"):
         began = time.perf_counter()
-        list(missing_scores.embed(work, [BATCH], lambda _: None))
+        list(missing_scores.embed_images(work, [BATCH], lambda _: None))
         wall = time.perf_counter() - began
     result["forward_share"] = sum(clock.forward.values()) / wall
     result["forward_gflops"] = count * GFLOP["ViT-L/14"] / clock.forward["images"]

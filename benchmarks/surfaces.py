@@ -29,7 +29,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flexy_assets.sweep import analysis
-from flexy_assets.sweep.analysis import METRICS, SCORES
+from flexy_assets.sweep.analysis import METRIC_LABELS, SCORES_TABLE_SCHEMA
 
 Floats = NDArray[np.float64]
 Surface = Callable[[Any, Any], Floats]
@@ -126,24 +126,24 @@ def synthetic(kind: str, seed: int, images: int | None = None, prompts: int | No
             "aesthetic_score": 5 + 20 * (0.02 * ratio * other + other_level[number]),
         },
     )
-    scores = scores.with_columns(pl.lit(None, pl.Float64).alias(m) for m in METRICS if m not in scores.columns)
+    scores = scores.with_columns(pl.lit(None, pl.Float64).alias(m) for m in METRIC_LABELS if m not in scores.columns)
     # Half a step's gain short of what the curve gains at some number of steps: the truth is then that number.
     across = np.linspace(1, 12, 111)[None, :]
     gains = np.diff(surface(np.arange(middle, middle + 3)[:, None], across).mean(axis=1))
     least = float(gains.mean()) if gains.mean() > 1e-5 else 0.0005
-    return Sweep(scores.select(list(SCORES)).cast(dict(SCORES)), surface, least, prompts)
+    return Sweep(scores.select(list(SCORES_TABLE_SCHEMA)).cast(dict(SCORES_TABLE_SCHEMA)), surface, least, prompts)
 
 
 def judged(sweep: Sweep) -> dict[str, Any]:
     """What the analysis says of the sweep's CLIP score, against the truth."""
     scores, surface = sweep.scores, sweep.surface
-    models = analysis.regression(scores.with_columns(aesthetic_score=None))
+    models = analysis.fit_models(scores.with_columns(aesthetic_score=None))
     alone = scores.with_columns(aesthetic_score=None)
     of_clip = pl.col("target") == "clip_score"
-    spot = analysis.sweet_spots(alone, models).row(by_predicate=of_clip, named=True)
-    curves = analysis.response(alone, models).filter(of_clip)
-    effects = analysis.effects(alone, models).filter(of_clip)
-    returns = analysis.diminishing_returns(alone, models, least_gain={"clip_score": sweep.least_gain}).row(
+    spot = analysis.find_sweet_spots(alone, models).row(by_predicate=of_clip, named=True)
+    curves = analysis.response_table(alone, models).filter(of_clip)
+    effects = analysis.effects_table(alone, models).filter(of_clip)
+    returns = analysis.diminishing_returns_table(alone, models, least_gain={"clip_score": sweep.least_gain}).row(
         by_predicate=of_clip, named=True
     )
     grid_steps, grid_guidance = (
@@ -221,7 +221,7 @@ def judge(job: tuple[str, int]) -> dict[str, Any]:
 def correlated(seed: int) -> dict[str, Any]:
     """Whether each interval of the correlation planted in a flat sweep of 300 to 2,000 images holds it."""
     sweep = synthetic("flat", seed)
-    pairs = {(row["left"], row["right"]): row for row in analysis.correlations(sweep.scores).iter_rows(named=True)}
+    pairs = {(row["left"], row["right"]): row for row in analysis.correlate_metrics(sweep.scores).iter_rows(named=True)}
     pair, none = pairs["clip_score", "aesthetic_score"], pairs["steps", "clip_score"]
     found: dict[str, Any] = {"repeating prompts": sweep.prompts > 0}
     ranks = 6 / np.pi * np.arcsin(CORRELATION / 2)
@@ -250,7 +250,7 @@ def spent(rows: int) -> dict[str, float]:
         found[name] = time.perf_counter() - began
         return made
 
-    models = timed("regression", lambda: analysis.regression(scores))
+    models = timed("regression", lambda: analysis.fit_models(scores))
     tables = {"regression": models}
     for name in ("correlations", "components", "times"):
         tables[name] = timed(name, lambda name=name: getattr(analysis, name)(scores))
@@ -258,7 +258,7 @@ def spent(rows: int) -> dict[str, float]:
     for name in ("response", "effects", "returns", "front", "spots", "comparison"):
         made = fitted.get(name, name)
         tables[name] = timed(made, lambda made=made: getattr(analysis, made)(scores, models))
-    timed("report", lambda: build.render(scores, analysis.Tables(**tables), {}))
+    timed("report", lambda: build.render_sweep_report(scores, analysis.AnalysisTables(**tables), {}))
     found["all, s"] = sum(found.values())
     found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found

@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from flexy_assets.sweep.analysis.response import LEAST_GAIN_SD
+from flexy_assets.sweep.analysis.response import MIN_GAIN_SD
 from resources.engines import Engine
 from resources.mini import figures
 from resources.models import registry
@@ -103,13 +103,13 @@ def main() -> None:
     parser.add_argument("--sweeps", type=int, default=9, help="besides the demo")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    engine = registry.engine("mini_sdxl", Settings.read({})).load()
+    engine = registry.find_engine("mini_sdxl", Settings.read({})).load()
 
     truth = marks(engine, [(s, g) for s in STEPS for g in GUIDANCES], options.pictures, turn=2)
     truth = truth.reshape(len(STEPS), len(GUIDANCES), 2, options.pictures)
     spread = truth.std(axis=(0, 1, 3))
     overall = (truth / spread[:, None]).mean(axis=2)
-    least_gain = LEAST_GAIN_SD * float(overall.std())
+    least_gain = MIN_GAIN_SD * float(overall.std())
     means = overall.mean(axis=2)
     at = np.unravel_index(means.argmax(), means.shape)
     best = STEPS[at[0]], GUIDANCES[at[1]]

@@ -22,9 +22,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
-from flexy_assets.storage.adoption import adopt, batches
+from flexy_assets.storage.adoption import adopt_rows, batch_names
 from resources.database import Database
 from resources.images import ImageStore
 from resources.models.slot import ModelSlot
@@ -37,17 +37,19 @@ def work() -> int:
     """Score whatever is missing and nobody else is at; returns how many scores this process computed."""
     settings = Settings.read()
     database = Database(settings.database_url)
-    at = Scoring(database, ImageStore(settings.images), ModelSlot(), settings)
+    at = Work(database, ImageStore(settings.images), ModelSlot(), settings)
     with database.begin(reading=True) as connection:
-        keys = batches(connection)
+        keys = batch_names(connection)
     print("ready", flush=True)
     sys.stdin.readline()
     done = 0
     # Again while anything is left: what the other embedded meanwhile can be scored only now.
     while True:
-        list(missing_scores.embed(at, keys, lambda _: None))
+        list(missing_scores.embed_images(at, keys, lambda _: None))
         now = sum(
-            o.done for m in queries.METRICS.values() for _, o in missing_scores.score(at, m, keys, lambda _: None)
+            o.done
+            for m in queries.METRICS.values()
+            for _, o in missing_scores.score_images(at, m, keys, lambda _: None)
         )
         done += now
         if not now:
@@ -67,7 +69,7 @@ def measure(workers: int, images: int, folder: Path) -> dict[str, Any]:
             "FLEXY_BATCH_SIZE": "100",
             "OMP_NUM_THREADS": "1",
         }
-        adopt(database, Settings.read(chosen))
+        adopt_rows(database, Settings.read(chosen))
         command = [sys.executable, "-m", __spec__.name, "--work"]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         processes = [subprocess.Popen(command, env=os.environ | chosen, **pipes) for _ in range(workers)]

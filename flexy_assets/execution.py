@@ -19,17 +19,17 @@ from dagster._core.storage.tags import (
 from dagster._utils.error import SerializableErrorInfo
 
 from flexy_assets.partitions import seed_batches
-from resources.database import told_of
+from resources.database import named_database_errors
 from resources.models.registry import METRICS
 from resources.settings import Settings
 
-PROJECT = Path(__file__).parent.parent
+PROJECT_FOLDER = Path(__file__).parent.parent
 """The folder of dagster.yaml, the embedded default's DAGSTER_HOME."""
 
-HEALING = "heal_scores"
+BACKFILL_JOB = "backfill_scores"
 """The job that fills holes."""
 
-QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+QUIET_LOGGING: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """The command prints its own lines, not Dagster's."""
 
 PROCESS_TAG = "flexy/process"
@@ -40,11 +40,11 @@ PROCESS_TAG = "flexy/process"
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The user's instance (`DAGSTER_HOME`), by default the embedded one below `FLEXY_HOME`."""
     storage = settings.home / "dagster"
-    os.environ.setdefault("DAGSTER_HOME", str(PROJECT))
+    os.environ.setdefault("DAGSTER_HOME", str(PROJECT_FOLDER))
     os.environ.setdefault("FLEXY_DAGSTER_STORAGE", str(storage))
     storage.mkdir(parents=True, exist_ok=True)
     bookkeeping = f"Dagster's bookkeeping (DAGSTER_HOME={os.environ['DAGSTER_HOME']})"
-    with told_of(bookkeeping), dg.DagsterInstance.get() as instance:
+    with named_database_errors(bookkeeping), dg.DagsterInstance.get() as instance:
         end_dead_runs(instance)
         yield instance
 
@@ -65,26 +65,26 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     for run in open_runs:
         process = run.tags.get(PROCESS_TAG)
         # A run that was started again bears its parent's tags until it signs its own.
-        if process and (not run.parent_run_id or run.run_id in process) and not _alive(process):
+        if process and (not run.parent_run_id or run.run_id in process) and not _is_process_alive(process):
             instance.report_run_failed(run, "its process was killed; what it had committed stays, run it again")
             ended.append(run.run_id)
     # Also of runs whose end Dagster has seen itself: it would keep their slots a while longer.
     for run_id in instance.event_log_storage.get_concurrency_run_ids():
         holder = instance.get_run_by_id(run_id)
-        if holder is None or (holder.is_finished and not _alive(holder.tags.get(PROCESS_TAG))):
+        if holder is None or (holder.is_finished and not _is_process_alive(holder.tags.get(PROCESS_TAG))):
             instance.event_log_storage.free_concurrency_slots_for_run(run_id)
     return ended
 
 
-def _alive(process: str | None) -> bool:
+def _is_process_alive(process: str | None) -> bool:
     """Whether the process a run is tagged with is there; one of another machine is taken to be."""
     if process is None:
         return False
     host, pid, start, *_ = process.split("/")
-    return host != socket.gethostname() or _start(int(pid)) in (start, "")
+    return host != socket.gethostname() or _process_start_time(int(pid)) in (start, "")
 
 
-def _start(pid: int) -> str | None:
+def _process_start_time(pid: int) -> str | None:
     """When a process began: its number alone is given out again in time. None where there is none, "" if unknown."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
@@ -102,10 +102,10 @@ def _start(pid: int) -> str | None:
 
 
 def process_tag() -> str:
-    return f"{socket.gethostname()}/{os.getpid()}/{_start(os.getpid())}"
+    return f"{socket.gethostname()}/{os.getpid()}/{_process_start_time(os.getpid())}"
 
 
-def signed(tables: dg.IOManager) -> dg.IOManagerDefinition:
+def io_manager_with_process_tag(tables: dg.IOManager) -> dg.IOManagerDefinition:
     """The IO manager; a run sets it up before all else, and in its tags there signs which process makes it.
 
     So its death is noticed, and its pool slot comes free, whatever it was at.
@@ -121,22 +121,22 @@ def signed(tables: dg.IOManager) -> dg.IOManagerDefinition:
     return io_manager
 
 
-def under_way(instance: dg.DagsterInstance) -> dict[str, set[str]]:
+def batches_in_progress(instance: dg.DagsterInstance) -> dict[str, set[str]]:
     """By metric, the batches that a run which has not ended yet, queued or started, is to score."""
     open_runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
     keys = instance.get_dynamic_partitions(seed_batches.name or "") if open_runs else []
     found: dict[str, set[str]] = {metric: set() for metric in METRICS}
     for run in open_runs:
         for metric in METRICS:
-            found[metric].update(_batches_of(run, metric, keys))
+            found[metric].update(_batches_of_run(run, metric, keys))
     return found
 
 
-def _batches_of(run: dg.DagsterRun, metric: str, keys: Sequence[str]) -> Sequence[str]:
+def _batches_of_run(run: dg.DagsterRun, metric: str, keys: Sequence[str]) -> Sequence[str]:
     """The batches of which a run is to score `metric`."""
     ops: Any = run.run_config.get("ops", {})
-    if run.job_name == HEALING:
-        named = ops.get(f"heal_{metric}", {}).get("config", {}).get("batches")
+    if run.job_name == BACKFILL_JOB:
+        named = ops.get(f"backfill_{metric}", {}).get("config", {}).get("batches")
         return keys if named is None else named
     if dg.AssetKey(f"{metric}s") not in (run.asset_selection or ()):
         return []
@@ -162,7 +162,7 @@ def run_assets(
     tags = {PROCESS_TAG: process_tag()}
     if batches:
         tags |= {ASSET_PARTITION_RANGE_START_TAG: batches[0], ASSET_PARTITION_RANGE_END_TAG: batches[1]}
-    run_config: dict[str, Any] = dict(QUIET)
+    run_config: dict[str, Any] = dict(QUIET_LOGGING)
     if config:
         run_config["ops"] = {name: {"config": dict(values)} for name, values in config.items()}
     # Without the checks, which look at the whole table: they come once, with the results.
@@ -188,7 +188,7 @@ def run_job(
     """
     result = definitions.resolve_job_def(name).execute_in_process(
         instance=instance,
-        run_config=QUIET | dict(config or {}),
+        run_config=QUIET_LOGGING | dict(config or {}),
         tags={PROCESS_TAG: process_tag()},
         raise_on_error=False,
     )
@@ -197,12 +197,12 @@ def run_job(
     return result
 
 
-def failures(result: dg.ExecuteInProcessResult) -> list[str]:
+def step_failures(result: dg.ExecuteInProcessResult) -> list[str]:
     """Why steps of a run failed, each in one line."""
-    return [cause(event.step_failure_data.error) for event in result.filter_events(lambda e: e.is_step_failure)]
+    return [root_cause(event.step_failure_data.error) for event in result.filter_events(lambda e: e.is_step_failure)]
 
 
-def cause(error: SerializableErrorInfo | None) -> str:
+def root_cause(error: SerializableErrorInfo | None) -> str:
     """What was wrong in the first place, in one line and without the exception's name."""
     while error is not None and error.cause is not None:
         error = error.cause
@@ -212,7 +212,7 @@ def cause(error: SerializableErrorInfo | None) -> str:
     return message.partition(f"{error.cls_name}: ")[2] or message
 
 
-def ranges(wanted: Sequence[str], keys: Sequence[str]) -> list[tuple[str, str]]:
+def contiguous_ranges(wanted: Sequence[str], keys: Sequence[str]) -> list[tuple[str, str]]:
     """`wanted` partition keys as (first, last) of stretches without a gap in `keys`' order."""
     place = {key: index for index, key in enumerate(keys)}
     stretches: list[list[str]] = []

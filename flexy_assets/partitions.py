@@ -21,7 +21,7 @@ label_batches = dg.DynamicPartitionsDefinition(name="label_batches")
 """Batches of a Label Studio project's tasks, keyed `<project>_<index>`."""
 
 
-def report_batch(context: dg.AssetExecutionContext, batch: str, metadata: Mapping[str, Any]) -> None:
+def report_partition(context: dg.AssetExecutionContext, batch: str, metadata: Mapping[str, Any]) -> None:
     """Show a finished batch at once; without this a run over many batches shows nothing until its end."""
     if len(context.partition_keys) > 1:
         context.log_event(dg.AssetMaterialization(context.asset_key, partition=batch, metadata=metadata))

@@ -2,4 +2,4 @@
 
 from resources import torchvision_import
 
-torchvision_import.install()
+torchvision_import.install_torchvision_shim()

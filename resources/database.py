@@ -64,7 +64,7 @@ class Database:
                 # Many small statements go in one message: row by row each would wait for its answer.
                 engine = create_engine(self.url, executemany_mode="values_plus_batch")
                 event.listen(engine, "checkin", _note_use)
-                event.listen(engine, "checkout", _see_that_it_lives)
+                event.listen(engine, "checkout", _ping_idle_connection)
         except (NoSuchModuleError, ImportError, OSError, ValueError) as error:
             raise BadInputError(f"cannot use {self}: {_first_line(error)}: check FLEXY_DATABASE_URL") from None
         return engine
@@ -114,7 +114,7 @@ class Database:
 
 
 @contextmanager
-def told_of(what: str) -> Iterator[None]:
+def named_database_errors(what: str) -> Iterator[None]:
     """Raise another library's database error in the block as a `FlexyError` that says whose database it was."""
     try:
         yield
@@ -138,7 +138,7 @@ def _note_use(_connection: Any, record: Any) -> None:
     record.info["used"] = time.monotonic()
 
 
-def _see_that_it_lives(connection: Any, record: Any, _proxy: Any) -> None:
+def _ping_idle_connection(connection: Any, record: Any, _proxy: Any) -> None:
     """Ask a connection that has lain idle before it is used: its server may have been restarted since."""
     if time.monotonic() - record.info.get("used", math.inf) > IDLE_SECONDS:
         try:

@@ -118,7 +118,7 @@ class ImageStore:
             else:
                 write_atomically(Path(located), content)
         except OSError as error:
-            raise FlexyError(f"cannot write image {located}: {describe(error)}") from error
+            raise FlexyError(f"cannot write image {located}: {describe_os_error(error)}") from error
         return sha256
 
     def discard_unfinished(self, folder: str) -> None:
@@ -223,14 +223,14 @@ class ImageStore:
 
     def read_many(self, files: Sequence[tuple[str, str | None]]) -> list[Image | UnreadableImageError]:
         """The pictures at (path, sha256) pairs, decoded in parallel; an error stands in an unreadable one's place."""
-        return _in_parallel(self.read, files)
+        return _map_in_threads(self.read, files)
 
     def verify_many(self, files: Sequence[tuple[str, str | None]]) -> list[UnreadableImageError | None]:
         """`verify` of (path, sha256) pairs, in parallel; an error where the file is not as recorded."""
-        return _in_parallel(self.verify, files)
+        return _map_in_threads(self.verify, files)
 
 
-def _in_parallel(
+def _map_in_threads(
     function: Callable[[str, str | None], T], files: Sequence[tuple[str, str | None]]
 ) -> list[T | UnreadableImageError]:
     def one(file: tuple[str, str | None]) -> T | UnreadableImageError:
@@ -280,7 +280,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def describe(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """Cause and remedy of a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full: free some space and run again, what was made stays"

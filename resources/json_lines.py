@@ -12,12 +12,12 @@ from typing import Any
 
 from resources.errors import BadInputError
 
-MOST_BYTES = 1_000_000
+MAX_LINE_BYTES = 1_000_000
 """A longer line is passed over unread: no edit and no candidate is a hundredth of it."""
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedLine:
     """A line, counted from 1, that was left out, and why."""
 
     line: int
@@ -31,7 +31,7 @@ class BadLineError(ValueError):
     """Why a line cannot be used."""
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLineError]]:
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLineError]]:
     """Number and object of each line of a UTF-8 file that is not blank; an error in the place of what is no object.
 
     Raises `BadInputError` naming a file that cannot be read.
@@ -39,13 +39,13 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLineError]
     try:
         with path.open("rb") as file:
             number = 0
-            while line := file.readline(MOST_BYTES + 1):
+            while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                whole = len(line) <= MOST_BYTES
-                while not line.endswith(b"\n") and (rest := file.readline(MOST_BYTES)):
+                whole = len(line) <= MAX_LINE_BYTES
+                while not line.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
                     line = rest
                 if not whole:
-                    yield number, BadLineError(f"it is longer than {MOST_BYTES} bytes")
+                    yield number, BadLineError(f"it is longer than {MAX_LINE_BYTES} bytes")
                 elif line.strip(b" \t\r\n\xef\xbb\xbf"):
                     yield number, _object(line)
     except OSError as error:
@@ -62,7 +62,7 @@ def _object(line: bytes) -> dict[str, Any] | BadLineError:
     return found if isinstance(found, dict) else BadLineError("it is not a JSON object")
 
 
-def text(entry: dict[str, Any], key: str, most: int) -> str:
+def text_field(entry: dict[str, Any], key: str, most: int) -> str:
     """A text that is not blank, of `most` characters at the most, without space around it.
 
     Raises `BadLineError`; so do the others.
@@ -81,15 +81,15 @@ def text(entry: dict[str, Any], key: str, most: int) -> str:
     return value
 
 
-def identifier(entry: dict[str, Any], key: str = "id") -> str:
+def identifier_field(entry: dict[str, Any], key: str = "id") -> str:
     """A text as above, or a whole number taken as one."""
     value = _get(entry, key)
     if isinstance(value, int) and not isinstance(value, bool):
         entry = {key: str(value)}
-    return text(entry, key, most=200)
+    return text_field(entry, key, most=200)
 
 
-def whole_number(entry: dict[str, Any], key: str) -> int:
+def integer_field(entry: dict[str, Any], key: str) -> int:
     """A whole number of 63 bits, 0 or more."""
     value = _get(entry, key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
@@ -97,7 +97,7 @@ def whole_number(entry: dict[str, Any], key: str) -> int:
     return value
 
 
-def finite(entry: dict[str, Any], key: str, most: float = 1e6) -> float:
+def float_field(entry: dict[str, Any], key: str, most: float = 1e6) -> float:
     """A number, of `most` at the most."""
     value = _get(entry, key)
     if isinstance(value, bool) or not isinstance(value, int | float):

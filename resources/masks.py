@@ -109,7 +109,7 @@ def encode_rle(mask: Mask) -> list[int]:
     return list(int(text, 2).to_bytes(len(text) // 8))
 
 
-def from_picture(picture: Image) -> Mask:
+def mask_from_image(picture: Image) -> Mask:
     """The mask that a picture of any mode shows: where it is opaque, or, opaque everywhere, where it is bright.
 
     Either above 127 of 255. Raises `MaskError` for pixels of unknown range.
@@ -125,7 +125,7 @@ def from_picture(picture: Image) -> Mask:
     return np.asarray(picture.convert("RGB").convert("L")) > 127
 
 
-def fitting(mask: Mask, width: int, height: int) -> Mask:
+def fit_mask(mask: Mask, width: int, height: int) -> Mask:
     """`mask` for a picture of `width` × `height`.
 
     One of the same proportions, to a pixel, is scaled: annotators see a scene smaller than it is. Raises `MaskError`
@@ -142,10 +142,10 @@ def fitting(mask: Mask, width: int, height: int) -> Mask:
     if abs(wide * height - high * width) * 2 > max(wide + high, width + height) or min(wide, high, width, height) < 8:
         raise MaskError(f"the mask has {wide}×{high} pixels, the picture {width}×{height}: give the picture's own mask")
     scaled = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
-    return fitting(np.asarray(scaled) > 127, width, height)
+    return fit_mask(np.asarray(scaled) > 127, width, height)
 
 
-def centre(mask: Mask) -> tuple[float, float]:
+def mask_centroid(mask: Mask) -> tuple[float, float]:
     """x and y, in pixels, of the middle of what is masked: the mean over its pixels, whose own middles are at .5."""
     rows, columns = np.nonzero(mask)
     return float(columns.mean() + 0.5), float(rows.mean() + 0.5)
@@ -163,24 +163,24 @@ def bounding_box(mask: Mask, margin: int = 0) -> tuple[int, int, int, int]:
     )
 
 
-def longer_side(mask: Mask) -> int:
+def longer_mask_side(mask: Mask) -> int:
     """Of what bounds the mask, in pixels."""
     left, top, right, bottom = bounding_box(mask)
     return max(right - left, bottom - top)
 
 
-def widened(mask: Mask, share: float) -> Mask:
+def widen_mask(mask: Mask, share: float) -> Mask:
     """The mask and all within `share` of its longer side from it."""
     from scipy.ndimage import distance_transform_edt
 
-    return np.asarray(distance_transform_edt(~mask) <= share * longer_side(mask))
+    return np.asarray(distance_transform_edt(~mask) <= share * longer_mask_side(mask))
 
 
-FEATHER = 0.04
+FEATHER_RADIUS = 0.04
 """How far an edit fades in inside its mask, as a share of the mask's longer side."""
 
 
-def feathered(mask: Mask, radius: float) -> npt.NDArray[np.float32]:
+def feather_mask(mask: Mask, radius: float) -> npt.NDArray[np.float32]:
     """How much of an edit is taken, 0–1, height × width: 0 outside the mask, rising to 1 over `radius` pixels inside.
 
     The picture's own edge is no edge of the mask. `radius` 0 is the mask itself.
@@ -206,6 +206,6 @@ def keep_outside(original: Image, edited: Image, mask: Mask, radius: float | Non
         sizes = " and ".join(f"{w}×{h}" for w, h in (original.size, edited.size, (wide, high)))
         raise MaskError(f"original, edit and mask are not of one size: {sizes}: resize the edit first")
     before, after = (np.asarray(picture.convert("RGB"), np.float32) for picture in (original, edited))
-    share = feathered(mask, FEATHER * longer_side(mask) if radius is None else radius)
+    share = feather_mask(mask, FEATHER_RADIUS * longer_mask_side(mask) if radius is None else radius)
     blended = before + share[:, :, None] * (after - before)
     return Image.fromarray(blended.round().astype(np.uint8))

@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 
 from resources.errors import FlexyError
-from resources.images import describe, replacing
+from resources.images import describe_os_error, replacing
 
 
 class ParquetTables(dg.IOManager):
@@ -26,7 +26,7 @@ class ParquetTables(dg.IOManager):
             with replacing(path) as temporary:
                 obj.write_parquet(temporary)
         except OSError as error:
-            raise FlexyError(f"cannot write {path}: {describe(error)}") from error
+            raise FlexyError(f"cannot write {path}: {describe_os_error(error)}") from error
         context.add_output_metadata({"file": dg.MetadataValue.path(path), "dagster/row_count": len(obj)})
 
     def load_input(self, context: dg.InputContext) -> pl.DataFrame:

@@ -53,7 +53,7 @@ def _declare(spec: ModuleSpec) -> None:
         _declared.append(library)
 
 
-def install() -> None:
+def install_torchvision_shim() -> None:
     """Take effect for every later `import torchvision` of this process."""
     if not any(isinstance(finder, type) and finder is _Finder for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dagster as dg
 import requests
 
-from flexy_assets.execution import cause
-from resources.settings import Settings
+from flexy_assets.execution import root_cause
+from flexy_assets.scoring.work import Work
 
 
 @dg.run_failure_sensor(
@@ -14,18 +14,20 @@ from resources.settings import Settings
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Logs every failed run and posts it as JSON to FLEXY_FAILURE_WEBHOOK, where one is set.",
 )
-def failed_runs(context: dg.RunFailureSensorContext, settings: dg.ResourceParam[Settings]) -> None:
+def failed_runs(context: dg.RunFailureSensorContext, work: dg.ResourceParam[Work]) -> None:
     """Log the failure and, where an address is set, post {"run", "job", "error", "text"} to it."""
     run, error = context.dagster_run, _cause(context)
     text = f"run {run.run_id[:8]} of {run.job_name} failed: {error}"
     context.log.error(text)
-    if settings.failure_webhook:
-        answer = post(settings.failure_webhook, {"run": run.run_id, "job": run.job_name, "error": error, "text": text})
+    if work.settings.failure_webhook:
+        answer = post_failure(
+            work.settings.failure_webhook, {"run": run.run_id, "job": run.job_name, "error": error, "text": text}
+        )
         if answer:
             context.log.warning(answer)
 
 
-def post(url: str, message: dict[str, str]) -> str | None:
+def post_failure(url: str, message: dict[str, str]) -> str | None:
     """Why the message did not arrive, in words without the address; None where it did."""
     try:
         answer = requests.post(url, json=message, timeout=10, allow_redirects=False)
@@ -41,5 +43,5 @@ def post(url: str, message: dict[str, str]) -> str | None:
 def _cause(context: dg.RunFailureSensorContext) -> str:
     """The first step's error in one line; a run that died has none."""
     for event in context.get_step_failure_events():
-        return cause(event.step_failure_data.error)
+        return root_cause(event.step_failure_data.error)
     return " ".join((context.failure_event.message or "no reason is recorded").split())

@@ -8,16 +8,17 @@ from urllib.parse import quote
 import dagster as dg
 
 from flexy_assets.inpaint.assets import label_tasks
+from flexy_assets.scoring.work import Work
 from resources.errors import FlexyError
-from resources.label_studio.client import LabelStudio, LabelStudioError, Limits
+from resources.label_studio.client import LabelStudioClient, LabelStudioError, LabelStudioLimits
 from resources.settings import Settings
 
-ATTEMPTS = 3
+MAX_ATTEMPTS_PER_TICK = 3
 """How often a state of the project is imported where the run fails."""
 
 _TAG = "flexy/label_studio"
 # A tick is ended after a minute.
-_QUICK = Limits(timeout=20, attempts=1)
+_QUICK = LabelStudioLimits(timeout=20, attempts=1)
 _NEWEST = quote(json.dumps({"ordering": ["-tasks:updated_at"]}))
 
 
@@ -32,14 +33,12 @@ def new_labels(settings: Settings) -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING if named else dg.DefaultSensorStatus.STOPPED,
         description="Imports the tasks of FLEXY_LABEL_STUDIO_PROJECT when there are new or changed ones.",
     )
-    def sensor(
-        context: dg.SensorEvaluationContext, settings: dg.ResourceParam[Settings]
-    ) -> dg.RunRequest | dg.SkipReason:
-        project = settings.label_studio_project
+    def sensor(context: dg.SensorEvaluationContext, work: dg.ResourceParam[Work]) -> dg.RunRequest | dg.SkipReason:
+        project = work.settings.label_studio_project
         if project is None:
             return dg.SkipReason("no project is named: set FLEXY_LABEL_STUDIO_PROJECT to its number")
         try:
-            state = f"{project}: {look(LabelStudio.of(settings, _QUICK), project)}"
+            state = f"{project}: {check_project(LabelStudioClient.of(work.settings, _QUICK), project)}"
         except FlexyError as error:
             return dg.SkipReason(str(error))
         runs = context.instance.get_runs(dg.RunsFilter(tags={_TAG: state}))
@@ -47,7 +46,7 @@ def new_labels(settings: Settings) -> dg.SensorDefinition:
         done = any(run.status == dg.DagsterRunStatus.SUCCESS for run in runs)
         if state == context.cursor and (under_way or done):
             return dg.SkipReason("no new tasks")
-        if len(runs) >= ATTEMPTS and not done:
+        if len(runs) >= MAX_ATTEMPTS_PER_TICK and not done:
             return dg.SkipReason(
                 f"the import of what is new failed {len(runs)} times: see its runs, and import by hand"
             )
@@ -58,7 +57,7 @@ def new_labels(settings: Settings) -> dg.SensorDefinition:
     return sensor
 
 
-def look(studio: LabelStudio, project: int) -> str:
+def check_project(studio: LabelStudioClient, project: int) -> str:
     """How many tasks and annotations a project has, and when the last was changed; one small request."""
     match studio.call("GET", f"api/tasks?project={project}&page_size=1&query={_NEWEST}"):
         case {"total": int(tasks), "total_annotations": int(annotations), "tasks": [*newest]}:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dagster as dg
 from dagster._utils.schedules import is_valid_cron_schedule
 
+from flexy_assets.scoring.work import Work
 from flexy_assets.sweep import jobs
-from resources.database import Database
 from resources.errors import BadInputError
-from resources.images import ImageStore
 from resources.settings import Settings
 
 
@@ -22,18 +21,13 @@ def missing_scores(settings: Settings) -> dg.ScheduleDefinition:
 
     @dg.schedule(
         name="missing_scores",
-        job=jobs.heal_scores,
+        job=jobs.backfill_scores,
         cron_schedule=settings.nightly,
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Finds the scores that are missing, whatever their scatter, and fills them in one run.",
     )
-    def schedule(
-        context: dg.ScheduleEvaluationContext,
-        database: dg.ResourceParam[Database],
-        images: dg.ResourceParam[ImageStore],
-        settings: dg.ResourceParam[Settings],
-    ) -> dg.RunRequest | dg.SkipReason:
-        return jobs.request(context.instance, database, images, settings)
+    def schedule(context: dg.ScheduleEvaluationContext, work: dg.ResourceParam[Work]) -> dg.RunRequest | dg.SkipReason:
+        return jobs.request_backfill(context.instance, work.database, work.store, work.settings)
 
     return schedule

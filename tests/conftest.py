@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -58,8 +57,6 @@ def flexy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flexy:
     monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))
 
     def flexy(*arguments: str) -> Result:
-        # The definitions read the settings as they are loaded.
-        monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
         return CliRunner().invoke(main, arguments, prog_name="flexy")
 
     return flexy
@@ -275,13 +272,13 @@ def add(database: Database) -> Adder:
     def add(count: int = 1, **columns: Any) -> list[UUID]:
         ids = [uuid4() for _ in range(count)]
         fixed = {"run_id": RUN, "engine": "mini_sdxl", "batch": BATCH, "prompt": "a red disc", "steps": 8}
-        began = queries.now()
+        began = queries.utc_now()
         rows = [
             fixed | {"id": image_id, "created_at": began + timedelta(milliseconds=place)} | columns
             for place, image_id in enumerate(ids)
         ]
         with database.begin() as connection:
-            queries.save_run(connection, RUN, "mini_sdxl", 100, {"seed": 0})
+            queries.save_sweep(connection, RUN, "mini_sdxl", 100, {"seed": 0})
             queries.add_images(connection, rows)
         return ids
 

@@ -142,7 +142,7 @@ def test_a_run_must_exist_and_be_the_only_one_that_is_meant(
     migrate(database)
     with database.begin() as connection:
         for run in ("4b7193fd-0000-4000-8000-000000000001", "4b7193fd-0000-4000-8000-000000000002"):
-            queries.save_run(connection, UUID(run), "mini_sdxl", 2, {})
+            queries.save_sweep(connection, UUID(run), "mini_sdxl", 2, {})
     assert "run '5' does not exist" in refused(flexy(*command, "5"))
     assert "run '' does not exist" in refused(flexy(*command, ""))
     assert "run '4b71' is the beginning of several runs" in refused(flexy(*command, "4b71"))
@@ -295,7 +295,7 @@ def test_status_counts_scored_missing_and_failed_apart(flexy: Flexy) -> None:
     rows = [{"id": i, "run_id": run, "engine": "mini_sdxl", "batch": "b", "prompt": "a fox"} for i in ids]
     with Database(Settings.read().database_url).begin() as connection:
         queries.add_images(connection, rows)
-        scores = [queries.Scored(ids[0], 0.2), queries.Scored(ids[1], None, "the file is gone")]
+        scores = [queries.ScoredImage(ids[0], 0.2), queries.ScoredImage(ids[1], None, "the file is gone")]
         queries.record_scores(connection, "clip_score", "test", scores)
     (entry,) = json.loads(flexy("status", "--json").stdout)["runs"]
     assert (entry["images"], entry["target"]) == (3, 5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ import dagster as dg
 import pytest
 
 from resources.parquet import ParquetTables
+from resources.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "diffusers", "transformers", "insightface", "onnxruntime", "matplotlib", "plotly", "scipy", "sklearn"}
@@ -52,9 +52,9 @@ MADE_FROM = {
 
 @pytest.fixture(scope="module")
 def defs() -> dg.Definitions:
-    from flexy_assets.definitions import defs
+    from flexy_assets.definitions import build_definitions
 
-    return defs
+    return build_definitions(Settings.read())
 
 
 def spec(defs: dg.Definitions, name: str) -> dg.AssetSpec:
@@ -141,8 +141,9 @@ def test_every_asset_says_what_it_is_what_it_is_made_with_and_whose(defs: dg.Def
 
 def test_owners_are_those_of_the_settings(defs: dg.Definitions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXY_OWNERS", "ada@example.org, team:images")
-    monkeypatch.delitem(sys.modules, "flexy_assets.definitions")
-    loaded = importlib.import_module("flexy_assets.definitions").defs
+    from flexy_assets.definitions import build_definitions
+
+    loaded = build_definitions(Settings.read())
     owners = {tuple(asset.owners) for asset in loaded.resolve_all_asset_specs()}
     assert owners == {("ada@example.org", "team:images")}
 

@@ -47,7 +47,7 @@ class UI:
     def runs(self) -> dict[str, int]:
         """How many images each sweep is to have."""
         with Database(Settings.read().database_url).begin(reading=True) as connection:
-            return {str(run.id): run.target or 0 for run in queries.runs(connection)}
+            return {str(run.id): run.target or 0 for run in queries.sweeps(connection)}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,6 @@ def ui(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[U
             "FLEXY_DAGSTER_STORAGE": home / "dagster",
         }.items():
             environment.setenv(name, str(value))
-        environment.delitem(sys.modules, "flexy_assets.definitions", raising=False)
         log = ended.enter_context((home / "log").open("wb"))
         command = ["dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
         # A session of its own: what the servers have started ends with them, whatever it is at.
@@ -144,7 +143,7 @@ def test_its_advice_is_what_the_rule_of_the_world_says(ui: UI) -> None:
     assert any(cell["steps"] >= 10 and 1.5 <= cell["guidance"] <= 3 for cell in spot["region"])
     assert (returns["low"] or 0) <= 10 and (returns["high"] or 40) >= 8
     steps, guidance = spot["steps"], spot["guidance"]
-    engine = registry.engine("mini_sdxl", Settings.read({})).load()
+    engine = registry.find_engine("mini_sdxl", Settings.read({})).load()
     found = marks(engine, [(steps, guidance), (4, guidance), (steps, 12.0)], pictures=48, turn=4)
     best, hurried, driven = (found / found.std(axis=(0, 2))[:, None]).mean(axis=1)
     for other in (hurried, driven):

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from flexy_assets.cli.app import main
 from resources.models.registry import MODELS
-from resources.models.weights import MINI_WEIGHTS, hub_folder
+from resources.models.weights import MINI_WEIGHTS, hub_snapshot_folder
 
 ROOT = Path(__file__).parent.parent
 Flexy = Callable[..., Result]
@@ -91,7 +91,7 @@ def test_every_model_of_both_sets_has_a_row(flexy: Flexy) -> None:
 def test_a_model_in_the_hubs_cache_is_present_with_its_size(flexy: Flexy, home: Path) -> None:
     published = MODELS["clip"].published
     assert published is not None
-    folder = hub_folder(published)
+    folder = hub_snapshot_folder(published)
     folder.mkdir(parents=True)
     *files, last = published.files
     for file in files:

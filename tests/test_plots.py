@@ -16,13 +16,13 @@ from flexy_assets.sweep import analysis
 
 ENGINES = ("one", "another")
 TABLES: dict[str, Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]] = {
-    "metric_correlations": lambda scores, _: analysis.correlations(scores),
-    "sweep_response": analysis.response,
-    "sweep_effects": analysis.effects,
-    "diminishing_returns": analysis.diminishing_returns,
-    "pareto_front": analysis.pareto_front,
-    "sweet_spots": analysis.sweet_spots,
-    "sweep_comparison": analysis.comparison,
+    "metric_correlations": lambda scores, _: analysis.correlate_metrics(scores),
+    "sweep_response": analysis.response_table,
+    "sweep_effects": analysis.effects_table,
+    "diminishing_returns": analysis.diminishing_returns_table,
+    "pareto_front": analysis.find_pareto_front,
+    "sweet_spots": analysis.find_sweet_spots,
+    "sweep_comparison": analysis.compare_groups,
 }
 
 
@@ -36,19 +36,19 @@ def made_up(images: int, engines: tuple[str, ...], guided: bool = True) -> pl.Da
             score = np.log2(steps) - 0.2 * guidance + rng.normal(0, 0.3)
             row = {"image_id": f"{engine}{number}", "run_id": engine, "engine": engine, "prompt": f"{number % 8}"}
             row |= {"steps": steps, "guidance": guidance if guided else None, "elapsed_ms": 20 * steps}
-            rows.append(row | dict.fromkeys(analysis.METRICS, score))
-    return pl.DataFrame(rows, schema=analysis.SCORES)
+            rows.append(row | dict.fromkeys(analysis.METRIC_LABELS, score))
+    return pl.DataFrame(rows, schema=analysis.SCORES_TABLE_SCHEMA)
 
 
 def drawn(name: str, scores: pl.DataFrame, table: pl.DataFrame) -> bytes | None:
-    return plots.sweet_spots(table, scores) if name == "sweet_spots" else getattr(plots, name)(table)
+    return plots.plot_sweet_spots(table, scores) if name == "sweet_spots" else getattr(plots, f"plot_{name}")(table)
 
 
 @pytest.fixture(scope="module")
 def two() -> tuple[pl.DataFrame, pl.DataFrame]:
     """Two engines' scores and their regression."""
     scores = made_up(60, ENGINES)
-    return scores, analysis.regression(scores)
+    return scores, analysis.fit_models(scores)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -60,27 +60,27 @@ def test_a_table_becomes_a_small_picture_without_a_background(
     picture = Image.open(BytesIO(webp))
     assert (picture.format, picture.mode) == ("WEBP", "RGBA")
     assert picture.getpixel((0, 0))[3] == 0 and picture.getchannel("A").getextrema()[1] == 255
-    assert "data:image/webp;base64," in columns.plot(name, webp)["plot"].value
+    assert "data:image/webp;base64," in columns.plot_metadata(name, webp)["plot"].value
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_with_nothing_to_draw_gives_no_picture(name: str) -> None:
     for scores in (made_up(0, ENGINES), made_up(3, ("one",))):
-        table = TABLES[name](scores, analysis.regression(scores))
+        table = TABLES[name](scores, analysis.fit_models(scores))
         assert drawn(name, scores, table) is None
-    assert columns.plot(name, None) == {}
+    assert columns.plot_metadata(name, None) == {}
 
 
 def test_an_engine_without_guidance_has_the_plots_that_need_none() -> None:
     scores = made_up(30, ("one",), guided=False)
-    response = analysis.response(scores, analysis.regression(scores))
-    assert plots.sweep_response(response)
-    assert plots.sweet_spots(analysis.sweet_spots(scores, analysis.regression(scores)), scores) is None
+    response = analysis.response_table(scores, analysis.fit_models(scores))
+    assert plots.plot_sweep_response(response)
+    assert plots.plot_sweet_spots(analysis.find_sweet_spots(scores, analysis.fit_models(scores)), scores) is None
 
 
 def test_one_engine_is_not_compared_with_itself() -> None:
     scores = made_up(30, ("one",))
-    assert plots.sweep_comparison(analysis.comparison(scores, analysis.regression(scores))) is None
+    assert plots.plot_sweep_comparison(analysis.compare_groups(scores, analysis.fit_models(scores))) is None
 
 
 def test_each_searchs_means_are_drawn_by_metric() -> None:
@@ -91,6 +91,6 @@ def test_each_searchs_means_are_drawn_by_metric() -> None:
         for method in ("eacps", "ttflux")
         for budget in (4, 8)
     ]
-    webp = plots.edit_comparison(pl.DataFrame(rows, schema=comparison.LEVELS))
+    webp = plots.plot_edit_comparison(pl.DataFrame(rows, schema=comparison.MEAN_SCORES_SCHEMA))
     assert webp and len(webp) <= 80_000
-    assert plots.edit_comparison(pl.DataFrame(schema=comparison.LEVELS)) is None
+    assert plots.plot_edit_comparison(pl.DataFrame(schema=comparison.MEAN_SCORES_SCHEMA)) is None

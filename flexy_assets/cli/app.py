@@ -14,7 +14,7 @@ from uuid import UUID
 import click
 
 from resources.errors import BadInputError, FlexyError
-from resources.images import describe
+from resources.images import describe_os_error
 from resources.settings import Settings
 
 DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "even", "batch_size": 40}
@@ -35,7 +35,7 @@ def _command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
         except FlexyError as error:
             _fail(str(error), error.status)
         except OSError as error:
-            _fail(f"cannot use {error.filename or 'a file'}: {describe(error)}", FlexyError.status)
+            _fail(f"cannot use {error.filename or 'a file'}: {describe_os_error(error)}", FlexyError.status)
         except KeyboardInterrupt:
             _fail("stopped: what was made stays, the same command goes on from there", 130)
         text, failed = answer.pop("text"), answer.pop("failed", None)
@@ -124,14 +124,14 @@ def status(failed: bool) -> dict[str, Any]:
     database = _database()
     migrate(database)
     with database.begin(reading=True) as connection:
-        found = status.status(connection, Settings.read())
+        found = status.read_status(connection, Settings.read())
         if failed:
-            found["failures"] = status.failures(connection)
-    tables = text_tables.tables(found) | ({"failures": found["failures"]} if failed else {})
-    shown = [f"{name}\n{text_tables.text(table)}" for name, table in tables.items() if table]
+            found["failures"] = status.failed_scores(connection)
+    tables = text_tables.status_tables(found) | ({"failures": found["failures"]} if failed else {})
+    shown = [f"{name}\n{text_tables.format_text_table(table)}" for name, table in tables.items() if table]
     if not found["runs"]:
         return found | {"text": "no runs yet: flexy demo, or flexy sweep new"}
-    return found | {"text": "\n\n".join([text_tables.summary(found), *shown])}
+    return found | {"text": "\n\n".join([text_tables.status_summary(found), *shown])}
 
 
 @main.command()
@@ -146,10 +146,10 @@ def heal() -> dict[str, Any]:
 
     settings = Settings.read()
     with dagster_instance(settings) as instance:
-        request = jobs.request(instance, _database(), ImageStore(settings.images), settings)
+        request = jobs.request_backfill(instance, _database(), ImageStore(settings.images), settings)
         if isinstance(request, dg.SkipReason):
             return {"scores_computed": 0, "text": request.skip_message}
-        return _filled(instance, jobs.heal_scores.name, request.run_config)
+        return _filled(instance, jobs.backfill_scores.name, request.run_config)
 
 
 @main.command()
@@ -168,10 +168,10 @@ def rescore(metric: str, runs: tuple[str, ...], failed: bool, replace: int | Non
         raise BadInputError(f"{metric!r} is no metric: use one of {', '.join(queries.METRICS)}")
     settings, wanted = Settings.read(), [_run(run).id for run in runs]
     database = _database()
-    jobs.adopt(database, settings)
+    jobs.adopt_rows(database, settings)
     with database.begin(reading=True) as connection:
         known = queries.METRICS[metric]
-        asked = queries.ask_again(connection, known, wanted, failed, settings, only_count=True)
+        asked = queries.request_rescore(connection, known, wanted, failed, settings, only_count=True)
     counts = {"replaces": asked.replaced, "retries": asked.retried}
     if asked.replaced != (replace or 0):
         text = f"would replace {asked.replaced} scores of {metric} and try {asked.retried} failed ones again"
@@ -189,12 +189,12 @@ def rescore(metric: str, runs: tuple[str, ...], failed: bool, replace: int | Non
 @_command
 def export(runs: tuple[str, ...], out: Path) -> dict[str, Any]:
     """Write FlexyFace's CSV of the images that have all four scores, of RUNS or of all runs."""
-    from flexy_assets.storage.export import export
+    from flexy_assets.storage.export import export_csv
     from flexy_assets.storage.migrate import migrate
 
     database = _database()
     migrate(database)
-    rows = export(database, out, [_run(run).id for run in runs])
+    rows = export_csv(database, out, [_run(run).id for run in runs])
     return {"file": str(out), "rows": rows, "text": f"{rows} rows in {out}"}
 
 
@@ -220,9 +220,9 @@ def report(
     wishes, settings, database = (_numbers(weights), _numbers(gains)), Settings.read(), _database()
     migrate(database)
     with database.begin(reading=True) as connection:
-        scores = queries.scores(connection, settings, [_run(run).id for run in runs])
-    scores = analysis.selected(scores, engines)
-    page.write(out, scores, analysis.Tables.of(scores, *wishes), ImageStore(settings.images).read)
+        scores = queries.scores_table(connection, settings, [_run(run).id for run in runs])
+    scores = analysis.select_images(scores, engines)
+    page.write_sweep_report(out, scores, analysis.AnalysisTables.of(scores, *wishes), ImageStore(settings.images).read)
     return {"file": str(out), "images": len(scores), "text": f"report on {len(scores):,} images in {out}"}
 
 
@@ -243,12 +243,12 @@ def _numbers(said: tuple[str, ...]) -> dict[str, float]:
 @_command
 def gallery(port: int) -> dict[str, Any]:
     """Serve a page on this machine to try single images, look at those there are and compare two; Ctrl-C ends it."""
-    from flexy_assets.gallery.app import serve
+    from flexy_assets.gallery.app import serve_gallery
 
-    def told(address: str) -> None:
+    def on_ready(address: str) -> None:
         click.echo(f"the gallery is at {address}: Ctrl-C ends it", err=True)
 
-    serve(port, _definitions(), _database(), Settings.read(), told)
+    serve_gallery(port, _definitions(), _database(), Settings.read(), on_ready)
     return {"port": port, "text": "the gallery is closed: what was made stays"}
 
 
@@ -263,14 +263,14 @@ def example(what: str, folder: Path, tasks: int, seed: int) -> dict[str, Any]:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BadInputError(f"{folder} is there already: name an empty or a new folder")
     if what == "edits":
-        from resources.mini.edits import write_example
+        from resources.mini.edits import write_edit_example
 
-        file = write_example(folder, tasks, seed)
+        file = write_edit_example(folder, tasks, seed)
         then = f"flexy compare --dataset {file} --out {folder / 'results'}"
     else:
         from resources.mini import faces
 
-        file = faces.write_example(folder, tasks, seed)
+        file = faces.write_face_example(folder, tasks, seed)
         then = f"flexy labels import {file} && flexy labels run"
     return {"file": str(file), "tasks": tasks, "text": f"{tasks} tasks in {file}\nuse them: {then}"}
 
@@ -293,12 +293,12 @@ def example(what: str, folder: Path, tasks: int, seed: int) -> dict[str, Any]:
 @_command
 def compare(image: Path | None, dataset: Path | None, out: Path | None, **options: Any) -> dict[str, Any]:
     """Edit by EACPS and by TTFLUX at equal cost, and say which gave the better edits; --budget may be repeated."""
-    from flexy_assets.edits.command import compare
+    from flexy_assets.edits.command import run_comparison
 
     if (image is None) == (dataset is None):
         raise BadInputError("give either --image with --prompt, or --dataset")
     options |= {"image": str(image or ""), "tasks": str(dataset or ""), "budgets": list(options["budgets"])}
-    return compare(options, out, _definitions, _database())
+    return run_comparison(options, out, _definitions, _database())
 
 
 @main.command()
@@ -309,9 +309,9 @@ def compare(image: Path | None, dataset: Path | None, out: Path | None, **option
 @_command
 def select(candidates: Path, **weights: Any) -> dict[str, Any]:
     """Choose again among the recorded CANDIDATES (JSON lines): the highest PF + alpha·CONS − beta·LPIPS of each id."""
-    from flexy_assets.edits.select import select
+    from flexy_assets.edits.select import select_recorded
 
-    return select(candidates, **weights)
+    return select_recorded(candidates, **weights)
 
 
 @main.group()
@@ -327,10 +327,10 @@ def labels() -> None:
 @_command
 def labels_import(export: Path | None, project: int | None, **options: Any) -> dict[str, Any]:
     """Bring tasks from EXPORT (Label Studio's JSON) or from a project; run again, it fetches what is missing."""
-    from flexy_assets.inpaint.command import import_tasks
+    from flexy_assets.inpaint.command import import_label_tasks
 
     options |= {"export": str(export or ""), "project": project, "task_ids": list(options["task_ids"])}
-    return import_tasks(options, _definitions, _database())
+    return import_label_tasks(options, _definitions, _database())
 
 
 @labels.command("run")
@@ -347,9 +347,9 @@ def labels_import(export: Path | None, project: int | None, **options: Any) -> d
 @_command
 def labels_run(task_ids: tuple[str, ...], **options: Any) -> dict[str, Any]:
     """Swap, refine, judge and choose the faces of the imported tasks, batch by batch; it goes on where it stood."""
-    from flexy_assets.inpaint.command import run
+    from flexy_assets.inpaint.command import run_inpainting
 
-    return run(task_ids, options, _definitions, _database())
+    return run_inpainting(task_ids, options, _definitions, _database())
 
 
 @labels.command("push")
@@ -358,18 +358,18 @@ def labels_run(task_ids: tuple[str, ...], **options: Any) -> dict[str, Any]:
 @_command
 def labels_push(model_version: str, file_only: bool) -> dict[str, Any]:
     """Send what was chosen back to Label Studio as predictions, each once."""
-    from flexy_assets.inpaint.command import push
+    from flexy_assets.inpaint.command import push_to_label_studio
 
-    return push({"model_version": model_version, "send": not file_only}, _definitions, _database())
+    return push_to_label_studio({"model_version": model_version, "send": not file_only}, _definitions, _database())
 
 
 @labels.command("review")
 @_command
 def labels_review() -> dict[str, Any]:
     """Read people's verdicts back, and say how well the potential and each score agree with them."""
-    from flexy_assets.inpaint.command import review
+    from flexy_assets.inpaint.command import review_agreement
 
-    return review(_definitions, _database())
+    return review_agreement(_definitions, _database())
 
 
 @main.group(invoke_without_command=True)
@@ -390,10 +390,10 @@ _HOW_TO_GET_ONE = (
 @_command
 def models_list() -> dict[str, Any]:
     """List the models of both sets, as flexy models alone does."""
-    from resources.models.catalogue import catalogue, table
+    from resources.models.catalogue import format_model_table, list_models
 
-    rows = catalogue(Settings.read())
-    return {"models": rows, "text": f"{table(rows)}\n{_HOW_TO_GET_ONE}"}
+    rows = list_models(Settings.read())
+    return {"models": rows, "text": f"{format_model_table(rows)}\n{_HOW_TO_GET_ONE}"}
 
 
 @models.command("fetch")
@@ -401,9 +401,9 @@ def models_list() -> dict[str, Any]:
 @_command
 def models_fetch(names: tuple[str, ...]) -> dict[str, Any]:
     """Bring models of the set full from the Hugging Face hub, with what they need; it goes on where it was."""
-    from resources.models.fetch import fetch
+    from resources.models.fetch import fetch_models
 
-    brought = list(fetch(names, Settings.read()))
+    brought = list(fetch_models(names, Settings.read()))
     came = {model.name: model.received for model in brought if model.received is not None}
     return {
         "fetched": list(came),
@@ -443,7 +443,7 @@ def _run(run: str) -> Any:
     database = _database()
     migrate(database)
     with database.begin(reading=True) as connection:
-        known = queries.runs(connection)
+        known = queries.sweeps(connection)
     wanted = run.lower().replace("-", "")
     found = [k for k in known if wanted and k.id.hex.startswith(wanted)]
     if len(found) != 1:
@@ -465,33 +465,33 @@ def _find(name: str) -> dict[str, Any]:
         "run": str(run.id),
         "engine": run.engine,
         "target": run.target,
-        "planned": len(generation.missing(_database(), plan)),
+        "planned": len(generation.images_to_generate(_database(), plan)),
         "batches": plan["batch"].unique(maintain_order=True).to_list(),
     }
 
 
 def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
     """Materialise everything below `sweep_plan` for a run's batches, then the tables and the report."""
-    from flexy_assets.execution import dagster_instance, failures, ranges, run_assets, run_job
+    from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets, run_job, step_failures
     from flexy_assets.storage import status
     from flexy_assets.sweep import assets
 
     settings = Settings.read()
-    batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORES]
+    batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORE_ASSETS]
     database = _database()
     images, scores, failed = 0, 0, []
     with dagster_instance(settings) as instance:
         # A database may know batches that this Dagster instance has never seen.
         instance.add_dynamic_partitions("seed_batches", plan["batches"])
-        for stretch in ranges(plan["batches"], instance.get_dynamic_partitions("seed_batches")):
+        for stretch in contiguous_ranges(plan["batches"], instance.get_dynamic_partitions("seed_batches")):
             result = run_assets(instance, _definitions(), batched, batches=stretch)
             images += _added(result, "generated_images")
             failed += _last_failures(result)
-            scores += sum(_added(result, asset.op.name) for asset in assets.SCORES)
-        if broken := failures(run_job(instance, _definitions(), "results")):
+            scores += sum(_added(result, asset.op.name) for asset in assets.SCORE_ASSETS)
+        if broken := step_failures(run_job(instance, _definitions(), "results")):
             raise FlexyError("; ".join(broken))
     with database.begin(reading=True) as connection:
-        entry = next(e for e in status.by_run(connection) if e["run"] == plan["run"])
+        entry = next(e for e in status.status_by_sweep(connection) if e["run"] == plan["run"])
     return entry | {
         "images_made": images,
         "scores_computed": scores,
@@ -503,18 +503,18 @@ def _sweep(plan: dict[str, Any]) -> dict[str, Any]:
 
 def _filled(instance: Any, job: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job that fills scores, then the results; says how many it filled and what went wrong."""
-    from flexy_assets.execution import failures, run_job
+    from flexy_assets.execution import run_job, step_failures
     from flexy_assets.sweep import assets
 
     result = run_job(instance, _definitions(), job, config)
-    keys = {assets.key_of(metric).to_user_string(): name for name, metric in assets.METRICS.items()}
+    keys = {assets.asset_key_of(metric).to_user_string(): name for name, metric in assets.METRICS.items()}
     filled: Counter[str] = Counter()
     for event in result.get_asset_materialization_events():
         materialization = event.step_materialization_data.materialization
         name = keys.get(materialization.asset_key.to_user_string())
         if name:
-            filled[name] += assets.counts(materialization.metadata)
-    failed = failures(result) or failures(run_job(instance, _definitions(), "results"))
+            filled[name] += assets.materialized_count(materialization.metadata)
+    failed = step_failures(result) or step_failures(run_job(instance, _definitions(), "results"))
     each = ", ".join(f"{count} {name}" for name, count in filled.items() if count)
     text = f"{filled.total()} scores computed" + (f": {each}" if each else "")
     return {"scores_computed": filled.total(), "filled": dict(filled), "text": text, "failed": "; ".join(failed)}
@@ -529,10 +529,10 @@ def _last_failures(result: Any) -> list[str]:
 
 def _added(result: Any, asset: str) -> int:
     """What a run's batches say they added; each batch's last event counts."""
-    from flexy_assets.sweep.assets import counts
+    from flexy_assets.sweep.assets import materialized_count
 
     batches = {event.partition: event.metadata for event in result.asset_materializations_for_node(asset)}
-    return sum(map(counts, batches.values()))
+    return sum(map(materialized_count, batches.values()))
 
 
 def _announce(entry: dict[str, Any]) -> dict[str, Any]:
@@ -561,9 +561,9 @@ def _announce(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _definitions() -> Any:
-    from flexy_assets.definitions import defs
+    from flexy_assets.definitions import build_definitions
 
-    return defs
+    return build_definitions(Settings.read())
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flexy_assets.storage.edits import Task
+from flexy_assets.storage.edits import EditTaskRow
 from resources import masks
 from resources.images import ImageStore
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SURROUNDINGS = 0.35
+CONTEXT_SHARE = 0.35
 """What is shown around a mask on each side, as a share of the mask's longer side."""
 
 
@@ -24,13 +24,13 @@ class Canvas:
     mask: masks.Mask | None = None
 
     @classmethod
-    def of(cls, task: Task, store: ImageStore) -> Canvas:
+    def of(cls, task: EditTaskRow, store: ImageStore) -> Canvas:
         """A task's. Raises `FlexyError` where a picture is lost or the mask is not the source's."""
         source = store.read(task.image_path, task.image_sha256)
         if task.mask_path is None:
             return cls(source)
-        mask = masks.from_picture(store.read(task.mask_path, task.mask_sha256))
-        return cls(source, masks.fitting(mask, *source.size))
+        mask = masks.mask_from_image(store.read(task.mask_path, task.mask_sha256))
+        return cls(source, masks.fit_mask(mask, *source.size))
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -39,7 +39,7 @@ class Canvas:
         if self.mask is None:
             return 0, 0, width, height
         left, top, right, bottom = masks.bounding_box(self.mask)
-        side = round(masks.longer_side(self.mask) * (1 + 2 * SURROUNDINGS))
+        side = round(masks.longer_mask_side(self.mask) * (1 + 2 * CONTEXT_SHARE))
         wide, high = min(side, width), min(side, height)
         left = min(max((left + right - wide) // 2, 0), width - wide)
         top = min(max((top + bottom - high) // 2, 0), height - high)

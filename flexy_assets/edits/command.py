@@ -12,7 +12,7 @@ import polars as pl
 
 from flexy_assets.edits import assets, results
 from flexy_assets.edits.plan import METHODS, Comparison
-from flexy_assets.execution import dagster_instance, ranges, run_assets
+from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets
 from flexy_assets.storage import edits
 from resources.database import Database
 from resources.images import ImageStore, write_atomically
@@ -22,7 +22,7 @@ BATCHED = (assets.eacps_candidates, assets.ttflux_candidates, assets.edit_select
 RESULTS = (assets.edit_scores, assets.edit_comparison, assets.edit_report)
 
 
-def compare(
+def run_comparison(
     options: Mapping[str, Any], out: Path | None, definitions: Callable[[], Any], database: Database
 ) -> dict[str, Any]:
     """Make, measure, choose and compare what `options` (`assets.EditConfig`) ask for, or what of it is missing."""
@@ -38,16 +38,16 @@ def compare(
         metadata: Any = planned.asset_materializations_for_node("edit_tasks")[0].metadata
         run, batches = metadata["comparison"].value, metadata["batches"].value
         nfe = 0
-        for stretch in ranges(batches, instance.get_dynamic_partitions("edit_batches")):
+        for stretch in contiguous_ranges(batches, instance.get_dynamic_partitions("edit_batches")):
             result = run_assets(instance, definitions(), BATCHED, batches=stretch)
             nfe += sum(_steps_run(result, f"{method}_candidates") for method in METHODS)
         tables = run_assets(instance, definitions(), RESULTS, config={"edit_scores": {"comparison": run}})
         scores, compared = (tables.output_for_node(name) for name in ("edit_scores", "edit_comparison"))
     with database.begin(reading=True) as connection:
-        plan = Comparison.from_json(edits.plan(connection, UUID(run)) or {})
+        plan = Comparison.from_json(edits.comparison_plan(connection, UUID(run)) or {})
     report = settings.tables / "edit_report.html"
     if out:
-        _write(out, scores, plan, ImageStore(settings.images))
+        write_results(out, scores, plan, ImageStore(settings.images))
         copyfile(report, out / report.name)
     failed = [f"{len(left_out)} lines were left out: {'; '.join(left_out[:5])}"] if left_out else []
     if errors := scores["error"].drop_nulls().to_list():
@@ -57,11 +57,11 @@ def compare(
         "tasks": scores["task_id"].n_unique(),
         "left_out": left_out,
         "denoising_steps_run": nfe,
-        "spent": results.spent(scores).to_dicts(),
+        "spent": results.denoising_cost(scores).to_dicts(),
         "winners": _winners(scores),
         "metrics": compared.to_dicts(),
         "report": str(report),
-        "text": _text(scores, compared, nfe, out / report.name if out else report),
+        "text": format_comparison(scores, compared, nfe, out / report.name if out else report),
         "failed": "; ".join(failed),
     }
 
@@ -78,11 +78,11 @@ def _winners(scores: pl.DataFrame) -> list[dict[str, Any]]:
     return scores.filter("chosen").select(names).rename({"task_id": "id"}).to_dicts()
 
 
-def _write(out: Path, scores: pl.DataFrame, plan: Comparison, images: ImageStore) -> None:
+def write_results(out: Path, scores: pl.DataFrame, plan: Comparison, images: ImageStore) -> None:
     """The winners' pictures, and the candidates of each method and budget as JSON lines for flexy select."""
     out.mkdir(parents=True, exist_ok=True)
     for (method, budget), of_search in scores.group_by("method", "budget", maintain_order=True):
-        lines = results.published(of_search, plan)
+        lines = results.recorded_rows(of_search, plan)
         write_atomically(out / f"{method}_{budget}.jsonl", "".join(f"{line}\n" for line in lines).encode())
     folder = out / "winners"
     folder.mkdir(exist_ok=True)
@@ -93,12 +93,12 @@ def _write(out: Path, scores: pl.DataFrame, plan: Comparison, images: ImageStore
         images.read(row["image_path"]).save(folder / name)
 
 
-def _text(scores: pl.DataFrame, compared: pl.DataFrame, nfe: int, report: Path) -> str:
+def format_comparison(scores: pl.DataFrame, compared: pl.DataFrame, nfe: int, report: Path) -> str:
     lines = [f"{scores['task_id'].n_unique()} tasks, {nfe} denoising steps run now"]
     lines += [
         f"{row['method']:7} at {row['budget']} steps: {row['least_nfe']} to {row['most_nfe']} steps run a task,"
         f" {row['candidates']} pictures looked at"
-        for row in results.spent(scores).to_dicts()
+        for row in results.denoising_cost(scores).to_dicts()
     ]
     for row in compared.filter(pl.col("budget") == pl.col("rival_budget")).to_dicts():
         gain = "" if row["gain"] is None else f"{row['gain']:+.4f}"

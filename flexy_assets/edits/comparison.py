@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-VALUES: Final[dict[str, pl.DataType]] = {
+VALUES_SCHEMA: Final[dict[str, pl.DataType]] = {
     "task_id": pl.String(),
     "method": pl.String(),
     "budget": pl.Int64(),
@@ -23,7 +23,7 @@ VALUES: Final[dict[str, pl.DataType]] = {
 }
 """`budget` is in denoising steps (NFE)."""
 
-COMPARISON: Final[dict[str, pl.DataType]] = {
+COMPARISON_SCHEMA: Final[dict[str, pl.DataType]] = {
     "metric": pl.String(),
     "role": pl.String(),
     "method": pl.String(),
@@ -44,7 +44,7 @@ COMPARISON: Final[dict[str, pl.DataType]] = {
     "p": pl.Float64(),
     "note": pl.String(),
 }
-LEVELS: Final[dict[str, pl.DataType]] = {
+MEAN_SCORES_SCHEMA: Final[dict[str, pl.DataType]] = {
     "metric": pl.String(),
     "role": pl.String(),
     "method": pl.String(),
@@ -60,7 +60,7 @@ _CELLS = 2_000_000  # of resampled values at a time: 16 MB
 
 
 @dataclass(frozen=True)
-class Metric:
+class ComparedMetric:
     """A metric of a winner: the one a method selects by, one that had no part in it, or the truth.
 
     Values that differ by `tie` or less (in the metric's unit) are a tie.
@@ -72,18 +72,18 @@ class Metric:
     tie: float = 1e-9
 
 
-SELECTING: Final = (
-    Metric("potential", "selecting"),
-    Metric("pf", "selecting"),
-    Metric("cons", "selecting"),
-    Metric("lpips", "selecting", higher_is_better=False),
-    Metric("layout", "selecting"),
+SELECTING_ROLE: Final = (
+    ComparedMetric("potential", "selecting"),
+    ComparedMetric("pf", "selecting"),
+    ComparedMetric("cons", "selecting"),
+    ComparedMetric("lpips", "selecting", higher_is_better=False),
+    ComparedMetric("layout", "selecting"),
 )
 
 
-def compare(
+def compare_methods(
     values: pl.DataFrame,
-    metrics: Sequence[Metric],
+    metrics: Sequence[ComparedMetric],
     method: str,
     rival: str,
     budgets: Iterable[tuple[int, int]] | None = None,
@@ -119,10 +119,10 @@ def compare(
             sides = {"method": method, "budget": budget, "rival": rival, "rival_budget": rival_budget}
             named = {"metric": metric.name, "role": metric.role} | sides
             found.append(named | {"left_out": tasks - pairs.height} | _statistics(gains, metric.tie, seed))
-    return pl.DataFrame(found, schema=COMPARISON, orient="row")
+    return pl.DataFrame(found, schema=COMPARISON_SCHEMA, orient="row")
 
 
-def levels(values: pl.DataFrame, metrics: Sequence[Metric], seed: int = 0) -> pl.DataFrame:
+def mean_scores(values: pl.DataFrame, metrics: Sequence[ComparedMetric], seed: int = 0) -> pl.DataFrame:
     """Each method's mean over its tasks at each budget, with the 95 % bootstrap interval (`LEVELS`)."""
     found = []
     for metric in metrics:
@@ -132,13 +132,13 @@ def levels(values: pl.DataFrame, metrics: Sequence[Metric], seed: int = 0) -> pl
             .group_by("method", "budget", maintain_order=True)
         )
         for (method, budget), rows in groups:
-            low, high = interval(rows["value"].to_numpy(), seed)
+            low, high = bootstrap_interval(rows["value"].to_numpy(), seed)
             named = {"metric": metric.name, "role": metric.role, "method": method, "budget": budget}
             found.append(named | {"n": rows.height, "mean": rows["value"].mean(), "low": low, "high": high})
-    return pl.DataFrame(found, schema=LEVELS, orient="row")
+    return pl.DataFrame(found, schema=MEAN_SCORES_SCHEMA, orient="row")
 
 
-def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float | None, float | None]:
+def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float | None, float | None]:
     """The 95 % percentile bootstrap interval of the mean of `values` (n,); nothing for fewer than two."""
     n = len(values)
     if n < 2:
@@ -151,7 +151,7 @@ def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float | None, 
     return float(low), float(high)
 
 
-def _measured(values: pl.DataFrame, metric: Metric) -> pl.DataFrame:
+def _measured(values: pl.DataFrame, metric: ComparedMetric) -> pl.DataFrame:
     """The rows of a metric that have a value; NaN and infinity are none."""
     return values.filter(pl.col("metric") == metric.name, pl.col("value").is_finite())
 
@@ -163,7 +163,7 @@ def _statistics(gains: NDArray[np.float64], tie: float, seed: int) -> dict[str, 
     if not n:
         return {"n": 0, "wins": 0, "ties": 0, "losses": 0, "note": "no task has both values"}
     wins, losses = int((gains > tie).sum()), int((gains < -tie).sum())
-    low, high = interval(gains, seed)
+    low, high = bootstrap_interval(gains, seed)
     found: dict[str, Any] = {"n": n, "wins": wins, "ties": n - wins - losses, "losses": losses}
     found |= {"gain": float(gains.mean()), "gain_low": low, "gain_high": high}
     notes = ["one task has no interval"] if n == 1 else ["every task differs alike"] if np.ptp(gains) == 0 else []

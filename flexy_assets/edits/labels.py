@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from flexy_assets.sweep.analysis import METRICS
+from flexy_assets.sweep.analysis import METRIC_LABELS
 
-NAMES: Final = {"eacps": "EACPS", "ttflux": "TTFLUX"}
-LABELS: Final = METRICS | {
+METHOD_NAMES: Final = {"eacps": "EACPS", "ttflux": "TTFLUX"}
+EDIT_METRIC_LABELS: Final = METRIC_LABELS | {
     "truth": "truth",
     "carried_out": "carried out",
     "preserved": "rest preserved",
@@ -22,26 +22,26 @@ LABELS: Final = METRICS | {
 }
 
 
-def named(method: str) -> str:
+def method_name(method: str) -> str:
     """What people call a method; one that is not known here is called by its name."""
-    return NAMES.get(method, method)
+    return METHOD_NAMES.get(method, method)
 
 
-def label(metric: str) -> str:
+def metric_label(metric: str) -> str:
     """What people call a metric, within a sentence."""
-    return LABELS.get(metric, metric)
+    return EDIT_METRIC_LABELS.get(metric, metric)
 
 
-def titled(metric: str) -> str:
+def metric_title(metric: str) -> str:
     """The same at the beginning of a line."""
-    return label(metric)[:1].upper() + label(metric)[1:]
+    return metric_label(metric)[:1].upper() + metric_label(metric)[1:]
 
 
-def denoises(nfe: int, steps: int | None) -> str:
+def format_denoises(nfe: int, steps: int | None) -> str:
     """A budget as in `8 denoises`, or as in `60 NFE` where it is no whole number of `steps`, a full denoise's."""
-    return f"{nfe:,} NFE" if not steps or nfe % steps else counted(nfe // steps, "denoise")
+    return f"{nfe:,} NFE" if not steps or nfe % steps else format_count(nfe // steps, "denoise")
 
 
-def counted(count: int, noun: str) -> str:
+def format_count(count: int, noun: str) -> str:
     """As in `1 task` and `1,200 tasks`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

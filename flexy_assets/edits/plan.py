@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
-from flexy_assets.edits.search.eacps import Eacps, Parameters, Reproduce
+from flexy_assets.edits.search.eacps import Eacps, EacpsParameters, Reproduce
 from flexy_assets.edits.search.protocol import Search, Seeds
-from flexy_assets.edits.search.selectors import Following, Potential, RankSum, Selector, edit_potential
+from flexy_assets.edits.search.selectors import Potential, PromptFollowing, RankSum, Selector, edit_potential
 from flexy_assets.edits.search.ttflux import PF, RandomSearch, ZeroOrderSearch
 from resources.errors import BadInputError
 
 METHODS = ("eacps", "ttflux")
-MEAN_RANK = Following(RankSum({"pf": 1.0, "cons": 1.0, "lpips": -1.0, "layout": 1.0}))
+MEAN_RANK = PromptFollowing(RankSum({"pf": 1.0, "cons": 1.0, "lpips": -1.0, "layout": 1.0}))
 
 _NAMESPACE = UUID("5c3d1f0e-7a52-5e0b-9a0c-6f1d2b8e4a77")
 
@@ -44,7 +44,7 @@ class Comparison:
     reproduce: bool = False
     alpha: float = 10.0
     beta: float = 3.0
-    eacps: Parameters = field(default_factory=Parameters)
+    eacps: EacpsParameters = field(default_factory=EacpsParameters)
     batch_size: int = 50
 
     def __post_init__(self) -> None:
@@ -111,4 +111,4 @@ class Comparison:
 
     @classmethod
     def from_json(cls, plan: Mapping[str, Any]) -> Comparison:
-        return cls(**{**plan, "budgets": tuple(plan["budgets"]), "eacps": Parameters(**plan["eacps"])})
+        return cls(**{**plan, "budgets": tuple(plan["budgets"]), "eacps": EacpsParameters(**plan["eacps"])})

@@ -8,9 +8,17 @@ from typing import Any, Final
 import polars as pl
 
 from resources.errors import BadInputError
-from resources.json_lines import BadLineError, Skipped, finite, identifier, json_lines, text, whole_number
+from resources.json_lines import (
+    BadLineError,
+    SkippedLine,
+    float_field,
+    identifier_field,
+    integer_field,
+    read_json_lines,
+    text_field,
+)
 
-CANDIDATES: Final[dict[str, pl.DataType]] = {
+RECORDED_CANDIDATES_SCHEMA: Final[dict[str, pl.DataType]] = {
     "line": pl.Int64(),
     "id": pl.String(),
     "phase": pl.String(),
@@ -24,7 +32,7 @@ CANDIDATES: Final[dict[str, pl.DataType]] = {
 `recorded` is its `potential`, null where it has none."""
 
 
-def read_candidates(path: Path) -> tuple[pl.DataFrame, list[Skipped]]:
+def read_recorded_candidates(path: Path) -> tuple[pl.DataFrame, list[SkippedLine]]:
     """The candidates in a file, in order (`CANDIDATES`), and the lines that were left out.
 
     A line is left out where `id`, `phase`, `seed` or a score is missing or of the wrong type, where a score is not
@@ -33,7 +41,7 @@ def read_candidates(path: Path) -> tuple[pl.DataFrame, list[Skipped]]:
     """
     candidates: dict[tuple[str, str, int], dict[str, Any]] = {}
     skipped = []
-    for number, entry in json_lines(path):
+    for number, entry in read_json_lines(path):
         try:
             candidate = _candidate(number, entry)
             key = candidate["id"], candidate["phase"], candidate["seed"]
@@ -41,10 +49,10 @@ def read_candidates(path: Path) -> tuple[pl.DataFrame, list[Skipped]]:
                 raise BadLineError(f"id {key[0]!r}, {key[1]} and seed {key[2]} are those of line {first['line']}")
             candidates[key] = candidate
         except BadLineError as error:
-            skipped.append(Skipped(number, str(error)))
+            skipped.append(SkippedLine(number, str(error)))
     if not candidates and not skipped:
         raise BadInputError(f"{path} has no candidate in it: write one a line, as qwen3-score records them")
-    return pl.DataFrame(list(candidates.values()), schema=CANDIDATES, orient="row"), skipped
+    return pl.DataFrame(list(candidates.values()), schema=RECORDED_CANDIDATES_SCHEMA, orient="row"), skipped
 
 
 def _candidate(number: int, entry: dict[str, Any] | BadLineError) -> dict[str, Any]:
@@ -52,11 +60,11 @@ def _candidate(number: int, entry: dict[str, Any] | BadLineError) -> dict[str, A
         raise entry
     return {
         "line": number,
-        "id": identifier(entry),
-        "phase": text(entry, "phase", 200),
-        "seed": whole_number(entry, "seed"),
-        "pf": finite(entry, "clip_prompt_following"),
-        "cons": finite(entry, "clip_consistency"),
-        "lpips": finite(entry, "lpips"),
-        "recorded": None if entry.get("potential") is None else finite(entry, "potential", most=1e15),
+        "id": identifier_field(entry),
+        "phase": text_field(entry, "phase", 200),
+        "seed": integer_field(entry, "seed"),
+        "pf": float_field(entry, "clip_prompt_following"),
+        "cons": float_field(entry, "clip_consistency"),
+        "lpips": float_field(entry, "lpips"),
+        "recorded": None if entry.get("potential") is None else float_field(entry, "potential", most=1e15),
     }

@@ -11,23 +11,25 @@ from uuid import UUID
 import polars as pl
 
 from flexy_assets.edits import comparison
-from flexy_assets.edits.comparison import Metric
-from flexy_assets.edits.metrics import JUDGED, METRICS
+from flexy_assets.edits.comparison import ComparedMetric
+from flexy_assets.edits.metrics import EDIT_METRICS, JUDGED_METRICS
 from flexy_assets.edits.plan import METHODS, Comparison
-from flexy_assets.storage.edits import CANDIDATES, Candidate, Task
+from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA, CandidateRow, EditTaskRow
 
-ROLES: tuple[Metric, ...] = (
-    Metric("truth", "truth"),
-    Metric("carried_out", "truth"),
-    Metric("preserved", "truth"),
-    Metric("hps_v2_score", "held-out"),
-    Metric("aes_v2_score", "held-out"),
-    *(Metric(name, "held-out") for name in JUDGED),
-    *comparison.SELECTING,
+ROLES: tuple[ComparedMetric, ...] = (
+    ComparedMetric("truth", "truth"),
+    ComparedMetric("carried_out", "truth"),
+    ComparedMetric("preserved", "truth"),
+    ComparedMetric("hps_v2_score", "held-out"),
+    ComparedMetric("aes_v2_score", "held-out"),
+    *(ComparedMetric(name, "held-out") for name in JUDGED_METRICS),
+    *comparison.SELECTING_ROLE,
 )
 """What a comparison is judged by, the truth first."""
 
-SCORES: Final[dict[str, Any]] = dict(pl.Schema(CANDIDATES | dict.fromkeys((*METRICS, "potential"), float)))
+EDIT_SCORES_SCHEMA: Final[dict[str, Any]] = dict(
+    pl.Schema(EDIT_CANDIDATES_SCHEMA | dict.fromkeys((*EDIT_METRICS, "potential"), float))
+)
 """The columns of the asset `edit_scores`."""
 
 
@@ -38,34 +40,34 @@ def with_potential(candidates: pl.DataFrame, plan: Comparison) -> pl.DataFrame:
     return candidates.with_columns(potential=total)
 
 
-def winners(scores: pl.DataFrame) -> pl.DataFrame:
+def select_winners(scores: pl.DataFrame) -> pl.DataFrame:
     """One row a winner and metric (`comparison.VALUES`)."""
-    chosen = scores.filter("chosen").select("task_id", "method", "budget", *METRICS, "potential")
+    chosen = scores.filter("chosen").select("task_id", "method", "budget", *EDIT_METRICS, "potential")
     long = chosen.unpivot(index=["task_id", "method", "budget"], variable_name="metric", value_name="value")
-    return long.drop_nulls("value").select(pl.col(name).cast(kind) for name, kind in comparison.VALUES.items())
+    return long.drop_nulls("value").select(pl.col(name).cast(kind) for name, kind in comparison.VALUES_SCHEMA.items())
 
 
-def judged_by(values: pl.DataFrame) -> list[Metric]:
+def compared_metrics(values: pl.DataFrame) -> list[ComparedMetric]:
     """The metrics of which there is any value: only the drawn world knows a truth."""
     there = set(values["metric"].unique())
     return [metric for metric in ROLES if metric.name in there]
 
 
-def compared(scores: pl.DataFrame) -> pl.DataFrame:
+def compare_winners(scores: pl.DataFrame) -> pl.DataFrame:
     """EACPS against TTFLUX at every budget, and at smaller ones than TTFLUX's (`comparison.COMPARISON`)."""
-    values = winners(scores)
+    values = select_winners(scores)
     ours, theirs = (sorted(values.filter(method=method)["budget"].unique()) for method in METHODS)
     pairs = [(mine, other) for mine, other in product(ours, theirs) if mine <= other]
-    return comparison.compare(values, judged_by(values), *METHODS, budgets=pairs)
+    return comparison.compare_methods(values, compared_metrics(values), *METHODS, budgets=pairs)
 
 
-def levels(scores: pl.DataFrame) -> pl.DataFrame:
+def winner_levels(scores: pl.DataFrame) -> pl.DataFrame:
     """Each method's mean at each budget (`comparison.LEVELS`)."""
-    values = winners(scores)
-    return comparison.levels(values, judged_by(values))
+    values = select_winners(scores)
+    return comparison.mean_scores(values, compared_metrics(values))
 
 
-def spent(scores: pl.DataFrame) -> pl.DataFrame:
+def denoising_cost(scores: pl.DataFrame) -> pl.DataFrame:
     """Per method and budget: searches, candidates, denoising steps run (all, fewest and most a search), seconds."""
     each = scores.group_by("method", "budget", "task_id").agg(
         pl.sum("nfe"), pl.len(), pl.sum("elapsed_ms", "scored_ms")
@@ -85,7 +87,7 @@ def spent(scores: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def published(scores: pl.DataFrame, plan: Comparison) -> list[str]:
+def recorded_rows(scores: pl.DataFrame, plan: Comparison) -> list[str]:
     """One search's finished candidates as JSON lines, in the form that qwen3-score writes and `flexy select` reads.
 
     A variant's `seed` is that of its last move: its noise has its parent's.
@@ -118,9 +120,9 @@ def published(scores: pl.DataFrame, plan: Comparison) -> list[str]:
     return lines
 
 
-def about(plan: Comparison, scores: pl.DataFrame) -> dict[str, str]:
+def describe_comparison(plan: Comparison, scores: pl.DataFrame) -> dict[str, str]:
     """How the comparison was made, for people."""
-    eacps, cost = plan.eacps, spent(scores)
+    eacps, cost = plan.eacps, denoising_cost(scores)
     previews = f"previews after {eacps.preview:.0%} of the steps, of which {eacps.keep:.0%} are carried on"
     if eacps.keep == 1:
         previews = "no previews"
@@ -152,7 +154,9 @@ def about(plan: Comparison, scores: pl.DataFrame) -> dict[str, str]:
     return found
 
 
-def by_batch(tasks: Sequence[Task], made: Sequence[Candidate], known: Set[UUID]) -> dict[str, dict[str, Any]]:
+def group_by_batch(
+    tasks: Sequence[EditTaskRow], made: Sequence[CandidateRow], known: Set[UUID]
+) -> dict[str, dict[str, Any]]:
     """Per batch what there is, and what is new since `known`."""
     batch = {task.id: task.batch for task in tasks}
     found: dict[str, dict[str, Any]] = {}
@@ -169,16 +173,16 @@ def by_batch(tasks: Sequence[Task], made: Sequence[Candidate], known: Set[UUID])
     return found
 
 
-MOST_SHOWN = 80
+MAX_SHOWN = 80
 """Pictures on a batch's contact sheet."""
 
 
-def sheet(tasks: Sequence[Task], made: Sequence[Candidate], batch: str) -> list[Any]:
+def contact_sheet_rows(tasks: Sequence[EditTaskRow], made: Sequence[CandidateRow], batch: str) -> list[Any]:
     """Of the batch's first tasks: the source, then every picture made of it for the largest budget."""
     budget = max((c.budget for c in made), default=0)
     found: list[Any] = []
     for task in tasks:
         mine = [c for c in made if (c.task, c.budget) == (task.id, budget) and c.image_path]
-        if task.batch == batch and (not found or len(found) + 1 + len(mine) <= MOST_SHOWN):
+        if task.batch == batch and (not found or len(found) + 1 + len(mine) <= MAX_SHOWN):
             found += [task, *mine]
-    return found[:MOST_SHOWN]
+    return found[:MAX_SHOWN]

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import polars as pl
 
-from flexy_assets.edits.recorded_candidates import read_candidates
+from flexy_assets.edits.recorded_candidates import read_recorded_candidates
 from flexy_assets.edits.search.selectors import Potential, edit_potential
 from resources.errors import BadInputError
 
-WINNERS: Final[dict[str, pl.DataType]] = {
+WINNERS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "id": pl.String(),
     "seed": pl.Int64(),
     "phase": pl.String(),
@@ -23,7 +23,7 @@ TOLERANCE: Final = 1e-9
 """How far a recorded potential may lie from the one computed here."""
 
 
-def winners(candidates: pl.DataFrame, potential: Potential) -> pl.DataFrame:
+def recorded_winners(candidates: pl.DataFrame, potential: Potential) -> pl.DataFrame:
     """The candidate of the highest potential for each id, ids as they first came (`WINNERS`).
 
     Among equal ones the one that was recorded first wins, as in the published code. `candidates` is
@@ -32,26 +32,26 @@ def winners(candidates: pl.DataFrame, potential: Potential) -> pl.DataFrame:
     best = pl.col("potential") == pl.col("potential").max().over("id")
     ranked = _with_potential(candidates, potential).filter(best).unique("id", keep="first", maintain_order=True)
     first_line = candidates.group_by("id", maintain_order=True).agg().with_row_index("place")
-    return ranked.join(first_line, on="id").sort("place").select(list(WINNERS))
+    return ranked.join(first_line, on="id").sort("place").select(list(WINNERS_SCHEMA))
 
 
-def disagreements(candidates: pl.DataFrame, potential: Potential) -> pl.DataFrame:
+def potential_disagreements(candidates: pl.DataFrame, potential: Potential) -> pl.DataFrame:
     """The candidates whose recorded potential is not `potential`'s, to `TOLERANCE`: line, recorded, potential."""
     apart = (pl.col("recorded") - pl.col("potential")).abs() > TOLERANCE
     return _with_potential(candidates, potential).filter(apart).select("line", "recorded", "potential")
 
 
-def select(path: Path, alpha: str, beta: str, alternatives: Sequence[str]) -> dict[str, Any]:
+def select_recorded(path: Path, alpha: str, beta: str, alternatives: Sequence[str]) -> dict[str, Any]:
     """What `flexy select` says of the candidates in `path`; an alternative is as in `alpha=5,beta=0`.
 
     Raises `BadInputError` for weights that are no numbers and a file that cannot be read.
     """
     potential = edit_potential(alpha, beta)
     others = [_alternative(text, alpha, beta) for text in alternatives]
-    candidates, skipped = read_candidates(path)
-    chosen = winners(candidates, potential)
+    candidates, skipped = read_recorded_candidates(path)
+    chosen = recorded_winners(candidates, potential)
     published = edit_potential()
-    apart = disagreements(candidates, published)
+    apart = potential_disagreements(candidates, published)
     changes = [_change(candidates, chosen, other) for other in others]
 
     notes = []
@@ -94,7 +94,7 @@ def _with_potential(candidates: pl.DataFrame, potential: Potential) -> pl.DataFr
 
 def _change(candidates: pl.DataFrame, chosen: pl.DataFrame, potential: Potential) -> dict[str, Any]:
     """Which ids have another winner by `potential` than the `chosen` ones."""
-    both = chosen.join(winners(candidates, potential), on="id", maintain_order="left")
+    both = chosen.join(recorded_winners(candidates, potential), on="id", maintain_order="left")
     other = (pl.col("seed") != pl.col("seed_right")) | (pl.col("phase") != pl.col("phase_right"))
     weights = {"alpha": potential.weights["cons"], "beta": -potential.weights["lpips"]}
     changed = both.filter(other)["id"].to_list()

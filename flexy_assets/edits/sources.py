@@ -12,10 +12,10 @@ import polars as pl
 
 from flexy_assets.edits.plan import Comparison
 from flexy_assets.edits.tasks import EditTask
-from flexy_assets.storage.edits import Task
+from flexy_assets.storage.edits import EditTaskRow
 from resources.images import ImageStore
 
-TASKS: Final[dict[str, pl.DataType]] = {
+EDIT_TASKS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "batch": pl.String(),
     "task_id": pl.String(),
     "prompt": pl.String(),
@@ -24,7 +24,7 @@ TASKS: Final[dict[str, pl.DataType]] = {
 """The columns of the asset `edit_tasks`."""
 
 
-def bring(store: ImageStore, folder: Path, tasks: Sequence[EditTask]) -> dict[str, tuple[str, str]]:
+def copy_sources(store: ImageStore, folder: Path, tasks: Sequence[EditTask]) -> dict[str, tuple[str, str]]:
     """Copy each task's source as PNG, once by its content; path and SHA-256 of the copy by the task's id."""
     given, brought, found = ImageStore(str(folder)), {}, {}
     for task in tasks:
@@ -37,21 +37,23 @@ def bring(store: ImageStore, folder: Path, tasks: Sequence[EditTask]) -> dict[st
     return found
 
 
-def digest(tasks: Sequence[EditTask], sources: dict[str, tuple[str, str]]) -> str:
+def dataset_digest(tasks: Sequence[EditTask], sources: dict[str, tuple[str, str]]) -> str:
     """What an edit set is told apart by: ids, prompts and the sources' content."""
     lines = "\n".join(repr((task.id, task.prompt, sources[task.id][1])) for task in tasks)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def rows(plan: Comparison, tasks: Sequence[EditTask], sources: dict[str, tuple[str, str]]) -> list[Task]:
+def task_rows(plan: Comparison, tasks: Sequence[EditTask], sources: dict[str, tuple[str, str]]) -> list[EditTaskRow]:
     """The tasks as the comparison's rows."""
     run: UUID = plan.run_id
     return [
-        Task(uuid5(run, task.id), run, plan.batch(position), position, task.id, task.prompt, *sources[task.id])
+        EditTaskRow(uuid5(run, task.id), run, plan.batch(position), position, task.id, task.prompt, *sources[task.id])
         for position, task in enumerate(tasks)
     ]
 
 
-def table(rows: Sequence[Task]) -> pl.DataFrame:
+def task_table(rows: Sequence[EditTaskRow]) -> pl.DataFrame:
     """The comparison's rows as `TASKS`."""
-    return pl.DataFrame([(row.batch, row.name, row.prompt, row.image_path) for row in rows], TASKS, orient="row")
+    return pl.DataFrame(
+        [(row.batch, row.name, row.prompt, row.image_path) for row in rows], EDIT_TASKS_SCHEMA, orient="row"
+    )

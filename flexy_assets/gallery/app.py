@@ -30,10 +30,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flexy_assets.execution import dagster_instance, failures, run_job
-from flexy_assets.gallery.queue import Asked, FullError, Queue
-from flexy_assets.reporting.html import template
-from flexy_assets.reporting.thumbnails import thumbnail
+from flexy_assets.execution import dagster_instance, run_job, step_failures
+from flexy_assets.gallery.queue import QueuedTrial, QueueFullError, TrialQueue
+from flexy_assets.reporting.html import load_template
+from flexy_assets.reporting.thumbnails import make_thumbnail
 from flexy_assets.storage import gallery
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep.jobs import TrialConfig, trial_config, try_image
@@ -54,17 +54,17 @@ MAX_PAGE = 1_000_000
 
 
 @dataclass(frozen=True)
-class Gallery:
+class GalleryServer:
     """What requests are answered with."""
 
     settings: Settings
     database: Database
     images: ImageStore
-    queue: Queue
+    queue: TrialQueue
 
     def choices(self, _: Request) -> Response:
         """What may be asked for: the engines with what they take and begin with, the metrics, what is in the table."""
-        names = registry.models("engine", self.settings)
+        names = registry.model_names("engine", self.settings)
         engines = [
             {"name": entry.name, "ignores": sorted(entry.ignores), "steps": entry.steps, "guidance": entry.guidance}
             | {"side": entry.side, "multiple": entry.multiple}
@@ -73,7 +73,7 @@ class Gallery:
         ]
         metrics = [{"name": m.name, "label": m.label, "meaning": m.meaning} for m in METRICS.values()]
         with self.database.begin(reading=True) as connection:
-            there = gallery.engines(connection)
+            there = gallery.engine_names(connection)
         return JSONResponse({"engines": engines, "metrics": metrics, "in_table": there, "max_seed": MAX_SEED})
 
     def page(self, request: Request) -> Response:
@@ -82,7 +82,7 @@ class Gallery:
         engine, prompt, sort = (
             asked.get("engine", ""),
             asked.get("prompt", "").strip(),
-            asked.get("sort", gallery.NEWEST),
+            asked.get("sort", gallery.NEWEST_IMAGES),
         )
         for words, what in ((engine, "the engine"), (prompt, "the words to look for")):
             check_prompt(words, what)
@@ -90,15 +90,17 @@ class Gallery:
             raise BadInputError(f"sort {sort!r} is unknown: use {', '.join(gallery.SORTS)}")
         number = _number(asked.get("page", "1"), "page", MAX_PAGE)
         with self.database.begin(reading=True) as connection:
-            found, count = gallery.page(
+            found, count = gallery.card_page(
                 connection, self.settings, engine=engine, prompt=prompt, sort=sort, number=number
             )
-        return JSONResponse({"images": [_shown(card) for card in found], "count": count, "size": gallery.PAGE})
+        return JSONResponse(
+            {"images": [_card_json(card) for card in found], "count": count, "size": gallery.PAGE_IMAGES}
+        )
 
     def image(self, request: Request) -> Response:
         """An image by its id: whole as PNG, or as WebP of at most `side` pixels."""
         with self.database.begin(reading=True) as connection:
-            file = gallery.file(connection, request.path_params["image_id"])
+            file = gallery.image_file(connection, request.path_params["image_id"])
         if file is None:
             raise HTTPException(404, f"there is no image {request.path_params['image_id']}")
         side = request.query_params.get("side")
@@ -107,18 +109,18 @@ class Gallery:
         # An image of an id is not made again: the browser need not ask for it at every look.
         headers = {"Cache-Control": "private, max-age=3600"}
         if bound:
-            return Response(thumbnail(picture, bound), media_type="image/webp", headers=headers)
+            return Response(make_thumbnail(picture, bound), media_type="image/webp", headers=headers)
         buffer = BytesIO()
         picture.save(buffer, "PNG", compress_level=4)
         return Response(buffer.getvalue(), media_type="image/png", headers=headers)
 
     def trials(self, _: Request) -> Response:
         """The trials asked for of late, the last first, each with its image and scores as far as they are there."""
-        told = self.queue.told()
+        waiting = self.queue.snapshot()
         with self.database.begin(reading=True) as connection:
-            found = gallery.of_images(connection, self.settings, [asked.image_id for asked, _ in told])
-        there = {card["id"]: _shown(card) for card in found}
-        return JSONResponse({"trials": [_told(asked, before, there) for asked, before in told]})
+            found = gallery.cards_of_images(connection, self.settings, [asked.image_id for asked, _ in waiting])
+        there = {card["id"]: _card_json(card) for card in found}
+        return JSONResponse({"trials": [_trial_state(asked, before, there) for asked, before in waiting]})
 
     async def ask(self, request: Request) -> Response:
         """Take a trial's settings (`TrialConfig`, as JSON) from the page itself."""
@@ -136,7 +138,7 @@ class Gallery:
     def _ask(self, body: bytes) -> Response:
         trial = _read(body).trial(self.settings)
         with self.database.begin(reading=True) as connection:
-            there = gallery.alike(connection, self.settings, trial.to_json())
+            there = gallery.find_same_settings(connection, self.settings, trial.to_json())
         asked = self.queue.ask(trial, there or trial.image_id)
         return JSONResponse({"id": str(asked.image_id), "there": there is not None}, status_code=202)
 
@@ -164,12 +166,12 @@ def _number(text: str, name: str, highest: int) -> int:
     return int(text)
 
 
-def _shown(card: gallery.Card) -> gallery.Card:
+def _card_json(card: gallery.ImageCard) -> gallery.ImageCard:
     """A card as the page gets it: without where its file lies."""
     return {name: value for name, value in card.items() if name not in ("image_path", "image_sha256")}
 
 
-def _told(asked: Asked, before: int, there: Mapping[str, gallery.Card]) -> dict[str, Any]:
+def _trial_state(asked: QueuedTrial, before: int, there: Mapping[str, gallery.ImageCard]) -> dict[str, Any]:
     image_id, seconds = str(asked.image_id), asked.took()
     return {
         "id": image_id,
@@ -182,7 +184,7 @@ def _told(asked: Asked, before: int, there: Mapping[str, gallery.Card]) -> dict[
     }
 
 
-class _Guarded:
+class _LoopbackOnly:
     """Adds what every answer says to the browser: what the page may load, and that nobody else may show or read it."""
 
     def __init__(self, app: ASGIApp, policy: str) -> None:
@@ -206,13 +208,13 @@ class _Guarded:
         await self._app(scope, receive, guarded)
 
 
-def _failed(status: int, error: Exception | str) -> Response:
+def _error_response(status: int, error: Exception | str) -> Response:
     return JSONResponse({"error": " ".join(str(error).split())}, status_code=status)
 
 
-def app(gallery: Gallery) -> Starlette:
+def gallery_app(gallery: GalleryServer) -> Starlette:
     """The server's routes, guarded."""
-    page = template("gallery/gallery.html.j2", {})
+    page = load_template("gallery/gallery.html.j2", {})
     html = page.render()
     style = page.environment.filters["script_hash"](html.partition("<style>")[2].partition("</style>")[0])
     policy = (
@@ -222,15 +224,15 @@ def app(gallery: Gallery) -> Starlette:
     script = (Path(__file__).parent / "gallery.js").read_text("utf-8")
 
     async def flexy_error(_: Request, error: Exception) -> Response:
-        statuses: dict[type[Exception], int] = {BadInputError: 400, UnreadableImageError: 404, FullError: 429}
-        return _failed(statuses.get(type(error), 500), error)
+        statuses: dict[type[Exception], int] = {BadInputError: 400, UnreadableImageError: 404, QueueFullError: 429}
+        return _error_response(statuses.get(type(error), 500), error)
 
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return _failed(error.status_code, error.detail)
+        return _error_response(error.status_code, error.detail)
 
     async def own_error(_: Request, error: Exception) -> Response:
-        return _failed(500, f"the gallery failed: {type(error).__name__}: {error}")
+        return _error_response(500, f"the gallery failed: {type(error).__name__}: {error}")
 
     async def home(_: Request) -> Response:
         return Response(html, media_type="text/html")
@@ -253,17 +255,17 @@ def app(gallery: Gallery) -> Starlette:
             Route("/trials", gallery.ask, methods=["POST"]),
         ],
         middleware=[
-            Middleware(_Guarded, policy=policy),
+            Middleware(_LoopbackOnly, policy=policy),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(NAMES), www_redirect=False),
         ],
         exception_handlers={FlexyError: flexy_error, HTTPException: http_error, Exception: own_error},
     )
 
 
-def serve(
-    port: int, definitions: dg.Definitions, database: Database, settings: Settings, told: Callable[[str], Any]
+def serve_gallery(
+    port: int, definitions: dg.Definitions, database: Database, settings: Settings, on_ready: Callable[[str], Any]
 ) -> None:
-    """Serve the gallery on loopback until Ctrl-C; `told` hears its address. A port of 0 takes any that is free.
+    """Serve the gallery on loopback until Ctrl-C; `on_ready` is called with its address. Port 0 takes any free one.
 
     The trial under way is finished first, unless there is a second Ctrl-C. Raises `BadInputError` where the port
     cannot be had.
@@ -276,11 +278,11 @@ def serve(
     with listener, dagster_instance(settings) as instance:
 
         def make(trial: Trial) -> list[str]:
-            return failures(run_job(instance, definitions, try_image.name, trial_config(trial.to_json())))
+            return step_failures(run_job(instance, definitions, try_image.name, trial_config(trial.to_json())))
 
-        gallery = Gallery(settings, database, ImageStore(settings.images), Queue(make))
-        server = uvicorn.Server(uvicorn.Config(app(gallery), log_level="warning", server_header=False))
-        told(f"http://{NAMES[0]}:{listener.getsockname()[1]}")
+        gallery = GalleryServer(settings, database, ImageStore(settings.images), TrialQueue(make))
+        server = uvicorn.Server(uvicorn.Config(gallery_app(gallery), log_level="warning", server_header=False))
+        on_ready(f"http://{NAMES[0]}:{listener.getsockname()[1]}")
         # uvicorn has ended in good order when it raises this.
         with suppress(KeyboardInterrupt):
             server.run([listener])

@@ -11,19 +11,19 @@ from uuid import UUID
 from flexy_assets.sweep.try_image import Trial
 from resources.errors import FlexyError
 
-ROOM = 100
+MAX_WAITING = 100
 """Trials that may wait at once."""
 
-REMEMBERED = 20
-"""Trials that are still told of after they have ended."""
+MAX_REMEMBERED = 20
+"""Trials that are still listed after they have ended."""
 
 
-class FullError(FlexyError):
+class QueueFullError(FlexyError):
     """There are as many trials waiting as there may be."""
 
 
 @dataclass
-class Asked:
+class QueuedTrial:
     """A trial that was asked for; `state` is waiting, running, done or failed, and `error` why it failed."""
 
     trial: Trial
@@ -38,19 +38,19 @@ class Asked:
         return time.monotonic() - self.began if self.state == "running" else self.seconds
 
 
-class Queue:
+class TrialQueue:
     """Makes trials on a thread of its own; `make` returns what went wrong, each in one line."""
 
     def __init__(self, make: Callable[[Trial], list[str]]) -> None:
         self._make = make
-        self._asked: dict[UUID, Asked] = {}
+        self._asked: dict[UUID, QueuedTrial] = {}
         self._closed = False
         self._changed = threading.Condition()
         # A daemon, so that a second Ctrl-C need not wait for a trial that takes minutes.
         self._thread = threading.Thread(target=self._work, name="trials", daemon=True)
         self._thread.start()
 
-    def ask(self, trial: Trial, image_id: UUID) -> Asked:
+    def ask(self, trial: Trial, image_id: UUID) -> QueuedTrial:
         """Let the trial wait its turn; one that is waiting or running is not asked for twice.
 
         Raises `FullError` where there is no room.
@@ -59,14 +59,14 @@ class Queue:
             known = self._asked.get(image_id)
             if known and known.state in ("waiting", "running"):
                 return known
-            if len(self._waiting()) >= ROOM:
-                raise FullError(f"{ROOM} trials are waiting already: wait for some of them")
+            if len(self._waiting()) >= MAX_WAITING:
+                raise QueueFullError(f"{MAX_WAITING} trials are waiting already: wait for some of them")
             self._asked.pop(image_id, None)
-            asked = self._asked[image_id] = Asked(trial, image_id)
+            asked = self._asked[image_id] = QueuedTrial(trial, image_id)
             self._changed.notify()
             return asked
 
-    def told(self) -> list[tuple[Asked, int]]:
+    def snapshot(self) -> list[tuple[QueuedTrial, int]]:
         """The trials as they are now, the last asked for first, each with how many are before it."""
         with self._changed:
             waiting, running = self._waiting(), any(asked.state == "running" for asked in self._asked.values())
@@ -80,7 +80,7 @@ class Queue:
             self._changed.notify()
         self._thread.join()
 
-    def _waiting(self) -> list[Asked]:
+    def _waiting(self) -> list[QueuedTrial]:
         return [asked for asked in self._asked.values() if asked.state == "waiting"]
 
     def _work(self) -> None:
@@ -94,10 +94,10 @@ class Queue:
                 asked.seconds, asked.error = asked.took(), "; ".join(problems) or None
                 asked.state = "failed" if problems else "done"
                 ended = [each for each in self._asked.values() if each.state in ("done", "failed")]
-                for old in ended[:-REMEMBERED]:
+                for old in ended[:-MAX_REMEMBERED]:
                     del self._asked[old.image_id]
 
-    def _next(self) -> Asked | None:
+    def _next(self) -> QueuedTrial | None:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting())
             if self._closed:

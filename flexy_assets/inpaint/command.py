@@ -8,16 +8,16 @@ from typing import Any
 
 import polars as pl
 
-from flexy_assets.edits.labels import counted
-from flexy_assets.execution import dagster_instance, failures, ranges, run_assets, run_job
+from flexy_assets.edits.labels import format_count
+from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets, run_job, step_failures
 from flexy_assets.inpaint import assets
-from flexy_assets.reporting.text_tables import text
+from flexy_assets.reporting.text_tables import format_text_table
 from flexy_assets.storage import labels, swaps
-from flexy_assets.storage.labels import Task
+from flexy_assets.storage.labels import LabelTaskRow
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
-from resources.label_studio.client import LabelStudio
+from resources.label_studio.client import LabelStudioClient
 from resources.settings import Settings
 
 LINEAGE = (assets.face_swaps, assets.inpaint_candidates, assets.inpaint_judgements, assets.inpaint_selections)
@@ -26,7 +26,7 @@ LINEAGE = (assets.face_swaps, assets.inpaint_candidates, assets.inpaint_judgemen
 Definitions = Callable[[], Any]
 
 
-def import_tasks(options: Mapping[str, Any], definitions: Definitions, database: Database) -> dict[str, Any]:
+def import_label_tasks(options: Mapping[str, Any], definitions: Definitions, database: Database) -> dict[str, Any]:
     """Bring the tasks that `options` (`assets.LabelConfig`) name into the table."""
     settings = Settings.read()
     config = assets.LabelConfig(**options)
@@ -69,7 +69,7 @@ def _of(skipped: Mapping[str, Any]) -> str:
     return f"entry {skipped['entry']}: {skipped['reason']}" if skipped["entry"] else skipped["reason"]
 
 
-def run(
+def run_inpainting(
     task_ids: Sequence[str], options: Mapping[str, Any], definitions: Definitions, database: Database
 ) -> dict[str, Any]:
     """Swap, refine, judge and choose in these tasks (their names), or in all that can be worked on, batch by batch.
@@ -84,24 +84,24 @@ def run(
     judged = settings.judge != "none"
     potential = plan.judged if judged else plan.potential
     migrate(database)
-    tasks = _chosen(database, task_ids)
+    tasks = _selected_tasks(database, task_ids)
     batches = sorted({task.batch for task in tasks if not task.error})
     if not batches:
         raise BadInputError(f"no task can be worked on: task {tasks[0].name}: {tasks[0].error}")
     with dagster_instance(settings) as instance:
         if task_ids:
-            named = {"ops": {"put_right": {"config": {"tasks": [*task_ids], **options}}}}
-            if failed := failures(run_job(instance, definitions(), "put_tasks_right", named)):
+            named = {"ops": {"inpaint": {"config": {"tasks": [*task_ids], **options}}}}
+            if failed := step_failures(run_job(instance, definitions(), "inpaint_tasks", named)):
                 raise FlexyError("; ".join(failed))
         else:
             _register(instance, batches)
-            for stretch in ranges(batches, instance.get_dynamic_partitions("label_batches")):
+            for stretch in contiguous_ranges(batches, instance.get_dynamic_partitions("label_batches")):
                 run_assets(instance, definitions(), LINEAGE, batches=stretch, config=config)
     with database.begin(reading=True) as connection:
-        selected = {each.task.id: each for each in labels.chosen(connection, batches)}
-        unscored = labels.failures(connection, plan.run_id, potential.weights)
+        selected = {each.task.id: each for each in labels.selected_images(connection, batches)}
+        unscored = labels.judgement_failures(connection, plan.run_id, potential.weights)
         reasons = {each.task: f"no candidate could be scored: {each.reason}" for each in unscored}
-        reasons |= swaps.reasons(connection, tasks)
+        reasons |= swaps.swap_errors(connection, tasks)
     mine = {task.id for task in tasks}
     unanswered = {each.candidate for each in unscored if each.task in mine} if judged else set()
     left = {
@@ -111,9 +111,12 @@ def run(
     }
     chosen = [selected[task.id] for task in tasks if task.id in selected]
     unworked = [f"task {task.name}: {task.error}" for task in tasks if task.error]
-    lines = [f"{counted(len(chosen), 'task')} chosen, {len(left)} left as they were", *map(": ".join, left.items())]
+    lines = [
+        f"{format_count(len(chosen), 'task')} chosen, {len(left)} left as they were",
+        *map(": ".join, left.items()),
+    ]
     if unanswered:
-        lines.append(f"the judge left {counted(len(unanswered), 'candidate')} unanswered: run again")
+        lines.append(f"the judge left {format_count(len(unanswered), 'candidate')} unanswered: run again")
     return {
         "tasks": len(tasks),
         "batches": batches,
@@ -124,25 +127,25 @@ def run(
         "left": left,
         "unanswered": len(unanswered),
         "text": "\n".join(lines),
-        "failed": f"{counted(len(unworked), 'task')} left out: {'; '.join(unworked[:5])}" if unworked else "",
+        "failed": f"{format_count(len(unworked), 'task')} left out: {'; '.join(unworked[:5])}" if unworked else "",
     }
 
 
-def push(options: Mapping[str, Any], definitions: Definitions, database: Database) -> dict[str, Any]:
+def push_to_label_studio(options: Mapping[str, Any], definitions: Definitions, database: Database) -> dict[str, Any]:
     """Send what was chosen back to Label Studio, as `options` (`assets.PredictionConfig`) say."""
     settings = Settings.read()
     migrate(database)
     with database.begin(reading=True) as connection:
-        chosen = labels.chosen(connection)
+        chosen = labels.selected_images(connection)
     if not chosen:
         raise BadInputError("nothing is chosen for any task yet: flexy labels import, then flexy labels run")
     if options["send"]:
-        LabelStudio.of(settings)
+        LabelStudioClient.of(settings)
     batches = sorted({each.task.batch for each in chosen})
     counts: Counter[str] = Counter()
     with dagster_instance(settings) as instance:
         _register(instance, batches)
-        for stretch in ranges(batches, instance.get_dynamic_partitions("label_batches")):
+        for stretch in contiguous_ranges(batches, instance.get_dynamic_partitions("label_batches")):
             config = {"label_predictions": options}
             result = run_assets(instance, definitions(), [assets.label_predictions], batches=stretch, config=config)
             events = result.asset_materializations_for_node("label_predictions")
@@ -151,14 +154,14 @@ def push(options: Mapping[str, Any], definitions: Definitions, database: Databas
                 outcomes = ("created", "replaced", "unchanged", "unsent")
                 counts.update({name: int(str(metadata[name].value)) for name in outcomes})
     with database.begin(reading=True) as connection:
-        errors = [sent.error for sent in labels.predictions(connection) if sent.error]
+        errors = [sent.error for sent in labels.sent_predictions(connection) if sent.error]
     file = settings.tables / "label_predictions.json"
     sent = ", ".join(f"{count} {name}" for name, count in counts.items()) if options["send"] else "nothing sent"
     failed = f"{counts['unsent']} predictions could not be sent: {errors[-1]}" if counts["unsent"] and errors else ""
     return {**counts, "file": str(file), "text": f"{sent}\nfile  {file}", "failed": failed}
 
 
-def review(definitions: Definitions, database: Database) -> dict[str, Any]:
+def review_agreement(definitions: Definitions, database: Database) -> dict[str, Any]:
     """How well scores agree with the people who reviewed what was sent, with their verdicts as they are now."""
     with database.begin(reading=True):
         pass
@@ -170,13 +173,13 @@ def review(definitions: Definitions, database: Database) -> dict[str, Any]:
     rows = agreement.to_dicts()
     lines = [f"pictures reviewed  {reviewed}", f"left out           {left_out}", f"notes              {notes}"]
     if rows:
-        lines += ["", text(rows)]
+        lines += ["", format_text_table(rows)]
     return {"reviewed": reviewed, "left_out": left_out, "notes": notes, "agreement": rows, "text": "\n".join(lines)}
 
 
-def _chosen(database: Database, names: Sequence[str]) -> list[Task]:
+def _selected_tasks(database: Database, names: Sequence[str]) -> list[LabelTaskRow]:
     with database.begin(reading=True) as connection:
-        tasks = labels.tasks(connection)
+        tasks = labels.label_tasks_of(connection)
     if not tasks:
         raise BadInputError("there are no tasks yet: flexy labels import")
     if strangers := [name for name in dict.fromkeys(names) if name not in {task.name for task in tasks}]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from resources import masks
-from resources.faces import Face, identity, largest, nearest
+from resources.faces import Face, identity_similarity, largest_face, nearest_face
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Swapper(Protocol):
+class SwapperProtocol(Protocol):
     """Finds faces and swaps them; see `resources.faces.insight`."""
 
     def faces(self, image: Image) -> list[Face]: ...
@@ -21,7 +21,7 @@ class Swapper(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Swapped:
+class SwapResult:
     """What became of a scene: `picture` where a face was swapped, else the `reason` why none was.
 
     `faces` is how many the scene has, `face` the one at the mask. `before` and `after` are how alike that face and
@@ -36,28 +36,34 @@ class Swapped:
     reason: str | None = None
 
 
-def swapped(swapper: Swapper, scene: Image, mask: masks.Mask, character: Image) -> Swapped:
+def swap_face_at_mask(swapper: SwapperProtocol, scene: Image, mask: masks.Mask, character: Image) -> SwapResult:
     """The scene with the character's face in the place of the face at the mask, changed inside the mask alone.
 
     The face is the one whose middle is the nearest to the mask's, of those whose middle lies in what the mask
     bounds; the character's is the largest of its picture.
     """
     there = swapper.faces(scene)
-    face = at_mask(there, mask)
+    face = face_at_mask(there, mask)
     if face is None:
         found = f"of its {len(there)} faces none is at the mask" if there else "none was found"
-        return Swapped(len(there), reason=f"no face in the scene to swap: {found}")
-    theirs = largest(swapper.faces(character))
+        return SwapResult(len(there), reason=f"no face in the scene to swap: {found}")
+    theirs = largest_face(swapper.faces(character))
     if theirs is None:
-        return Swapped(len(there), face, reason="no face in the character's picture: none was found")
+        return SwapResult(len(there), face, reason="no face in the character's picture: none was found")
     whole = swapper.swap(scene, face, theirs)
     picture = masks.keep_outside(scene, whole, mask)
-    again = at_mask(swapper.faces(picture), mask)
-    return Swapped(len(there), face, picture, identity(face, theirs), identity(again, theirs) if again else None)
+    again = face_at_mask(swapper.faces(picture), mask)
+    return SwapResult(
+        len(there),
+        face,
+        picture,
+        identity_similarity(face, theirs),
+        identity_similarity(again, theirs) if again else None,
+    )
 
 
-def at_mask(faces: Sequence[Face], mask: masks.Mask) -> Face | None:
+def face_at_mask(faces: Sequence[Face], mask: masks.Mask) -> Face | None:
     """The face nearest to the mask's middle, of those whose middle is within its bounds; None where none is."""
     left, top, right, bottom = masks.bounding_box(mask)
     inside = [face for face in faces if left <= face.centre[0] < right and top <= face.centre[1] < bottom]
-    return nearest(inside, masks.centre(mask))
+    return nearest_face(inside, masks.mask_centroid(mask))

@@ -16,35 +16,35 @@ from urllib.parse import urljoin
 import numpy as np
 
 from flexy_assets.storage import labels
-from flexy_assets.storage.labels import Task
+from flexy_assets.storage.labels import LabelTaskRow
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
-from resources.http.downloads import Downloads, bring
+from resources.http.downloads import ImageDownloader, download_images
 from resources.images import ImageStore
-from resources.label_studio.client import LabelStudio
-from resources.label_studio.export import LabelTask, Problem, read_export, tasks_of, unsigned
-from resources.masks import Mask, MaskError, decode_rle, fitting, from_picture
+from resources.label_studio.client import LabelStudioClient
+from resources.label_studio.export import LabelTask, TaskProblem, parse_tasks, read_export_file, strip_signature
+from resources.masks import Mask, MaskError, decode_rle, fit_mask, mask_from_image
 from resources.settings import Settings
 
-PIECE = 8
+TASKS_PER_CHUNK = 8
 """Tasks whose pictures are asked for together."""
 
-THREADS = 4
+DOWNLOAD_THREADS = 4
 """Pictures under way at a time: what a kill costs at most."""
 
-File = tuple[str, str]
+StoredFile = tuple[str, str]
 """Path and SHA-256 of a picture in the image store."""
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskSource:
     """The tasks that were read, what is wrong with others, and the folder that relative pictures lie in."""
 
     tasks: Sequence[LabelTask]
-    problems: Sequence[Problem]
+    problems: Sequence[TaskProblem]
     folder: Path | None = None
 
-    def only(self, names: Sequence[str], where: str) -> Source:
+    def only(self, names: Sequence[str], where: str) -> TaskSource:
         """Those of these names, if there are any. Raises `BadInputError` for one that is not there."""
         if not names:
             return self
@@ -52,24 +52,24 @@ class Source:
         if strangers := [name for name in dict.fromkeys(names) if name not in there]:
             raise BadInputError(f"no task {', '.join(strangers)[:200]} in {where}: name tasks by their data.id")
         tasks = [task for task in self.tasks if task.id in names]
-        return Source(tasks, [problem for problem in self.problems if problem.id in names], self.folder)
+        return TaskSource(tasks, [problem for problem in self.problems if problem.id in names], self.folder)
 
 
-def of_export(path: Path) -> Source:
+def source_from_export(path: Path) -> TaskSource:
     """The tasks of an export file; raises as `read_export`."""
-    return Source(*read_export(path), path.parent)
+    return TaskSource(*read_export_file(path), path.parent)
 
 
-def of_project(studio: LabelStudio, project: int) -> Source:
+def source_from_project(studio: LabelStudioClient, project: int) -> TaskSource:
     """The tasks of a project on the server."""
-    return Source(*tasks_of(studio.tasks(project)))
+    return TaskSource(*parse_tasks(studio.tasks(project)))
 
 
 @dataclass
-class Imported:
+class ImportResult:
     """What an import did: the tasks of the source as they are now, and how much of it was new."""
 
-    tasks: list[Task]
+    tasks: list[LabelTaskRow]
     new: int
     changed: int = 0
     fetched: int = 0
@@ -81,87 +81,87 @@ class Imported:
 
 
 @dataclass
-class Importing:
+class TaskImporter:
     """One import: `reserve` gives the source's tasks their places in the table, `fetch` fills them."""
 
     database: Database
     store: ImageStore
     settings: Settings
-    source: Source
+    source: TaskSource
 
     def __post_init__(self) -> None:
         """See the class."""
         named = self.settings.label_studio_url and self.settings.label_studio_key
-        self._server = LabelStudio.of(self.settings) if named else None
-        self._downloads = Downloads(self.settings.allowed_hosts, self._server)
+        self._server = LabelStudioClient.of(self.settings) if named else None
+        self._downloads = ImageDownloader(self.settings.allowed_hosts, self._server)
         # Many tasks share a character: what could not be had is asked for once.
         self._failed: dict[str, FlexyError] = {}
 
-    def reserve(self, batch_size: int) -> Imported:
+    def reserve(self, batch_size: int) -> ImportResult:
         """Give new tasks their batches, and bring the verdicts of known ones up to date."""
         read = [_as_read(task) for task in self.source.tasks]
         with self.database.begin() as connection:
-            new = labels.reserve(connection, read, batch_size)
-            labels.refresh(connection, read)
-        return Imported(self._now(), new)
+            new = labels.reserve_batches(connection, read, batch_size)
+            labels.refresh_label_tasks(connection, read)
+        return ImportResult(self._now(), new)
 
-    def _now(self) -> list[Task]:
+    def _now(self) -> list[LabelTaskRow]:
         """The source's tasks as the table holds them."""
-        ids = {labels.task_id(task.project, task.id) for task in self.source.tasks}
+        ids = {labels.label_task_id(task.project, task.id) for task in self.source.tasks}
         with self.database.begin(reading=True) as connection:
-            return [task for task in labels.tasks(connection) if task.id in ids]
+            return [task for task in labels.label_tasks_of(connection) if task.id in ids]
 
-    def fetch(self, imported: Imported, told: Callable[[int], Any]) -> Imported:
-        """Fetch what tasks lack that are new, changed, in error or have lost files; `told` hears of each."""
+    def fetch(self, imported: ImportResult, on_progress: Callable[[int], Any]) -> ImportResult:
+        """Fetch the files of tasks that are new, changed, in error or incomplete; `on_progress` is called for each."""
         rows = {task.id: task for task in imported.tasks}
-        pairs = [(rows[labels.task_id(task.project, task.id)], task) for task in self.source.tasks]
+        pairs = [(rows[labels.label_task_id(task.project, task.id)], task) for task in self.source.tasks]
         lost = self._lost([row for row, _ in pairs])
         wanted = [(row, task) for row, task in pairs if row.digest != task.digest or row.error or row.id in lost]
         imported.changed = sum(row.digest != task.digest for row, task in wanted)
-        told(len(pairs) - len(wanted))
-        for first in range(0, len(wanted), PIECE):
-            piece = wanted[first : first + PIECE]
+        on_progress(len(pairs) - len(wanted))
+        for first in range(0, len(wanted), TASKS_PER_CHUNK):
+            piece = wanted[first : first + TASKS_PER_CHUNK]
             brought, fetched = self._bring([place for _, task in piece for place in _places(task).values()])
             imported.fetched += fetched
             for row, task in piece:
                 filled, notes = self._filled(row, task, brought)
                 imported.notes += [f"task {task.id}: {note}" for note in notes]
                 with self.database.begin() as connection:
-                    labels.save(connection, filled)
-                told(1)
+                    labels.save_label_task(connection, filled)
+                on_progress(1)
         imported.tasks = self._now()
         return imported
 
-    def _lost(self, rows: Sequence[Task]) -> set[Any]:
+    def _lost(self, rows: Sequence[LabelTaskRow]) -> set[Any]:
         """The ids of tasks of which a file is gone."""
         paths = list(dict.fromkeys(path for row in rows for path in row.files))
         found = self.store.verify_many([(path, None) for path in paths])
         gone = {path for path, error in zip(paths, found, strict=True) if error}
         return {row.id for row in rows if gone & set(row.files)}
 
-    def _bring(self, places: Sequence[str]) -> tuple[dict[str, File | FlexyError], int]:
+    def _bring(self, places: Sequence[str]) -> tuple[dict[str, StoredFile | FlexyError], int]:
         """The picture at each place, or why there is none, and how many were fetched over the network now."""
         alike: dict[str, list[str]] = {}
         for place in dict.fromkeys(places):
             alike.setdefault(self._key(place) or place, []).append(place)
         with self.database.begin(reading=True) as connection:
-            known = labels.pictures(connection, list(alike))
+            known = labels.stored_pictures(connection, list(alike))
         sound = self.store.verify_many(list(known.values()))
-        found: dict[str, File | FlexyError] = {
+        found: dict[str, StoredFile | FlexyError] = {
             key: file for (key, file), error in zip(known.items(), sound, strict=True) if not error
         }
         wanted = [key for key in alike if key not in found]
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
             found |= zip(wanted, pool.map(lambda key: self._fetched(key, alike[key]), wanted), strict=True)
         fetched = sum(self._key(alike[key][0]) == key and not isinstance(found[key], FlexyError) for key in wanted)
         return {place: found[key] for key, group in alike.items() for place in group}, fetched
 
-    def _fetched(self, key: str, places: Sequence[str]) -> File | FlexyError:
+    def _fetched(self, key: str, places: Sequence[str]) -> StoredFile | FlexyError:
         """The picture that is at each of these places, which are signed differently: from the first that gives it."""
         for place in places:
             if place in self._failed:
                 continue
-            came = bring(self.store, "labels", [place], self._downloads, self.source.folder, 1)[place]
+            came = download_images(self.store, "labels", [place], self._downloads, self.source.folder, 1)[place]
             if isinstance(came, FlexyError):
                 self._failed[place] = came
                 continue
@@ -177,9 +177,11 @@ class Importing:
             return None
         if self._server and place.startswith("/"):
             place = urljoin(self._server.url, place)
-        return hashlib.sha256(unsigned(place).encode("utf-8", "replace")).hexdigest()
+        return hashlib.sha256(strip_signature(place).encode("utf-8", "replace")).hexdigest()
 
-    def _filled(self, row: Task, task: LabelTask, brought: dict[str, File | FlexyError]) -> tuple[Task, list[str]]:
+    def _filled(
+        self, row: LabelTaskRow, task: LabelTask, brought: dict[str, StoredFile | FlexyError]
+    ) -> tuple[LabelTaskRow, list[str]]:
         """The task with its pictures and mask, or with the reason why it cannot be worked on; and what it lacks."""
         empty, notes = replace(_as_read(task), batch=row.batch, position=row.position), []
         files = {name: brought[place] for name, place in _places(task).items()}
@@ -193,7 +195,7 @@ class Importing:
         try:
             width, height = self.store.read(*sound["scene"]).size
             self.store.read(*sound["character"])
-            mask = fitting(self._mask(task, sound.get("mask")), width, height)
+            mask = fit_mask(self._mask(task, sound.get("mask")), width, height)
             masked = _stored(self.store, mask)
         except FlexyError as error:
             return replace(empty, error=_line(error)), notes
@@ -212,7 +214,7 @@ class Importing:
         )
         return filled, notes
 
-    def _mask(self, task: LabelTask, picture: File | None) -> Mask:
+    def _mask(self, task: LabelTask, picture: StoredFile | None) -> Mask:
         """What was painted, which is newer, or else what the mask's picture shows."""
         if not picture:
             painted = [decode_rle(stroke.rle, stroke.width, stroke.height) for stroke in task.strokes]
@@ -220,17 +222,17 @@ class Importing:
                 raise MaskError("the mask is painted on pictures of different sizes: paint on the scene alone")
             whole: Mask = np.logical_or.reduce(painted)
             return whole
-        return from_picture(self.store.read_as_is(*picture))
+        return mask_from_image(self.store.read_as_is(*picture))
 
 
-def reread(database: Database, source: Source) -> int:
+def refresh_tasks(database: Database, source: TaskSource) -> int:
     """Bring the verdicts of known tasks up to date with the source; returns how many tasks it has."""
     with database.begin() as connection:
-        labels.refresh(connection, [_as_read(task) for task in source.tasks])
+        labels.refresh_label_tasks(connection, [_as_read(task) for task in source.tasks])
     return len(source.tasks)
 
 
-def left_out(source: Source, imported: Imported) -> list[dict[str, Any]]:
+def skipped_reasons(source: TaskSource, imported: ImportResult) -> list[dict[str, Any]]:
     """What cannot be worked on, by `id` (or its `entry` in the list, where it has none), and the `reason`."""
     unread = [
         {"id": problem.id, "entry": problem.entry or None, "reason": problem.reason}
@@ -241,7 +243,7 @@ def left_out(source: Source, imported: Imported) -> list[dict[str, Any]]:
     return [*unread, *failed]
 
 
-def notes(source: Source, imported: Imported) -> list[str]:
+def import_notes(source: TaskSource, imported: ImportResult) -> list[str]:
     """What tasks that can be worked on lack."""
     return [str(problem) for problem in source.problems if not problem.left_out] + imported.notes
 
@@ -254,10 +256,10 @@ def _places(task: LabelTask) -> dict[str, str]:
     return places | ({"final": task.final_image} if task.final_image else {})
 
 
-def _as_read(task: LabelTask) -> Task:
+def _as_read(task: LabelTask) -> LabelTaskRow:
     """A task as it was read, without its pictures and its place."""
-    return Task(
-        id=labels.task_id(task.project, task.id),
+    return LabelTaskRow(
+        id=labels.label_task_id(task.project, task.id),
         name=task.id,
         project=task.project,
         label_studio_id=task.task,
@@ -269,7 +271,7 @@ def _as_read(task: LabelTask) -> Task:
     )
 
 
-def _stored(store: ImageStore, mask: Mask) -> File:
+def _stored(store: ImageStore, mask: Mask) -> StoredFile:
     """The mask as a picture of 8 bits, once by its content."""
     from PIL import Image
 

@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
-from flexy_assets.edits.search.eacps import Eacps, Parameters
+from flexy_assets.edits.search.eacps import Eacps, EacpsParameters
 from flexy_assets.edits.search.protocol import Search, Seeds
 from flexy_assets.edits.search.selectors import Potential, inpaint_potential
 from resources.errors import BadInputError
 
-METHOD = "eacps"
-SWAP = "swap"
+INPAINT_METHOD = "eacps"
+SWAP_NAME = "swap"
 """The face as it was swapped, unrefined: a candidate too, so that refining makes nothing worse."""
 
 _NAMESPACE = UUID("0b1c3f0a-52a4-5a53-8f2f-9a7cf1a4c6de")
 
 
 @dataclass(frozen=True)
-class Inpainting:
+class InpaintPlan:
     """Each swapped face is refined by EACPS within `budget` full denoises of `steps`; 0 leaves it as it was swapped.
 
     Candidates are chosen by `alpha·consistency + beta·quality + gamma·identity`, each 0 to 10. `prompt` is what the
@@ -40,7 +40,7 @@ class Inpainting:
     alpha: float = 1.0
     beta: float = 1.0
     gamma: float = 2.0
-    eacps: Parameters = field(default_factory=Parameters)
+    eacps: EacpsParameters = field(default_factory=EacpsParameters)
 
     def __post_init__(self) -> None:
         """See the class."""
@@ -87,5 +87,5 @@ class Inpainting:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, plan: Mapping[str, Any]) -> Inpainting:
-        return cls(**{**plan, "eacps": Parameters(**plan["eacps"])})
+    def from_json(cls, plan: Mapping[str, Any]) -> InpaintPlan:
+        return cls(**{**plan, "eacps": EacpsParameters(**plan["eacps"])})

@@ -7,41 +7,41 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid5
 
-from flexy_assets.edits.search.runner import Searching
-from flexy_assets.edits.search.selectors import best_first
+from flexy_assets.edits.search.runner import SearchRunner
+from flexy_assets.edits.search.selectors import rank_candidates
 from flexy_assets.inpaint import metrics
-from flexy_assets.inpaint.face_swap import swapped
-from flexy_assets.inpaint.plan import METHOD, SWAP, Inpainting
-from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.inpaint.face_swap import swap_face_at_mask
+from flexy_assets.inpaint.plan import INPAINT_METHOD, SWAP_NAME, InpaintPlan
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits, queries, swaps
-from flexy_assets.storage.edits import Candidate, Task, candidate_id
-from flexy_assets.storage.labels import Task as LabelTask
-from flexy_assets.storage.queries import Scored
-from flexy_assets.storage.swaps import LEFT, SWAPPED, Swap
+from flexy_assets.storage.edits import CandidateRow, EditTaskRow, candidate_id
+from flexy_assets.storage.labels import LabelTaskRow as LabelTask
+from flexy_assets.storage.queries import ScoredImage
+from flexy_assets.storage.swaps import SKIPPED, SWAPPED, SwapRow
 from resources import masks
 from resources.errors import FlexyError
 from resources.models import registry
 
-FOLDER = "labels"
+INPAINT_FOLDER = "labels"
 
 
-def swap_faces(work: Scoring, tasks: Sequence[LabelTask], told: Callable[[int], Any]) -> dict[Any, Swap]:
-    """What became of each task whose pictures are here, by task; `told` hears of each that was swapped now."""
-    model = registry.face_swapper(work.settings)
+def swap_faces(work: Work, tasks: Sequence[LabelTask], on_progress: Callable[[int], Any]) -> dict[Any, SwapRow]:
+    """Return the swap of each task whose images are here, by task; `on_progress` is called for each new swap."""
+    model = registry.find_face_swapper(work.settings)
     mark = model.fingerprint
     with work.database.begin(reading=True) as connection:
-        known = swaps.swaps(connection, tasks, mark)
+        known = swaps.read_swaps(connection, tasks, mark)
     for task in tasks:
         if task.error or task.id in known:
             continue
         known[task.id] = _swap(work, task, work.slot.get(model), mark)
         with work.database.begin() as connection:
-            swaps.record(connection, known[task.id])
-        told(1)
+            swaps.record_swap(connection, known[task.id])
+        on_progress(1)
     return known
 
 
-def _swap(work: Scoring, task: LabelTask, swapper: Any, mark: str) -> Swap:
+def _swap(work: Work, task: LabelTask, swapper: Any, mark: str) -> SwapRow:
     began = time.perf_counter()
     try:
         scene, mask, character = (
@@ -52,17 +52,17 @@ def _swap(work: Scoring, task: LabelTask, swapper: Any, mark: str) -> Swap:
                 (task.character_path, task.character_sha256),
             )
         )
-        found = swapped(swapper, scene, masks.fitting(masks.from_picture(mask), *scene.size), character)
+        found = swap_face_at_mask(swapper, scene, masks.fit_mask(masks.mask_from_image(mask), *scene.size), character)
     except FlexyError as error:
-        return Swap(task.id, task.digest, LEFT, mark, str(error))
+        return SwapRow(task.id, task.digest, SKIPPED, mark, str(error))
     path = sha256 = None
     if found.picture is not None:
-        path = f"{FOLDER}/{task.batch}/swaps/{task.position:05d}_{task.digest[:8]}.png"
+        path = f"{INPAINT_FOLDER}/{task.batch}/swaps/{task.position:05d}_{task.digest[:8]}.png"
         sha256 = work.store.write(path, found.picture)
-    return Swap(
+    return SwapRow(
         task.id,
         task.digest,
-        SWAPPED if path else LEFT,
+        SWAPPED if path else SKIPPED,
         mark,
         found.reason,
         found.faces,
@@ -76,18 +76,18 @@ def _swap(work: Scoring, task: LabelTask, swapper: Any, mark: str) -> Swap:
     )
 
 
-def plan_tasks(work: Scoring, plan: Inpainting, tasks: Sequence[LabelTask]) -> list[Task]:
+def plan_tasks(work: Work, plan: InpaintPlan, tasks: Sequence[LabelTask]) -> list[EditTaskRow]:
     """The swapped tasks as rows of this plan, kept with the unrefined swap as each one's first candidate."""
-    mark = registry.face_swapper(work.settings).fingerprint
+    mark = registry.find_face_swapper(work.settings).fingerprint
     with work.database.begin(reading=True) as connection:
-        found = swaps.swaps(connection, tasks, mark)
+        found = swaps.read_swaps(connection, tasks, mark)
     rows, firsts = [], []
     for task in tasks:
         swap = found.get(task.id)
         if swap is None or swap.image_path is None or swap.image_sha256 is None:
             continue
         mask_path, mask_sha256 = _mask(work, plan, task)
-        row = Task(
+        row = EditTaskRow(
             id=uuid5(plan.run_id, f"{task.id}/{task.digest}/{swap.image_sha256}"),
             run_id=plan.run_id,
             batch=f"{plan.run_id.hex[:8]}_{task.batch}",
@@ -104,37 +104,37 @@ def plan_tasks(work: Scoring, plan: Inpainting, tasks: Sequence[LabelTask]) -> l
             label_digest=task.digest,
         )
         rows.append(row)
-        firsts.append(_first(row, swap))
+        firsts.append(_swap_candidate(row, swap))
     if rows:
         with work.database.begin() as connection:
-            edits.save_run(connection, plan.run_id, plan.to_json(), rows)
+            edits.save_comparison(connection, plan.run_id, plan.to_json(), rows)
             edits.add_candidates(connection, firsts)
     return rows
 
 
-def _mask(work: Scoring, plan: Inpainting, task: LabelTask) -> tuple[str | None, str | None]:
+def _mask(work: Work, plan: InpaintPlan, task: LabelTask) -> tuple[str | None, str | None]:
     """The mask that the editor works in, and its SHA-256: the task's own, or that widened."""
     if not plan.widen or task.mask_path is None:
         return task.mask_path, task.mask_sha256
     from PIL import Image
 
     try:
-        mask = masks.widened(masks.from_picture(work.store.read_as_is(task.mask_path)), plan.widen)
+        mask = masks.widen_mask(masks.mask_from_image(work.store.read_as_is(task.mask_path)), plan.widen)
     except FlexyError:  # said where it is worked in, of this task alone
         return task.mask_path, task.mask_sha256
-    path = f"{FOLDER}/{task.batch}/masks/{task.position:05d}_{task.digest[:8]}_{plan.widen:g}.png"
+    path = f"{INPAINT_FOLDER}/{task.batch}/masks/{task.position:05d}_{task.digest[:8]}_{plan.widen:g}.png"
     return path, work.store.write(path, Image.fromarray(mask))
 
 
-def _first(task: Task, swap: Swap) -> dict[str, Any]:
+def _swap_candidate(task: EditTaskRow, swap: SwapRow) -> dict[str, Any]:
     """The unrefined swap as a row of `edit_candidates`."""
     return {
-        "id": candidate_id(task.id, SWAP, 0, SWAP, 0),
+        "id": candidate_id(task.id, SWAP_NAME, 0, SWAP_NAME, 0),
         "task": task.id,
-        "method": SWAP,
+        "method": SWAP_NAME,
         "budget": 0,
-        "name": SWAP,
-        "stage": SWAP,
+        "name": SWAP_NAME,
+        "stage": SWAP_NAME,
         "seed": 0,
         "moves": (),
         "parent": None,
@@ -149,43 +149,49 @@ def _first(task: Task, swap: Swap) -> dict[str, Any]:
     }
 
 
-def refine(work: Scoring, plan: Inpainting, tasks: Sequence[Task], told: Callable[[int], Any]) -> None:
+def refine_tasks(
+    work: Work, plan: InpaintPlan, tasks: Sequence[EditTaskRow], on_progress: Callable[[int], Any]
+) -> None:
     """Search each task within the plan's budget, and measure every candidate."""
-    searching = Searching(work, plan, METHOD, tasks, FOLDER, metrics.measure)
+    searching = SearchRunner(work, plan, INPAINT_METHOD, tasks, INPAINT_FOLDER, metrics.score_candidates)
     if tasks and plan.nfe:
-        searching.run(told)
-    metrics.measure(work, tasks, candidates(work, tasks))
+        searching.run(on_progress)
+    metrics.score_candidates(work, tasks, candidates_with_swap(work, tasks))
 
 
-def candidates(work: Scoring, tasks: Sequence[Task]) -> list[Candidate]:
+def candidates_with_swap(work: Work, tasks: Sequence[EditTaskRow]) -> list[CandidateRow]:
     """Every candidate of these tasks, the unrefined ones first."""
     batches = {task.batch for task in tasks}
     with work.database.begin(reading=True) as connection:
-        found = [c for method in (SWAP, METHOD) for c in edits.candidates(connection, batches, method)]
+        found = [
+            c for method in (SWAP_NAME, INPAINT_METHOD) for c in edits.edit_candidates_of(connection, batches, method)
+        ]
     wanted = {task.id for task in tasks}
     return [candidate for candidate in found if candidate.task in wanted]
 
 
-def choose(work: Scoring, plan: Inpainting, tasks: Sequence[Task], judge: str | None) -> dict[Any, Candidate]:
+def select_best(
+    work: Work, plan: InpaintPlan, tasks: Sequence[EditTaskRow], judge: str | None
+) -> dict[Any, CandidateRow]:
     """Keep each task's best candidate and its potential; a task of which none has a potential has no winner.
 
     By the judge of this mark where there is one, else by what was measured.
     """
     potential = plan.judged if judge else plan.potential
-    by_task: dict[Any, list[Candidate]] = {}
-    for candidate in candidates(work, tasks):
+    by_task: dict[Any, list[CandidateRow]] = {}
+    for candidate in candidates_with_swap(work, tasks):
         if candidate.until == candidate.path:
             by_task.setdefault(candidate.task, []).append(candidate)
     found = {}
     for task, some in by_task.items():
-        best = some[best_first(potential, [candidate.scores for candidate in some])[0]]
+        best = some[rank_candidates(potential, [candidate.scores for candidate in some])[0]]
         value = potential.of(best.scores)
         with work.database.begin() as connection:
             if value is None:
-                edits.unselect(connection, task)
+                edits.unselect_task(connection, task)
                 continue
-            edits.select_one(connection, best)
+            edits.select_candidate(connection, best)
             mark = f"{potential} ({judge or 'measured'})"
-            queries.record_outcomes(connection, "potential", mark, [Scored.of(best.id, value)])
+            queries.record_outcomes(connection, "potential", mark, [ScoredImage.of(best.id, value)])
         found[task] = best
     return found

@@ -12,12 +12,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from resources.label_studio.export import Verdict
+from resources.label_studio.export import ReviewVerdict
 
-GOOD: Final = "No Issues"
+GOOD_VERDICTS: Final = "No Issues"
 """The verdict that is positive where it stands alone; every other one is negative."""
 
-LEAST: Final = 10
+MIN_PICTURES: Final = 10
 """With fewer pictures nothing is computed."""
 
 LOWER_IS_BETTER: Final = frozenset({"lpips", "parent_lpips"})
@@ -26,7 +26,7 @@ LOWER_IS_BETTER: Final = frozenset({"lpips", "parent_lpips"})
 RESAMPLES: Final = 2_000
 _CELLS: Final = 2_000_000  # of resampled values at a time
 
-AGREEMENT: dict[str, Any] = {
+AGREEMENT_SCHEMA: dict[str, Any] = {
     "metric": pl.String,
     "n": pl.Int64,
     "positive": pl.Int64,
@@ -45,13 +45,13 @@ AGREEMENT: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Reviewed:
+class ReviewedTask:
     """A picture that was sent for review, its scores, and the verdicts on its task."""
 
     task: str
     sent_at: datetime
     scores: Mapping[str, float]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[ReviewVerdict]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Votes:
     left_out: Mapping[str, int]
 
 
-def votes(pictures: Sequence[Reviewed]) -> Votes:
+def count_votes(pictures: Sequence[ReviewedTask]) -> Votes:
     """The majority of each picture's annotators, each by their last verdict since it was sent.
 
     A verdict that is older is on what was there before.
@@ -78,7 +78,7 @@ def votes(pictures: Sequence[Reviewed]) -> Votes:
                 continue
             who = verdict.by or number
             if who not in last or at >= last[who][0]:
-                last[who] = at, is_good(verdict)
+                last[who] = at, is_good_verdict(verdict)
         ayes = sum(vote for _, vote in last.values())
         if not last:
             left_out["pictures without a verdict"] += 1
@@ -89,9 +89,9 @@ def votes(pictures: Sequence[Reviewed]) -> Votes:
     return Votes(good, dict(left_out))
 
 
-def is_good(verdict: Verdict) -> bool:
+def is_good_verdict(verdict: ReviewVerdict) -> bool:
     """Whether a verdict is `GOOD` and nothing else."""
-    return {choice.strip().lower() for choice in verdict.choices} == {GOOD.lower()}
+    return {choice.strip().lower() for choice in verdict.choices} == {GOOD_VERDICTS.lower()}
 
 
 def _time(text: str | None) -> datetime | None:
@@ -103,7 +103,7 @@ def _time(text: str | None) -> datetime | None:
     return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
 
 
-def agreement(pictures: Sequence[Reviewed], voted: Votes, seed: int = 0) -> pl.DataFrame:
+def score_agreement(pictures: Sequence[ReviewedTask], voted: Votes, seed: int = 0) -> pl.DataFrame:
     """By metric, how well it tells good pictures from others (`AGREEMENT`), the potential first.
 
     - `auc`: the chance that a good picture has the better score than another, a tie counting half, with the 95 %
@@ -122,13 +122,13 @@ def agreement(pictures: Sequence[Reviewed], voted: Votes, seed: int = 0) -> pl.D
         good = np.array([vote for _, vote in of], bool)
         counts = {"metric": name, "n": len(of), "positive": int(good.sum()), "negative": int((~good).sum())}
         rows.append(counts | _statistics(values, good, name in LOWER_IS_BETTER, seed))
-    return pl.DataFrame(rows, schema=AGREEMENT, orient="row")
+    return pl.DataFrame(rows, schema=AGREEMENT_SCHEMA, orient="row")
 
 
 def _statistics(values: NDArray[np.float64], good: NDArray[np.bool_], lower: bool, seed: int) -> dict[str, Any]:
     n, positive = len(values), int(good.sum())
-    if n < LEAST:
-        return {"note": f"{n} pictures with a score and a verdict are too few: {LEAST} are needed"}
+    if n < MIN_PICTURES:
+        return {"note": f"{n} pictures with a score and a verdict are too few: {MIN_PICTURES} are needed"}
     if positive in (0, n):
         return {"note": f"all {n} pictures have {'no issues' if positive else 'issues'}: both kinds are needed"}
     better = -values if lower else values
@@ -191,7 +191,7 @@ def _youden(values: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[float
     return best, values >= best
 
 
-def verdicts(every: Iterable[Sequence[Verdict]]) -> dict[str, int]:
+def verdict_counts(every: Iterable[Sequence[ReviewVerdict]]) -> dict[str, int]:
     """How many annotations chose what, the most frequent first."""
     counts = Counter(", ".join(sorted(verdict.choices)) for each in every for verdict in each)
     return dict(sorted(counts.items(), key=lambda each: (-each[1], each[0])))

@@ -8,10 +8,10 @@ from typing import Any, Final
 import dagster as dg
 import polars as pl
 
-from flexy_assets.reporting.thumbnails import in_markdown
+from flexy_assets.reporting.thumbnails import markdown_image
 from resources.models.registry import METRICS
 
-MEANINGS: Final[dict[str, str]] = {
+COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     # What a row is about.
     "engine": "The model that made the images",
     "run_id": "The sweep the image belongs to",
@@ -188,19 +188,19 @@ MEANINGS: Final[dict[str, str]] = {
 """By column name; where a table's column means something else, `columns` is told so."""
 
 
-def columns(schema: Mapping[str, Any], **others: str) -> dict[str, dg.TableSchema]:
+def column_schema_metadata(schema: Mapping[str, Any], **others: str) -> dict[str, dg.TableSchema]:
     """An asset's metadata for the columns of its table, each with type and meaning.
 
     `others` are meanings that differ from `MEANINGS`. Raises KeyError for a column without any.
     """
-    meanings = MEANINGS | others
+    meanings = COLUMN_DESCRIPTIONS | others
     found = [dg.TableColumn(name, _kind(dtype), meanings[name]) for name, dtype in pl.Schema(schema).items()]
     return {"dagster/column_schema": dg.TableSchema(found)}
 
 
-def plot(words: str, picture: bytes | None) -> dict[str, dg.MetadataValue[Any]]:
+def plot_metadata(words: str, picture: bytes | None) -> dict[str, dg.MetadataValue[Any]]:
     """A table's metadata for its picture; nothing where there is none."""
-    return {"plot": dg.MetadataValue.md(in_markdown(words, picture))} if picture else {}
+    return {"plot": dg.MetadataValue.md(markdown_image(words, picture))} if picture else {}
 
 
 def _kind(dtype: Any) -> str:

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 
-def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
+def load_template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
     """The template at `name`, below this folder; `filters` beside `number`, `percent` and `script_hash`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]),
@@ -29,11 +29,11 @@ def template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
     )
     # As it was given: metrics keep their order.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    environment.filters |= {"number": number, "percent": "{:.0%}".format, "script_hash": _script_hash, **filters}
+    environment.filters |= {"number": format_number, "percent": "{:.0%}".format, "script_hash": _script_hash, **filters}
     return environment.get_template(name)
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
     """A number to so many significant digits, without exponent; a dash where there is none."""
     if value is None:
         return "–"
@@ -42,12 +42,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return written.replace("-", "−") if float(written.replace(",", "")) else written.lstrip("-")
 
 
-def packed(script: str) -> str:
+def gzip_base64(script: str) -> str:
     """A script as gzip in base64, for a page that unpacks it; the same script is always the same text."""
     return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
 
-def listed(names: Sequence[str]) -> str:
+def join_words(names: Sequence[str]) -> str:
     """As in `a, b and c`."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import polars as pl
 
-from flexy_assets.sweep.analysis import LABELS, METRICS, SETTINGS, TARGETS, effective_guidance
+from flexy_assets.sweep.analysis import COLUMN_LABELS, METRIC_LABELS, SETTING_LABELS, TARGET_LABELS, effective_guidance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 INK: Final = "#767676"
 """As far from white as from black, by contrast."""
 COLOURS: Final = ("#3b7dc4", "#d9653b", "#2f9a6b", "#a065c4", "#a8842c")
-BAND: Final = 0.28
+BAND_OPACITY: Final = 0.28
 """Opacity of what is behind a line."""
 DPI: Final = 100
 
 
-def sweep_response(table: pl.DataFrame) -> bytes | None:
+def plot_sweep_response(table: pl.DataFrame) -> bytes | None:
     """Every target over steps (above) and over guidance (below), with its 95 % band."""
     known = table.filter(pl.col("curve") != "surface").drop_nulls("predicted")
-    targets, curves = _in_order(TARGETS, known["target"]), _in_order(SETTINGS, known["curve"])
+    targets, curves = _ordered_subset(TARGET_LABELS, known["target"]), _ordered_subset(SETTING_LABELS, known["curve"])
     if not known.height:
         return None
     figure, panels = _panels(len(curves), len(targets))
@@ -40,44 +40,47 @@ def sweep_response(table: pl.DataFrame) -> bytes | None:
         for target, axes in zip(targets, along, strict=True):
             for engine, colour in _colours(known, "engine").items():
                 rows = known.filter(engine=engine, target=target, curve=curve)
-                axes.fill_between(rows[curve], rows["low"], rows["high"], color=colour, alpha=BAND, linewidth=0)
+                axes.fill_between(rows[curve], rows["low"], rows["high"], color=colour, alpha=BAND_OPACITY, linewidth=0)
                 axes.plot(rows[curve], rows["predicted"], color=colour, linewidth=1.6)
-            _say(axes, LABELS[target] if curve == curves[0] else "", LABELS[curve])
+            _label_axes(axes, COLUMN_LABELS[target] if curve == curves[0] else "", COLUMN_LABELS[curve])
             if curve == "steps":
-                _in_octaves(axes)
+                _use_log2_axis(axes)
     return _webp(figure, _colours(known, "engine"))
 
 
-def sweep_effects(table: pl.DataFrame) -> bytes | None:
+def plot_sweep_effects(table: pl.DataFrame) -> bytes | None:
     """What steps, guidance and their interaction change of each target, with 95 % intervals."""
     known = table.drop_nulls("change")
-    targets, effects = _in_order(TARGETS, known["target"]), known["effect"].unique(maintain_order=True).to_list()
+    targets, effects = (
+        _ordered_subset(TARGET_LABELS, known["target"]),
+        known["effect"].unique(maintain_order=True).to_list(),
+    )
     if not known.height:
         return None
     figure, panels = _panels(1, len(targets), height=0.9 + 0.4 * len(effects))
     for target, axes in zip(targets, panels[0], strict=True):
         axes.axvline(0, color=INK, linewidth=0.6)
         _intervals(axes, known.filter(target=target), "effect", effects, "change", _colours(known, "engine"))
-        _say(axes, LABELS[target], "change")
+        _label_axes(axes, COLUMN_LABELS[target], "change")
     return _webp(figure, _colours(known, "engine"))
 
 
-def diminishing_returns(table: pl.DataFrame) -> bytes | None:
+def plot_diminishing_returns(table: pl.DataFrame) -> bytes | None:
     """Beyond how many steps one more does not pay, with 95 % intervals; to the most tried where they have no end."""
     known = table.drop_nulls("low").with_columns(pl.col("high").fill_null(pl.col("steps_to")))
-    targets = _in_order(TARGETS, known["target"])
+    targets = _ordered_subset(TARGET_LABELS, known["target"])
     if not known.height:
         return None
     figure, panels = _panels(1, 1, width=6.0, height=0.9 + 0.4 * len(targets))
     axes = panels[0, 0]
     _intervals(axes, known, "target", targets, "beyond", _colours(known, "engine"))
     axes.set_xlim(known.select(pl.min("steps_from")).item() * 0.9, known.select(pl.max("steps_to")).item() * 1.1)
-    _say(axes, "Beyond so many steps one more gains too little", LABELS["steps"])
-    _in_octaves(axes)
+    _label_axes(axes, "Beyond so many steps one more gains too little", COLUMN_LABELS["steps"])
+    _use_log2_axis(axes)
     return _webp(figure, _colours(known, "engine"))
 
 
-def pareto_front(table: pl.DataFrame) -> bytes | None:
+def plot_pareto_front(table: pl.DataFrame) -> bytes | None:
     """Overall quality against seconds: settings on the front joined, each with its steps and 95 % interval."""
     known = table.filter(target="overall").drop_nulls(["seconds", "predicted"])
     if not known.height:
@@ -86,23 +89,23 @@ def pareto_front(table: pl.DataFrame) -> bytes | None:
     axes = panels[0, 0]
     for engine, colour in _colours(known, "engine").items():
         rows = known.filter(engine=engine)
-        axes.scatter(rows["seconds"], rows["predicted"], s=8, color=colour, alpha=2 * BAND, linewidth=0)
+        axes.scatter(rows["seconds"], rows["predicted"], s=8, color=colour, alpha=2 * BAND_OPACITY, linewidth=0)
         front = rows.filter("on_front")
-        axes.fill_between(front["seconds"], front["low"], front["high"], color=colour, alpha=BAND, linewidth=0)
+        axes.fill_between(front["seconds"], front["low"], front["high"], color=colour, alpha=BAND_OPACITY, linewidth=0)
         axes.plot(front["seconds"], front["predicted"], color=colour, marker="o", markersize=4, linewidth=1.6)
         for steps, *at in front.select("steps", "seconds", "predicted").iter_rows():
             axes.annotate(f"{steps}", at, xytext=(4, -10), textcoords="offset points", color=colour, fontsize=8)
-    _say(axes, "What no other setting beats, with its steps", "Seconds an image", "Overall, SD")
+    _label_axes(axes, "What no other setting beats, with its steps", "Seconds an image", "Overall, SD")
     return _webp(figure, _colours(known, "engine"))
 
 
-def sweet_spots(table: pl.DataFrame, scores: pl.DataFrame) -> bytes | None:
+def plot_sweet_spots(table: pl.DataFrame, scores: pl.DataFrame) -> bytes | None:
     """The settings that cannot be told from the best, the best (star) and of overall the value for time (ring).
 
     A row of panels an engine. Behind them are the settings of `scores` (`analysis.SCORES`).
     """
     known = table.drop_nulls(["steps", "guidance"])
-    targets = _in_order(TARGETS, known["target"])
+    targets = _ordered_subset(TARGET_LABELS, known["target"])
     if not targets:
         return None
     colours = _colours(known, "engine")
@@ -114,30 +117,35 @@ def sweet_spots(table: pl.DataFrame, scores: pl.DataFrame) -> bytes | None:
             axes.scatter(images["steps"], effective_guidance(images["guidance"]), s=3, color=INK, linewidth=0)
             if row := rows.get(target):
                 region = np.array([(spot["steps"], spot["guidance"]) for spot in row["region"]], dtype=float)
-                axes.scatter(*region.T, s=24, marker="s", color=colour, alpha=2 * BAND, linewidth=0)
+                axes.scatter(*region.T, s=24, marker="s", color=colour, alpha=2 * BAND_OPACITY, linewidth=0)
                 axes.scatter(row["steps"], row["guidance"], s=90, marker="*", color=colour)
             if target == "overall" and (row := rows.get("value")):
                 axes.scatter(row["steps"], row["guidance"], s=80, facecolor="none", edgecolor=colour, linewidth=1.6)
-            _say(axes, LABELS[target], LABELS["steps"], LABELS["guidance"] if target == targets[0] else "")
-            _in_octaves(axes)
+            _label_axes(
+                axes,
+                COLUMN_LABELS[target],
+                COLUMN_LABELS["steps"],
+                COLUMN_LABELS["guidance"] if target == targets[0] else "",
+            )
+            _use_log2_axis(axes)
     return _webp(figure, colours)
 
 
-def sweep_comparison(table: pl.DataFrame) -> bytes | None:
+def plot_sweep_comparison(table: pl.DataFrame) -> bytes | None:
     """Each engine's mean of each metric at the settings all were tried at, with 95 % intervals; None for one engine."""
-    known = table.filter(pl.col("by") == "engine", pl.col("target").is_in(list(METRICS))).drop_nulls("adjusted")
-    colours, targets = _colours(known, "engine"), _in_order(METRICS, known["target"])
+    known = table.filter(pl.col("by") == "engine", pl.col("target").is_in(list(METRIC_LABELS))).drop_nulls("adjusted")
+    colours, targets = _colours(known, "engine"), _ordered_subset(METRIC_LABELS, known["target"])
     if len(colours) < 2:
         return None
     figure, panels = _panels(1, len(targets), height=0.9 + 0.3 * len(colours))
     level = known.with_columns(low="adjusted_low", high="adjusted_high")
     for target, axes in zip(targets, panels[0], strict=True):
         _intervals(axes, level.filter(target=target), "engine", list(colours), "adjusted", colours)
-        _say(axes, LABELS[target], "at the same settings")
+        _label_axes(axes, COLUMN_LABELS[target], "at the same settings")
     return _webp(figure, {})
 
 
-def metric_correlations(table: pl.DataFrame) -> bytes | None:
+def plot_metric_correlations(table: pl.DataFrame) -> bytes | None:
     """Spearman's correlation of every two metrics, and of the settings with them: a panel an engine."""
     known = table.drop_nulls("spearman")
     if not known.height:
@@ -147,7 +155,7 @@ def metric_correlations(table: pl.DataFrame) -> bytes | None:
     for engine, axes in zip(engines, panels[0], strict=True):
         rows = known.filter(engine=engine)
         there = set(rows["left"]) | set(rows["right"])
-        across, down = _in_order(METRICS, there), _in_order(METRICS | SETTINGS, there)
+        across, down = _ordered_subset(METRIC_LABELS, there), _ordered_subset(METRIC_LABELS | SETTING_LABELS, there)
         pairs = {frozenset(pair): value for *pair, value in rows.select("left", "right", "spearman").iter_rows()}
         values = [[pairs.get(frozenset((one, other)), np.nan) for other in across] for one in down]
         axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
@@ -155,13 +163,13 @@ def metric_correlations(table: pl.DataFrame) -> bytes | None:
             if np.isfinite(value):
                 ink = "white" if abs(value) > 0.6 else "black"
                 axes.text(x, y, f"{value:.2f}".replace("-", "−"), ha="center", va="center", fontsize=9, color=ink)
-        axes.set_xticks(range(len(across)), [LABELS[name] for name in across], rotation=20)
-        axes.set_yticks(range(len(down)), [LABELS[name] for name in down])
-        _say(axes, f"{engine}: Spearman’s ρ between images", "")
+        axes.set_xticks(range(len(across)), [COLUMN_LABELS[name] for name in across], rotation=20)
+        axes.set_yticks(range(len(down)), [COLUMN_LABELS[name] for name in down])
+        _label_axes(axes, f"{engine}: Spearman’s ρ between images", "")
     return _webp(figure, {})
 
 
-def edit_comparison(levels: pl.DataFrame) -> bytes | None:
+def plot_edit_comparison(levels: pl.DataFrame) -> bytes | None:
     """Each method's mean of each metric at each budget, with 95 % intervals (of `edits.comparison.LEVELS`)."""
     known = levels.drop_nulls("mean")
     metrics = known["metric"].unique(maintain_order=True).to_list()
@@ -173,13 +181,13 @@ def edit_comparison(levels: pl.DataFrame) -> bytes | None:
     figure, panels = _panels(-(-len(metrics) // columns), columns, height=0.9 + 0.3 * len(searches))
     for axes, metric in zip(panels.flat, metrics, strict=False):
         _intervals(axes, named.filter(metric=metric), "search", searches, "mean", _colours(known, "method"), "method")
-        _say(axes, metric, "")
+        _label_axes(axes, metric, "")
     for axes in panels.flat[len(metrics) :]:
         axes.set_visible(False)
     return _webp(figure, {})
 
 
-def _in_order(names: Collection[str], there: Collection[str]) -> list[str]:
+def _ordered_subset(names: Collection[str], there: Collection[str]) -> list[str]:
     """Those of the names that are there, in their own order."""
     return [name for name in names if name in set(there)]
 
@@ -203,13 +211,13 @@ def _panels(rows: int, columns: int, width: float = 2.4, height: float = 2.1) ->
     return figure, panels
 
 
-def _say(axes: Axes, title: str, x: str, y: str = "") -> None:
+def _label_axes(axes: Axes, title: str, x: str, y: str = "") -> None:
     axes.set_title(title, color=INK, fontsize=10, loc="left")
     axes.set_xlabel(x, color=INK, fontsize=9)
     axes.set_ylabel(y, color=INK, fontsize=9)
 
 
-def _in_octaves(axes: Axes) -> None:
+def _use_log2_axis(axes: Axes) -> None:
     """Steps by their logarithm, as the models take them, written as whole numbers."""
     from matplotlib.ticker import NullLocator, StrMethodFormatter
 
@@ -234,9 +242,9 @@ def _intervals(
     for number, (one, colour) in enumerate(colours.items()):
         rows = table.filter(pl.col(by) == one)
         y = np.array([places[name] for name in rows[column]], dtype=float) + apart * (number - (len(colours) - 1) / 2)
-        axes.hlines(y, rows["low"], rows["high"], color=colour, linewidth=4, alpha=2 * BAND)
+        axes.hlines(y, rows["low"], rows["high"], color=colour, linewidth=4, alpha=2 * BAND_OPACITY)
         axes.scatter(rows[value].cast(pl.Float64).fill_null(np.nan), y, s=22, color=colour, zorder=3)
-    axes.set_yticks(range(len(names)), [LABELS.get(name, name) for name in names])
+    axes.set_yticks(range(len(names)), [COLUMN_LABELS.get(name, name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 

@@ -11,6 +11,6 @@ from tqdm import tqdm
 _TERMINAL = os.fdopen(os.dup(2), "w") if os.isatty(2) else None
 
 
-def progress(what: str, total: int, unit: str = " images") -> Any:
+def progress_bar(what: str, total: int, unit: str = " images") -> Any:
     """A bar with rate and time left; nothing without a terminal or without work."""
     return tqdm(total=total, desc=f"{what:<16}", unit=unit, file=_TERMINAL, disable=_TERMINAL is None or not total)

@@ -8,11 +8,11 @@ from typing import Any
 
 from resources.models.registry import METRICS
 
-Table = Sequence[Mapping[str, Any]]
+TableRows = Sequence[Mapping[str, Any]]
 """Rows of one table, each with the same columns in the order they are shown."""
 
 
-def tables(found: Mapping[str, Any]) -> dict[str, Table]:
+def status_tables(found: Mapping[str, Any]) -> dict[str, TableRows]:
     """The tables, under headings."""
     runs = [
         {
@@ -37,7 +37,7 @@ def _progress(images: int, counts: Mapping[str, int]) -> str:
     return f"{counts['scored']}/{images}{failed}"
 
 
-def summary(found: Mapping[str, Any]) -> str:
+def status_summary(found: Mapping[str, Any]) -> str:
     """The totals in a sentence, and what is left alone, if anything is."""
     totals = found["totals"]
     if not totals["images"]:
@@ -52,7 +52,7 @@ def summary(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def text(table: Table) -> str:
+def format_text_table(table: TableRows) -> str:
     """The table for a terminal: numbers to the right, words to the left."""
     names = list(table[0])
     cells = [[_cell(row[name]) for name in names] for row in table]
@@ -68,7 +68,7 @@ def text(table: Table) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def markdown(table: Table) -> str:
+def format_markdown_table(table: TableRows) -> str:
     """The table for the UI."""
     if not table:
         return "nothing"

@@ -14,12 +14,12 @@ from PIL import Image, ImageOps
 
 from resources.images import UnreadableImageError
 
-LADDER: Final = (
+SIZE_LADDER: Final = (
     *((256, 80), (192, 80), (160, 75), (128, 75), (128, 60)),
     *((112, 60), (112, 50), (96, 50), (96, 35), (80, 35), (64, 35), (48, 30)),
 )
 """Longer side in pixels and WebP quality of thumbnails, best first; each is some 20 to 40 % smaller than the last."""
-TRIED: Final = 40
+TRIAL_SAMPLE: Final = 40
 """Pictures that a rung of the ladder is chosen by."""
 GAP: Final = 2
 """Pixels between two images on a sheet."""
@@ -27,12 +27,12 @@ GREY: Final = (118, 118, 118)
 """Behind transparent images and around ones that are not square: as far from white as from black, by eye."""
 
 
-def in_markdown(words: str, webp: bytes) -> str:
+def markdown_image(words: str, webp: bytes) -> str:
     """A WebP picture as Dagster's UI shows it in Markdown."""
     return f"![{words}](data:image/webp;base64,{base64.b64encode(webp).decode()})"
 
 
-def thumbnail(image: Image.Image, side: int = 96, quality: int = 80) -> bytes:
+def make_thumbnail(image: Image.Image, side: int = 96, quality: int = 80) -> bytes:
     """WebP bytes of the image, its longer side at most `side` pixels."""
     small = _opaque(image)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -41,7 +41,7 @@ def thumbnail(image: Image.Image, side: int = 96, quality: int = 80) -> bytes:
     return buffer.getvalue()
 
 
-def thumbnails(read: Callable[[str], Image.Image], paths: Sequence[str], most_bytes: int) -> dict[str, bytes]:
+def make_thumbnails(read: Callable[[str], Image.Image], paths: Sequence[str], most_bytes: int) -> dict[str, bytes]:
     """WebP bytes by path of the pictures that can be read, as large and fine as `most_bytes` in all allow.
 
     The rung of `LADDER` is chosen by `TRIED` of them; where that was too hopeful, the last are left out. A worker
@@ -53,23 +53,25 @@ def thumbnails(read: Callable[[str], Image.Image], paths: Sequence[str], most_by
             picture = read(path)
         except UnreadableImageError:
             return []
-        return [thumbnail(picture, *rung) for rung in rungs]
+        return [make_thumbnail(picture, *rung) for rung in rungs]
 
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        tried = paths[:: max(1, -(-len(paths) // TRIED))]
-        sizes = [[len(webp) for webp in found] for found in pool.map(lambda path: small(path, LADDER), tried) if found]
+        tried = paths[:: max(1, -(-len(paths) // TRIAL_SAMPLE))]
+        sizes = [
+            [len(webp) for webp in found] for found in pool.map(lambda path: small(path, SIZE_LADDER), tried) if found
+        ]
         means = [sum(rung) / len(rung) for rung in zip(*sizes, strict=True)]
         # Five in a hundred are kept back for pictures unlike those that were tried.
-        fits = (rung for rung, mean in zip(LADDER, means, strict=False) if mean * len(paths) <= 0.95 * most_bytes)
-        rung = next(fits, LADDER[-1])
+        fits = (rung for rung, mean in zip(SIZE_LADDER, means, strict=False) if mean * len(paths) <= 0.95 * most_bytes)
+        rung = next(fits, SIZE_LADDER[-1])
         found = zip(paths, pool.map(lambda path: small(path, [rung]), paths), strict=True)
         made = {path: webp for path, webps in found for webp in webps}
     totals = accumulate(map(len, made.values()))
     return {path: webp for (path, webp), total in zip(made.items(), totals, strict=True) if total <= most_bytes}
 
 
-def contact_sheet(images: Sequence[Image.Image], columns: int = 10, side: int = 64) -> bytes:
+def make_contact_sheet(images: Sequence[Image.Image], columns: int = 10, side: int = 64) -> bytes:
     """WebP bytes of all images in reading order, each whole inside a square of `side` pixels.
 
     Raises ValueError where there is no image or no column.

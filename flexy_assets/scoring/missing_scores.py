@@ -14,239 +14,202 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
-from flexy_assets.storage.locks import Claims, claims
-from flexy_assets.storage.queries import Lack, Pending, Scored
-from resources.database import Database
+from flexy_assets.storage.locks import ImageClaims, open_claims
+from flexy_assets.storage.queries import PendingImage, PendingImages, ScoredImage
 from resources.errors import FlexyError
 from resources.images import ImageStore
 from resources.models import registry
-from resources.models.compute import Halving
-from resources.models.entry import LocalModel
-from resources.models.slot import ModelSlot
+from resources.models.compute import HalvingBatches
 from resources.scorers import Metric
-from resources.scorers.preprocessing import VERSION
-from resources.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CHUNK = 64
+CHUNK_IMAGES = 64
 """Images scored between two commits: what a kill costs at most."""
 
-VECTORS = 256
+CHUNK_VECTORS = 256
 """The same for scores that are computed from kept embeddings, which takes no time."""
 
-CLAIM = 256
+CLAIM_IMAGES = 256
 """Images that are claimed at once; another worker takes those behind them. Postgres has room for some thousands."""
 
-AHEAD = 2
+PREFETCH_CHUNKS = 2
 """Chunks that are read and prepared while the model computes one."""
 
-READERS = {metric.reads or metric.name for metric in registry.METRICS.values()}
+READER_THREADS = {metric.reads or metric.name for metric in registry.METRICS.values()}
 """Who looks at pictures: the encoder whose embeddings are kept, and the metrics that have no part in them."""
 
-NO_PROMPT = "no prompt is recorded for this image"
+NO_PROMPT_ERROR = "no prompt is recorded for this image"
 
-Rows = tuple[str, Sequence[Pending]]
+Rows = tuple[str, Sequence[PendingImage]]
 """A batch, and some of its images that this worker has claimed; none where the batch lacks nothing."""
 
-Chunk = tuple[str, Sequence[tuple[Pending, Any]]]
+Chunk = tuple[str, Sequence[tuple[PendingImage, Any]]]
 """`Rows` with what a model reads of each: a prepared picture, the `FlexyError` why there is none, or nothing."""
 
-Told = Callable[[int], Any]
-"""Is told how many images each chunk settled."""
+ProgressCallback = Callable[[int], Any]
+"""Is on_progress how many images each chunk settled."""
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """What scoring works with, the same for every metric."""
-
-    database: Database
-    store: ImageStore
-    slot: ModelSlot
-    settings: Settings
-
-    def model(self, name: str) -> LocalModel:
-        return registry.scorer(name, self.settings)
-
-    def mark(self, name: str) -> str:
-        """What scores and embeddings say they were made by: weights, precision and preprocessing."""
-        return f"{self.model(name).fingerprint}/pixels{VERSION}"
-
-    def unembedded(self, encoder: str = "clip", needed_for: Collection[str] = ()) -> Lack:
-        return queries.unembedded(self.mark(encoder), self.settings, needed_for)
-
-    def unscored(self, metric: Metric) -> Lack:
-        return queries.unscored(metric.name, self.settings, self.mark(metric.reads) if metric.reads else None)
-
-    def texts(self, prompts: Collection[str], encoder: str = "clip") -> dict[str, NDArray[np.float32]]:
-        """Each prompt's L2-normalised vector (width,), kept or computed now and kept."""
-        mark = self.mark(encoder)
-        with self.database.begin(reading=True) as connection:
-            known = queries.text_vectors(connection, mark, prompts)
-        fresh = sorted(set(prompts) - known.keys())
-        if fresh:
-            vectors = dict(zip(fresh, self.slot.get(self.model(encoder)).texts(fresh), strict=True))
-            with self.database.begin() as connection:
-                queries.record_text_embeddings(connection, mark, vectors)
-            known |= vectors
-        return known
-
-    def count(self, lack: Lack, batches: Sequence[str]) -> int:
-        """How many images of the batches there are to do."""
-        with self.database.begin(reading=True) as connection:
-            return lack.count(connection, batches)
-
-
-@dataclass(frozen=True)
-class Outcome:
+class ScoringOutcome:
     """What one pass did to a batch."""
 
     done: int = 0
     failed: int = 0
 
 
-def embed(
-    scoring: Scoring, batches: Sequence[str], told: Told, encoder: str = "clip", needed_for: Collection[str] = ()
-) -> Iterator[tuple[str, Outcome]]:
+def embed_images(
+    work: Work,
+    batches: Sequence[str],
+    on_progress: ProgressCallback,
+    encoder: str = "clip",
+    needed_for: Collection[str] = (),
+) -> Iterator[tuple[str, ScoringOutcome]]:
     """Keep the image vectors the batches lack, and the text vectors of their prompts; yields each batch as it ends.
 
     With `needed_for`, only of images that lack one of these metrics.
     """
-    mark, lack = scoring.mark(encoder), scoring.unembedded(encoder, needed_for)
-    if not scoring.count(lack, batches):
-        yield from ((batch, Outcome()) for batch in batches)
+    mark, lack = work.fingerprint(encoder), work.pending_embeddings(encoder, needed_for)
+    if not work.count_pending(lack, batches):
+        yield from ((batch, ScoringOutcome()) for batch in batches)
         return
-    scoring.store.check()
-    model = scoring.slot.get(scoring.model(encoder))
-    halving = Halving(model.images_a_call)
+    work.store.check()
+    model = work.slot.get(work.model(encoder))
+    halving = HalvingBatches(model.batch_size)
     said: set[str] = set()
 
     def settle(chunk: Chunk) -> tuple[int, int]:
-        readable, failures = _apart(chunk)
+        readable, failures = _split_unreadable(chunk)
         prompts = {row.prompt for row, _ in readable if row.prompt} - said
         if prompts:
-            scoring.texts(prompts, encoder)
+            work.embed_prompts(prompts, encoder)
             said.update(prompts)
         vectors = halving(model.images, [pixels for _, pixels in readable])
         kept = {}
         for (row, _), vector in zip(readable, vectors, strict=True):
             if isinstance(vector, FlexyError):
-                failures.append(Scored(row.image_id, None, str(vector)))
+                failures.append(ScoredImage(row.image_id, None, str(vector)))
             elif not np.isfinite(vector).all():
-                failures.append(Scored(row.image_id, None, "the embedding is not finite"))
+                failures.append(ScoredImage(row.image_id, None, "the embedding is not finite"))
             else:
                 kept[row.image_id] = vector
-        with scoring.database.begin() as connection:
+        with work.database.begin() as connection:
             queries.record_image_embeddings(connection, mark, kept, failures)
         return len(kept), len(failures)
 
-    with claims(scoring.database) as held:
-        chunks = read_ahead(scoring.store, _claimed(scoring, held, mark, lack, batches, CHUNK), model.prepare, encoder)
-        yield from _by_batch(chunks, settle, told, lambda ids: held.release(mark, ids))
+    with open_claims(work.database) as held:
+        chunks = read_ahead(
+            work.store, _claim_chunks(work, held, mark, lack, batches, CHUNK_IMAGES), model.prepare, encoder
+        )
+        yield from _by_batch(chunks, settle, on_progress, lambda ids: held.release(mark, ids))
 
 
-def score(scoring: Scoring, metric: Metric, batches: Sequence[str], told: Told) -> Iterator[tuple[str, Outcome]]:
+def score_images(
+    work: Work, metric: Metric, batches: Sequence[str], on_progress: ProgressCallback
+) -> Iterator[tuple[str, ScoringOutcome]]:
     """Fill what the batches lack of one metric; yields each batch as it ends."""
-    lack = scoring.unscored(metric)
-    if not scoring.count(lack, batches):
-        yield from ((batch, Outcome()) for batch in batches)
+    lack = work.pending_scores(metric)
+    if not work.count_pending(lack, batches):
+        yield from ((batch, ScoringOutcome()) for batch in batches)
         return
     scorer = registry.SCORER_OF[metric.name]
-    mark = scoring.mark(scorer)
+    mark = work.fingerprint(scorer)
     if metric.reads and metric.reads != scorer:
-        mark = f"{scoring.mark(metric.reads)}+{scoring.model(scorer).fingerprint}"
+        mark = f"{work.fingerprint(metric.reads)}+{work.model(scorer).fingerprint}"
 
-    def record(scores: Sequence[Scored]) -> tuple[int, int]:
-        with scoring.database.begin() as connection:
+    def record(scores: Sequence[ScoredImage]) -> tuple[int, int]:
+        with work.database.begin() as connection:
             done = queries.record_scores(connection, metric.name, mark, scores)
         return done, sum(score.value is None for score in scores)
 
-    with claims(scoring.database) as held:
-        rows = _claimed(scoring, held, metric.name, lack, batches, VECTORS if metric.reads else CHUNK)
+    with open_claims(work.database) as held:
+        rows = _claim_chunks(work, held, metric.name, lack, batches, CHUNK_VECTORS if metric.reads else CHUNK_IMAGES)
         if metric.reads:
             chunks: Iterator[Chunk] = ((batch, [(row, None) for row in some]) for batch, some in rows)
-            compute = _from_embeddings(scoring, metric.reads, None if metric.reads == scorer else scorer)
+            compute = _from_embeddings(work, metric.reads, None if metric.reads == scorer else scorer)
         else:
-            scoring.store.check()
-            model = scoring.slot.get(scoring.model(scorer))
-            chunks = read_ahead(scoring.store, rows, model.prepare, metric.name)
+            work.store.check()
+            model = work.slot.get(work.model(scorer))
+            chunks = read_ahead(work.store, rows, model.prepare, metric.name)
             compute = _from_pictures(model)
 
         yield from _by_batch(
-            chunks, lambda chunk: record(compute(chunk)), told, lambda ids: held.release(metric.name, ids)
+            chunks, lambda chunk: record(compute(chunk)), on_progress, lambda ids: held.release(metric.name, ids)
         )
 
 
-def _from_embeddings(scoring: Scoring, encoder: str, head: str | None) -> Callable[[Chunk], list[Scored]]:
+def _from_embeddings(work: Work, encoder: str, head: str | None) -> Callable[[Chunk], list[ScoredImage]]:
     """Scores from vectors that `embed` kept, by a head or as the cosine with the prompt: no picture is opened."""
-    mark = scoring.mark(encoder)
+    mark = work.fingerprint(encoder)
 
-    def compute(chunk: Chunk) -> list[Scored]:
+    def compute(chunk: Chunk) -> list[ScoredImage]:
         rows = [row for row, _ in chunk[1]]
         ids = [row.image_id for row in rows]
-        with scoring.database.begin(reading=True) as connection:
+        with work.database.begin(reading=True) as connection:
             seen = queries.image_vectors(connection, mark, ids)
             said = queries.text_vectors(connection, mark, {row.prompt for row in rows if row.prompt})
             reasons = queries.embedding_failures(connection, [i for i in ids if i not in seen])
         # One that nobody has tried to embed is not a failure: it is still to come.
-        scores = [Scored(i, None, f"no embedding: {reasons[i]}") for i in ids if i not in seen and i in reasons]
+        scores = [ScoredImage(i, None, f"no embedding: {reasons[i]}") for i in ids if i not in seen and i in reasons]
         there = [row for row in rows if row.image_id in seen]
         if head is None:
             return scores + [_cosine(row, seen[row.image_id], said.get(row.prompt or "")) for row in there]
         if there:
-            marks = scoring.slot.get(scoring.model(head)).marks(np.stack([seen[row.image_id] for row in there]))
-            scores += [Scored.of(row.image_id, float(mark)) for row, mark in zip(there, marks, strict=True)]
+            marks = work.slot.get(work.model(head)).marks(np.stack([seen[row.image_id] for row in there]))
+            scores += [ScoredImage.of(row.image_id, float(mark)) for row, mark in zip(there, marks, strict=True)]
         return scores
 
     return compute
 
 
-def _from_pictures(model: Any) -> Callable[[Chunk], list[Scored]]:
-    halving = Halving(model.images_a_call)
+def _from_pictures(model: Any) -> Callable[[Chunk], list[ScoredImage]]:
+    halving = HalvingBatches(model.batch_size)
 
-    def compute(chunk: Chunk) -> list[Scored]:
-        readable, failures = _apart(chunk)
-        failures += [Scored(row.image_id, None, NO_PROMPT) for row, _ in readable if not row.prompt]
+    def compute(chunk: Chunk) -> list[ScoredImage]:
+        readable, failures = _split_unreadable(chunk)
+        failures += [ScoredImage(row.image_id, None, NO_PROMPT_ERROR) for row, _ in readable if not row.prompt]
         asked = [(row, pixels) for row, pixels in readable if row.prompt]
         values = halving(
             lambda part: model.scores([pixels for _, pixels in part], [row.prompt for row, _ in part]), asked
         )
         return failures + [
-            Scored(row.image_id, None, str(value))
+            ScoredImage(row.image_id, None, str(value))
             if isinstance(value, FlexyError)
-            else Scored.of(row.image_id, float(value))
+            else ScoredImage.of(row.image_id, float(value))
             for (row, _), value in zip(asked, values, strict=True)
         ]
 
     return compute
 
 
-def _cosine(row: Pending, seen: NDArray[np.float32], said: NDArray[np.float32] | None) -> Scored:
+def _cosine(row: PendingImage, seen: NDArray[np.float32], said: NDArray[np.float32] | None) -> ScoredImage:
     if said is None:
-        return Scored(row.image_id, None, NO_PROMPT)
-    return Scored.of(row.image_id, float(np.dot(seen.astype(np.float64), said.astype(np.float64))))
+        return ScoredImage(row.image_id, None, NO_PROMPT_ERROR)
+    return ScoredImage.of(row.image_id, float(np.dot(seen.astype(np.float64), said.astype(np.float64))))
 
 
-def _apart(chunk: Chunk) -> tuple[list[tuple[Pending, Any]], list[Scored]]:
+def _split_unreadable(chunk: Chunk) -> tuple[list[tuple[PendingImage, Any]], list[ScoredImage]]:
     """The rows that could be read, and the reasons of those that could not."""
     _, rows = chunk
-    failures = [Scored(row.image_id, None, str(read)) for row, read in rows if isinstance(read, FlexyError)]
+    failures = [ScoredImage(row.image_id, None, str(read)) for row, read in rows if isinstance(read, FlexyError)]
     return [(row, read) for row, read in rows if not isinstance(read, FlexyError)], failures
 
 
-def _claimed(
-    scoring: Scoring, held: Claims, what: str, lack: Lack, batches: Sequence[str], size: int
+def _claim_chunks(
+    work: Work, held: ImageClaims, what: str, lack: PendingImages, batches: Sequence[str], size: int
 ) -> Iterator[Rows]:
     """What the batches lack and nobody else is at, in chunks, none of which spans two batches."""
     for batch in batches:
-        with scoring.database.begin(reading=True) as connection:
+        with work.database.begin(reading=True) as connection:
             wanted = lack.of(connection, batch)
-        for start in range(0, len(wanted), CLAIM):
-            free = held.take(what, [row.image_id for row in wanted[start : start + CLAIM]])
+        for start in range(0, len(wanted), CLAIM_IMAGES):
+            free = held.take(what, [row.image_id for row in wanted[start : start + CLAIM_IMAGES]])
             # What another worker had settled before it let go is not to be done again.
-            with scoring.database.begin(reading=True) as connection:
+            with work.database.begin(reading=True) as connection:
                 rows = lack.of(connection, batch, free)
             held.release(what, free - {row.image_id for row in rows})
             for first in range(0, len(rows), size):
@@ -263,9 +226,9 @@ def read_ahead(
     one of `READERS`.
     """
 
-    def one(row: Pending) -> Any:
+    def one(row: PendingImage) -> Any:
         try:
-            return prepare(store.read_for(reader, READERS, row.image_path or "", row.image_sha256))
+            return prepare(store.read_for(reader, READER_THREADS, row.image_path or "", row.image_sha256))
         except FlexyError as error:
             return error
 
@@ -274,11 +237,11 @@ def read_ahead(
         return batch, [(row, read.result()) for row, read in zip(rows, reads, strict=True)]
 
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="read-ahead")
-    ahead: deque[tuple[str, Sequence[Pending], list[Future[Any]]]] = deque()
+    ahead: deque[tuple[str, Sequence[PendingImage], list[Future[Any]]]] = deque()
     try:
         for batch, rows in chunks:
             ahead.append((batch, rows, [pool.submit(one, row) for row in rows]))
-            if len(ahead) > AHEAD:
+            if len(ahead) > PREFETCH_CHUNKS:
                 yield collected()
         while ahead:
             yield collected()
@@ -289,9 +252,9 @@ def read_ahead(
 def _by_batch(
     chunks: Iterator[Chunk],
     settle: Callable[[Chunk], tuple[int, int]],
-    told: Told,
+    on_progress: ProgressCallback,
     release: Callable[[set[UUID]], None],
-) -> Iterator[tuple[str, Outcome]]:
+) -> Iterator[tuple[str, ScoringOutcome]]:
     """Settle chunk after chunk, letting go of the images now and then, and yield each batch once its last chunk is."""
     for batch, of_batch in groupby(chunks, key=lambda chunk: chunk[0]):
         done = failed = 0
@@ -301,10 +264,10 @@ def _by_batch(
                 continue
             now_done, now_failed = settle(chunk)
             settled |= {row.image_id for row, _ in chunk[1]}
-            if len(settled) >= CLAIM:
+            if len(settled) >= CLAIM_IMAGES:
                 release(settled)
                 settled = set()
             done, failed = done + now_done, failed + now_failed
-            told(len(chunk[1]))
+            on_progress(len(chunk[1]))
         release(settled)
-        yield batch, Outcome(done, failed)
+        yield batch, ScoringOutcome(done, failed)

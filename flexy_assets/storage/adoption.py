@@ -9,19 +9,19 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import Connection, func, select, update
 
-from flexy_assets.storage.migrate import IMPATIENT, check_rights, migrate
+from flexy_assets.storage.migrate import SET_LOCK_TIMEOUT, check_rights, migrate
 from flexy_assets.storage.tables import bench_run_results
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.settings import Settings
 
-BATCHES_A_TRANSACTION = 20
+BATCHES_PER_TRANSACTION = 20
 
-RUNLESS = "norun"
+RUNLESS_PREFIX = "norun"
 """What the batches of rows without a run are named after."""
 
 
-def adopt(database: Database, settings: Settings, seconds: float = 20) -> int:
+def adopt_rows(database: Database, settings: Settings, seconds: float = 20) -> int:
     """Bring the tables up to date and give rows without a batch one; returns how many rows got one.
 
     A run's rows are batched in the order of (created_at, id), so those appended later come after those that are
@@ -38,7 +38,7 @@ def adopt(database: Database, settings: Settings, seconds: float = 20) -> int:
             if connection.dialect.name == "postgresql":
                 # Two processes would begin the same batch.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy batches'))")
-                connection.exec_driver_sql(IMPATIENT)
+                connection.exec_driver_sql(SET_LOCK_TIMEOUT)
             now = _assign(connection, settings.batch_size)
         adopted += now
         if not now:
@@ -46,16 +46,16 @@ def adopt(database: Database, settings: Settings, seconds: float = 20) -> int:
     return adopted
 
 
-def batches(connection: Connection) -> list[str]:
+def batch_names(connection: Connection) -> list[str]:
     """Every batch there is, a run's in the order they began, by stepping through the index, not reading every row."""
     batch = bench_run_results.c.batch
     steps = select(func.min(batch).label("batch")).cte("steps", recursive=True)
     after = select(func.min(batch)).where(batch > steps.c.batch).scalar_subquery()
     steps = steps.union_all(select(after).where(steps.c.batch.is_not(None)))
-    return sorted(connection.scalars(select(steps.c.batch).where(steps.c.batch.is_not(None))), key=_place)
+    return sorted(connection.scalars(select(steps.c.batch).where(steps.c.batch.is_not(None))), key=_batch_index)
 
 
-def _place(batch: str) -> tuple[str, int]:
+def _batch_index(batch: str) -> tuple[str, int]:
     """Where a batch stands among all: as text the ten thousandth of a run would come before its second."""
     prefix, _, index = batch.rpartition("_")
     return (prefix, int(index)) if index.isdecimal() else (batch, 0)
@@ -66,12 +66,12 @@ def _assign(connection: Connection, size: int) -> int:
     images = bench_run_results.c
     runs = select(images.run_id).where(images.batch.is_(None)).group_by(images.run_id)
     oldest_first = runs.order_by(func.min(images.created_at).nulls_last(), images.run_id)
-    there, assigned, begun = batches(connection), 0, 0
-    for run_id in connection.scalars(oldest_first.limit(BATCHES_A_TRANSACTION)).all():
+    there, assigned, begun = batch_names(connection), 0, 0
+    for run_id in connection.scalars(oldest_first.limit(BATCHES_PER_TRANSACTION)).all():
         of_run = images.run_id == run_id if run_id else images.run_id.is_(None)
-        prefix = run_id.hex[:8] if run_id else RUNLESS
-        index, room = _end(connection, prefix, there, size)
-        while begun < BATCHES_A_TRANSACTION:
+        prefix = run_id.hex[:8] if run_id else RUNLESS_PREFIX
+        index, room = _last_place(connection, prefix, there, size)
+        while begun < BATCHES_PER_TRANSACTION:
             waiting = select(images.id).where(images.batch.is_(None), of_run)
             next_ones = waiting.order_by(images.created_at, images.id).limit(room)
             there.append(f"{prefix}_{index:04d}")
@@ -84,7 +84,7 @@ def _assign(connection: Connection, size: int) -> int:
     return assigned
 
 
-def _end(connection: Connection, prefix: str, there: Sequence[str], size: int) -> tuple[int, int]:
+def _last_place(connection: Connection, prefix: str, there: Sequence[str], size: int) -> tuple[int, int]:
     """The index of the batch that the next row of a run belongs to, and how many more rows it takes."""
     ours = re.compile(rf"{prefix}_(\d{{4,}})")
     index = max((int(found[1]) for found in map(ours.fullmatch, there) if found), default=0)

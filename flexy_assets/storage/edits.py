@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, update
 
-from flexy_assets.storage.queries import now, upsert
+from flexy_assets.storage.queries import upsert, utc_now
 from flexy_assets.storage.tables import (
     edit_candidates,
     edit_runs,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Task:
+class EditTaskRow:
     """A row of `edit_tasks`."""
 
     id: UUID
@@ -44,7 +44,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateRow:
     """A row of `edit_candidates` without its latents, and the outcomes of its scores: None for one that failed."""
 
     id: UUID
@@ -73,35 +73,37 @@ def candidate_id(task: UUID, method: str, budget: int, name: str, until: int) ->
     return uuid5(task, f"{method}/{budget}/{name}/{until}")
 
 
-def save_run(connection: Connection, run_id: UUID, plan: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+def save_comparison(
+    connection: Connection, run_id: UUID, plan: Mapping[str, Any], tasks: Sequence[EditTaskRow]
+) -> None:
     """Add a comparison with its tasks; one that is there is left as it is."""
-    row = {"id": run_id, "plan": json.dumps(plan, sort_keys=True), "created_at": now()}
+    row = {"id": run_id, "plan": json.dumps(plan, sort_keys=True), "created_at": utc_now()}
     connection.execute(upsert(connection, edit_runs).on_conflict_do_nothing(), row)
     connection.execute(upsert(connection, edit_tasks).on_conflict_do_nothing(), [asdict(task) for task in tasks])
 
 
-def plan(connection: Connection, run_id: UUID) -> dict[str, Any] | None:
+def comparison_plan(connection: Connection, run_id: UUID) -> dict[str, Any] | None:
     """A comparison's settings as they were saved; None where there is no such one."""
     text = connection.scalar(select(edit_runs.c.plan).where(edit_runs.c.id == run_id))
     return json.loads(text) if text else None
 
 
-def runs(connection: Connection) -> list[UUID]:
+def comparison_ids(connection: Connection) -> list[UUID]:
     """Every comparison, oldest first; what puts faces right is none."""
     own = exists().where(edit_tasks.c.run_id == edit_runs.c.id, edit_tasks.c.label_task.is_(None))
     return list(connection.scalars(select(edit_runs.c.id).where(own).order_by(edit_runs.c.created_at, edit_runs.c.id)))
 
 
-def tasks(connection: Connection, batches: Collection[str]) -> list[Task]:
+def edit_tasks_of(connection: Connection, batches: Collection[str]) -> list[EditTaskRow]:
     """The tasks of these batches, in order."""
-    columns = [edit_tasks.c[field.name] for field in fields(Task)]
+    columns = [edit_tasks.c[field.name] for field in fields(EditTaskRow)]
     wanted = select(*columns).where(edit_tasks.c.batch.in_(batches)).order_by(edit_tasks.c.batch, edit_tasks.c.position)
-    return [Task(*row) for row in connection.execute(wanted)]
+    return [EditTaskRow(*row) for row in connection.execute(wanted)]
 
 
-def candidates(connection: Connection, batches: Collection[str], method: str) -> list[Candidate]:
+def edit_candidates_of(connection: Connection, batches: Collection[str], method: str) -> list[CandidateRow]:
     """A method's candidates of these batches' tasks, with what was measured of them."""
-    names = [field.name for field in fields(Candidate) if field.name != "scores"]
+    names = [field.name for field in fields(CandidateRow) if field.name != "scores"]
     mine = edit_candidates.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
     chosen = and_(edit_tasks.c.batch.in_(batches), edit_candidates.c.method == method)
     outcomes = select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value).join_from(
@@ -113,7 +115,7 @@ def candidates(connection: Connection, batches: Collection[str], method: str) ->
     rows = select(*(edit_candidates.c[name] for name in names)).select_from(mine).where(chosen)
     found = [row._asdict() for row in connection.execute(rows.order_by(edit_candidates.c.created_at))]
     return [
-        Candidate(
+        CandidateRow(
             **row | {"moves": tuple((t, seed) for t, seed in json.loads(row["moves"]))},
             scores=scores.get(row["id"], {}),
         )
@@ -121,7 +123,7 @@ def candidates(connection: Connection, batches: Collection[str], method: str) ->
     ]
 
 
-def scored_by(connection: Connection, batches: Collection[str], metric: str, scorer: str) -> set[UUID]:
+def candidates_scored_by(connection: Connection, batches: Collection[str], metric: str, scorer: str) -> set[UUID]:
     """The candidates of these batches' tasks that this scorer has given a value of the metric."""
     mine = image_scores.join(edit_candidates, edit_candidates.c.id == image_scores.c.image_id)
     scored = and_(
@@ -134,7 +136,7 @@ def scored_by(connection: Connection, batches: Collection[str], metric: str, sco
     return set(connection.scalars(found.where(scored)))
 
 
-def latents(connection: Connection, candidate_ids: Collection[UUID]) -> dict[UUID, bytes]:
+def latents_of(connection: Connection, candidate_ids: Collection[UUID]) -> dict[UUID, bytes]:
     """What previews can be carried on from, for those that still have it."""
     there = select(edit_candidates.c.id, edit_candidates.c.latents).where(
         edit_candidates.c.id.in_(list(candidate_ids)), edit_candidates.c.latents.is_not(None)
@@ -144,7 +146,7 @@ def latents(connection: Connection, candidate_ids: Collection[UUID]) -> dict[UUI
 
 def add_candidates(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows of `edit_candidates`; of one that is already there only the first counts."""
-    encoded = [{"created_at": now(), **row, "moves": json.dumps(row["moves"])} for row in rows]
+    encoded = [{"created_at": utc_now(), **row, "moves": json.dumps(row["moves"])} for row in rows]
     if encoded:
         connection.execute(upsert(connection, edit_candidates).on_conflict_do_nothing(), encoded)
 
@@ -156,38 +158,38 @@ def record_scoring_time(connection: Connection, candidate_ids: Collection[UUID],
     connection.execute(of_these.values(scored_ms=spent + round(milliseconds)))
 
 
-def record_selections(connection: Connection, chosen: Iterable[Candidate]) -> None:
+def record_selections(connection: Connection, chosen: Iterable[CandidateRow]) -> None:
     """Keep each search's winner, and let go of the latents of its task's previews."""
     for one in chosen:
         row = {"task": one.task, "method": one.method, "budget": one.budget}
-        values = {"candidate": one.id, "selected_at": now()}
+        values = {"candidate": one.id, "selected_at": utc_now()}
         statement = upsert(connection, edit_selections).values(row | values)
         connection.execute(statement.on_conflict_do_update(index_elements=list(row), set_=values))
         mine = and_(*(edit_candidates.c[name] == value for name, value in row.items()))
         connection.execute(update(edit_candidates).where(mine).values(latents=None))
 
 
-def unselect(connection: Connection, task: UUID) -> None:
+def unselect_task(connection: Connection, task: UUID) -> None:
     """Let go of a task's winners."""
     connection.execute(delete(edit_selections).where(edit_selections.c.task == task))
 
 
-def select_one(connection: Connection, chosen: Candidate) -> None:
+def select_candidate(connection: Connection, chosen: CandidateRow) -> None:
     """Keep a task's only winner, whichever method's it is; one that is kept already stays as it is."""
     mine = edit_selections.c.task == chosen.task
     if list(connection.scalars(select(edit_selections.c.candidate).where(mine))) != [chosen.id]:
-        unselect(connection, chosen.task)
+        unselect_task(connection, chosen.task)
         record_selections(connection, [chosen])
 
 
-def selected(connection: Connection, batches: Collection[str]) -> dict[str, int]:
+def selected_candidates(connection: Connection, batches: Collection[str]) -> dict[str, int]:
     """How many winners each of these batches has."""
     mine = edit_selections.join(edit_tasks, edit_tasks.c.id == edit_selections.c.task)
     counted = select(edit_tasks.c.batch, func.count()).select_from(mine).where(edit_tasks.c.batch.in_(batches))
     return dict(connection.execute(counted.group_by(edit_tasks.c.batch)).tuples().all())
 
 
-CANDIDATES: dict[str, type] = {
+EDIT_CANDIDATES_SCHEMA: dict[str, type] = {
     "candidate_id": str,
     "run": str,
     "batch": str,
@@ -211,10 +213,10 @@ CANDIDATES: dict[str, type] = {
     "error": str,
     "chosen": bool,
 }
-"""The columns of `edit_scores` beside its metrics, with Python types: one row a candidate and step looked at."""
+"""The columns of `edit_scores` beside its metrics: one row a candidate and step that was looked at."""
 
 
-def table(connection: Connection, run_ids: Collection[UUID], metrics: Sequence[str]) -> pl.DataFrame:
+def edit_scores_table(connection: Connection, run_ids: Collection[UUID], metrics: Sequence[str]) -> pl.DataFrame:
     """Every candidate of these comparisons (`CANDIDATES`) with its scores, NULL where one is missing."""
     import polars as pl
 
@@ -227,7 +229,7 @@ def table(connection: Connection, run_ids: Collection[UUID], metrics: Sequence[s
         "source_path": edit_tasks.c.image_path,
         "chosen": edit_selections.c.candidate.is_not(None),
     }
-    columns = [(own[name] if name in own else edit_candidates.c[name]).label(name) for name in CANDIDATES]
+    columns = [(own[name] if name in own else edit_candidates.c[name]).label(name) for name in EDIT_CANDIDATES_SCHEMA]
     selected = edit_selections.c.candidate == edit_candidates.c.id
     rows = (
         select(*columns)
@@ -251,7 +253,7 @@ def table(connection: Connection, run_ids: Collection[UUID], metrics: Sequence[s
         .where(edit_tasks.c.run_id.in_(list(run_ids)), image_scores.c.metric.in_(metrics))
     )
     scores = {(str(image), metric): value for image, metric, value in connection.execute(outcomes)}
-    schema = CANDIDATES | dict.fromkeys(metrics, float)
+    schema = EDIT_CANDIDATES_SCHEMA | dict.fromkeys(metrics, float)
     return pl.DataFrame(
         [[*row, *(scores.get((row[0], metric)) for metric in metrics)] for row in found], schema=schema, orient="row"
     )

@@ -14,14 +14,14 @@ from sqlalchemy import Connection, Select, select
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results
 from resources.database import Database
 from resources.errors import FlexyError
-from resources.images import describe, replacing
+from resources.images import describe_os_error, replacing
 
 CSV_COLUMNS = ("steps", "guidance", *SWEEP_METRICS, "elapsed_ms", "seed")
 
 _UNBOUNDED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
-def export(database: Database, path: Path, run_ids: Collection[UUID] = ()) -> int:
+def export_csv(database: Database, path: Path, run_ids: Collection[UUID] = ()) -> int:
     """Write the images that have all four scores, of these runs or of all, by steps and guidance.
 
     The file is written whole or not at all; returns how many images it holds. On Postgres the server itself
@@ -31,10 +31,10 @@ def export(database: Database, path: Path, run_ids: Collection[UUID] = ()) -> in
     try:
         with replacing(path) as temporary, temporary.open("wb") as file, database.begin(reading=True) as connection:
             if connection.dialect.name == "postgresql":
-                return _copy(connection, file, _query(run_ids))
-            return _write(connection, file, _query(run_ids))
+                return _copy_from_postgres(connection, file, _query(run_ids))
+            return _write_rows(connection, file, _query(run_ids))
     except OSError as error:
-        raise FlexyError(f"cannot write {path}: {describe(error)}") from error
+        raise FlexyError(f"cannot write {path}: {describe_os_error(error)}") from error
 
 
 def _query(run_ids: Collection[UUID]) -> Select[Any]:
@@ -47,14 +47,14 @@ def _query(run_ids: Collection[UUID]) -> Select[Any]:
     return statement.order_by(images.steps, images.guidance)
 
 
-def _copy(connection: Connection, file: BinaryIO, query: Select[Any]) -> int:
+def _copy_from_postgres(connection: Connection, file: BinaryIO, query: Select[Any]) -> int:
     text = query.compile(connection, compile_kwargs={"literal_binds": True})
     cursor: Any = connection.connection.cursor()
     cursor.copy_expert(f"COPY ({text}) TO STDOUT WITH CSV HEADER", file)
     return int(cursor.rowcount)
 
 
-def _write(connection: Connection, file: BinaryIO, query: Select[Any]) -> int:
+def _write_rows(connection: Connection, file: BinaryIO, query: Select[Any]) -> int:
     """SQLite's rows in the same form; it puts NULL first where Postgres puts it last."""
     images = bench_run_results.c
     last = query.order_by(None).order_by(images.steps.nulls_last(), images.guidance.nulls_last(), images.id)

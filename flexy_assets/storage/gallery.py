@@ -9,19 +9,19 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, select
 
-from flexy_assets.storage.quality import ALIKE
-from flexy_assets.storage.queries import EMBEDDING, of_models, prompt_of, value_of
+from flexy_assets.storage.quality import SAME_IMAGE_COLUMNS
+from flexy_assets.storage.queries import EMBEDDING_METRIC, in_model_set, metric_value, prompt_column
 from flexy_assets.storage.tables import bench_run_results, image_scores
 from resources.models.registry import METRICS
 from resources.settings import Settings
 
-NEWEST = "newest"
-SORTS = (NEWEST, *METRICS)
+NEWEST_IMAGES = "newest"
+SORTS = (NEWEST_IMAGES, *METRICS)
 """What a page is sorted by: the newest, or the highest of a metric, first."""
 
-PAGE = 24
+PAGE_IMAGES = 24
 
-Card = dict[str, Any]
+ImageCard = dict[str, Any]
 """An image: `id`, `run`, `batch`, its settings, `elapsed_ms`, `created_at`, `image_path`, `image_sha256`, and `scores`,
 by metric `value` and, where that is None, the `reason`. Numbers are finite or None."""
 
@@ -30,17 +30,17 @@ _NUMBERS = ("steps", "guidance", "seed", "width", "height", "elapsed_ms")
 _TEXTS = ("engine", "prompt", "negative_prompt", "batch", "image_path", "image_sha256")
 
 
-def page(
+def card_page(
     connection: Connection,
     settings: Settings,
     *,
     engine: str = "",
     prompt: str = "",
     run_id: UUID | None = None,
-    sort: str = NEWEST,
+    sort: str = NEWEST_IMAGES,
     number: int = 1,
-    size: int = PAGE,
-) -> tuple[list[Card], int]:
+    size: int = PAGE_IMAGES,
+) -> tuple[list[ImageCard], int]:
     """The cards of page `number` (from 1) and how many images there are in all.
 
     Of this engine and run, where they are given, and with these words somewhere in the prompt, in any case.
@@ -49,53 +49,55 @@ def page(
     if engine:
         wanted.append(_images.engine == engine)
     if prompt:
-        wanted.append(prompt_of(settings).icontains(prompt, autoescape=True))
+        wanted.append(prompt_column(settings).icontains(prompt, autoescape=True))
     if run_id:
         wanted.append(_images.run_id == run_id)
     count = connection.scalar(select(func.count()).select_from(bench_run_results).where(*wanted)) or 0
     order = [_images.created_at.desc().nulls_last(), _images.id]
-    if sort != NEWEST:
+    if sort != NEWEST_IMAGES:
         # What no score can be, Postgres' NaN for one, would stand before the best.
-        value, metric = value_of(sort), METRICS[sort]
+        value, metric = metric_value(sort), METRICS[sort]
         order.insert(0, case((value.between(metric.low, metric.high), value)).desc().nulls_last())
     # The ids alone are sorted: with the rest of each row a large table takes twice as long.
     ids = select(_images.id).where(*wanted).order_by(*order).offset((number - 1) * size).limit(size)
-    return of_images(connection, settings, connection.scalars(ids)), count
+    return cards_of_images(connection, settings, connection.scalars(ids)), count
 
 
-def of_images(connection: Connection, settings: Settings, image_ids: Iterable[UUID]) -> list[Card]:
+def cards_of_images(connection: Connection, settings: Settings, image_ids: Iterable[UUID]) -> list[ImageCard]:
     """The cards of these images, of those that are there, in this order."""
     wanted = list(image_ids)
     rows = connection.execute(_select(settings).where(_images.id.in_(wanted))).all()
     return _cards(connection, settings, sorted(rows, key=lambda row: wanted.index(row.id)))
 
 
-def file(connection: Connection, image_id: UUID) -> tuple[str, str | None] | None:
+def image_file(connection: Connection, image_id: UUID) -> tuple[str, str | None] | None:
     """Path and SHA-256 of an image; None where there is none of this id."""
     row = connection.execute(select(_images.image_path, _images.image_sha256).where(_images.id == image_id)).first()
     return None if row is None else (row.image_path or "", row.image_sha256)
 
 
-def engines(connection: Connection) -> list[str]:
+def engine_names(connection: Connection) -> list[str]:
     """The engines whose images the table holds."""
     return sorted(connection.scalars(select(_images.engine).where(_images.engine.is_not(None)).distinct()))
 
 
-def alike(connection: Connection, settings: Settings, made_with: Mapping[str, Any]) -> UUID | None:
+def find_same_settings(connection: Connection, settings: Settings, made_with: Mapping[str, Any]) -> UUID | None:
     """The oldest image that was made with these settings (`ALIKE`), whichever run made it; None where none was."""
-    columns = {name: _images[name] for name in ALIKE} | {"prompt": prompt_of(settings)}
-    same = [columns[name] == made_with[name] for name in ALIKE]
+    columns = {name: _images[name] for name in SAME_IMAGE_COLUMNS} | {"prompt": prompt_column(settings)}
+    same = [columns[name] == made_with[name] for name in SAME_IMAGE_COLUMNS]
     return connection.scalars(select(_images.id).where(*same).order_by(_images.created_at, _images.id).limit(1)).first()
 
 
 def _select(settings: Settings) -> Select[Any]:
-    columns = {name: _images[name] for name in (*_TEXTS, *_NUMBERS)} | {"prompt": prompt_of(settings).label("prompt")}
-    values = [value_of(metric).label(metric) for metric in METRICS]
-    ours = of_models(settings.models).label("ours")
+    columns = {name: _images[name] for name in (*_TEXTS, *_NUMBERS)} | {
+        "prompt": prompt_column(settings).label("prompt")
+    }
+    values = [metric_value(metric).label(metric) for metric in METRICS]
+    ours = in_model_set(settings.models).label("ours")
     return select(_images.id, _images.run_id, _images.created_at, *columns.values(), *values, ours)
 
 
-def _cards(connection: Connection, settings: Settings, rows: Collection[Row[Any]]) -> list[Card]:
+def _cards(connection: Connection, settings: Settings, rows: Collection[Row[Any]]) -> list[ImageCard]:
     lacking = [row.id for row in rows if any(_finite(row._mapping[metric]) is None for metric in METRICS)]
     outcome = image_scores.c
     tried = select(outcome.image_id, outcome.metric, outcome.error)
@@ -107,7 +109,7 @@ def _cards(connection: Connection, settings: Settings, rows: Collection[Row[Any]
             return f"the table holds {row._mapping[metric]}"
         if error := errors.get((row.id, metric)):
             return str(error)
-        if METRICS[metric].reads and (error := errors.get((row.id, EMBEDDING))):
+        if METRICS[metric].reads and (error := errors.get((row.id, EMBEDDING_METRIC))):
             return f"no embedding: {error}"
         if not row.ours:
             return f"FLEXY_MODELS={settings.models} does not score images of {row.engine or 'an unknown engine'}"

@@ -13,8 +13,8 @@ from uuid import UUID, uuid5
 import polars as pl
 from sqlalchemy import Connection, Row, case, func, or_, select, text, update
 
-from flexy_assets.inpaint.plan import Inpainting
-from flexy_assets.storage.queries import now, upsert
+from flexy_assets.inpaint.plan import InpaintPlan
+from flexy_assets.storage.queries import upsert, utc_now
 from flexy_assets.storage.tables import (
     edit_candidates,
     edit_runs,
@@ -25,18 +25,18 @@ from flexy_assets.storage.tables import (
     label_predictions,
     label_tasks,
 )
-from resources.label_studio.export import Verdict
+from resources.label_studio.export import ReviewVerdict
 
-PENDING = "its pictures are still to be fetched: import it again"
+PENDING_BATCH = "its pictures are still to be fetched: import it again"
 """The error of a task whose import has not come to it."""
 
 _NAMESPACE = UUID("0c0b6f0e-51ce-5d0e-8f3c-2f4d9a5f6b1e")
-_AT_ONCE = 500
+_IDS_PER_QUERY = 500
 _tasks = label_tasks.c
 
 
 @dataclass(frozen=True)
-class Task:
+class LabelTaskRow:
     """A row of `label_tasks`. Paths are relative to the image root; all are None where the task has an error."""
 
     id: UUID
@@ -47,7 +47,7 @@ class Task:
     character_name: str
     prompt: str
     digest: str
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[ReviewVerdict, ...] = ()
     batch: str = ""
     position: int = 0
     image_path: str | None = None
@@ -67,20 +67,20 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedImage:
     """What was selected for a task, last: the candidate, its picture, its scores, and how it was made."""
 
-    task: Task
+    task: LabelTaskRow
     candidate: UUID
     image_path: str
     image_sha256: str | None
-    plan: Inpainting
+    plan: InpaintPlan
     selected_at: datetime
     scores: Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentPrediction:
     """A row of `label_predictions`."""
 
     task: UUID
@@ -95,7 +95,7 @@ class Sent:
     sent_at: datetime | None = None
 
 
-def task_id(project: int | None, name: str) -> UUID:
+def label_task_id(project: int | None, name: str) -> UUID:
     """The same task has the same id, whether it comes from an export or from the server."""
     return uuid5(_NAMESPACE, f"{'' if project is None else project}/{name}")
 
@@ -103,42 +103,44 @@ def task_id(project: int | None, name: str) -> UUID:
 # Tasks
 
 
-def tasks(connection: Connection, batches: Collection[str] | None = None) -> list[Task]:
+def label_tasks_of(connection: Connection, batches: Collection[str] | None = None) -> list[LabelTaskRow]:
     """The tasks of these batches, or all, in order."""
-    wanted = select(*(_tasks[field.name] for field in fields(Task)))
+    wanted = select(*(_tasks[field.name] for field in fields(LabelTaskRow)))
     if batches is not None:
         wanted = wanted.where(_tasks.batch.in_(batches))
     rows = connection.execute(wanted.order_by(_tasks.created_at, _tasks.batch, _tasks.position))
     return [_task(row) for row in rows]
 
 
-def of(connection: Connection, ids: Collection[UUID]) -> dict[UUID, Task]:
+def label_tasks_by_id(connection: Connection, ids: Collection[UUID]) -> dict[UUID, LabelTaskRow]:
     """These tasks, as far as they are there."""
-    found = connection.execute(select(*(_tasks[field.name] for field in fields(Task))).where(_tasks.id.in_(ids)))
+    found = connection.execute(
+        select(*(_tasks[field.name] for field in fields(LabelTaskRow))).where(_tasks.id.in_(ids))
+    )
     return {row.id: _task(row) for row in found}
 
 
-def _task(row: Row[Any]) -> Task:
-    return Task(**row._asdict() | {"verdicts": _verdicts(row.verdicts)})
+def _task(row: Row[Any]) -> LabelTaskRow:
+    return LabelTaskRow(**row._asdict() | {"verdicts": _verdicts(row.verdicts)})
 
 
-def _verdicts(text: str) -> tuple[Verdict, ...]:
-    return tuple(Verdict(**each | {"choices": tuple(each["choices"])}) for each in json.loads(text))
+def _verdicts(text: str) -> tuple[ReviewVerdict, ...]:
+    return tuple(ReviewVerdict(**each | {"choices": tuple(each["choices"])}) for each in json.loads(text))
 
 
-def _row(task: Task) -> dict[str, Any]:
+def _row(task: LabelTaskRow) -> dict[str, Any]:
     return asdict(task) | {"verdicts": json.dumps([asdict(verdict) for verdict in task.verdicts])}
 
 
-def reserve(connection: Connection, wanted: Sequence[Task], batch_size: int) -> int:
+def reserve_batches(connection: Connection, wanted: Sequence[LabelTaskRow], batch_size: int) -> int:
     """Add the tasks that are not there, as pending, in new batches of their project; returns how many."""
     if connection.dialect.name == "postgresql":
         # Two imports at once would both begin the same batch.
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('flexy label batches'))"))
     known: set[UUID] = set()
     ids = [task.id for task in wanted]
-    for first in range(0, len(ids), _AT_ONCE):
-        known |= set(connection.scalars(select(_tasks.id).where(_tasks.id.in_(ids[first : first + _AT_ONCE]))))
+    for first in range(0, len(ids), _IDS_PER_QUERY):
+        known |= set(connection.scalars(select(_tasks.id).where(_tasks.id.in_(ids[first : first + _IDS_PER_QUERY]))))
     batches = connection.scalars(select(_tasks.batch).distinct())
     begun = Counter[str]()
     for batch in batches:
@@ -151,21 +153,21 @@ def reserve(connection: Connection, wanted: Sequence[Task], batch_size: int) -> 
         place = count[project]
         count[project] += 1
         new = replace(task, batch=f"{project}_{begun[project] + place // batch_size:04d}", position=place % batch_size)
-        rows.append(_row(replace(new, error=PENDING)) | {"created_at": now(), "updated_at": now()})
+        rows.append(_row(replace(new, error=PENDING_BATCH)) | {"created_at": utc_now(), "updated_at": utc_now()})
     if rows:
         connection.execute(upsert(connection, label_tasks).on_conflict_do_nothing(), rows)
     return len(rows)
 
 
-def save(connection: Connection, task: Task) -> None:
+def save_label_task(connection: Connection, task: LabelTaskRow) -> None:
     """Write what a task is now; its batch and position stay."""
     values = {name: value for name, value in _row(task).items() if name not in ("id", "batch", "position")}
-    connection.execute(update(label_tasks).where(_tasks.id == task.id).values(values | {"updated_at": now()}))
+    connection.execute(update(label_tasks).where(_tasks.id == task.id).values(values | {"updated_at": utc_now()}))
 
 
-def refresh(connection: Connection, read: Sequence[Task]) -> None:
+def refresh_label_tasks(connection: Connection, read: Sequence[LabelTaskRow]) -> None:
     """Write what is no part of a task's digest: its verdicts, and its number where it has one."""
-    known = {task.id: (task.verdicts, task.label_studio_id) for task in tasks(connection)}
+    known = {task.id: (task.verdicts, task.label_studio_id) for task in label_tasks_of(connection)}
     for task in read:
         verdicts, number = known.get(task.id, ((), None))
         values = {"verdicts": _row(task)["verdicts"], "label_studio_id": task.label_studio_id or number}
@@ -173,7 +175,7 @@ def refresh(connection: Connection, read: Sequence[Task]) -> None:
             connection.execute(update(label_tasks).where(_tasks.id == task.id).values(values))
 
 
-TASKS: dict[str, Any] = {
+LABEL_TASKS_SCHEMA: dict[str, Any] = {
     "batch": pl.String,
     "task_id": pl.String,
     "project": pl.Int64,
@@ -189,7 +191,7 @@ TASKS: dict[str, Any] = {
 """The columns of the asset `label_tasks`: one row a task; `verdict` is what people chose, with ` | ` between them."""
 
 
-def table(found: Sequence[Task]) -> pl.DataFrame:
+def label_tasks_table(found: Sequence[LabelTaskRow]) -> pl.DataFrame:
     """Tasks as `TASKS`."""
     rows = [
         asdict(task)
@@ -200,13 +202,15 @@ def table(found: Sequence[Task]) -> pl.DataFrame:
         }
         for task in found
     ]
-    return pl.DataFrame([[row[name] for name in TASKS] for row in rows], schema=TASKS, orient="row")
+    return pl.DataFrame(
+        [[row[name] for name in LABEL_TASKS_SCHEMA] for row in rows], schema=LABEL_TASKS_SCHEMA, orient="row"
+    )
 
 
 # Pictures
 
 
-def pictures(connection: Connection, addresses: Collection[str]) -> dict[str, tuple[str, str]]:
+def stored_pictures(connection: Connection, addresses: Collection[str]) -> dict[str, tuple[str, str]]:
     """Path and SHA-256 of those that were fetched; addresses are given by their SHA-256."""
     there = label_pictures.c
     wanted = select(there.address_sha256, there.path, there.sha256).where(there.address_sha256.in_(addresses))
@@ -215,7 +219,7 @@ def pictures(connection: Connection, addresses: Collection[str]) -> dict[str, tu
 
 def record_picture(connection: Connection, address: str, path: str, sha256: str) -> None:
     """Keep what was fetched from an address, given by its SHA-256."""
-    values = {"path": path, "sha256": sha256, "fetched_at": now()}
+    values = {"path": path, "sha256": sha256, "fetched_at": utc_now()}
     statement = upsert(connection, label_pictures).values(values | {"address_sha256": address})
     connection.execute(statement.on_conflict_do_update(index_elements=["address_sha256"], set_=values))
 
@@ -223,7 +227,7 @@ def record_picture(connection: Connection, address: str, path: str, sha256: str)
 # Predictions
 
 
-def chosen(connection: Connection, batches: Collection[str] | None = None) -> list[Chosen]:
+def selected_images(connection: Connection, batches: Collection[str] | None = None) -> list[SelectedImage]:
     """What was selected for each task of these batches, or of all; of several by one editor, the last."""
     rows = (
         select(
@@ -243,19 +247,19 @@ def chosen(connection: Connection, batches: Collection[str] | None = None) -> li
         .where(or_(edit_tasks.c.label_digest.is_(None), edit_tasks.c.label_digest == label_tasks.c.digest))
         .order_by(edit_selections.c.selected_at, edit_runs.c.created_at, edit_candidates.c.id)
     )
-    of = {task.id: task for task in tasks(connection, batches)}
+    of = {task.id: task for task in label_tasks_of(connection, batches)}
     last: dict[tuple[UUID, str], Any] = {}
     for row in connection.execute(rows):
         if row.label_task in of:
             last[row.label_task, json.loads(row.plan)["editor"]] = row
-    measured = scores(connection, [row.id for row in last.values()])
+    measured = inpaint_scores(connection, [row.id for row in last.values()])
     found = [
-        Chosen(
+        SelectedImage(
             of[task],
             row.id,
             row.image_path,
             row.image_sha256,
-            Inpainting.from_json(json.loads(row.plan)),
+            InpaintPlan.from_json(json.loads(row.plan)),
             row.selected_at,
             measured.get(row.id, {}),
         )
@@ -264,19 +268,19 @@ def chosen(connection: Connection, batches: Collection[str] | None = None) -> li
     return sorted(found, key=lambda each: (each.task.batch, each.task.position, each.plan.editor))
 
 
-def scores(connection: Connection, candidates: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
+def inpaint_scores(connection: Connection, candidates: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
     """What was measured of each candidate, by metric."""
     found: dict[UUID, dict[str, float]] = {}
     outcomes = select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value)
-    for first in range(0, len(candidates), _AT_ONCE):
-        some = image_scores.c.image_id.in_(candidates[first : first + _AT_ONCE])
+    for first in range(0, len(candidates), _IDS_PER_QUERY):
+        some = image_scores.c.image_id.in_(candidates[first : first + _IDS_PER_QUERY])
         for candidate, metric, value in connection.execute(outcomes.where(some, image_scores.c.value.is_not(None))):
             found.setdefault(candidate, {})[metric] = value
     return found
 
 
 @dataclass(frozen=True)
-class Failure:
+class JudgementFailure:
     """A score of a task's candidate that could not be had."""
 
     task: UUID
@@ -284,7 +288,7 @@ class Failure:
     reason: str
 
 
-def failures(connection: Connection, run: UUID, metrics: Collection[str]) -> list[Failure]:
+def judgement_failures(connection: Connection, run: UUID, metrics: Collection[str]) -> list[JudgementFailure]:
     """What could not be had of these metrics in this run, of tasks as they are now, the last at the end."""
     there = image_scores.c
     rows = (
@@ -296,12 +300,12 @@ def failures(connection: Connection, run: UUID, metrics: Collection[str]) -> lis
         .where(there.metric.in_(metrics), there.value.is_(None))
         .order_by(there.scored_at)
     )
-    return [Failure(*row) for row in connection.execute(rows)]
+    return [JudgementFailure(*row) for row in connection.execute(rows)]
 
 
-def record_prediction(connection: Connection, sent: Sent) -> None:
+def record_prediction(connection: Connection, sent: SentPrediction) -> None:
     """Keep what became of a prediction. One that the server held already keeps the time when it was first sent."""
-    row = asdict(sent) | {"result": json.dumps(list(sent.result)), "sent_at": None if sent.error else now()}
+    row = asdict(sent) | {"result": json.dumps(list(sent.result)), "sent_at": None if sent.error else utc_now()}
     statement = upsert(connection, label_predictions).values(row)
     new, old = statement.excluded, label_predictions.c
     values: dict[str, Any] = {name: new[name] for name in row if name not in ("task", "model_version")}
@@ -313,18 +317,18 @@ def record_prediction(connection: Connection, sent: Sent) -> None:
     connection.execute(statement.on_conflict_do_update(index_elements=["task", "model_version"], set_=values))
 
 
-def predictions(connection: Connection) -> list[Sent]:
+def sent_predictions(connection: Connection) -> list[SentPrediction]:
     """What was sent, or could not be."""
-    rows = connection.execute(select(*(label_predictions.c[field.name] for field in fields(Sent))))
-    return [Sent(**row._asdict() | {"result": json.loads(row.result or "[]")}) for row in rows]
+    rows = connection.execute(select(*(label_predictions.c[field.name] for field in fields(SentPrediction))))
+    return [SentPrediction(**row._asdict() | {"result": json.loads(row.result or "[]")}) for row in rows]
 
 
-def reviewed(connection: Connection) -> list[tuple[Sent, Task, dict[str, float]]]:
+def reviewed_tasks(connection: Connection) -> list[tuple[SentPrediction, LabelTaskRow, dict[str, float]]]:
     """What each task was sent last, the task, and the scores of that candidate."""
-    of = {task.id: task for task in tasks(connection)}
-    last: dict[UUID, Sent] = {}
-    for sent in sorted(predictions(connection), key=lambda each: each.sent_at or datetime.min):
+    of = {task.id: task for task in label_tasks_of(connection)}
+    last: dict[UUID, SentPrediction] = {}
+    for sent in sorted(sent_predictions(connection), key=lambda each: each.sent_at or datetime.min):
         if sent.sent_at:
             last[sent.task] = sent
-    measured = scores(connection, [sent.candidate for sent in last.values()])
+    measured = inpaint_scores(connection, [sent.candidate for sent in last.values()])
     return [(sent, of[sent.task], measured.get(sent.candidate, {})) for sent in last.values()]

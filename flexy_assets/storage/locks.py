@@ -13,14 +13,14 @@ from sqlalchemy import Connection, text
 from resources.database import Database
 
 # The server is to notice within two minutes that a worker's machine has gone.
-_WATCHFUL = (
+_KEEPALIVE_SETTINGS = (
     "SET tcp_keepalives_idle = 60",
     "SET tcp_keepalives_interval = 10",
     "SET tcp_keepalives_count = 6",
 )
 
 
-class Claims:
+class ImageClaims:
     """One worker's claims, each an advisory lock of its connection: they end with the worker, however it ends.
 
     They lock nobody out of the rows themselves. On SQLite every claim is granted: there the pool `gpu` keeps
@@ -50,23 +50,23 @@ class Claims:
 
 
 @contextmanager
-def claims(database: Database) -> Iterator[Claims]:
+def open_claims(database: Database) -> Iterator[ImageClaims]:
     """Claims that end with the block.
 
     Raises `FlexyError` where the database can no longer be reached.
     """
     if database.url.get_backend_name() != "postgresql":
-        yield Claims(None)
+        yield ImageClaims(None)
         return
-    with _watchful(database) as connection:
-        yield Claims(connection)
+    with _lock_connection(database) as connection:
+        yield ImageClaims(connection)
 
 
 @contextmanager
-def alone(database: Database, what: str) -> Iterator[None]:
+def exclusive_lock(database: Database, what: str) -> Iterator[None]:
     """Nobody else who uses this database is in the block for `what`: others wait, and who is killed has left it."""
     if database.url.get_backend_name() == "postgresql":
-        with _watchful(database) as connection:
+        with _lock_connection(database) as connection:
             connection.execute(text("SELECT pg_advisory_lock(hashtextextended('flexy/' || :what, 0))"), {"what": what})
             yield
         return
@@ -76,10 +76,10 @@ def alone(database: Database, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _watchful(database: Database) -> Iterator[Connection]:
+def _lock_connection(database: Database) -> Iterator[Connection]:
     """A connection to Postgres whose advisory locks end with it."""
     with database.session() as connection:
-        for statement in _WATCHFUL:
+        for statement in _KEEPALIVE_SETTINGS:
             connection.exec_driver_sql(statement)
         yield connection
         # The server notices a moment later that a connection has ended: who comes next would find them taken.

@@ -23,31 +23,31 @@ from resources.errors import BadInputError
 VERSION_TABLE = "flexy_alembic_version"
 """Not Alembic's usual name: a FlexyFace database may have that one for itself."""
 
-NEEDED = ("id", "engine", "steps", "guidance", "seed", "image_path")
+REQUIRED_COLUMNS = ("id", "engine", "steps", "guidance", "seed", "image_path")
 """Without these a `bench_run_results` is not FlexyFace's; its other columns may be missing and are added."""
 
-OURS_TO_FILL = {"batch": 20, "image_sha256": 64}
+FILLABLE_COLUMNS = {"batch": 20, "image_sha256": 64}
 """Columns that Flexy writes text to, and how many characters they must take."""
 
-_FLEXYFACES = {bench_runs.name: ("SELECT",), bench_run_results.name: ("SELECT", "UPDATE")}
-_OURS = {name: ("SELECT", "INSERT", "UPDATE") for name in metadata.tables if name not in _FLEXYFACES}
+_FLEXYFACE_TABLES = {bench_runs.name: ("SELECT",), bench_run_results.name: ("SELECT", "UPDATE")}
+_OWN_TABLES = {name: ("SELECT", "INSERT", "UPDATE") for name in metadata.tables if name not in _FLEXYFACE_TABLES}
 
-RIGHTS = {VERSION_TABLE: ("SELECT",)} | _FLEXYFACES | _OURS
+REQUIRED_RIGHTS = {VERSION_TABLE: ("SELECT",)} | _FLEXYFACE_TABLES | _OWN_TABLES
 """What adopting and scoring take of each table."""
 
-NOT_GRANTED = ("42501", "3F000")
+MISSING_RIGHTS = ("42501", "3F000")
 """Postgres' codes for a statement that is not granted, and for a user who may use no schema."""
 
-HIDDEN = """SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid
+HIDDEN_ROWS = """SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid
     WHERE relname = :table AND NOT has_schema_privilege(pg_namespace.oid, 'USAGE')"""
 """The schemas of a table that the user may not use."""
 
-IMPATIENT = "SET LOCAL lock_timeout = '10s'"
+SET_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '10s'"
 """Others work in the table: whoever waits for it longer, holding what it has locked itself, holds them up."""
 
 _alembic = Lock()  # Alembic keeps the migration under way in module globals.
 
-_FAMILIES: dict[type, tuple[type, ...]] = {
+_TYPE_FAMILIES: dict[type, tuple[type, ...]] = {
     sa.Uuid: (sa.Uuid,),
     sa.String: (sa.VARCHAR, sa.Text),  # not CHAR, whose blanks would be part of every name
     sa.Integer: (sa.Integer,),
@@ -68,7 +68,7 @@ def migrate(database: Database) -> None:
         try:
             _upgrade(connection)
         except DBAPIError as error:
-            if getattr(error.orig, "pgcode", None) not in NOT_GRANTED:
+            if getattr(error.orig, "pgcode", None) not in MISSING_RIGHTS:
                 raise
             before.rollback()
             raise _not_granted(database, connection, str(error.orig).splitlines()[0]) from None
@@ -80,7 +80,7 @@ def check_rights(database: Database) -> None:
         if connection.dialect.name != "postgresql":
             return
         may = sa.func.has_any_column_privilege
-        needed = [(table, right) for table, rights in RIGHTS.items() for right in rights]
+        needed = [(table, right) for table, rights in REQUIRED_RIGHTS.items() for right in rights]
         granted = connection.execute(sa.select(*(may(*one) for one in needed))).one()
         lacking = [f"{right} on {table}" for (table, right), there in zip(needed, granted, strict=True) if not there]
         if lacking:
@@ -95,7 +95,7 @@ def _upgrade(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
         # Two processes that meet an empty database would both create its tables.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy migrations'))")
-        connection.exec_driver_sql(IMPATIENT)
+        connection.exec_driver_sql(SET_LOCK_TIMEOUT)
     if there and there not in {version.revision for version in versions.walk_revisions()}:
         raise BadInputError(f"a newer Flexy has brought this database to version {there}: update this one")
     for table in (bench_runs, bench_run_results):
@@ -129,7 +129,7 @@ def _statements(connection: sa.Connection) -> Iterator[str]:
     """What the user's rights do not allow, each a statement in one line."""
     # As the server quotes it: a name may hold anything.
     user = connection.scalar(sa.text("SELECT quote_ident(current_user)"))
-    hidden = connection.scalars(sa.text(HIDDEN), {"table": bench_run_results.name}).all()
+    hidden = connection.scalars(sa.text(HIDDEN_ROWS), {"table": bench_run_results.name}).all()
     if hidden:  # what it lacks is seen when it is
         yield f"GRANT USAGE ON SCHEMA {', '.join(hidden)} TO {user};"
         return
@@ -139,7 +139,7 @@ def _statements(connection: sa.Connection) -> Iterator[str]:
     unread = sa.text(f"SELECT NOT has_table_privilege(to_regclass('{VERSION_TABLE}'), 'SELECT')")
     if not connection.scalar(unread):  # else the tables are there
         yield from _migrations(connection)
-    for table, rights in RIGHTS.items():
+    for table, rights in REQUIRED_RIGHTS.items():
         yield f"GRANT {', '.join(rights)} ON {table} TO {user};"
 
 
@@ -167,7 +167,7 @@ def _check(connection: sa.Connection, table: sa.Table) -> None:
             " table itself in FLEXY_DATABASE_URL"
         )
     there = {column["name"]: column["type"] for column in columns}
-    needed = NEEDED if table is bench_run_results else ("id",)
+    needed = REQUIRED_COLUMNS if table is bench_run_results else ("id",)
     lacking = [name for name in needed if name not in there]
     if lacking:
         raise BadInputError(
@@ -187,8 +187,8 @@ def _check(connection: sa.Connection, table: sa.Table) -> None:
         if column.name not in there:
             continue
         found = there[column.name]
-        wanted = next(kinds for ours, kinds in _FAMILIES.items() if isinstance(column.type, ours))
-        too_narrow = (getattr(found, "length", None) or 64) < OURS_TO_FILL.get(column.name, 0)
+        wanted = next(kinds for ours, kinds in _TYPE_FAMILIES.items() if isinstance(column.type, ours))
+        too_narrow = (getattr(found, "length", None) or 64) < FILLABLE_COLUMNS.get(column.name, 0)
         if not isinstance(found, wanted) or too_narrow:
             raise BadInputError(
                 f"the column {table.name}.{column.name} is {getattr(found, 'name', found)}, where Flexy keeps"

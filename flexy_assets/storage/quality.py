@@ -13,8 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Double, Row, case, cast, func, not_, select
 
-from flexy_assets.storage.queries import MAX_ATTEMPTS, of_models, prompt_of, value_of
-from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, image_scores, lacks_a_score
+from flexy_assets.storage.queries import MAX_ATTEMPTS, in_model_set, metric_value, prompt_column
+from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, image_scores, lacks_any_score
 from resources.scorers import Metric
 from resources.settings import Settings
 
@@ -22,7 +22,7 @@ _images = bench_run_results.c
 
 
 @dataclass(frozen=True)
-class Tally:
+class RunTally:
     """One run's scores of a metric on one engine: how many are `outside` its bounds, and sums over the others."""
 
     engine: str | None
@@ -36,28 +36,28 @@ class Tally:
     highest: float | None
 
 
-def tallies(connection: Connection, metric: Metric) -> list[Tally]:
+def run_tallies(connection: Connection, metric: Metric) -> list[RunTally]:
     """The scores there are of `metric`, by engine and run. NaN and infinity are outside any bounds."""
-    value = value_of(metric.name)
+    value = metric_value(metric.name)
     # As double, because Postgres adds up REAL in REAL.
     inside = case((value.between(metric.low, metric.high), cast(value, Double)))
     sums = (func.coalesce(func.sum(term), 0.0) for term in (inside, inside * inside))
     counts = func.count(value) - func.count(inside), func.count(inside)
     columns = _images.engine, _images.run_id, func.min(_images.created_at), *counts, *sums
     statement = select(*columns, func.min(inside), func.max(inside)).where(value.is_not(None))
-    return [Tally(*row) for row in connection.execute(statement.group_by(_images.engine, _images.run_id))]
+    return [RunTally(*row) for row in connection.execute(statement.group_by(_images.engine, _images.run_id))]
 
 
-def outside(connection: Connection, metric: Metric, limit: int) -> Sequence[Row[Any]]:
+def images_out_of_range(connection: Connection, metric: Metric, limit: int) -> Sequence[Row[Any]]:
     """Images whose score cannot be: id, run_id, engine, image_path and value, oldest first."""
-    value = value_of(metric.name)
+    value = metric_value(metric.name)
     columns = _images.id, _images.run_id, _images.engine, _images.image_path, value.label("value")
     statement = select(*columns).where(value.is_not(None), not_(value.between(metric.low, metric.high)))
     return connection.execute(statement.order_by(_images.created_at, _images.id).limit(limit)).all()
 
 
 @dataclass(frozen=True)
-class Holes:
+class MissingScores:
     """How many values are missing; how many of those `failed`, the last for `reason`, and are `given_up`."""
 
     missing: int
@@ -66,11 +66,11 @@ class Holes:
     reason: str | None
 
 
-def holes(connection: Connection, metric: str, models: str) -> Holes:
+def missing_scores_of(connection: Connection, metric: str, models: str) -> MissingScores:
     """What is missing of `metric` among the images that the model set may score."""
-    lacking = [value_of(metric).is_(None), of_models(models)]
+    lacking = [metric_value(metric).is_(None), in_model_set(models)]
     if metric in SWEEP_METRICS:
-        lacking.append(lacks_a_score)  # so that it is answered from the index of such rows
+        lacking.append(lacks_any_score)  # so that it is answered from the index of such rows
     missing = connection.scalar(select(func.count()).select_from(bench_run_results).where(*lacking)) or 0
     outcome = image_scores.c
     counts = func.count(), func.count(case((outcome.attempts >= MAX_ATTEMPTS, 1)))
@@ -82,33 +82,33 @@ def holes(connection: Connection, metric: str, models: str) -> Holes:
     )
     failed, given_up = connection.execute(tried).one()
     last = tried.with_only_columns(outcome.error).order_by(outcome.scored_at.desc()).limit(1)
-    return Holes(missing, failed, given_up, connection.scalar(last) if failed else None)
+    return MissingScores(missing, failed, given_up, connection.scalar(last) if failed else None)
 
 
-def files(connection: Connection, limit: int) -> tuple[int, Sequence[Row[Any]]]:
+def recorded_files(connection: Connection, limit: int) -> tuple[int, Sequence[Row[Any]]]:
     """How many images there are, and id, image_path and image_sha256 of all, or of `limit` drawn at random."""
     columns = _images.id, _images.image_path, _images.image_sha256
     count = connection.scalar(select(func.count()).select_from(bench_run_results)) or 0
     return count, connection.execute(select(*columns).order_by(func.random()).limit(limit)).all()
 
 
-ALIKE = ("engine", "prompt", "negative_prompt", "steps", "guidance", "seed", "width", "height")
+SAME_IMAGE_COLUMNS = ("engine", "prompt", "negative_prompt", "steps", "guidance", "seed", "width", "height")
 """What makes an image: rows that agree in all of these are the same image."""
 
 
-def duplicates(connection: Connection, settings: Settings, limit: int) -> Sequence[Row[Any]]:
+def duplicate_images(connection: Connection, settings: Settings, limit: int) -> Sequence[Row[Any]]:
     """Images made twice, the most often made first: `ALIKE`, images, first_path, last_path.
 
     Each row says too how many such groups there are and how many images they have together: groups, of_groups.
     An image without a known seed is nobody's duplicate.
     """
-    values = {name: _images[name] for name in ALIKE} | {"prompt": prompt_of(settings).label("prompt")}
+    values = {name: _images[name] for name in SAME_IMAGE_COLUMNS} | {"prompt": prompt_column(settings).label("prompt")}
     # Seeds are mostly drawn at random: few occur twice, and only of those is the rest compared. Found once:
     # Postgres would find them again in each of its workers.
     twice = select(_images.seed).where(_images.seed.is_not(None)).group_by(_images.seed).having(func.count() > 1)
     seeds = twice.cte("seeds").prefix_with("MATERIALIZED")
     made = select(*values.values(), _images.image_path).where(_images.seed.in_(select(seeds))).subquery("made").c
-    alike, images = [made[name] for name in ALIKE], func.count()
+    alike, images = [made[name] for name in SAME_IMAGE_COLUMNS], func.count()
     paths = func.min(made.image_path).label("first_path"), func.max(made.image_path).label("last_path")
     totals = func.count().over().label("groups"), func.sum(images).over().label("of_groups")
     statement = select(*alike, images.label("images"), *paths, *totals).group_by(*alike).having(images > 1)

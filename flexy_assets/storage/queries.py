@@ -41,7 +41,7 @@ from flexy_assets.storage.tables import (
     bench_runs,
     image_embeddings,
     image_scores,
-    lacks_a_score,
+    lacks_any_score,
     text_embeddings,
     unsettled,
 )
@@ -55,15 +55,15 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS = 3
 """How often an image is offered to a scorer that fails on it, before it is left for a person."""
 
-PLANNED = {"engine", "prompts", "steps", "seed"}
+PLAN_KEYS = {"engine", "prompts", "steps", "seed"}
 """Settings that every plan of ours has."""
 
-EMBEDDING = "clip_embedding"
+EMBEDDING_METRIC = "clip_embedding"
 """The name under which `image_scores` keeps the failures of embedding an image."""
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRow:
     """A row of `bench_runs`; `plan` is the sweep's settings as written by `sweep.plan`, None without one."""
 
     id: UUID
@@ -73,7 +73,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingImage:
     """An image a metric is still missing for."""
 
     image_id: UUID
@@ -83,7 +83,7 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredImage:
     """What a scorer says of one image: a finite value, or the reason there is none."""
 
     image_id: UUID
@@ -91,14 +91,14 @@ class Scored:
     error: str | None = None
 
     @classmethod
-    def of(cls, image_id: UUID, value: float) -> Scored:
+    def of(cls, image_id: UUID, value: float) -> ScoredImage:
         """A measured value; NaN and infinity are failures."""
         if math.isfinite(value):
             return cls(image_id, float(value))
         return cls(image_id, None, f"the scorer returned {value}")
 
 
-def now() -> datetime:
+def utc_now() -> datetime:
     """The time in UTC, without a zone, as FlexyFace's TIMESTAMP columns hold it."""
     return datetime.now(UTC).replace(tzinfo=None)
 
@@ -112,7 +112,7 @@ def upsert(connection: Connection, table: Table) -> Any:
 # Runs and images
 
 
-def save_run(
+def save_sweep(
     connection: Connection, run_id: UUID, engine: str, target: int | None, plan: Mapping[str, Any] | None
 ) -> None:
     """Add a run, or raise the target of one that is there (its plan's settings stay comparable by the caller).
@@ -120,14 +120,14 @@ def save_run(
     One whose images are made as they are asked for has neither target nor plan.
     """
     values = {"engine": engine, "target": target, "plan": json.dumps(plan, sort_keys=True) if plan else None}
-    statement = upsert(connection, bench_runs).values(id=run_id, created_at=now(), **values)
+    statement = upsert(connection, bench_runs).values(id=run_id, created_at=utc_now(), **values)
     connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
-def runs(connection: Connection) -> list[Run]:
+def sweeps(connection: Connection) -> list[SweepRow]:
     """Every run, oldest first."""
     rows = connection.execute(select(bench_runs).order_by(bench_runs.c.created_at, bench_runs.c.id))
-    return [Run(r.id, r.engine, r.target, _plan(r.plan)) for r in rows]
+    return [SweepRow(r.id, r.engine, r.target, _plan(r.plan)) for r in rows]
 
 
 def _plan(text: str | None) -> dict[str, Any] | None:
@@ -136,10 +136,10 @@ def _plan(text: str | None) -> dict[str, Any] | None:
         plan = json.loads(text or "")
     except ValueError:
         return None
-    return plan if isinstance(plan, dict) and plan.keys() >= PLANNED else None
+    return plan if isinstance(plan, dict) and plan.keys() >= PLAN_KEYS else None
 
 
-def made(connection: Connection, image_ids: Collection[UUID]) -> set[UUID]:
+def existing_images(connection: Connection, image_ids: Collection[UUID]) -> set[UUID]:
     """Those of `image_ids` whose row is there."""
     wanted, found = list(image_ids), set()
     for start in range(0, len(wanted), 500):
@@ -153,19 +153,19 @@ def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Non
     if not rows:
         return
     statement = upsert(connection, bench_run_results).on_conflict_do_nothing(index_elements=["id"])
-    connection.execute(statement, [{"created_at": now(), **row} for row in rows])
+    connection.execute(statement, [{"created_at": utc_now(), **row} for row in rows])
 
 
 # Scores
 
 
-def of_models(models: str) -> ColumnElement[bool]:
+def in_model_set(models: str) -> ColumnElement[bool]:
     """The rows a model set may score: mini models score mini engines' images and no others."""
     mini = bench_run_results.c.engine.startswith("mini_", autoescape=True)
     return mini if models == "mini" else ~func.coalesce(mini, False)
 
 
-def value_of(metric: str) -> ColumnElement[float | None]:
+def metric_value(metric: str) -> ColumnElement[float | None]:
     """An image's value of `metric`: its column, or what `image_scores` holds of a metric that has none."""
     if metric in SWEEP_METRICS:
         return bench_run_results.c[metric]
@@ -178,7 +178,7 @@ def value_of(metric: str) -> ColumnElement[float | None]:
     )
 
 
-def prompt_of(settings: Settings) -> ColumnElement[str | None]:
+def prompt_column(settings: Settings) -> ColumnElement[str | None]:
     """An image's prompt: from the column the user names, else, as for images of ours, from `prompt`."""
     if settings.prompt_column is None:
         return bench_run_results.c.prompt
@@ -190,37 +190,40 @@ def prompt_of(settings: Settings) -> ColumnElement[str | None]:
     return func.coalesce(named, bench_run_results.c.prompt).label("prompt")
 
 
-def _outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
+def _has_outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
     """Whether the image's last outcome of `metric` is so."""
     mine = image_scores.c.image_id == bench_run_results.c.id, image_scores.c.metric == metric
     return exists().where(*mine, *conditions).correlate(bench_run_results)
 
 
 # Success clears the error; that the outcome is unsettled is said again for the index of those.
-GIVEN_UP = and_(unsettled, image_scores.c.error.is_not(None), image_scores.c.attempts >= MAX_ATTEMPTS)
-TO_REPLACE = and_(image_scores.c.rescore.is_not(None), image_scores.c.attempts < MAX_ATTEMPTS)
+ATTEMPTS_EXHAUSTED = and_(unsettled, image_scores.c.error.is_not(None), image_scores.c.attempts >= MAX_ATTEMPTS)
+RESCORE_REQUESTED = and_(image_scores.c.rescore.is_not(None), image_scores.c.attempts < MAX_ATTEMPTS)
 
 
-def _wanting(metric: str) -> ColumnElement[bool]:
+def _is_pending(metric: str) -> ColumnElement[bool]:
     """Whether an image is to be offered to the scorer: the score is missing and not given up, or to be replaced.
 
     A score that somebody set back to NULL is missing again, however often it was tried before.
     """
-    return or_(and_(value_of(metric).is_(None), ~_outcome(metric, GIVEN_UP)), _outcome(metric, TO_REPLACE))
+    return or_(
+        and_(metric_value(metric).is_(None), ~_has_outcome(metric, ATTEMPTS_EXHAUSTED)),
+        _has_outcome(metric, RESCORE_REQUESTED),
+    )
 
 
 @dataclass(frozen=True)
-class Lack:
+class PendingImages:
     """The images that lack something and are to be offered to what makes it, oldest first."""
 
     images: Select[Any]
 
-    def of(self, connection: Connection, batch: str, among: Collection[UUID] | None = None) -> list[Pending]:
+    def of(self, connection: Connection, batch: str, among: Collection[UUID] | None = None) -> list[PendingImage]:
         """Those of a batch, and of `among`, if it is given."""
         statement = self.images.where(bench_run_results.c.batch == batch)
         if among is not None:
             statement = statement.where(bench_run_results.c.id.in_(list(among)))
-        return [Pending(*row) for row in connection.execute(statement)]
+        return [PendingImage(*row) for row in connection.execute(statement)]
 
     def count(self, connection: Connection, batches: Sequence[str]) -> int:
         """How many there are in these batches."""
@@ -228,23 +231,23 @@ class Lack:
         return connection.scalar(found.with_only_columns(func.count(bench_run_results.c.id))) or 0
 
 
-def _offer(settings: Settings) -> Select[Any]:
+def _scorable_images(settings: Settings) -> Select[Any]:
     """The images that this set of models may score."""
     images = bench_run_results.c
-    offer = select(images.id, prompt_of(settings), images.image_path, images.image_sha256)
-    return offer.where(of_models(settings.models)).order_by(images.created_at, images.id)
+    offer = select(images.id, prompt_column(settings), images.image_path, images.image_sha256)
+    return offer.where(in_model_set(settings.models)).order_by(images.created_at, images.id)
 
 
-def unscored(metric: str, settings: Settings, rests_on: str | None = None) -> Lack:
+def pending_scores(metric: str, settings: Settings, rests_on: str | None = None) -> PendingImages:
     """The images with no `metric` yet that have not been given up, and those whose value is to be replaced.
 
     With `rests_on`, an encoder, only those that it has embedded or failed on: the others are still to come.
     """
-    wanting = _offer(settings).where(_wanting(metric))
+    wanting = _scorable_images(settings).where(_is_pending(metric))
     if rests_on:
-        tried = _outcome(EMBEDDING, image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
+        tried = _has_outcome(EMBEDDING_METRIC, image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
         wanting = wanting.where(or_(_embedded(rests_on), tried))
-    return Lack(wanting)
+    return PendingImages(wanting)
 
 
 def _embedded(encoder: str) -> Exists:
@@ -252,33 +255,33 @@ def _embedded(encoder: str) -> Exists:
     return exists().where(vectors.image_id == bench_run_results.c.id, vectors.encoder == encoder)
 
 
-def missing(connection: Connection, settings: Settings) -> dict[str, dict[str, int]]:
+def missing_scores(connection: Connection, settings: Settings) -> dict[str, dict[str, int]]:
     """By metric, the batches that lack values of it, and how many images of each are to be offered for it."""
     images = bench_run_results
     found: dict[str, Counter[str]] = {metric: Counter() for metric in METRICS}
-    mine = and_(images.c.batch.is_not(None), of_models(settings.models))
+    mine = and_(images.c.batch.is_not(None), in_model_set(settings.models))
     # Answered from an index of the rows that lack a score, in one pass for all metrics.
     holes = [(func.count() - func.count(images.c[name])).label(name) for name in SWEEP_METRICS]
-    counted = select(images.c.batch, *holes).where(lacks_a_score, mine).group_by(images.c.batch)
+    counted = select(images.c.batch, *holes).where(lacks_any_score, mine).group_by(images.c.batch)
     for batch, *counts in connection.execute(counted):
         for metric, count in zip(SWEEP_METRICS, counts, strict=True):
             found[metric][batch] += count
     by_batch = select(images.c.batch, func.count()).where(mine).group_by(images.c.batch)
     for metric in METRICS:
         if metric not in SWEEP_METRICS:
-            found[metric].update(dict(connection.execute(by_batch.where(_wanting(metric))).tuples().all()))
+            found[metric].update(dict(connection.execute(by_batch.where(_is_pending(metric))).tuples().all()))
             continue
         # Few: those that were given up, and those that are to be replaced.
         of_metric = by_batch.join(image_scores, image_scores.c.image_id == images.c.id)
         of_metric = of_metric.where(image_scores.c.metric == metric)
-        for sign, kind, filled in ((-1, GIVEN_UP, False), (1, TO_REPLACE, True)):
+        for sign, kind, filled in ((-1, ATTEMPTS_EXHAUSTED, False), (1, RESCORE_REQUESTED, True)):
             there = images.c[metric].is_not(None) if filled else images.c[metric].is_(None)
             for batch, count in connection.execute(of_metric.where(kind, there)):
                 found[metric][batch] += sign * count
     return {m: {batch: count for batch, count in sorted(f.items()) if count > 0} for m, f in found.items() if +f}
 
 
-def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequence[Scored]) -> int:
+def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequence[ScoredImage]) -> int:
     """Write each value to its column, if it has one, and each outcome to `image_scores`.
 
     Returns how many values were written. A value that is there is overwritten only where it was asked for; what
@@ -286,25 +289,25 @@ def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequ
     """
     ids = [s.image_id for s in scores]
     images = bench_run_results
-    replaced = _outcome(metric, image_scores.c.rescore.is_not(None))
-    still_open = select(images.c.id).where(images.c.id.in_(ids), or_(value_of(metric).is_(None), replaced))
+    replaced = _has_outcome(metric, image_scores.c.rescore.is_not(None))
+    still_open = select(images.c.id).where(images.c.id.in_(ids), or_(metric_value(metric).is_(None), replaced))
     open_ids = set(connection.scalars(still_open.with_for_update()))
     scores = [s for s in scores if s.image_id in open_ids]
     measured = [s for s in scores if s.value is not None]
     if measured and metric in SWEEP_METRICS:
-        given = _given(connection, measured)
+        given = _scores_relation(connection, measured)
         statement = update(images).where(images.c.id == given.c.image_id)
         connection.execute(statement.values({images.c[metric]: given.c.value}))
     record_outcomes(connection, metric, scorer, scores)
     return len(measured)
 
 
-def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Sequence[Scored]) -> None:
+def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Sequence[ScoredImage]) -> None:
     """Write each outcome to `image_scores`; a failure counts as one more attempt."""
     if not scores:
         return
-    given = _given(connection, scores)
-    fixed = {"metric": metric, "attempts": 1, "scorer": scorer, "scored_at": now()}
+    given = _scores_relation(connection, scores)
+    fixed = {"metric": metric, "attempts": 1, "scorer": scorer, "scored_at": utc_now()}
     values = (sa.literal(value, image_scores.c[name].type) for name, value in fixed.items())
     # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE.
     rows = select(given.c.image_id, given.c.value, given.c.error, *values).where(sa.true())
@@ -324,7 +327,7 @@ def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Se
     connection.execute(statement)
 
 
-def _given(connection: Connection, scores: Sequence[Scored]) -> FromClause:
+def _scores_relation(connection: Connection, scores: Sequence[ScoredImage]) -> FromClause:
     """The scores as a table of image_id, value and error, so that one statement takes them all."""
     rows = [{"image_id": s.image_id.hex, "value": s.value, "error": s.error} for s in scores]
     # A NUMERIC column of somebody else's takes every digit, which it would not of a FLOAT.
@@ -341,48 +344,54 @@ def _given(connection: Connection, scores: Sequence[Scored]) -> FromClause:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RescoreRequest:
     """What asking for scores again comes to: how many will be replaced, and how many failures tried again."""
 
     replaced: int = 0
     retried: int = 0
 
 
-def ask_again(
+def request_rescore(
     connection: Connection,
     metric: Metric,
     run_ids: Collection[UUID],
     failed: bool,
     settings: Settings,
     only_count: bool = False,
-) -> Asked:
+) -> RescoreRequest:
     """Ask for the metric of these runs (or of all) to be computed again; with `failed`, only where it failed.
 
     A score that is there stays until its new one is measured. With `only_count` nothing is asked for.
     """
     images = bench_run_results.c
-    mine = [of_models(settings.models)] + ([images.run_id.in_(list(run_ids))] if run_ids else [])
+    mine = [in_model_set(settings.models)] + ([images.run_id.in_(list(run_ids))] if run_ids else [])
     every = select(images.id).where(*mine)
-    to_replace = _outcome(metric.name, image_scores.c.rescore.is_not(None))
-    lacking = every.where(or_(value_of(metric.name).is_(None), to_replace))
+    to_replace = _has_outcome(metric.name, image_scores.c.rescore.is_not(None))
+    lacking = every.where(or_(metric_value(metric.name).is_(None), to_replace))
     failed_before = image_scores.c.error.is_not(None), image_scores.c.attempts > 0
     of_metric = image_scores.c.metric == metric.name, image_scores.c.image_id.in_(lacking)
     failures = select(func.count()).where(*failed_before, *of_metric)
-    scored = select(images.id).where(value_of(metric.name).is_not(None), *mine)
+    scored = select(images.id).where(metric_value(metric.name).is_not(None), *mine)
     replaced = 0 if failed else connection.scalar(select(func.count()).select_from(scored.subquery())) or 0
-    answer = Asked(replaced, connection.scalar(failures) or 0)
+    answer = RescoreRequest(replaced, connection.scalar(failures) or 0)
     if only_count:
         return answer
     try_again = update(image_scores).where(*failed_before).values(attempts=0)
     connection.execute(try_again.where(*of_metric))
     if metric.reads:
         of_images = image_scores.c.image_id.in_(lacking if failed else every)
-        connection.execute(try_again.where(image_scores.c.metric == EMBEDDING, of_images))
+        connection.execute(try_again.where(image_scores.c.metric == EMBEDDING_METRIC, of_images))
     if not failed:
-        row = {"metric": metric.name, "attempts": 0, "scorer": "not recorded", "scored_at": now(), "rescore": now()}
+        row = {
+            "metric": metric.name,
+            "attempts": 0,
+            "scorer": "not recorded",
+            "scored_at": utc_now(),
+            "rescore": utc_now(),
+        }
         names = ["image_id", "value", *row]
         values = (sa.literal(value, image_scores.c[name].type) for name, value in row.items())
-        chosen = scored.with_only_columns(images.id, value_of(metric.name), *values)
+        chosen = scored.with_only_columns(images.id, metric_value(metric.name), *values)
         statement = upsert(connection, image_scores).from_select(names, chosen)
         again = {"rescore": statement.excluded.rescore, "attempts": 0}
         connection.execute(statement.on_conflict_do_update(index_elements=["image_id", "metric"], set_=again))
@@ -392,34 +401,40 @@ def ask_again(
 # Embeddings
 
 
-def prompt_key(prompt: str) -> str:
+def prompt_hash(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
-def unembedded(encoder: str, settings: Settings, needed_for: Collection[str] = ()) -> Lack:
+def pending_embeddings(encoder: str, settings: Settings, needed_for: Collection[str] = ()) -> PendingImages:
     """The images without an embedding by `encoder` that have not been given up.
 
     With `needed_for` only those that lack one of these metrics.
     """
-    needed = or_(*map(_wanting, needed_for)) if needed_for else sa.true()
-    return Lack(_offer(settings).where(~_embedded(encoder), ~_outcome(EMBEDDING, GIVEN_UP), needed))
+    needed = or_(*map(_is_pending, needed_for)) if needed_for else sa.true()
+    return PendingImages(
+        _scorable_images(settings).where(
+            ~_embedded(encoder), ~_has_outcome(EMBEDDING_METRIC, ATTEMPTS_EXHAUSTED), needed
+        )
+    )
 
 
 def record_image_embeddings(
-    connection: Connection, encoder: str, vectors: Mapping[UUID, NDArray[np.float32]], failures: Sequence[Scored]
+    connection: Connection, encoder: str, vectors: Mapping[UUID, NDArray[np.float32]], failures: Sequence[ScoredImage]
 ) -> None:
     """Keep L2-normalised float32 vectors (width,) and, for images without one, the reason."""
     if vectors:
         rows = [{"image_id": k, "encoder": encoder, "vector": v.astype("<f4").tobytes()} for k, v in vectors.items()]
         connection.execute(upsert(connection, image_embeddings).on_conflict_do_nothing(), rows)
     if failures:
-        record_outcomes(connection, EMBEDDING, encoder, failures)
+        record_outcomes(connection, EMBEDDING_METRIC, encoder, failures)
 
 
 def embedding_failures(connection: Connection, image_ids: Collection[UUID]) -> dict[UUID, str]:
     """Why images have no embedding, for those that were tried."""
     statement = select(image_scores.c.image_id, image_scores.c.error).where(
-        image_scores.c.metric == EMBEDDING, image_scores.c.image_id.in_(list(image_ids)), image_scores.c.value.is_(None)
+        image_scores.c.metric == EMBEDDING_METRIC,
+        image_scores.c.image_id.in_(list(image_ids)),
+        image_scores.c.value.is_(None),
     )
     return {row.image_id: row.error for row in connection.execute(statement)}
 
@@ -427,7 +442,7 @@ def embedding_failures(connection: Connection, image_ids: Collection[UUID]) -> d
 def record_text_embeddings(connection: Connection, encoder: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
     """Keep the L2-normalised float32 vector (width,) of each prompt."""
     rows = [
-        {"prompt_sha256": prompt_key(k), "encoder": encoder, "vector": v.astype("<f4").tobytes()}
+        {"prompt_sha256": prompt_hash(k), "encoder": encoder, "vector": v.astype("<f4").tobytes()}
         for k, v in vectors.items()
     ]
     if rows:
@@ -445,7 +460,7 @@ def image_vectors(connection: Connection, encoder: str, image_ids: Collection[UU
 
 def text_vectors(connection: Connection, encoder: str, prompts: Iterable[str]) -> dict[str, NDArray[np.float32]]:
     """The embeddings there are of `prompts`, each float32 (width,)."""
-    keys = {prompt_key(prompt): prompt for prompt in prompts}
+    keys = {prompt_hash(prompt): prompt for prompt in prompts}
     found = text_embeddings.c
     statement = select(found.prompt_sha256, found.vector).where(
         found.encoder == encoder, found.prompt_sha256.in_(list(keys))
@@ -468,17 +483,17 @@ SCORES_SCHEMA: dict[str, type] = {
     "image_path": str,
     **dict.fromkeys(METRICS, float),
 }
-"""The columns of `sweep_scores` and their Python types: one row an image, NULL where a score is missing."""
+"""The columns of `sweep_scores`: one row an image, NULL where a score is missing."""
 
 
-def _table(prompt: ColumnElement[str | None]) -> Select[Any]:
+def _scores_select(prompt: ColumnElement[str | None]) -> Select[Any]:
     images = bench_run_results.c
-    values = {name: value_of(name) for name in METRICS} | {"prompt": prompt}
+    values = {name: metric_value(name) for name in METRICS} | {"prompt": prompt}
     columns = (values.get(name, images.get(name)) for name in list(SCORES_SCHEMA)[1:])
     return select(images.id.label("image_id"), *columns).order_by(images.batch, images.created_at, images.id)
 
 
-def _frame(connection: Connection, statement: Any) -> pl.DataFrame:
+def _read_frame(connection: Connection, statement: Any) -> pl.DataFrame:
     import polars as pl
 
     rows = [
@@ -489,19 +504,19 @@ def _frame(connection: Connection, statement: Any) -> pl.DataFrame:
 
 def images_of_batch(connection: Connection, batch: str) -> pl.DataFrame:
     """The batch's images and scores, oldest first; their prompts as our own rows hold them."""
-    return _frame(connection, _table(bench_run_results.c.prompt).where(bench_run_results.c.batch == batch))
+    return _read_frame(connection, _scores_select(bench_run_results.c.prompt).where(bench_run_results.c.batch == batch))
 
 
-def summary(connection: Connection, metric: str, batch: str) -> dict[str, Any]:
+def batch_summary(connection: Connection, metric: str, batch: str) -> dict[str, Any]:
     """A batch's `images`, how many are `scored`, and the `lowest`, `mean` and `highest` score."""
-    value = value_of(metric)
+    value = metric_value(metric)
     figures = {"lowest": func.min(value), "mean": func.avg(value), "highest": func.max(value)}
     columns = [figure.label(name) for name, figure in figures.items()]
     statement = select(func.count().label("images"), func.count(value).label("scored"), *columns)
     return dict(connection.execute(statement.where(bench_run_results.c.batch == batch)).one()._mapping)
 
 
-def scores(connection: Connection, settings: Settings, run_ids: Collection[UUID] = ()) -> pl.DataFrame:
+def scores_table(connection: Connection, settings: Settings, run_ids: Collection[UUID] = ()) -> pl.DataFrame:
     """Every image with its scores (`SCORES_SCHEMA`), of these runs or of all."""
-    table = _table(prompt_of(settings))
-    return _frame(connection, table.where(bench_run_results.c.run_id.in_(list(run_ids))) if run_ids else table)
+    table = _scores_select(prompt_column(settings))
+    return _read_frame(connection, table.where(bench_run_results.c.run_id.in_(list(run_ids))) if run_ids else table)

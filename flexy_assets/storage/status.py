@@ -7,32 +7,32 @@ from uuid import UUID
 
 from sqlalchemy import Column, ColumnElement, Connection, Integer, and_, exists, func, or_, select
 
-from flexy_assets.storage.queries import EMBEDDING, MAX_ATTEMPTS, of_models, runs, value_of
-from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores, lacks_a_score, unsettled
+from flexy_assets.storage.queries import EMBEDDING_METRIC, MAX_ATTEMPTS, in_model_set, metric_value, sweeps
+from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores, lacks_any_score, unsettled
 from resources.models.registry import METRICS
 from resources.settings import Settings
 
-STEPS_A_BUCKET = 8
+STEPS_PER_BUCKET = 8
 
 _FAILED = and_(image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
 
 
-def status(connection: Connection, settings: Settings) -> dict[str, Any]:
+def read_status(connection: Connection, settings: Settings) -> dict[str, Any]:
     """Everything the table is asked for: `totals`, by metric, by run and engine, by steps, and the newest rows.
 
     `runs` holds, per run and engine, `images`, `target` and per metric `scored`, `missing` and `failed`;
     `left_alone` counts, by engine, the images whose scores are missing but not for this set of models to fill.
     """
-    runs, kinds = by_run(connection), ("scored", "missing", "failed")
+    runs, kinds = status_by_sweep(connection), ("scored", "missing", "failed")
     return {
-        "totals": totals(connection),
+        "totals": status_totals(connection),
         "metrics": [
             {"metric": name} | {kind: sum(run[name][kind] for run in runs) for kind in kinds} for name in METRICS
         ],
         "runs": runs,
-        "steps": steps(connection),
-        "newest": newest(connection),
-        "left_alone": strangers(connection, settings),
+        "steps": status_by_steps(connection),
+        "newest": newest_images(connection),
+        "left_alone": images_of_other_model_set(connection, settings),
     }
 
 
@@ -47,14 +47,14 @@ def last_failure(connection: Connection, run_id: UUID) -> str | None:
     return connection.scalars(statement.limit(1)).first()
 
 
-def by_run(connection: Connection) -> list[dict[str, Any]]:
+def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
     """Per run and engine, oldest first: images, target and, for each metric, scored, missing and failed.
 
     Failed are those whose last attempt ended in an error; missing are the rest without a value.
     """
     images = bench_run_results
     counts: list[Column[Any] | ColumnElement[Any]] = [images.c.run_id, images.c.engine, func.count().label("images")]
-    counts += [func.count(value_of(name)).label(name) for name in METRICS]
+    counts += [func.count(metric_value(name)).label(name) for name in METRICS]
     by_run = select(*counts).group_by(images.c.run_id, images.c.engine)
     oldest = func.min(images.c.created_at).nulls_last()
     grouped = connection.execute(by_run.order_by(oldest, images.c.run_id, images.c.engine)).all()
@@ -64,11 +64,11 @@ def by_run(connection: Connection) -> list[dict[str, Any]]:
         .join(image_scores, image_scores.c.image_id == images.c.id)
         .where(unsettled, _FAILED)
         # Somebody else may have filled the column since.
-        .where(or_(*(and_(image_scores.c.metric == name, value_of(name).is_(None)) for name in METRICS)))
+        .where(or_(*(and_(image_scores.c.metric == name, metric_value(name).is_(None)) for name in METRICS)))
         .group_by(images.c.run_id, images.c.engine, image_scores.c.metric)
     )
     failed = {(run_id, engine, metric): count for run_id, engine, metric, count in failures}
-    known = {run.id: run for run in runs(connection)}
+    known = {run.id: run for run in sweeps(connection)}
     table = [
         {
             "run": str(row.run_id) if row.run_id else None,
@@ -95,20 +95,20 @@ def by_run(connection: Connection) -> list[dict[str, Any]]:
     ]
 
 
-def totals(connection: Connection) -> dict[str, int]:
+def status_totals(connection: Connection) -> dict[str, int]:
     """How many images there are, in how many runs, and how many of them have every score."""
     images = bench_run_results.c
-    complete = and_(*(value_of(name).is_not(None) for name in METRICS))
+    complete = and_(*(metric_value(name).is_not(None) for name in METRICS))
     counts = func.count().label("images"), func.count(images.run_id.distinct()).label("runs")
     row = connection.execute(select(*counts, func.count().filter(complete).label("complete"))).one()
     return dict(row._mapping)
 
 
-def steps(connection: Connection) -> list[dict[str, Any]]:
+def status_by_steps(connection: Connection) -> list[dict[str, Any]]:
     """By bucket of step counts (1–8, 9–16, …): images, mean seconds, and each metric's mean."""
     images = bench_run_results.c
-    lowest = ((images.steps - 1) // STEPS_A_BUCKET * STEPS_A_BUCKET + 1).label("lowest")
-    means = [func.avg(value_of(name)).label(name) for name in METRICS]
+    lowest = ((images.steps - 1) // STEPS_PER_BUCKET * STEPS_PER_BUCKET + 1).label("lowest")
+    means = [func.avg(metric_value(name)).label(name) for name in METRICS]
     seconds = (func.avg(images.elapsed_ms) / 1000).label("seconds")
     rows = connection.execute(
         select(lowest, func.count().label("images"), seconds, *means)
@@ -117,17 +117,17 @@ def steps(connection: Connection) -> list[dict[str, Any]]:
         .order_by(lowest)
     )
     return [
-        {"steps": f"{row.lowest}–{row.lowest + STEPS_A_BUCKET - 1}", "images": row.images}
+        {"steps": f"{row.lowest}–{row.lowest + STEPS_PER_BUCKET - 1}", "images": row.images}
         | {name: None if row._mapping[name] is None else float(row._mapping[name]) for name in ("seconds", *METRICS)}
         for row in rows
     ]
 
 
-def newest(connection: Connection, count: int = 10) -> list[dict[str, Any]]:
+def newest_images(connection: Connection, count: int = 10) -> list[dict[str, Any]]:
     """The rows that came last, newest first."""
     images = bench_run_results.c
     names = ("created_at", "engine", "steps", "guidance", "seed", "elapsed_ms", "image_path")
-    values = [value_of(name).label(name) for name in METRICS]
+    values = [metric_value(name).label(name) for name in METRICS]
     statement = select(images.id, *(images[name] for name in names), *values)
     rows = connection.execute(statement.order_by(images.created_at.desc().nulls_last(), images.id).limit(count))
     return [
@@ -136,7 +136,7 @@ def newest(connection: Connection, count: int = 10) -> list[dict[str, Any]]:
     ]
 
 
-def failures(connection: Connection, limit: int | None = None) -> list[dict[str, Any]]:
+def failed_scores(connection: Connection, limit: int | None = None) -> list[dict[str, Any]]:
     """Scores and embeddings whose last attempt failed, with the reason; the latest first.
 
     `given_up` are those that are not tried again until somebody asks for it.
@@ -145,8 +145,8 @@ def failures(connection: Connection, limit: int | None = None) -> list[dict[str,
     # By the encoder that failed: it may have succeeded since.
     vector = exists().where(image_embeddings.c.image_id == images.id, image_embeddings.c.encoder == outcome.scorer)
     lacking = or_(
-        and_(outcome.metric == EMBEDDING, ~vector),
-        *(and_(outcome.metric == name, value_of(name).is_(None)) for name in METRICS),
+        and_(outcome.metric == EMBEDDING_METRIC, ~vector),
+        *(and_(outcome.metric == name, metric_value(name).is_(None)) for name in METRICS),
         outcome.rescore.is_not(None),
     )
     columns = images.id, images.run_id, images.engine, images.image_path, outcome.metric, outcome.attempts
@@ -173,9 +173,9 @@ def failures(connection: Connection, limit: int | None = None) -> list[dict[str,
     ]
 
 
-def strangers(connection: Connection, settings: Settings) -> dict[str, int]:
+def images_of_other_model_set(connection: Connection, settings: Settings) -> dict[str, int]:
     """By engine, the images that lack a score and that this set of models may not score."""
     images = bench_run_results.c
-    others = ~func.coalesce(of_models(settings.models), False)
-    counted = select(images.engine, func.count()).where(lacks_a_score, others).group_by(images.engine)
+    others = ~func.coalesce(in_model_set(settings.models), False)
+    counted = select(images.engine, func.count()).where(lacks_any_score, others).group_by(images.engine)
     return {engine or "unknown": count for engine, count in connection.execute(counted)}

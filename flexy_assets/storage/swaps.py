@@ -9,16 +9,16 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
-from flexy_assets.storage.labels import Task
-from flexy_assets.storage.queries import now, upsert
+from flexy_assets.storage.labels import LabelTaskRow
+from flexy_assets.storage.queries import upsert, utc_now
 from flexy_assets.storage.tables import face_swaps
 
 SWAPPED = "swapped"
-LEFT = "left as it was"
+SKIPPED = "left as it was"
 
 
 @dataclass(frozen=True)
-class Swap:
+class SwapRow:
     """A row of `face_swaps`: what became of a task as it was at this digest.
 
     The picture is None, and `reason` says why, where no face was swapped.
@@ -39,19 +39,19 @@ class Swap:
     elapsed_ms: int | None = None
 
 
-def swaps(connection: Connection, tasks: Collection[Task], model: str) -> dict[UUID, Swap]:
+def read_swaps(connection: Connection, tasks: Collection[LabelTaskRow], model: str) -> dict[UUID, SwapRow]:
     """What this model made of the tasks as they are now, by task."""
     digests = {task.id: task.digest for task in tasks}
     rows = connection.execute(
-        select(*(face_swaps.c[field.name] for field in fields(Swap))).where(
+        select(*(face_swaps.c[field.name] for field in fields(SwapRow))).where(
             face_swaps.c.task.in_(list(digests)), face_swaps.c.model == model
         )
     )
-    found = [Swap(**row._asdict() | {"box": tuple(json.loads(row.box)) if row.box else None}) for row in rows]
+    found = [SwapRow(**row._asdict() | {"box": tuple(json.loads(row.box)) if row.box else None}) for row in rows]
     return {swap.task: swap for swap in found if swap.digest == digests[swap.task]}
 
 
-def reasons(connection: Connection, tasks: Collection[Task]) -> dict[UUID, str]:
+def swap_errors(connection: Connection, tasks: Collection[LabelTaskRow]) -> dict[UUID, str]:
     """Why no face was swapped in the tasks as they are now, by task, as far as none was."""
     digests = {task.id: task.digest for task in tasks}
     there = face_swaps.c
@@ -61,9 +61,9 @@ def reasons(connection: Connection, tasks: Collection[Task]) -> dict[UUID, str]:
     return {task: reason for task, digest, reason in rows if digest == digests[task]}
 
 
-def record(connection: Connection, swap: Swap) -> None:
+def record_swap(connection: Connection, swap: SwapRow) -> None:
     """Keep what became of a task; what another model made of it before gives way."""
-    row = asdict(swap) | {"box": json.dumps(swap.box) if swap.box else None, "created_at": now()}
+    row = asdict(swap) | {"box": json.dumps(swap.box) if swap.box else None, "created_at": utc_now()}
     statement = upsert(connection, face_swaps).values(row)
     values = {name: statement.excluded[name] for name in row if name not in ("task", "digest")}
     connection.execute(statement.on_conflict_do_update(index_elements=["task", "digest"], set_=values))

@@ -66,14 +66,14 @@ bench_run_results = Table(
 )
 _images = bench_run_results.c
 
-lacks_a_score = or_(*(_images[name].is_(None) for name in SWEEP_METRICS))
+lacks_any_score = or_(*(_images[name].is_(None) for name in SWEEP_METRICS))
 """Whether a row is in the index below: a query that says this too is answered from it."""
 
 Index(
     "ix_bench_run_results_unscored",
     *(_images[name] for name in ("batch", "engine", *SWEEP_METRICS)),
-    postgresql_where=lacks_a_score,
-    sqlite_where=lacks_a_score,
+    postgresql_where=lacks_any_score,
+    sqlite_where=lacks_any_score,
 )
 Index(
     "ix_bench_run_results_unbatched",

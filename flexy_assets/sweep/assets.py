@@ -8,24 +8,24 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from flexy_assets.partitions import report_batch, seed_batches
+from flexy_assets.partitions import report_partition, seed_batches
 from flexy_assets.reporting import columns, plots, text_tables, thumbnails
-from flexy_assets.reporting.progress import progress
+from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import Outcome, Scoring
+from flexy_assets.scoring.missing_scores import ScoringOutcome
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries, status
-from flexy_assets.storage.export import export
+from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep import analysis, generation
-from flexy_assets.sweep.generation import Made
-from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep, check_asked
+from flexy_assets.sweep.generation import GenerationOutcome
+from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep, check_engine_settings
 from flexy_assets.sweep.report import build
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
 from resources.models import registry
 from resources.models.registry import METRICS
-from resources.models.slot import ModelSlot
 from resources.prompts import read_prompts
 from resources.scorers import Metric
 from resources.settings import Settings
@@ -63,15 +63,15 @@ class SweepConfig(dg.Config):
         """The settings, checked. Raises `BadInputError` naming the one that cannot be."""
         if not 1 <= self.images <= 10_000_000:
             raise BadInputError(f"{self.images} images cannot be made: ask for at least 1")
-        entry = registry.find(self.engine or registry.models("engine", settings)[0], "engine", settings)
-        check_asked(entry, self.seed, self.width, self.height, self.model_dump())
+        entry = registry.find_model(self.engine or registry.model_names("engine", settings)[0], "engine", settings)
+        check_engine_settings(entry, self.seed, self.width, self.height, self.model_dump())
         file = Path(self.prompts_file) if self.prompts_file else entry.prompts
         prompts = tuple(self.prompts) or (read_prompts(file) if file else ())
         return Sweep(
             engine=entry.name,
             prompts=prompts,
-            steps=Range.parse(self.steps or "4:60", "steps"),
-            guidance=None if "guidance" in entry.ignores else Range.parse(self.guidance or "0.5:12", "guidance"),
+            steps=SettingRange.parse(self.steps or "4:60", "steps"),
+            guidance=None if "guidance" in entry.ignores else SettingRange.parse(self.guidance or "0.5:12", "guidance"),
             seed=self.seed,
             sampling=self.sampling,
             negative_prompt=self.negative_prompt,
@@ -81,26 +81,21 @@ class SweepConfig(dg.Config):
         )
 
 
-@dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=columns.columns(PLAN_SCHEMA))
-def sweep_plan(
-    context: dg.AssetExecutionContext,
-    config: SweepConfig,
-    database: dg.ResourceParam[Database],
-    settings: dg.ResourceParam[Settings],
-) -> pl.DataFrame:
+@dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(PLAN_SCHEMA))
+def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """One row an image still to be made: engine, prompt, steps, guidance, seed, batch.
 
     Materialising it starts a sweep (or tops one up) and adds its seed batches.
     """
-    sweep = config.sweep(settings)
-    migrate(database)
-    with database.begin() as connection:
-        known = {run.id: run.target or 0 for run in queries.runs(connection)}
+    sweep = config.sweep(work.settings)
+    migrate(work.database)
+    with work.database.begin() as connection:
+        known = {run.id: run.target or 0 for run in queries.sweeps(connection)}
         target = max(config.images, known.get(sweep.run_id, 0))
-        queries.save_run(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
+        queries.save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
     plan = sweep.rows(0, target)
     context.instance.add_dynamic_partitions("seed_batches", plan["batch"].unique(maintain_order=True).to_list())
-    wanted = generation.missing(database, plan)
+    wanted = generation.images_to_generate(work.database, plan)
     context.add_output_metadata(
         {
             "run": str(sweep.run_id),
@@ -115,28 +110,22 @@ def sweep_plan(
 
 
 @dg.asset(group_name="sweep", kinds={"diffusers", "table"}, deps=[sweep_plan], **_BATCHED)
-def generated_images(
-    context: dg.AssetExecutionContext,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """Image files and their rows in `bench_run_results`; those that are there are not made again."""
-    plans = {batch: _plan_of(database, batch) for batch in context.partition_keys}
-    wanted = {batch: generation.missing(database, plan) for batch, plan in plans.items()}
-    with slot, progress("images made", sum(map(len, wanted.values()))) as bar:
+    plans = {batch: _plan_of(work.database, batch) for batch in context.partition_keys}
+    wanted = {batch: generation.images_to_generate(work.database, plan) for batch, plan in plans.items()}
+    with work.slot, progress_bar("images made", sum(map(len, wanted.values()))) as bar:
         for batch, plan in wanted.items():
-            outcome = Made()
+            outcome = GenerationOutcome()
             if len(plan):
-                engine = slot.get(registry.engine(plan["engine"][0], settings))
-                outcome = generation.generate(database, images, engine, plan, bar.update)
-            report_batch(context, batch, _images_metadata(database, images, batch, outcome))
+                engine = work.slot.get(registry.find_engine(plan["engine"][0], work.settings))
+                outcome = generation.generate_images(work.database, work.store, engine, plan, bar.update)
+            report_partition(context, batch, _images_metadata(work.database, work.store, batch, outcome))
 
 
 def _plan_of(database: Database, batch: str) -> pl.DataFrame:
     with database.begin(reading=True) as connection:
-        known = queries.runs(connection)
+        known = queries.sweeps(connection)
         adopted = len(queries.images_of_batch(connection, batch)) > 0
     for run in known:
         if run.plan and run.id.hex[:8] == batch.rpartition("_")[0]:
@@ -146,7 +135,7 @@ def _plan_of(database: Database, batch: str) -> pl.DataFrame:
     raise BadInputError(f"batch {batch} belongs to no run: materialise sweep_plan, or see flexy status for the runs")
 
 
-def _images_metadata(database: Database, images: ImageStore, batch: str, outcome: Made) -> dict[str, Any]:
+def _images_metadata(database: Database, images: ImageStore, batch: str, outcome: GenerationOutcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
         rows = queries.images_of_batch(connection, batch)
     shown = rows.sort("steps", "guidance").gather_every(max(1, len(rows) // 40))
@@ -165,100 +154,90 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, outcome
         metadata["seconds an image"] = round(elapsed.sum() / len(elapsed) / 1000, 4)
     if found:
         metadata["contact sheet"] = dg.MetadataValue.md(
-            thumbnails.in_markdown(f"{len(found)} images", thumbnails.contact_sheet(found))
+            thumbnails.markdown_image(f"{len(found)} images", thumbnails.make_contact_sheet(found))
         )
     return metadata
 
 
 @dg.asset(group_name="scores", kinds={"transformers", "table"}, deps=[generated_images], **_BATCHED)
-def clip_embeddings(
-    context: dg.AssetExecutionContext,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def clip_embeddings(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """L2-normalised image vectors, and text vectors of the distinct prompts: three scores rest on them."""
-    work, keys = Scoring(database, images, slot, settings), context.partition_keys
-    with slot, progress("images embedded", work.count(work.unembedded(), keys)) as bar:
-        for batch, outcome in missing_scores.embed(work, keys, bar.update):
-            report_batch(context, batch, embeddings_metadata(work, outcome))
+    keys = context.partition_keys
+    with work.slot, progress_bar("images embedded", work.count_pending(work.pending_embeddings(), keys)) as bar:
+        for batch, outcome in missing_scores.embed_images(work, keys, bar.update):
+            report_partition(context, batch, embeddings_metadata(work, outcome))
 
 
-def embeddings_metadata(work: Scoring, outcome: Outcome) -> dict[str, Any]:
-    return {"embedded now": outcome.done, "failed": outcome.failed, "encoder": work.mark("clip")}
+def embeddings_metadata(work: Work, outcome: ScoringOutcome) -> dict[str, Any]:
+    return {"embedded now": outcome.done, "failed": outcome.failed, "encoder": work.fingerprint("clip")}
 
 
 def _score_asset(metric: Metric) -> dg.AssetsDefinition:
     """An asset that fills one metric, batch by batch."""
 
     @dg.asset(
-        key=key_of(metric),
+        key=asset_key_of(metric),
         group_name="scores",
         kinds={"transformers", "table"},
         deps=[clip_embeddings if metric.reads else generated_images],
         description=f"`{metric.name}` ({metric.label}): {metric.meaning}.",
         **_BATCHED,
     )
-    def scores(
-        context: dg.AssetExecutionContext,
-        database: dg.ResourceParam[Database],
-        images: dg.ResourceParam[ImageStore],
-        slot: dg.ResourceParam[ModelSlot],
-        settings: dg.ResourceParam[Settings],
-    ) -> None:
-        work, keys = Scoring(database, images, slot, settings), context.partition_keys
-        with slot, progress(metric.name, work.count(work.unscored(metric), keys)) as bar:
-            for batch, outcome in missing_scores.score(work, metric, keys, bar.update):
-                report_batch(context, batch, scores_metadata(database, metric, batch, outcome))
+    def scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
+        keys = context.partition_keys
+        with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), keys)) as bar:
+            for batch, outcome in missing_scores.score_images(work, metric, keys, bar.update):
+                report_partition(context, batch, scores_metadata(work.database, metric, batch, outcome))
 
     return scores
 
 
-def scores_metadata(database: Database, metric: Metric, batch: str, outcome: Outcome) -> dict[str, Any]:
+def scores_metadata(database: Database, metric: Metric, batch: str, outcome: ScoringOutcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
-        found = queries.summary(connection, metric.name, batch)
+        found = queries.batch_summary(connection, metric.name, batch)
     images = found.pop("images")
     counts = {"scored now": outcome.done, "failed now": outcome.failed, "missing": images - found["scored"]}
     return counts | {name: round(float(figure), 4) for name, figure in found.items() if figure is not None}
 
 
-def key_of(metric: Metric) -> dg.AssetKey:
+def asset_key_of(metric: Metric) -> dg.AssetKey:
     """The asset that fills a metric."""
     return dg.AssetKey(f"{metric.name}s")
 
 
-SCORES = [_score_asset(metric) for metric in METRICS.values()]
+SCORE_ASSETS = [_score_asset(metric) for metric in METRICS.values()]
 
 
-@dg.asset(group_name="scores", kinds={"polars", "parquet"}, deps=SCORES, metadata=columns.columns(analysis.SCORES))
-def sweep_scores(
-    context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
-) -> pl.DataFrame:
+@dg.asset(
+    group_name="scores",
+    kinds={"polars", "parquet"},
+    deps=SCORE_ASSETS,
+    metadata=columns.column_schema_metadata(analysis.SCORES_TABLE_SCHEMA),
+)
+def sweep_scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """One row an image with its settings and four scores; NULL where a score is missing."""
-    with database.begin(reading=True) as connection:
-        scores = queries.scores(connection, settings)
-        found = status.status(connection, settings)
+    with work.database.begin(reading=True) as connection:
+        scores = queries.scores_table(connection, work.settings)
+        found = status.read_status(connection, work.settings)
     tables = {
-        name: dg.MetadataValue.md(text_tables.markdown(table)) for name, table in text_tables.tables(found).items()
+        name: dg.MetadataValue.md(text_tables.format_markdown_table(table))
+        for name, table in text_tables.status_tables(found).items()
     }
-    context.add_output_metadata({"summary": text_tables.summary(found)} | tables)
+    context.add_output_metadata({"summary": text_tables.status_summary(found)} | tables)
     return scores
 
 
 @dg.asset(group_name="scores", kinds={"csv"}, deps=[sweep_scores])
-def sweep_csv(
-    context: dg.AssetExecutionContext, database: dg.ResourceParam[Database], settings: dg.ResourceParam[Settings]
-) -> None:
+def sweep_csv(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """FlexyFace's CSV: the images that have all four scores, ordered by steps and guidance."""
-    path = settings.tables / "sweep.csv"
-    rows = export(database, path)
+    path = work.settings.tables / "sweep.csv"
+    rows = export_csv(work.database, path)
     context.add_output_metadata(
-        {"file": dg.MetadataValue.path(path), "open": _link(settings, path), "dagster/row_count": rows}
+        {"file": dg.MetadataValue.path(path), "open": _file_link(work.settings, path), "dagster/row_count": rows}
     )
 
 
-class Wishes(dg.Config):
+class AnalysisConfig(dg.Config):
     """What the user wants of an image, and what one more step must bring.
 
     `weights` are the metrics' in the overall score, by name (`{"clip_score": 2, "hps_v2_score": 1}`); without any,
@@ -269,53 +248,67 @@ class Wishes(dg.Config):
     least_gain: dict[str, float] = {}
 
 
-@dg.asset(group_name="results", kinds={"scipy", "parquet"}, metadata=columns.columns(analysis.CORRELATIONS))
+@dg.asset(
+    group_name="results",
+    kinds={"scipy", "parquet"},
+    metadata=columns.column_schema_metadata(analysis.CORRELATIONS_SCHEMA),
+)
 def metric_correlations(context: dg.AssetExecutionContext, sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """Which metrics say the same thing: Pearson's, Spearman's and within-prompt correlations with 95 % intervals."""
-    table = analysis.correlations(sweep_scores)
-    context.add_output_metadata(columns.plot("rank correlations", plots.metric_correlations(table)))
+    table = analysis.correlate_metrics(sweep_scores)
+    context.add_output_metadata(columns.plot_metadata("rank correlations", plots.plot_metric_correlations(table)))
     return table
 
 
-@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=columns.columns(analysis.COMPONENTS))
+@dg.asset(
+    group_name="results",
+    kinds={"numpy", "parquet"},
+    metadata=columns.column_schema_metadata(analysis.COMPONENTS_SCHEMA),
+)
 def metric_components(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """The metrics' principal components: how many different things they measure."""
-    return analysis.components(sweep_scores)
+    return analysis.principal_components(sweep_scores)
 
 
-@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=columns.columns(analysis.TIMES))
+@dg.asset(
+    group_name="results", kinds={"numpy", "parquet"}, metadata=columns.column_schema_metadata(analysis.TIMES_SCHEMA)
+)
 def sweep_times(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """What an image costs in seconds, and what each step adds."""
-    return analysis.times(sweep_scores)
+    return analysis.times_table(sweep_scores)
 
 
-@dg.asset(group_name="results", kinds={"scikitlearn", "parquet"}, metadata=columns.columns(analysis.REGRESSION))
+@dg.asset(
+    group_name="results",
+    kinds={"scikitlearn", "parquet"},
+    metadata=columns.column_schema_metadata(analysis.REGRESSION_SCHEMA),
+)
 def sweep_regression(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """What steps and guidance do to each metric: models with their cross-validated R²."""
-    return analysis.regression(sweep_scores)
+    return analysis.fit_models(sweep_scores)
 
 
-_ADVICE: dict[str, tuple[str, dict[str, pl.DataType]]] = {
+_ANALYSIS_TABLES: dict[str, tuple[str, dict[str, pl.DataType]]] = {
     "sweep_response": (
         "Each metric over steps, over guidance and over both, with 95 % bands, and what one more adds.",
-        analysis.RESPONSE,
+        analysis.RESPONSE_SCHEMA,
     ),
-    "sweep_effects": ("How far steps, guidance and their interaction move each metric.", analysis.EFFECTS),
+    "sweep_effects": ("How far steps, guidance and their interaction move each metric.", analysis.EFFECTS_SCHEMA),
     "diminishing_returns": (
         "Beyond how many steps one more is not worth it, by metric, with an interval.",
-        analysis.RETURNS,
+        analysis.RETURNS_SCHEMA,
     ),
     "pareto_front": (
         "Settings that no other beats in both quality and seconds, and how sure that is.",
-        analysis.PARETO,
+        analysis.PARETO_SCHEMA,
     ),
     "sweet_spots": (
         "The settings that cannot be told from the best, and the quickest that are nearly as good.",
-        analysis.SPOTS,
+        analysis.SWEET_SPOTS_SCHEMA,
     ),
     "sweep_comparison": (
         "Engines, runs and prompts side by side, as they are and at the same settings.",
-        analysis.COMPARISON,
+        analysis.SWEEP_COMPARISON_SCHEMA,
     ),
 }
 """What each table of `advice` says, and its columns."""
@@ -327,46 +320,50 @@ _ADVICE: dict[str, tuple[str, dict[str, pl.DataType]]] = {
             group_name="results",
             kinds={"scikitlearn", "parquet"},
             description=description,
-            metadata=columns.columns(schema),
+            metadata=columns.column_schema_metadata(schema),
             is_required=False,
         )
-        for name, (description, schema) in _ADVICE.items()
+        for name, (description, schema) in _ANALYSIS_TABLES.items()
     },
     can_subset=True,
 )
-def advice(
-    context: dg.AssetExecutionContext, config: Wishes, sweep_scores: pl.DataFrame, sweep_regression: pl.DataFrame
+def sweep_analysis(
+    context: dg.AssetExecutionContext,
+    config: AnalysisConfig,
+    sweep_scores: pl.DataFrame,
+    sweep_regression: pl.DataFrame,
 ) -> Iterator[dg.Output[pl.DataFrame]]:
     """What the fitted responses say, all by the same weights."""
     tables: dict[str, Callable[..., pl.DataFrame]] = {
-        "sweep_response": analysis.response,
-        "sweep_effects": analysis.effects,
-        "diminishing_returns": partial(analysis.diminishing_returns, least_gain=config.least_gain),
-        "pareto_front": analysis.pareto_front,
-        "sweet_spots": analysis.sweet_spots,
-        "sweep_comparison": analysis.comparison,
+        "sweep_response": analysis.response_table,
+        "sweep_effects": analysis.effects_table,
+        "diminishing_returns": partial(analysis.diminishing_returns_table, least_gain=config.least_gain),
+        "pareto_front": analysis.find_pareto_front,
+        "sweet_spots": analysis.find_sweet_spots,
+        "sweep_comparison": analysis.compare_groups,
     }
     drawn: dict[str, Callable[[pl.DataFrame], bytes | None]] = {
-        "sweep_response": plots.sweep_response,
-        "sweep_effects": plots.sweep_effects,
-        "diminishing_returns": plots.diminishing_returns,
-        "pareto_front": plots.pareto_front,
-        "sweet_spots": partial(plots.sweet_spots, scores=sweep_scores),
-        "sweep_comparison": plots.sweep_comparison,
+        "sweep_response": plots.plot_sweep_response,
+        "sweep_effects": plots.plot_sweep_effects,
+        "diminishing_returns": plots.plot_diminishing_returns,
+        "pareto_front": plots.plot_pareto_front,
+        "sweet_spots": partial(plots.plot_sweet_spots, scores=sweep_scores),
+        "sweep_comparison": plots.plot_sweep_comparison,
     }
     for name, table_of in tables.items():
         if name in context.op_execution_context.selected_output_names:
             table = table_of(sweep_scores, sweep_regression, config.weights)
-            picture = columns.plot(name.replace("_", " "), drawn[name](table))
-            yield dg.Output(table, output_name=name, metadata=picture | _sentences(table))
+            picture = columns.plot_metadata(name.replace("_", " "), drawn[name](table))
+            yield dg.Output(table, output_name=name, metadata=picture | _summary_metadata(table))
 
 
-def _sentences(table: pl.DataFrame) -> dict[str, dg.MetadataValue[Any]]:
+def _summary_metadata(table: pl.DataFrame) -> dict[str, dg.MetadataValue[Any]]:
     """What the table says in words, engine by engine, where it has such a column."""
     if "said" not in table.columns:
         return {}
     words = [
-        f"- {row['engine']}, {analysis.LABELS[row['target']]}: {row['said'] or row['note']}" for row in table.to_dicts()
+        f"- {row['engine']}, {analysis.COLUMN_LABELS[row['target']]}: {row['said'] or row['note']}"
+        for row in table.to_dicts()
     ]
     return {"in words": dg.MetadataValue.md("\n".join(words))}
 
@@ -385,11 +382,10 @@ def sweep_report(
     pareto_front: pl.DataFrame,
     sweet_spots: pl.DataFrame,
     sweep_comparison: pl.DataFrame,
-    images: dg.ResourceParam[ImageStore],
-    settings: dg.ResourceParam[Settings],
+    work: dg.ResourceParam[Work],
 ) -> None:
     """One HTML file with the answer, the plots and the pictures; it needs no network."""
-    tables = analysis.Tables(
+    tables = analysis.AnalysisTables(
         correlations=metric_correlations,
         components=metric_components,
         times=sweep_times,
@@ -401,16 +397,16 @@ def sweep_report(
         spots=sweet_spots,
         comparison=sweep_comparison,
     )
-    path = settings.tables / "sweep_report.html"
-    build.write(path, sweep_scores, tables, images.read)
-    context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _link(settings, path)})
+    path = work.settings.tables / "sweep_report.html"
+    build.write_sweep_report(path, sweep_scores, tables, work.store.read)
+    context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _file_link(work.settings, path)})
 
 
-def _link(settings: Settings, path: Path) -> dg.UrlMetadataValue:
+def _file_link(settings: Settings, path: Path) -> dg.UrlMetadataValue:
     """Where `make ui` serves the file: browsers do not follow links from a page to a file."""
     return dg.MetadataValue.url(f"{settings.files_url}/{path.name}")
 
 
-def counts(metadata: Mapping[str, Any]) -> int:
+def materialized_count(metadata: Mapping[str, Any]) -> int:
     """How many images or scores a batch's materialisation says it added."""
     return sum(int(metadata[name].value) for name in ("made now", "scored now") if name in metadata)

@@ -15,17 +15,17 @@ from resources.database import Database
 from resources.engines import Engine, ImageRequest
 from resources.errors import FlexyError
 from resources.images import ImageStore
-from resources.models.compute import Halving
+from resources.models.compute import HalvingBatches
 
 
-def missing(database: Database, plan: pl.DataFrame) -> pl.DataFrame:
+def images_to_generate(database: Database, plan: pl.DataFrame) -> pl.DataFrame:
     """The plan's rows that no image was made for."""
     with database.begin(reading=True) as connection:
-        there = queries.made(connection, [UUID(image_id) for image_id in plan["image_id"]])
+        there = queries.existing_images(connection, [UUID(image_id) for image_id in plan["image_id"]])
     return plan.filter(~pl.col("image_id").is_in([str(image_id) for image_id in there]))
 
 
-def chunks(plan: pl.DataFrame, size: int) -> Iterator[list[dict[str, Any]]]:
+def chunk_plan(plan: pl.DataFrame, size: int) -> Iterator[list[dict[str, Any]]]:
     """The plan's rows in lists of at most `size`, all of one step count and one size of image."""
     alike = ["steps", "width", "height"]
     for _, rows in plan.sort(*alike, "index").group_by(alike, maintain_order=True):
@@ -34,26 +34,26 @@ def chunks(plan: pl.DataFrame, size: int) -> Iterator[list[dict[str, Any]]]:
 
 
 @dataclass(frozen=True)
-class Made:
+class GenerationOutcome:
     """What one pass made of a batch; `failed` are the reasons of the images that could not be made."""
 
     made: int = 0
     failed: tuple[str, ...] = ()
 
 
-def generate(
-    database: Database, store: ImageStore, engine: Engine, plan: pl.DataFrame, told: Callable[[int], Any]
-) -> Made:
+def generate_images(
+    database: Database, store: ImageStore, engine: Engine, plan: pl.DataFrame, on_progress: Callable[[int], Any]
+) -> GenerationOutcome:
     """Make the images of `plan`: file first, then row, so that a row never lacks its file.
 
     A kill costs at most the chunk under way; its files are written over when it is made again. An image that
-    alone is too much for the memory fails alone and has no row, so that the next run tries it again. `told`
+    alone is too much for the memory fails alone and has no row, so that the next run tries it again. `on_progress`
     hears how many images each chunk added. Raises `FlexyError` where a file cannot be written.
     """
     for batch in plan["batch"].unique():
         store.discard_unfinished(batch)
     made, failed = 0, []
-    halving = Halving(engine.images_a_call)
+    halving = HalvingBatches(engine.batch_size)
 
     def timed(requests: Sequence[ImageRequest]) -> list[tuple[Any, dict[str, int]]]:
         began = time.perf_counter()
@@ -61,7 +61,7 @@ def generate(
         elapsed_ms = round(1000 * (time.perf_counter() - began) / len(requests))
         return [(image, {"elapsed_ms": elapsed_ms, "images_in_call": len(requests)}) for image in images]
 
-    for chunk in chunks(plan, engine.images_a_call):
+    for chunk in chunk_plan(plan, engine.batch_size):
         written = []
         for row, result in zip(chunk, halving(timed, [_request(row) for row in chunk]), strict=True):
             if isinstance(result, FlexyError):
@@ -77,8 +77,8 @@ def generate(
         with database.begin() as connection:
             queries.add_images(connection, written)
         made += len(written)
-        told(len(written))
-    return Made(made, tuple(failed))
+        on_progress(len(written))
+    return GenerationOutcome(made, tuple(failed))
 
 
 def _request(row: dict[str, Any]) -> ImageRequest:

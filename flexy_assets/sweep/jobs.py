@@ -8,14 +8,14 @@ from uuid import UUID
 import dagster as dg
 from pydantic import Field
 
-from flexy_assets.execution import HEALING, end_dead_runs, under_way
+from flexy_assets.execution import BACKFILL_JOB, batches_in_progress, end_dead_runs
 from flexy_assets.partitions import seed_batches
 from flexy_assets.reporting import text_tables, thumbnails
-from flexy_assets.reporting.progress import progress
+from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import gallery, queries, status
-from flexy_assets.storage.adoption import adopt, batches
+from flexy_assets.storage.adoption import adopt_rows, batch_names
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.sweep import assets, backfill, checks, generation
 from flexy_assets.sweep.try_image import Trial
@@ -24,18 +24,17 @@ from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore
 from resources.models import registry
 from resources.models.registry import METRICS
-from resources.models.slot import ModelSlot
 from resources.scorers import Metric
 from resources.settings import Settings
 
 
-class Holes(dg.Config):
+class BackfillConfig(dg.Config):
     """The batches to fill; without any, whatever is missing when the step begins."""
 
     batches: list[str] | None = None
 
 
-class Rescore(dg.Config):
+class RescoreConfig(dg.Config):
     """Which scores to compute again, of all runs or of some (their ids).
 
     With `failed` only those that failed, which replaces nothing. Else `replaces` says how many scores will be
@@ -48,92 +47,71 @@ class Rescore(dg.Config):
     replaces: int = 0
 
 
-def _embed(context: dg.OpExecutionContext, work: Scoring, batches: list[str], metrics: list[str]) -> None:
+def _embed(context: dg.OpExecutionContext, work: Work, batches: list[str], metrics: list[str]) -> None:
     """Embed what the batches' missing scores rest on."""
-    with work.slot, progress("images embedded", work.count(work.unembedded(needed_for=metrics), batches)) as bar:
-        for batch, outcome in missing_scores.embed(work, batches, bar.update, needed_for=metrics):
+    count = work.count_pending(work.pending_embeddings(needed_for=metrics), batches)
+    with work.slot, progress_bar("images embedded", count) as bar:
+        for batch, outcome in missing_scores.embed_images(work, batches, bar.update, needed_for=metrics):
             _report(context, assets.clip_embeddings.key, batch, assets.embeddings_metadata(work, outcome))
 
 
-def _score(context: dg.OpExecutionContext, work: Scoring, metric: Metric, batches: list[str]) -> None:
-    with work.slot, progress(metric.name, work.count(work.unscored(metric), batches)) as bar:
-        for batch, outcome in missing_scores.score(work, metric, batches, bar.update):
+def _score(context: dg.OpExecutionContext, work: Work, metric: Metric, batches: list[str]) -> None:
+    with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), batches)) as bar:
+        for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
             metadata = assets.scores_metadata(work.database, metric, batch, outcome)
-            _report(context, assets.key_of(metric), batch, metadata)
+            _report(context, assets.asset_key_of(metric), batch, metadata)
 
 
 def _report(context: dg.OpExecutionContext, key: dg.AssetKey, batch: str, metadata: Mapping[str, Any]) -> None:
     context.log_event(dg.AssetMaterialization(key, partition=batch, metadata=metadata))
 
 
-def _missing(work: Scoring, metric: str) -> list[str]:
+def _missing_batches(work: Work, metric: str) -> list[str]:
     with work.database.begin(reading=True) as connection:
-        return list(queries.missing(connection, work.settings).get(metric, {}))
+        return list(queries.missing_scores(connection, work.settings).get(metric, {}))
 
 
-_READING = [metric.name for metric in METRICS.values() if metric.reads]
+_EMBEDDING_METRICS = [metric.name for metric in METRICS.values() if metric.reads]
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
-def heal_clip_embeddings(
-    context: dg.OpExecutionContext,
-    config: Holes,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
+def backfill_clip_embeddings(
+    context: dg.OpExecutionContext, config: BackfillConfig, work: dg.ResourceParam[Work]
 ) -> None:
     """Embed the images that lack a score which is computed from embeddings."""
-    work = Scoring(database, images, slot, settings)
     batches = config.batches
     if batches is None:
-        batches = sorted({batch for metric in _READING for batch in _missing(work, metric)})
-    _embed(context, work, batches, _READING)
+        batches = sorted({batch for metric in _EMBEDDING_METRICS for batch in _missing_batches(work, metric)})
+    _embed(context, work, batches, _EMBEDDING_METRICS)
 
 
-def _healing(metric: Metric) -> dg.OpDefinition:
+def _backfill_op(metric: Metric) -> dg.OpDefinition:
     @dg.op(
-        name=f"heal_{metric.name}",
+        name=f"backfill_{metric.name}",
         description=f"Fill what is missing of `{metric.name}` ({metric.label}).",
         ins={"embedded": dg.In(dg.Nothing)} if metric.reads else {},
         out=dg.Out(dg.Nothing),
         pool="gpu",
     )
-    def heal(
-        context: dg.OpExecutionContext,
-        config: Holes,
-        database: dg.ResourceParam[Database],
-        images: dg.ResourceParam[ImageStore],
-        slot: dg.ResourceParam[ModelSlot],
-        settings: dg.ResourceParam[Settings],
-    ) -> None:
-        work = Scoring(database, images, slot, settings)
-        _score(context, work, metric, _missing(work, metric.name) if config.batches is None else config.batches)
+    def heal(context: dg.OpExecutionContext, config: BackfillConfig, work: dg.ResourceParam[Work]) -> None:
+        _score(context, work, metric, _missing_batches(work, metric.name) if config.batches is None else config.batches)
 
     return heal
 
 
-_HEALING = {name: _healing(metric) for name, metric in METRICS.items()}
+_BACKFILL_OPS = {name: _backfill_op(metric) for name, metric in METRICS.items()}
 
 
-@dg.job(name=HEALING, description="Fill every missing score, of whichever batches: one run for all metrics.")
-def heal_scores() -> None:
-    embedded = heal_clip_embeddings()
+@dg.job(name=BACKFILL_JOB, description="Fill every missing score, of whichever batches: one run for all metrics.")
+def backfill_scores() -> None:
+    embedded = backfill_clip_embeddings()
     for name, metric in METRICS.items():
-        _HEALING[name](embedded) if metric.reads else _HEALING[name]()
+        _BACKFILL_OPS[name](embedded) if metric.reads else _BACKFILL_OPS[name]()
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
-def rescore(
-    context: dg.OpExecutionContext,
-    config: Rescore,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def rescore(context: dg.OpExecutionContext, config: RescoreConfig, work: dg.ResourceParam[Work]) -> None:
     """Compute scores again that are there, or that were given up; a score stays until its new one is measured."""
-    work = Scoring(database, images, slot, settings)
     if config.metric not in METRICS:
         raise BadInputError(f"{config.metric} is no metric: use one of {', '.join(METRICS)}")
     metric = METRICS[config.metric]
@@ -141,11 +119,11 @@ def rescore(
         runs = [UUID(run) for run in config.runs]
     except ValueError:
         raise BadInputError(f"runs {config.runs} are no ids: flexy status --json names them in full") from None
-    with database.begin() as connection:
-        asked = queries.ask_again(connection, metric, runs, config.failed, settings)
+    with work.database.begin() as connection:
+        asked = queries.request_rescore(connection, metric, runs, config.failed, work.settings)
         if asked.replaced != config.replaces:
             raise BadInputError(f"{asked.replaced} scores would be replaced, not {config.replaces}: say that number")
-    batches = _missing(work, metric.name)
+    batches = _missing_batches(work, metric.name)
     if metric.reads:
         _embed(context, work, batches, [metric.name])
     _score(context, work, metric, batches)
@@ -176,45 +154,38 @@ class TrialConfig(dg.Config):
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
-def trial(
-    context: dg.OpExecutionContext,
-    config: TrialConfig,
-    database: dg.ResourceParam[Database],
-    images: dg.ResourceParam[ImageStore],
-    slot: dg.ResourceParam[ModelSlot],
-    settings: dg.ResourceParam[Settings],
-) -> None:
+def trial(context: dg.OpExecutionContext, config: TrialConfig, work: dg.ResourceParam[Work]) -> None:
     """Make one image, unless it is there, and fill what its scores lack; the event shows it beside the last trials."""
-    asked, work, problems = config.trial(settings), Scoring(database, images, slot, settings), []
-    migrate(database)
-    with database.begin(reading=True) as connection:
-        there = gallery.alike(connection, settings, asked.to_json())
+    asked, problems = config.trial(work.settings), []
+    migrate(work.database)
+    with work.database.begin(reading=True) as connection:
+        there = gallery.find_same_settings(connection, work.settings, asked.to_json())
     if there is None:
-        _make(context, work, asked)
+        _generate_trial(context, work, asked)
     # An image that a sweep made is left to its sweep.
     if there in (None, asked.image_id):
         fill = [partial(_score, metric=metric) for metric in METRICS.values()]
-        for step in (partial(_embed, metrics=_READING), *fill):
+        for step in (partial(_embed, metrics=_EMBEDDING_METRICS), *fill):
             try:
                 step(context, work, batches=[asked.batch])
             except FlexyError as error:
                 problems.append(str(error))
-    with database.begin(reading=True) as connection:
-        (card,) = gallery.of_images(connection, settings, [there or asked.image_id])
-        last, _ = gallery.page(connection, settings, run_id=asked.run_id, size=8)
-    metadata = _shown(images, [card, *(other for other in last if other["id"] != card["id"])])
+    with work.database.begin(reading=True) as connection:
+        (card,) = gallery.cards_of_images(connection, work.settings, [there or asked.image_id])
+        last, _ = gallery.card_page(connection, work.settings, run_id=asked.run_id, size=8)
+    metadata = _trial_metadata(work.store, [card, *(other for other in last if other["id"] != card["id"])])
     key = assets.generated_images.key
     context.log_event(dg.AssetObservation(key, partition=card["batch"], metadata=metadata))
     if problems:
         raise FlexyError("; ".join(dict.fromkeys(problems)))
 
 
-def _make(context: dg.OpExecutionContext, work: Scoring, trial: Trial) -> None:
+def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) -> None:
     with work.database.begin() as connection:
-        queries.save_run(connection, trial.run_id, trial.engine, None, None)
+        queries.save_sweep(connection, trial.run_id, trial.engine, None, None)
     with work.slot:
-        engine = work.slot.get(registry.engine(trial.engine, work.settings))
-        made = generation.generate(work.database, work.store, engine, trial.row(), lambda _: None)
+        engine = work.slot.get(registry.find_engine(trial.engine, work.settings))
+        made = generation.generate_images(work.database, work.store, engine, trial.row(), lambda _: None)
     if made.failed:
         raise FlexyError(made.failed[0])
     # Not before: a batch without an image is nobody's.
@@ -223,10 +194,10 @@ def _make(context: dg.OpExecutionContext, work: Scoring, trial: Trial) -> None:
     _report(context, assets.generated_images.key, trial.batch, metadata)
 
 
-def _shown(images: ImageStore, trials: Sequence[gallery.Card]) -> dict[str, Any]:
+def _trial_metadata(images: ImageStore, trials: Sequence[gallery.ImageCard]) -> dict[str, Any]:
     """A trial as the UI shows it: the image, its scores or why they are missing, and the last trials beside it."""
     trial, others = trials[0], trials[1:]
-    metadata: dict[str, Any] = {"image": _sheet(images, [trial], 256), "id": trial["id"]}
+    metadata: dict[str, Any] = {"image": _contact_sheet(images, [trial], 256), "id": trial["id"]}
     for name, score in trial["scores"].items():
         metadata[METRICS[name].label] = score["reason"] if score["value"] is None else score["value"]
     if others:
@@ -235,18 +206,18 @@ def _shown(images: ImageStore, trials: Sequence[gallery.Card]) -> dict[str, Any]
             | {METRICS[name].label: score["value"] for name, score in each["scores"].items()}
             for each in trials
         ]
-        metadata["beside the last trials"] = dg.MetadataValue.md(text_tables.markdown(rows))
-        metadata["their images"] = _sheet(images, trials, 128)
+        metadata["beside the last trials"] = dg.MetadataValue.md(text_tables.format_markdown_table(rows))
+        metadata["their images"] = _contact_sheet(images, trials, 128)
     return metadata
 
 
-def _sheet(images: ImageStore, shown: Sequence[gallery.Card], side: int) -> dg.MetadataValue:
+def _contact_sheet(images: ImageStore, shown: Sequence[gallery.ImageCard], side: int) -> dg.MetadataValue:
     found = images.read_many([(each["image_path"], each["image_sha256"]) for each in shown])
     readable = [picture for picture in found if not isinstance(picture, Exception)]
     if not readable:
         return dg.MetadataValue.text(str(found[0]))
-    sheet = thumbnails.contact_sheet(readable, side=side)
-    return dg.MetadataValue.md(thumbnails.in_markdown(", ".join(each["id"] for each in shown), sheet))
+    sheet = thumbnails.make_contact_sheet(readable, side=side)
+    return dg.MetadataValue.md(thumbnails.markdown_image(", ".join(each["id"] for each in shown), sheet))
 
 
 def trial_config(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,40 +242,40 @@ results = dg.define_asset_job(
 )
 
 
-def request(
+def request_backfill(
     instance: dg.DagsterInstance, database: Database, images: ImageStore, settings: Settings
 ) -> dg.RunRequest | dg.SkipReason:
-    """One run of `heal_scores` for every score that is missing and that no run is at, or why there is none.
+    """One run of `backfill_scores` for every score that is missing and that no run is at, or why there is none.
 
     Raises `BadInputError` where the table cannot be adopted or the image root is not there.
     """
     end_dead_runs(instance)
-    adopt(database, settings)
-    register(instance, database)
+    adopt_rows(database, settings)
+    register_partitions(instance, database)
     with database.begin(reading=True) as connection:
-        missing = queries.missing(connection, settings)
-        strangers = {} if missing else status.strangers(connection, settings)
+        missing = queries.missing_scores(connection, settings)
+        strangers = {} if missing else status.images_of_other_model_set(connection, settings)
     if not missing:
-        return dg.SkipReason(backfill.nothing(strangers, settings.models))
-    holes = backfill.holes(missing, under_way(instance))
+        return dg.SkipReason(backfill.nothing_missing_reason(strangers, settings.models))
+    holes = backfill.batches_to_fill(missing, batches_in_progress(instance))
     if not holes:
         return dg.SkipReason("a run is already at everything that is missing")
     images.check()
-    return dg.RunRequest(run_config=run_config(holes), tags=backfill.tags(holes, missing))
+    return dg.RunRequest(run_config=backfill_config(holes), tags=backfill.backfill_tags(holes, missing))
 
 
-def register(instance: dg.DagsterInstance, database: Database) -> list[str]:
+def register_partitions(instance: dg.DagsterInstance, database: Database) -> list[str]:
     """Make the batches that the table knows partitions that Dagster knows; returns the new ones."""
     known = set(instance.get_dynamic_partitions(seed_batches.name or ""))
     with database.begin(reading=True) as connection:
-        new = [batch for batch in batches(connection) if batch not in known]
+        new = [batch for batch in batch_names(connection) if batch not in known]
     if new:
         instance.add_dynamic_partitions(seed_batches.name or "", new)
     return new
 
 
-def run_config(holes: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The configuration of `heal_scores` for these batches of each metric."""
-    embedded = sorted({batch for metric in _READING for batch in holes.get(metric, ())})
-    ops = {f"heal_{name}": holes.get(name, []) for name in METRICS} | {"heal_clip_embeddings": embedded}
+def backfill_config(holes: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The configuration of `backfill_scores` for these batches of each metric."""
+    embedded = sorted({batch for metric in _EMBEDDING_METRICS for batch in holes.get(metric, ())})
+    ops = {f"backfill_{name}": holes.get(name, []) for name in METRICS} | {"backfill_clip_embeddings": embedded}
     return {"ops": {op: {"config": {"batches": batches}} for op, batches in ops.items()}}

@@ -43,7 +43,7 @@ _R2 = (1 / _PLASTIC, 1 / _PLASTIC**2)
 
 
 @dataclass(frozen=True)
-class Range:
+class SettingRange:
     """Values from `low` to `high`, both included; with a `stride`, only low, low + stride, …"""
 
     low: float
@@ -51,7 +51,7 @@ class Range:
     stride: float | None = None
 
     @classmethod
-    def parse(cls, text: str, name: str) -> Range:
+    def parse(cls, text: str, name: str) -> SettingRange:
         """`4:60`, `4:60:8` or one value. Raises `BadInputError` naming `name`."""
         try:
             numbers = [float(part) for part in text.split(":")]
@@ -89,8 +89,8 @@ class Sweep:
 
     engine: str
     prompts: tuple[str, ...]
-    steps: Range
-    guidance: Range | None
+    steps: SettingRange
+    guidance: SettingRange | None
     seed: int = 0
     sampling: str = "uniform"
     negative_prompt: str | None = None
@@ -118,7 +118,7 @@ class Sweep:
 
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> Sweep:
-        ranges = {name: Range(**settings[name]) for name in ("steps", "guidance") if settings[name]}
+        ranges = {name: SettingRange(**settings[name]) for name in ("steps", "guidance") if settings[name]}
         return cls(**settings | ranges | {"prompts": tuple(settings["prompts"])})
 
     def batch(self, index: int) -> str:
@@ -165,7 +165,7 @@ class Sweep:
         return int(np.random.default_rng([self.seed, turn, len(self.prompts)]).permutation(len(self.prompts))[place])
 
 
-def check_settings(steps: Range, guidance: Range | None, width: int, height: int) -> None:
+def check_settings(steps: SettingRange, guidance: SettingRange | None, width: int, height: int) -> None:
     """Raises `BadInputError` naming the setting that no engine can make an image with."""
     if steps.low < 1 or steps.high > 1000 or any(value % 1 for value in (steps.low, steps.high, steps.stride or 1)):
         raise BadInputError(f"steps {steps} cannot be: steps must be whole numbers from 1 to 1000")
@@ -176,7 +176,7 @@ def check_settings(steps: Range, guidance: Range | None, width: int, height: int
             raise BadInputError(f"an image side of {side} is out of bounds: use a multiple of 8 from 8 to 8192")
 
 
-def check_asked(engine: ModelEntry, seed: int, width: int, height: int, given: Mapping[str, Any]) -> None:
+def check_engine_settings(engine: ModelEntry, seed: int, width: int, height: int, given: Mapping[str, Any]) -> None:
     """Raises `BadInputError` naming what cannot be asked of this engine.
 
     `given` are the settings that an engine may ignore, None or "" where they were left out.

@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 
 import polars as pl
 
-from flexy_assets.sweep.plan import NAMESPACE, PLAN_SCHEMA, Range, check_asked, check_settings
+from flexy_assets.sweep.plan import NAMESPACE, PLAN_SCHEMA, SettingRange, check_engine_settings, check_settings
 from resources.errors import BadInputError
 from resources.models import registry
 from resources.prompts import check_prompt
@@ -38,8 +38,8 @@ class Trial:
             raise BadInputError("the prompt is empty: say what the image should show")
         check_prompt(self.prompt, "the prompt")
         check_prompt(self.negative_prompt or "", "the negative prompt")
-        guidance = None if self.guidance is None else Range(self.guidance, self.guidance)
-        check_settings(Range(self.steps, self.steps), guidance, self.width, self.height)
+        guidance = None if self.guidance is None else SettingRange(self.guidance, self.guidance)
+        check_settings(SettingRange(self.steps, self.steps), guidance, self.width, self.height)
         if not 0 <= self.seed <= MAX_SEED:
             raise BadInputError(f"seed {self.seed} is out of bounds: use 0 to {MAX_SEED}")
 
@@ -60,9 +60,9 @@ class Trial:
 
         Raises `BadInputError` naming the setting that cannot be.
         """
-        entry = registry.find(engine or registry.models("engine", settings)[0], "engine", settings)
+        entry = registry.find_model(engine or registry.model_names("engine", settings)[0], "engine", settings)
         given = {"guidance": guidance, "negative_prompt": negative_prompt}
-        check_asked(entry, seed, width or 0, height or 0, given)
+        check_engine_settings(entry, seed, width or 0, height or 0, given)
         if guidance is None and "guidance" not in entry.ignores:
             guidance = entry.guidance
         return cls(
@@ -79,7 +79,7 @@ class Trial:
     @property
     def run_id(self) -> UUID:
         """The run of all trials of its engine."""
-        return run_of(self.engine)
+        return trial_sweep_id(self.engine)
 
     @property
     def batch(self) -> str:
@@ -101,6 +101,6 @@ class Trial:
         return pl.DataFrame([place | self.to_json() | path], schema=PLAN_SCHEMA)
 
 
-def run_of(engine: str | None) -> UUID:
+def trial_sweep_id(engine: str | None) -> UUID:
     """The run that trials of this engine belong to. It has no plan: nothing of it is still to be made."""
     return uuid5(NAMESPACE, f"trials of {engine}")

@@ -30,7 +30,7 @@ class ImageRequest:
 class Engine(Protocol):
     """A model that makes images."""
 
-    images_a_call: int
+    batch_size: int
     """How many images one call makes at the most."""
 
     def generate(self, requests: Sequence[ImageRequest]) -> list[Image]:
@@ -42,7 +42,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Noise:
+class EditNoise:
     """The noise that an edit begins with: that of a seed, moved on its sphere.
 
     Each of `moves`, in order, is (t, the seed of another noise): x becomes |x| (t·u + √(1 − t²)·w) with u = x/|x|
@@ -101,7 +101,7 @@ class EditRequest:
     negative_prompt: str | None
     steps: int
     guidance: float
-    noise: Noise
+    noise: EditNoise
     mask: Image | None = None
     parent: Image | None = None
     strength: float = 1.0
@@ -124,7 +124,7 @@ class EditRequest:
 
 
 @dataclass(frozen=True, eq=False)
-class Partial:
+class PartialEdit:
     """An edit of which `step` of its request's steps are done.
 
     `latents` is what its editor goes on from, float32 in the pipeline's own shape; `image` the clean image as
@@ -140,7 +140,7 @@ class Partial:
 class Editor(Protocol):
     """A model that edits images as a prompt says."""
 
-    images_a_call: int
+    batch_size: int
     """How many edits one call makes at the most."""
     inpaints: bool
     """Whether requests may have a mask."""
@@ -154,7 +154,7 @@ class Editor(Protocol):
         """An RGB image of the source's size for each request, in order: `denoise` until the last step."""
         ...
 
-    def denoise(self, edits: Sequence[EditRequest | Partial], until: int) -> list[Partial]:
+    def denoise(self, edits: Sequence[EditRequest | PartialEdit], until: int) -> list[PartialEdit]:
         """Each of the edits run until so many of its request's steps are done, in order.
 
         All must be at the same step, before `until`, and their requests differ in noise and parent alone. An

@@ -7,11 +7,11 @@ from pathlib import Path
 from diffusers import HiDreamImagePipeline
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from resources.engines.pipeline import GuidedEach, GuidedEngine, load_tokenizer, load_weights
+from resources.engines.pipeline import GuidedEngine, PerImageGuidance, load_tokenizer, load_weights
 from resources.models import compute
 
 
-class _HiDream(GuidedEach, HiDreamImagePipeline):
+class _HiDream(PerImageGuidance, HiDreamImagePipeline):
     pass
 
 
@@ -20,12 +20,12 @@ class HiDreamEngine(GuidedEngine):
 
     kind = _HiDream
 
-    def __init__(self, folder: Path, llama: Path, images_a_call: int = 4, precision: str = "fp32") -> None:
+    def __init__(self, folder: Path, llama: Path, batch_size: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form and the `llama` of Llama 3.1 8B Instruct; see `load`."""
         super().__init__(
             folder,
-            images_a_call,
+            batch_size,
             precision,
             tokenizer_4=load_tokenizer(PreTrainedTokenizerFast, llama),
-            text_encoder_4=load_weights(LlamaForCausalLM, llama, compute.dtype(precision)),
+            text_encoder_4=load_weights(LlamaForCausalLM, llama, compute.torch_dtype(precision)),
         )

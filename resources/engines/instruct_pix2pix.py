@@ -27,12 +27,10 @@ class InstructPix2PixEditor(PipelineEditor):
 
     kind = _InstructPix2Pix
 
-    def __init__(
-        self, folder: Path, images_a_call: int = 4, precision: str = "fp32", image_guidance: float = 1.5
-    ) -> None:
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", image_guidance: float = 1.5) -> None:
         """Load a folder in diffusers' form; see `load`. `image_guidance` is how strongly the source is kept."""
         # diffusers would mark the images as soon as somebody installs invisible-watermark.
-        super().__init__(folder, images_a_call, precision, add_watermarker=False)
+        super().__init__(folder, batch_size, precision, add_watermarker=False)
         self.image_guidance = image_guidance
 
     def arguments(self, request: EditRequest) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from resources.engines import Noise
+from resources.engines import EditNoise
 from resources.errors import FlexyError
 
 
-class Stretch(SchedulerMixin):
+class PartialScheduler(SchedulerMixin):
     """Mixed into a scheduler whose steps depend on nothing but the latents: it goes through those in `span` alone.
 
     The last of them leads to the clean latents as predicted there, so that the pipeline decodes these, and
@@ -54,7 +54,7 @@ class Stretch(SchedulerMixin):
         raise NotImplementedError
 
 
-class FlowStretch(Stretch, FlowMatchEulerDiscreteScheduler):
+class PartialFlowScheduler(PartialScheduler, FlowMatchEulerDiscreteScheduler):
     """Rectified flow: (1 − σ) · clean + σ · noise."""
 
     def renoised(self, clean: Tensor, noise: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class FlowStretch(Stretch, FlowMatchEulerDiscreteScheduler):
         return self.scale_noise(clean, self.timesteps[:1], noise)
 
 
-class EulerStretch(Stretch, EulerDiscreteScheduler):
+class PartialEulerScheduler(PartialScheduler, EulerDiscreteScheduler):
     """Variance exploding: clean + σ · noise."""
 
     def renoised(self, clean: Tensor, noise: Tensor) -> Tensor:
@@ -70,9 +70,12 @@ class EulerStretch(Stretch, EulerDiscreteScheduler):
         return self.add_noise(clean, noise, self.timesteps[:1])
 
 
-def stretch(scheduler: Any) -> Stretch:
+def partial_scheduler(scheduler: Any) -> PartialScheduler:
     """The same scheduler as a `Stretch`; raises `FlexyError` for one that cannot be stopped and continued."""
-    for kind, published in ((FlowStretch, FlowMatchEulerDiscreteScheduler), (EulerStretch, EulerDiscreteScheduler)):
+    for kind, published in (
+        (PartialFlowScheduler, FlowMatchEulerDiscreteScheduler),
+        (PartialEulerScheduler, EulerDiscreteScheduler),
+    ):
         if type(scheduler) is published:
             return kind.from_config(scheduler.config)
     raise FlexyError(
@@ -81,7 +84,7 @@ def stretch(scheduler: Any) -> Stretch:
     )
 
 
-class PartWay(DiffusionPipeline):
+class PartialPipeline(DiffusionPipeline):
     """Mixed into a pipeline, so that its generators draw moved noise and each image begins where `begin` says.
 
     `begin` is given an image's index and its noise, a float32 tensor (1, channels, height, width) on the CPU,
@@ -89,13 +92,13 @@ class PartWay(DiffusionPipeline):
     pipeline has prepared.
     """
 
-    noises: Mapping[torch.Generator, Noise]
+    noises: Mapping[torch.Generator, EditNoise]
     begin: Callable[[int, Tensor], Tensor | None]
     _mask: Any = 1
 
     def prepare_latents(self, *args: Any, **options: Any) -> Any:
         """The pipeline's own, from moved noise."""
-        with _Moved(self.noises) as moved:
+        with _FixedNoise(self.noises) as moved:
             prepared = super().prepare_latents(*args, **options)
         self._begun = prepared[0] if isinstance(prepared, tuple) else prepared, moved.drawn
         return prepared
@@ -119,21 +122,21 @@ class PartWay(DiffusionPipeline):
         return super().progress_bar(*args, **options)
 
 
-def die(seed: int) -> torch.Generator:
+def cpu_generator(seed: int) -> torch.Generator:
     """What a seed's noise is drawn with."""
     # On the CPU it gives the same noise for every device.
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def part_way(kind: Any) -> Any:
+def partial_pipeline(kind: Any) -> Any:
     """A pipeline class with `PartWay`."""
-    return type(kind.__name__, (PartWay, kind), {})
+    return type(kind.__name__, (PartialPipeline, kind), {})
 
 
-class _Moved(TorchFunctionMode):
+class _FixedNoise(TorchFunctionMode):
     """What pipelines draw with each generator: in float32, moved as its noise says; the last of it is in `drawn`."""
 
-    def __init__(self, noises: Mapping[torch.Generator, Noise]) -> None:
+    def __init__(self, noises: Mapping[torch.Generator, EditNoise]) -> None:
         super().__init__()
         self.noises = noises
         self.drawn: dict[torch.Generator, Tensor] = {}
@@ -146,6 +149,6 @@ class _Moved(TorchFunctionMode):
         def draw(dice: torch.Generator) -> NDArray[np.float32]:
             return func(*args, **kwargs | {"dtype": torch.float32, "generator": dice}).numpy()
 
-        moved = self.noises[generator].move(draw(generator), lambda seed: draw(die(seed)))
+        moved = self.noises[generator].move(draw(generator), lambda seed: draw(cpu_generator(seed)))
         self.drawn[generator] = torch.from_numpy(moved)
         return self.drawn[generator].to(kwargs["dtype"])

@@ -16,37 +16,37 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from resources.engines import EditRequest, ImageRequest, Partial
-from resources.engines.partial_denoising import die, part_way, stretch
+from resources.engines import EditRequest, ImageRequest, PartialEdit
+from resources.engines.partial_denoising import cpu_generator, partial_pipeline, partial_scheduler
 from resources.errors import FlexyError
 from resources.models import compute
 
-ACTIVATIONS = 4 * 2**30
+ACTIVATION_BYTES = 4 * 2**30
 """Bytes to leave beside the weights for a few images of a megapixel."""
 
-TILED_ACTIVATIONS = 2 * 2**30
+TILED_ACTIVATION_BYTES = 2 * 2**30
 """The same where the VAE works in tiles."""
 
 
-def placement(
+def choose_placement(
     needed_bytes: int, largest_component_bytes: int, free_bytes: int
 ) -> Literal["resident", "offload", "sequential"]:
     """Where weights wait for their turn: all on the GPU, each component in RAM, or each layer in RAM.
 
     The last is many times slower than the second, and that somewhat slower than the first.
     """
-    if needed_bytes + ACTIVATIONS <= free_bytes:
+    if needed_bytes + ACTIVATION_BYTES <= free_bytes:
         return "resident"
-    if largest_component_bytes + TILED_ACTIVATIONS <= free_bytes:
+    if largest_component_bytes + TILED_ACTIVATION_BYTES <= free_bytes:
         return "offload"
     return "sequential"
 
 
-def place(pipeline: Any, free_bytes: int) -> None:
+def place_pipeline(pipeline: Any, free_bytes: int) -> None:
     """Put `pipeline` on a GPU with `free_bytes` to give, as `placement` says."""
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     sizes = [sum(t.nbytes for t in (*module.parameters(), *module.buffers())) for module in modules]
-    match placement(sum(sizes), max(sizes), free_bytes):
+    match choose_placement(sum(sizes), max(sizes), free_bytes):
         case "resident":
             pipeline.to("cuda")
             return
@@ -58,7 +58,7 @@ def place(pipeline: Any, free_bytes: int) -> None:
     pipeline.vae.enable_tiling()
 
 
-def load(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
+def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
     """The pipeline of class `kind` in `folder`; `parts` are components and settings that it does not hold.
 
     Raises `FlexyError` naming what is missing, damaged or another model's.
@@ -66,7 +66,7 @@ def load(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
     # Its own bars and notes would drown the command's.
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
-    with _naming(folder):
+    with _named_load_errors(folder):
         for name, (library, class_name) in _components(folder / "model_index.json", kind).items():
             # A folder may name code that it brings, which is not run: diffusers refuses it below.
             known = library in ("diffusers", "transformers")
@@ -82,7 +82,7 @@ def load(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
 
 def _components(file: Path, kind: Any) -> dict[str, list[str]]:
     """Library and class of each component that a pipeline's index names."""
-    with _naming(file):
+    with _named_load_errors(file):
         index = json.loads(file.read_text("utf-8"))
         # Our own classes only add to the published ones.
         published = next(base.__name__ for base in kind.__mro__ if base.__module__.startswith("diffusers."))
@@ -97,7 +97,7 @@ def load_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     from_pretrained by itself makes random ones up for those that it does not find. Raises `FlexyError` then,
     and where the files cannot be read.
     """
-    with _naming(folder):
+    with _named_load_errors(folder):
         files = [path.name for path in folder.iterdir() if path.suffix == ".safetensors"]
         model, found = kind.from_pretrained(
             folder,
@@ -122,7 +122,7 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
     from_pretrained by itself makes do with a vocabulary of a few special tokens where the files of it are
     missing. Raises `FlexyError` then, and where they cannot be read.
     """
-    with _naming(folder):
+    with _named_load_errors(folder):
         files = {path.name for path in folder.iterdir()}
         if not (files & {"tokenizer.json", "tokenizer.model", "spiece.model"} or files >= {"vocab.json", "merges.txt"}):
             raise ValueError("it has no vocabulary")
@@ -130,14 +130,14 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
 
 
 @contextmanager
-def _naming(what: Path) -> Iterator[None]:
+def _named_load_errors(what: Path) -> Iterator[None]:
     """Whatever keeps `what` from being loaded, in one line that names it."""
     try:
         yield
     except FlexyError:
         raise
     except Exception as error:
-        if compute.out_of_memory(error):
+        if compute.is_out_of_memory(error):
             raise
         # The libraries go on, for many lines, about what else one might do.
         said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
@@ -145,7 +145,7 @@ def _naming(what: Path) -> Iterator[None]:
         raise FlexyError(f"cannot load {what}: {cause}: restore its files") from error
 
 
-class GuidedEach:
+class PerImageGuidance:
     """Mixed into a pipeline with classifier-free guidance, so that each image of a call has its own.
 
     diffusers multiplies by the guidance, which may then be a (n, 1, 1, 1) tensor, but also asks whether it
@@ -160,20 +160,20 @@ class GuidedEach:
         return bool((torch.as_tensor(self._guidance_scale) > 1).any())
 
 
-class Pipelined:
+class PipelineModel:
     """A pipeline of class `kind`, ready to be asked."""
 
     kind: Any
 
-    def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32", **parts: Any) -> None:
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **parts: Any) -> None:
         """Load a folder in diffusers' form; see `load`."""
-        self.images_a_call = images_a_call
-        self.device = compute.device()
-        self.dtype = compute.dtype(precision)
-        self.pipeline = load(self.kind, folder, self.dtype, **parts)
+        self.batch_size = batch_size
+        self.device = compute.compute_device()
+        self.dtype = compute.torch_dtype(precision)
+        self.pipeline = load_pipeline(self.kind, folder, self.dtype, **parts)
         self.pipeline.set_progress_bar_config(disable=True)
         if self.device == "cuda":
-            place(self.pipeline, torch.cuda.mem_get_info()[0])
+            place_pipeline(self.pipeline, torch.cuda.mem_get_info()[0])
 
     def ask(
         self,
@@ -192,7 +192,7 @@ class Pipelined:
         return [image if image.size == size else image.resize(size, Image.Resampling.LANCZOS) for image in images]
 
 
-class PipelineEngine(Pipelined):
+class PipelineEngine(PipelineModel):
     """An `Engine`: images of equal steps and size are made in one call, each with its prompt and seed."""
 
     def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
@@ -207,7 +207,7 @@ class PipelineEngine(Pipelined):
         first = requests[0]
         return self.ask(
             self.pipeline,
-            [die(request.seed) for request in requests],
+            [cpu_generator(request.seed) for request in requests],
             first.steps,
             (first.width, first.height),
             prompt=[request.prompt for request in requests],
@@ -236,16 +236,16 @@ class GuidedEngine(PipelineEngine):
         }
 
 
-class PipelineEditor(Pipelined):
+class PipelineEditor(PipelineModel):
     """An `Editor`: edits that differ in noise and parent alone are made in one call."""
 
     inpaints = False
 
-    def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32", **parts: Any) -> None:
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **parts: Any) -> None:
         """Load a folder in diffusers' form; see `load`."""
-        self.kind = part_way(self.kind)
-        super().__init__(folder, images_a_call, precision, **parts)
-        self.scheduler = self.pipeline.scheduler = stretch(self.pipeline.scheduler)
+        self.kind = partial_pipeline(self.kind)
+        super().__init__(folder, batch_size, precision, **parts)
+        self.scheduler = self.pipeline.scheduler = partial_scheduler(self.pipeline.scheduler)
 
     @property
     def steps_run(self) -> int:
@@ -256,7 +256,7 @@ class PipelineEditor(Pipelined):
         """See `Editor.edit`."""
         return [edit.image for edit in self.denoise(requests, requests[0].steps)]
 
-    def denoise(self, edits: Sequence[EditRequest | Partial], until: int) -> list[Partial]:
+    def denoise(self, edits: Sequence[EditRequest | PartialEdit], until: int) -> list[PartialEdit]:
         """See `Editor.denoise`.
 
         Raises `ValueError` where requests differ in more than noise and parent or edits are not at one step
@@ -275,15 +275,17 @@ class PipelineEditor(Pipelined):
             return self.inpaint(edits, until, first.mask)
         return self.run(self.pipeline, edits, until, num_images_per_prompt=len(edits))
 
-    def inpaint(self, edits: Sequence[EditRequest | Partial], until: int, mask: Image.Image) -> list[Partial]:
+    def inpaint(self, edits: Sequence[EditRequest | PartialEdit], until: int, mask: Image.Image) -> list[PartialEdit]:
         """The edits that have a mask."""
         raise FlexyError(f"{type(self).__name__} edits whole images: leave out the mask, or take another editor")
 
-    def run(self, pipeline: Any, edits: Sequence[EditRequest | Partial], until: int, **arguments: Any) -> list[Partial]:
+    def run(
+        self, pipeline: Any, edits: Sequence[EditRequest | PartialEdit], until: int, **arguments: Any
+    ) -> list[PartialEdit]:
         """What `pipeline` makes of them in one call, asked with `arguments` beside those of every call."""
         requests = [_request(edit) for edit in edits]
         first = requests[0]
-        pipeline.noises = {die(request.noise.seed): request.noise for request in requests}
+        pipeline.noises = {cpu_generator(request.noise.seed): request.noise for request in requests}
         pipeline.begin = lambda index, noise: self.begin(edits[index], noise)
         images = self.ask(
             pipeline,
@@ -296,11 +298,11 @@ class PipelineEditor(Pipelined):
             **arguments,
         )
         latents = self.scheduler.reached.float().cpu().numpy()
-        return [Partial(request, until, *made) for request, *made in zip(requests, latents, images, strict=True)]
+        return [PartialEdit(request, until, *made) for request, *made in zip(requests, latents, images, strict=True)]
 
-    def begin(self, edit: EditRequest | Partial, noise: torch.Tensor) -> torch.Tensor | None:
+    def begin(self, edit: EditRequest | PartialEdit, noise: torch.Tensor) -> torch.Tensor | None:
         """See `PartWay`."""
-        if isinstance(edit, Partial):
+        if isinstance(edit, PartialEdit):
             return torch.from_numpy(edit.latents)[None]
         if edit.parent is None:
             return None
@@ -334,18 +336,18 @@ class InpaintingEditor(PipelineEditor):
     inpaints = True
     inpaint_kind: ClassVar[Any]
 
-    def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32") -> None:
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form; see `load`."""
-        super().__init__(folder, images_a_call, precision)
-        self.inpainter = part_way(self.inpaint_kind)(**self.pipeline.components)
+        super().__init__(folder, batch_size, precision)
+        self.inpainter = partial_pipeline(self.inpaint_kind)(**self.pipeline.components)
         self.inpainter.set_progress_bar_config(disable=True)
 
-    def inpaint(self, edits: Sequence[EditRequest | Partial], until: int, mask: Image.Image) -> list[Partial]:
+    def inpaint(self, edits: Sequence[EditRequest | PartialEdit], until: int, mask: Image.Image) -> list[PartialEdit]:
         """See `PipelineEditor.inpaint`. Outside of the mask the source stays as it is."""
         # Some inpainting pipelines draw the source's latents with the first seed, for every image of a call.
         made = [self.run(self.inpainter, [edit], until, mask_image=mask, strength=1.0)[0] for edit in edits]
         return [replace(edit, image=Image.composite(edit.image, edit.request.image, mask)) for edit in made]
 
 
-def _request(edit: EditRequest | Partial) -> EditRequest:
-    return edit.request if isinstance(edit, Partial) else edit
+def _request(edit: EditRequest | PartialEdit) -> EditRequest:
+    return edit.request if isinstance(edit, PartialEdit) else edit

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from diffusers import StableDiffusion3Pipeline
 
-from resources.engines.pipeline import GuidedEach, GuidedEngine
+from resources.engines.pipeline import GuidedEngine, PerImageGuidance
 
 
-class _Sd3(GuidedEach, StableDiffusion3Pipeline):
+class _Sd3(PerImageGuidance, StableDiffusion3Pipeline):
     pass
 
 

@@ -10,10 +10,10 @@ from diffusers import StableDiffusionXLPipeline
 from PIL.Image import Image
 
 from resources.engines import ImageRequest
-from resources.engines.pipeline import GuidedEach, GuidedEngine
+from resources.engines.pipeline import GuidedEngine, PerImageGuidance
 
 
-class _Sdxl(GuidedEach, StableDiffusionXLPipeline):
+class _Sdxl(PerImageGuidance, StableDiffusionXLPipeline):
     pass
 
 
@@ -22,10 +22,10 @@ class SdxlEngine(GuidedEngine):
 
     kind = _Sdxl
 
-    def __init__(self, folder: Path, images_a_call: int = 4, precision: str = "fp32") -> None:
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form; see `load`."""
         # diffusers would mark the images as soon as somebody installs invisible-watermark.
-        super().__init__(folder, images_a_call, precision, add_watermarker=False)
+        super().__init__(folder, batch_size, precision, add_watermarker=False)
 
     def make(self, requests: Sequence[ImageRequest]) -> list[Image]:
         """Those with a negative prompt and those without in a call each: none is not an empty one here."""

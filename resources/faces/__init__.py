@@ -46,17 +46,17 @@ class Face:
         return (right - left) * (bottom - top)
 
 
-def nearest(faces: Sequence[Face], point: tuple[float, float]) -> Face | None:
+def nearest_face(faces: Sequence[Face], point: tuple[float, float]) -> Face | None:
     """The face whose box's middle is nearest to `point`; None where there are none."""
     return min(faces, key=lambda face: math.dist(face.centre, point), default=None)
 
 
-def largest(faces: Sequence[Face]) -> Face | None:
+def largest_face(faces: Sequence[Face]) -> Face | None:
     """The face with the largest box, a portrait's own; None where there are none."""
     return max(faces, key=lambda face: face.area, default=None)
 
 
-def middle(mask: Image) -> tuple[float, float] | None:
+def mask_centre(mask: Image) -> tuple[float, float] | None:
     """The centre of gravity, x and y in pixels, of what is white in a mask; None where all of it is black."""
     white = np.asarray(mask.convert("L"), dtype=np.float64)
     total = white.sum()
@@ -66,6 +66,6 @@ def middle(mask: Image) -> tuple[float, float] | None:
     return float(white.sum(0) @ np.arange(width) / total + 0.5), float(white.sum(1) @ np.arange(height) / total + 0.5)
 
 
-def identity(one: Face, other: Face) -> float:
+def identity_similarity(one: Face, other: Face) -> float:
     """How alike two faces are: ArcFace's cosine (Deng et al. 2019), −1 to 1; 1 for the same embedding."""
     return float(np.clip(one.embedding @ other.embedding, -1, 1))

@@ -24,7 +24,7 @@ _CHANGED = 3.0
 """Levels: what differs less was not meant to be painted, and stays."""
 
 
-def similarity(landmarks: NDArray[np.floating], template: NDArray[np.floating]) -> NDArray[np.float64]:
+def similarity_transform(landmarks: NDArray[np.floating], template: NDArray[np.floating]) -> NDArray[np.float64]:
     """(2, 3): the turn, growth and shift that bring (5, 2) landmarks nearest to those of the template."""
     here, there = (points[:, 0] + 1j * points[:, 1] for points in (landmarks.astype(float), template))
     from_middle = here - here.mean()
@@ -33,12 +33,12 @@ def similarity(landmarks: NDArray[np.floating], template: NDArray[np.floating]) 
     return np.array([(turn.real, -turn.imag, shift.real), (turn.imag, turn.real, shift.imag)])
 
 
-def cut(picture: Pixels, move: NDArray[np.float64], side: int) -> Pixels:
+def crop_face(picture: Pixels, move: NDArray[np.float64], side: int) -> Pixels:
     """The upright crop, uint8 (side, side, 3); what lies beyond the picture's edge goes on as the edge is."""
     return np.asarray(cv2.warpAffine(picture, move, (side, side), borderMode=cv2.BORDER_REPLICATE), dtype=np.uint8)
 
 
-def repainted(
+def paste_face(
     picture: Pixels,
     landmarks: NDArray[np.floating],
     template: NDArray[np.floating],
@@ -49,8 +49,8 @@ def repainted(
 
     What was painted fades out towards the crop's rim and where it is as it was; elsewhere no pixel changes.
     """
-    move = similarity(landmarks, template)
-    before = cut(picture, move, side)
+    move = similarity_transform(landmarks, template)
+    before = crop_face(picture, move, side)
     after = paint(before)
     height, width = picture.shape[:2]
     back = cv2.invertAffineTransform(move)

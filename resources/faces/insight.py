@@ -18,18 +18,18 @@ from PIL import Image
 
 from resources.errors import FlexyError
 from resources.faces import Face
-from resources.faces.alignment import SWAP_TEMPLATE, Pixels, repainted
+from resources.faces.alignment import SWAP_TEMPLATE, Pixels, paste_face
 from resources.faces.restore import FaceRestorer
-from resources.faces.runtime import arguments
-from resources.scorers.checkpoint import cannot_load, loading
+from resources.faces.runtime import session_arguments
+from resources.scorers.checkpoint import load_error, named_loading_errors
 
 DETECTOR, RECOGNISER, SWAPPER = "det_10g.onnx", "w600k_r50.onnx", "inswapper_128.onnx"
-PACK = "buffalo_l"
+PACK_NAME = "buffalo_l"
 
 _CROP = 128
-_SURE = 0.5
+_MIN_CONFIDENCE = 0.5
 """A face that the detector is less sure of is none; insightface's own bar."""
-_TOUCHES = 0.02
+_EDGE_MARGIN = 0.02
 """Of a box's longer side: so near to the edge, a face is cut by it."""
 
 
@@ -43,12 +43,12 @@ class FaceFinder:
         config.json says. Raises `FlexyError` naming a file that is missing or is not what its name says.
         """
         config = folder / "config.json"
-        with loading(config):
+        with named_loading_errors(config):
             self.det_size = (
                 int(json.loads(config.read_text()).get("det_size", det_size)) if config.exists() else det_size
             )
         self.detector = _model(folder / DETECTOR, "SCRFD")
-        self.detector.prepare(0, input_size=(self.det_size, self.det_size), det_thresh=_SURE)
+        self.detector.prepare(0, input_size=(self.det_size, self.det_size), det_thresh=_MIN_CONFIDENCE)
         self.recogniser = _model(folder / RECOGNISER, "ArcFaceONNX")
 
     def faces(self, image: Image.Image) -> list[Face]:
@@ -68,14 +68,14 @@ class FaceFinder:
             length = float(np.linalg.norm(embedding))
             if not np.isfinite(length) or length == 0:
                 continue
-            at_edge = _cut_off(box[:4], image.size)
+            at_edge = _is_cut_off(box[:4], image.size)
             faces.append(Face(box[:4].copy(), points.astype(np.float32), float(box[4]), embedding / length, at_edge))
         return faces
 
 
-def _cut_off(box: NDArray[np.float32], size: tuple[int, int]) -> bool:
+def _is_cut_off(box: NDArray[np.float32], size: tuple[int, int]) -> bool:
     left, top, right, bottom = box
-    near = _TOUCHES * max(right - left, bottom - top)
+    near = _EDGE_MARGIN * max(right - left, bottom - top)
     return bool(min(left, top) < near or size[0] - right < near or size[1] - bottom < near)
 
 
@@ -90,10 +90,10 @@ class FaceSwapper:
         `restorer` is the folder of a `FaceRestorer`. Raises `FlexyError` naming a file that is missing or is not
         what its name says.
         """
-        self.finder = FaceFinder(pack or folder / PACK, det_size)
+        self.finder = FaceFinder(pack or folder / PACK_NAME, det_size)
         self.swapper = _model(folder / SWAPPER, "INSwapper")
         if self.swapper.emap.shape != (512, 512):
-            raise cannot_load(
+            raise load_error(
                 folder / SWAPPER, f"its last tensor is {self.swapper.emap.shape}, not the map of 512 × 512"
             )
         self.restorer = FaceRestorer(restorer) if restorer else None
@@ -116,7 +116,7 @@ class FaceSwapper:
             return np.clip(made.transpose(1, 2, 0) * 255 + 0.5, 0, 255).astype(np.uint8)
 
         picture = np.asarray(image.convert("RGB"))
-        swapped = Image.fromarray(repainted(picture, target.landmarks, SWAP_TEMPLATE, _CROP, paint))
+        swapped = Image.fromarray(paste_face(picture, target.landmarks, SWAP_TEMPLATE, _CROP, paint))
         return self.restorer.restore(swapped, target) if restore and self.restorer else swapped
 
 
@@ -125,10 +125,10 @@ def _model(file: Path, kind: str) -> Any:
     if not file.is_file():
         raise FlexyError(f"no weights in {file.parent}: it has no {file.name}: put it there, or name another folder")
     # Some of its classes greet on standard output, which belongs to the command's JSON.
-    with loading(file), redirect_stdout(io.StringIO()):
+    with named_loading_errors(file), redirect_stdout(io.StringIO()):
         from insightface.model_zoo import get_model
 
-        model = get_model(str(file), **arguments())
+        model = get_model(str(file), **session_arguments())
     if type(model).__name__ != kind:
-        raise cannot_load(file, f"it is another model's, {type(model).__name__} to insightface and not {kind}")
+        raise load_error(file, f"it is another model's, {type(model).__name__} to insightface and not {kind}")
     return model

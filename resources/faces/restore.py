@@ -10,9 +10,9 @@ from PIL import Image
 
 from resources.errors import FlexyError
 from resources.faces import Face
-from resources.faces.alignment import Pixels, repainted
-from resources.faces.runtime import arguments
-from resources.scorers.checkpoint import cannot_load, loading
+from resources.faces.alignment import Pixels, paste_face
+from resources.faces.runtime import session_arguments
+from resources.scorers.checkpoint import load_error, named_loading_errors
 
 SIDE = 512
 TEMPLATE = np.array(
@@ -37,15 +37,17 @@ class FaceRestorer:
         files = sorted(folder.glob("*.onnx"))
         if len(files) != 1:
             raise FlexyError(f"{folder} holds {len(files)} ONNX files and not one face restorer: put one alone there")
-        with loading(files[0]):
-            self.session = onnxruntime.InferenceSession(str(files[0]), **arguments())
+        with named_loading_errors(files[0]):
+            self.session = onnxruntime.InferenceSession(str(files[0]), **session_arguments())
             shape = self.session.get_inputs()[0].shape
         if shape[1:] != [3, SIDE, SIDE]:
-            raise cannot_load(files[0], f"it is another model's, it takes {shape} and not [1, 3, {SIDE}, {SIDE}]")
+            raise load_error(files[0], f"it is another model's, it takes {shape} and not [1, 3, {SIDE}, {SIDE}]")
 
     def restore(self, image: Image.Image, face: Face) -> Image.Image:
         """`image`, in RGB, with this face restored; away from it every pixel is the original's."""
-        return Image.fromarray(repainted(np.asarray(image.convert("RGB")), face.landmarks, TEMPLATE, SIDE, self._paint))
+        return Image.fromarray(
+            paste_face(np.asarray(image.convert("RGB")), face.landmarks, TEMPLATE, SIDE, self._paint)
+        )
 
     def _paint(self, crop: Pixels) -> Pixels:
         picture, *more = self.session.get_inputs()

@@ -30,7 +30,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 from requests import certs
 
 from resources.errors import FlexyError
-from resources.http.retries import asked_to_wait, pause
+from resources.http.retries import backoff_seconds, parse_retry_after
 from resources.images import MAX_PIXELS, ImageStore, UnreadableImageError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -38,10 +38,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 """What is taken for a picture. Pillow knows more, some of which (EPS) it hands to other programs."""
 
-AGAIN = frozenset({429, 500, 502, 503, 504})
+RETRYABLE_STATUS = frozenset({429, 500, 502, 503, 504})
 """The statuses after which the same request may succeed."""
 
-REDIRECTS = 5
+REDIRECT_STATUS = 5
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -81,7 +81,7 @@ class DownloadError(FlexyError):
     """A picture that did not come; the message holds no query and no password, for these may be keys."""
 
 
-class _AgainError(Exception):
+class _RetryableError(Exception):
     """An attempt that failed; another may succeed, no sooner than after `wait` seconds."""
 
     def __init__(self, reason: str, wait: float = 0) -> None:
@@ -90,7 +90,7 @@ class _AgainError(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class DownloadLimits:
     """How much is asked for one picture, and for how long.
 
     An attempt, redirects included, takes up to `seconds` (looking a name up takes what the machine's resolver takes
@@ -107,7 +107,7 @@ class Limits:
     size: int = 50_000_000
 
 
-class Server(Protocol):
+class TrustedServer(Protocol):
     """A server that is trusted and wants to know who asks: Label Studio, for its uploads."""
 
     @property
@@ -121,7 +121,7 @@ class Server(Protocol):
 
 
 @dataclass(frozen=True)
-class Picture:
+class DownloadedImage:
     """A picture file as it came, seen to be one: its bytes, their SHA-256, `png` or another format, its pixels."""
 
     content: bytes = field(repr=False)
@@ -135,12 +135,12 @@ Resolver = Callable[[str, int], Iterable[str]]
 """The addresses of a host's name, as text. Raises `OSError`."""
 
 
-def resolve(host: str, port: int) -> list[str]:
+def resolve_host(host: str, port: int) -> list[str]:
     """What the machine's own resolver says."""
     return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
-class Downloads:
+class ImageDownloader:
     """Downloads pictures over http(s) from public addresses and from `allowed` hosts.
 
     An allowed (host, port) may be anywhere, at that port; with None, at 80 and 443. So may `server`, which alone is
@@ -152,14 +152,14 @@ class Downloads:
     def __init__(
         self,
         allowed: Collection[tuple[str, int | None]] = (),
-        server: Server | None = None,
-        limits: Limits | None = None,
-        resolve: Resolver = resolve,
+        server: TrustedServer | None = None,
+        limits: DownloadLimits | None = None,
+        resolve: Resolver = resolve_host,
         trust: ssl.SSLContext | None = None,
     ) -> None:
         self.allowed = frozenset(allowed)
         self.server = server
-        self.limits = limits or Limits()
+        self.limits = limits or DownloadLimits()
         self._resolve = resolve
         self._given = trust
         self._home = _origin(_place(server.url)) if server else None
@@ -179,35 +179,35 @@ class Downloads:
             self._home is not None and place.startswith("/")
         )
 
-    def get(self, url: str) -> Picture:
+    def get(self, url: str) -> DownloadedImage:
         """The picture at `url`, or at a path on `server`.
 
         Raises `DownloadError` where the address is refused, nothing comes, or what comes is no picture.
         """
         if self.server and url.startswith("/") and not re.match(r"/[/\\]", url):
             url = urljoin(self.server.url, url)
-        what = shown(url)
+        what = masked_url(url)
         attempt = 0
         while True:
             attempt += 1
             try:
-                with _within(self.limits.seconds) as clock:
-                    return picture(self._follow(url, clock), what)
-            except _AgainError as error:
+                with _seconds_header(self.limits.seconds) as clock:
+                    return check_image(self._follow(url, clock), what)
+            except _RetryableError as error:
                 if attempt >= self.limits.attempts or error.wait > self.limits.longest_wait:
                     asks = f" and asks to wait {error.wait:.0f} s" if error.wait else ""
                     raise DownloadError(f"{what} {error}{asks}, tried {attempt} times: run again later") from None
-                time.sleep(error.wait + pause(attempt, self.limits.backoff, self.limits.longest_wait))
+                time.sleep(error.wait + backoff_seconds(attempt, self.limits.backoff, self.limits.longest_wait))
 
     def _follow(self, url: str, clock: _Clock) -> bytes:
         """The bytes at `url`, wherever it redirects to."""
-        what, at_home = shown(url), True
-        for hop in range(REDIRECTS + 1):
+        what, at_home = masked_url(url), True
+        for hop in range(REDIRECT_STATUS + 1):
             try:
                 parts = _place(url)
             except DownloadError as error:
                 raise DownloadError(f"{what}: redirected to {error}") if hop else error from None
-            where = f"{what}, redirected to {shown(url)}," if hop else what
+            where = f"{what}, redirected to {masked_url(url)}," if hop else what
             at_home = at_home and _origin(parts) == self._home
             found = self._ask(parts, self._addresses(parts, where), at_home, where, clock)
             if isinstance(found, bytes):
@@ -216,7 +216,7 @@ class Downloads:
                 url = urljoin(url, found)
             except ValueError:
                 raise DownloadError(f"{what} redirects to what is no address") from None
-        raise DownloadError(f"{what} redirects more than {REDIRECTS} times: give the address that it ends at")
+        raise DownloadError(f"{what} redirects more than {REDIRECT_STATUS} times: give the address that it ends at")
 
     def _addresses(self, parts: SplitResult, what: str) -> list[str]:
         """Where a host is: checked, and the only addresses that are connected to."""
@@ -234,7 +234,7 @@ class Downloads:
                 found = [ipaddress.ip_address(address) for address in self._resolve(host, port)]
             except socket.gaierror as error:
                 if error.errno == socket.EAI_AGAIN:
-                    raise _AgainError(f"cannot be reached: the name {host} cannot be looked up now") from None
+                    raise _RetryableError(f"cannot be reached: the name {host} cannot be looked up now") from None
                 raise DownloadError(f"{what} cannot be reached: there is no host {host}: check the address") from None
             except (OSError, ValueError):
                 raise DownloadError(f"{what} cannot be reached: the name {host} cannot be looked up") from None
@@ -269,9 +269,9 @@ class Downloads:
             if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
                 # Headers are read as Latin-1, whatever they were.
                 return location.encode("latin-1").decode("utf-8", "replace")
-            if response.status in AGAIN:
-                wait = asked_to_wait(response.getheader("Retry-After"))
-                raise _AgainError(f"is answered with status {response.status}", wait)
+            if response.status in RETRYABLE_STATUS:
+                wait = parse_retry_after(response.getheader("Retry-After"))
+                raise _RetryableError(f"is answered with status {response.status}", wait)
             if response.status != 200:
                 raise DownloadError(f"{what} is answered with status {response.status}: {_remedy(response.status)}")
             content = self._read(response, what)
@@ -284,10 +284,10 @@ class Downloads:
             ) from None
         except (OSError, http.client.HTTPException) as error:
             if clock.ran_out:
-                raise _AgainError(f"did not come within {self.limits.seconds:g} s") from None
+                raise _RetryableError(f"did not come within {self.limits.seconds:g} s") from None
             if isinstance(error, TimeoutError):
-                raise _AgainError(f"said nothing for {self.limits.silence:g} s") from None
-            raise _AgainError(f"cannot be reached, or it broke off ({type(error).__name__})") from None
+                raise _RetryableError(f"said nothing for {self.limits.silence:g} s") from None
+            raise _RetryableError(f"cannot be reached, or it broke off ({type(error).__name__})") from None
         finally:
             connection.close()
 
@@ -332,7 +332,7 @@ class Downloads:
                 raise too_large
             parts.append(whole)
         if response.length or (unpack and came and not unpack.eof):
-            raise _AgainError("broke off")
+            raise _RetryableError("broke off")
         return b"".join(parts)
 
 
@@ -354,7 +354,7 @@ class _Clock:
     def watch(self, sock: socket.socket) -> None:
         # A handle of its own on the connection: the other one moves into the TLS socket.
         handle = sock.dup()
-        timer = Timer(self.left, _shut, [handle])
+        timer = Timer(self.left, _close_socket, [handle])
         timer.daemon = True
         self._watched.append((timer, handle))
         timer.start()
@@ -366,13 +366,13 @@ class _Clock:
             handle.close()
 
 
-def _shut(handle: socket.socket) -> None:
+def _close_socket(handle: socket.socket) -> None:
     with suppress(OSError):
         handle.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
-def _within(seconds: float) -> Iterator[_Clock]:
+def _seconds_header(seconds: float) -> Iterator[_Clock]:
     clock = _Clock(seconds)
     try:
         yield clock
@@ -390,7 +390,7 @@ def is_public(address: Address) -> bool:
     return not any(address in network for network in _INWARD)
 
 
-def shown(url: str) -> str:
+def masked_url(url: str) -> str:
     """An address for people to read: without query, fragment, user and password, and of no more than 200 characters."""
     try:
         parts = _place(url)
@@ -464,7 +464,7 @@ def _remedy(status: int) -> str:
     return "check the address"
 
 
-def picture(content: bytes, what: str) -> Picture:
+def check_image(content: bytes, what: str) -> DownloadedImage:
     """`content` as a picture that decodes. Raises `DownloadError` naming `what` where it does not."""
     from PIL import Image
 
@@ -484,10 +484,10 @@ def picture(content: bytes, what: str) -> Picture:
     # There is hardly an exception that Pillow's decoders do not raise on some broken file.
     except Exception as error:
         raise DownloadError(f"{what} is no picture that can be decoded ({type(error).__name__})") from None
-    return Picture(content, hashlib.sha256(content).hexdigest(), kind, width, height)
+    return DownloadedImage(content, hashlib.sha256(content).hexdigest(), kind, width, height)
 
 
-def beside(folder: Path, name: str, size: int = Limits.size) -> Picture:
+def save_temporary(folder: Path, name: str, size: int = DownloadLimits.size) -> DownloadedImage:
     """The picture in the file `name` of `folder`, where an export lies, or below it.
 
     Raises `DownloadError` where that is elsewhere, a link out of the folder included, larger than `size` bytes, not
@@ -511,11 +511,16 @@ def beside(folder: Path, name: str, size: int = Limits.size) -> Picture:
         raise DownloadError(f"{what} cannot be read: {error.strerror}: put it beside the export") from None
     if len(content) > size:
         raise DownloadError(f"{what} is larger than {size} bytes: make it smaller")
-    return picture(content, what)
+    return check_image(content, what)
 
 
-def bring(
-    store: ImageStore, into: str, places: Iterable[str], downloads: Downloads, folder: Path | None, threads: int = 4
+def download_images(
+    store: ImageStore,
+    into: str,
+    places: Iterable[str],
+    downloads: ImageDownloader,
+    folder: Path | None,
+    threads: int = 4,
 ) -> dict[str, tuple[str, str] | FlexyError]:
     """Path and SHA-256, in `store`, of the picture at each of `places`, or why it could not be brought there.
 
@@ -530,7 +535,7 @@ def bring(
             elif place.startswith("/data/"):
                 raise DownloadError(f"{_name(place)!r} lies on a Label Studio: set LABEL_STUDIO_URL to where it is")
             elif folder is not None:
-                found = beside(folder, place, downloads.limits.size)
+                found = save_temporary(folder, place, downloads.limits.size)
             else:
                 raise DownloadError(f"{_name(place)!r} is no address: write https://HOST/PATH")
             path = f"{into}/{found.sha256[:32]}.{found.format}"

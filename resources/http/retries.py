@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 
-def pause(attempt: int, backoff: float, longest: float) -> float:
+def backoff_seconds(attempt: int, backoff: float, longest: float) -> float:
     """Seconds after the `attempt`-th attempt, from 1: up to `backoff`, doubled each time, `longest` at the most.
 
     At random, so that those who failed together do not come back together.
@@ -16,7 +16,7 @@ def pause(attempt: int, backoff: float, longest: float) -> float:
     return min(longest, backoff * 2.0 ** (attempt - 1) * random.uniform(0.5, 1))
 
 
-def asked_to_wait(*said: str | None) -> float:
+def parse_retry_after(*said: str | None) -> float:
     """Seconds that a service asks to wait, by the first of `said` that can be read, as in Retry-After; else 0."""
     for wait in said:
         try:

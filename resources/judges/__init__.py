@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resources.errors import BadInputError, FlexyError
-from resources.images import describe, write_atomically
+from resources.images import describe_os_error, write_atomically
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 JUDGES = {
-    "gemini": "resources.judges.gemini:gemini",
-    "moondream": "resources.judges.moondream:moondream",
-    "local": "resources.judges.local_vlm:local_vlm",
+    "gemini": "resources.judges.gemini:make_gemini",
+    "moondream": "resources.judges.moondream:make_moondream",
+    "local": "resources.judges.local_vlm:make_local_vlm",
 }
 """What FLEXY_JUDGE can name: "module:callable", called with the settings and the slot for models, gives a `Backend`."""
 
-SIDE = 1024
+MAX_SIDE = 1024
 """Pixels: the longest side a picture is shown with. Four such, as PNG, stay below the 20 MB that Gemini takes."""
 
-ANSWER_CHARACTERS = 20_000
+MAX_ANSWER_CHARACTERS = 20_000
 """A longer answer is none: a few numbers and their reasons were asked for."""
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgeQuestion:
     """What is asked about some pictures, in words, and the numbers wanted.
 
     `pictures` says what each picture is, in the order in which they are shown; `scales` maps the name of each
@@ -80,7 +80,7 @@ class Question:
         Raises `UnansweredError` where there is no such object or more than one, where a number is missing, named
         twice, not a number, or off its scale.
         """
-        if len(answer) > ANSWER_CHARACTERS:
+        if len(answer) > MAX_ANSWER_CHARACTERS:
             raise UnansweredError(f"the answer is {len(answer)} characters long", raw=answer)
         # From the first brace to the last: of two objects, or of one that was cut short, nothing is picked.
         start, end = answer.find("{"), answer.rfind("}") + 1
@@ -121,37 +121,37 @@ def _beginning(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Cost:
+class JudgeCost:
     """What was spent: requests sent, those sent again included, and the tokens that the model says it took."""
 
     requests: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
+    def __add__(self, other: JudgeCost) -> JudgeCost:
+        return JudgeCost(
             self.requests + other.requests, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out
         )
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgeAnswer:
     """What a model answered, in its own words, and what that cost."""
 
     text: str
-    cost: Cost = Cost()
+    cost: JudgeCost = JudgeCost()
 
 
 class UnansweredError(FlexyError):
     """A question that was left without a usable answer; what there is of one is `raw`."""
 
-    def __init__(self, reason: str, raw: str = "", cost: Cost | None = None) -> None:
+    def __init__(self, reason: str, raw: str = "", cost: JudgeCost | None = None) -> None:
         super().__init__(reason)
         self.raw = raw
-        self.cost = cost or Cost()
+        self.cost = cost or JudgeCost()
 
 
-class Backend(Protocol):
+class JudgeBackend(Protocol):
     """Puts a question to one model. Called from several threads."""
 
     @property
@@ -159,7 +159,7 @@ class Backend(Protocol):
         """Names the model that answers; answers by another mark are other answers."""
         ...
 
-    def answer(self, question: Question, pictures: Sequence[Image]) -> Answer:
+    def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
         """One answer to `question` about RGB pictures; asked again, the model may answer otherwise.
 
         Raises `UnansweredError` where there is none to be had, `FlexyError` where the model cannot be used.
@@ -168,7 +168,7 @@ class Backend(Protocol):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What a judge makes of some pictures: `values`, or None and the `reason` why there are none.
 
     `values` are means over the readings, `spread` the standard deviations over them (0 where there was one).
@@ -181,7 +181,7 @@ class Verdict:
     reason: str | None
     judge: str
     raw: tuple[str, ...] = field(default=(), repr=False)
-    cost: Cost = Cost()
+    cost: JudgeCost = JudgeCost()
 
 
 class Judge:
@@ -192,7 +192,7 @@ class Judge:
     each other. Safe to use from several threads.
     """
 
-    def __init__(self, backend: Backend, folder: Path) -> None:
+    def __init__(self, backend: JudgeBackend, folder: Path) -> None:
         self.backend = backend
         self.folder = folder
 
@@ -201,7 +201,7 @@ class Judge:
         """Names the model that judges."""
         return self.backend.mark
 
-    def ask(self, question: Question, images: Sequence[Image], readings: int = 4) -> Verdict:
+    def ask(self, question: JudgeQuestion, images: Sequence[Image], readings: int = 4) -> Judgement:
         """The verdict on `images`, averaged over `readings` answers, each from a look of its own.
 
         One reading that fails leaves the verdict without values; those that went well are kept for the next time.
@@ -218,10 +218,10 @@ class Judge:
         pictures = [image.convert("RGB") for image in images]
         folder = self.folder / _key(question, pictures, self.mark)
         for picture in pictures:
-            picture.thumbnail((SIDE, SIDE))
+            picture.thumbnail((MAX_SIDE, MAX_SIDE))
         read: list[dict[str, float]] = []
         raw: list[str] = []
-        cost = Cost()
+        cost = JudgeCost()
         with _alone(folder):
             for reading in range(readings):
                 file = folder / f"{reading}.json"
@@ -234,25 +234,25 @@ class Judge:
                     except FlexyError as error:
                         if isinstance(error, UnansweredError):
                             cost += error.cost
-                            raw += [error.raw[:ANSWER_CHARACTERS]] if error.raw else []
+                            raw += [error.raw[:MAX_ANSWER_CHARACTERS]] if error.raw else []
                         reason = f"reading {reading + 1} of {readings}: {error}" if readings > 1 else str(error)
-                        return Verdict(None, None, reason, self.mark, tuple(raw), cost)
+                        return Judgement(None, None, reason, self.mark, tuple(raw), cost)
                     _keep(file, question, reading, self.mark, answer)
                 read.append(question.values(text))
                 raw.append(text)
         over = {name: [values[name] for values in read] for name in question.scales}
         means = {name: statistics.fmean(numbers) for name, numbers in over.items()}
         spread = {name: statistics.pstdev(numbers) for name, numbers in over.items()}
-        return Verdict(means, spread, None, self.mark, tuple(raw), cost)
+        return Judgement(means, spread, None, self.mark, tuple(raw), cost)
 
 
-def _key(question: Question, pictures: Sequence[Image], mark: str) -> str:
+def _key(question: JudgeQuestion, pictures: Sequence[Image], mark: str) -> str:
     """A folder's name, the same for the same question to the same model about the same pixels."""
     hashes = [
         hashlib.sha256(f"{picture.width}x{picture.height}:".encode() + picture.tobytes()).hexdigest()
         for picture in pictures
     ]
-    asked = [hashes, question.name, question.version, question.prompt, mark, SIDE]
+    asked = [hashes, question.name, question.version, question.prompt, mark, MAX_SIDE]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     return f"{digest[:2]}/{digest}"
 
@@ -264,7 +264,7 @@ def _alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise FlexyError(f"cannot keep answers in {folder}: {describe(error)}") from None
+        raise FlexyError(f"cannot keep answers in {folder}: {describe_os_error(error)}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -272,7 +272,7 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _kept(file: Path, question: Question) -> str | None:
+def _kept(file: Path, question: JudgeQuestion) -> str | None:
     """The answer kept in `file`; None where there is none, or none that can be used."""
     try:
         text = json.loads(file.read_bytes())["answer"]
@@ -282,7 +282,7 @@ def _kept(file: Path, question: Question) -> str | None:
     return str(text)
 
 
-def _keep(file: Path, question: Question, reading: int, mark: str, answer: Answer) -> None:
+def _keep(file: Path, question: JudgeQuestion, reading: int, mark: str, answer: JudgeAnswer) -> None:
     kept = {
         "question": f"{question.name}/{question.version}",
         "judge": mark,
@@ -294,10 +294,10 @@ def _keep(file: Path, question: Question, reading: int, mark: str, answer: Answe
     try:
         write_atomically(file, json.dumps(kept, ensure_ascii=False, indent=1).encode())
     except OSError as error:
-        raise FlexyError(f"cannot keep the answer {file}: {describe(error)}") from None
+        raise FlexyError(f"cannot keep the answer {file}: {describe_os_error(error)}") from None
 
 
-def judge(settings: Settings, slot: ModelSlot | None = None) -> Judge | None:
+def make_judge(settings: Settings, slot: ModelSlot | None = None) -> Judge | None:
     """The judge that FLEXY_JUDGE names; None where it names none.
 
     A local model is taken from `slot` when it is first asked. Raises `BadInputError` for a judge that there is not,
@@ -308,5 +308,5 @@ def judge(settings: Settings, slot: ModelSlot | None = None) -> Judge | None:
     if settings.judge not in JUDGES:
         raise BadInputError(f"FLEXY_JUDGE={settings.judge} is no judge: use {', '.join(JUDGES)} or none")
     module, _, name = JUDGES[settings.judge].partition(":")
-    backend: Backend = getattr(import_module(module), name)(settings, slot or ModelSlot())
+    backend: JudgeBackend = getattr(import_module(module), name)(settings, slot or ModelSlot())
     return Judge(backend, settings.home / "judgements")

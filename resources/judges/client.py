@@ -16,20 +16,20 @@ import requests
 import urllib3
 
 from resources.errors import BadInputError
-from resources.http.retries import asked_to_wait, pause
-from resources.images import describe
-from resources.judges import Cost, UnansweredError
+from resources.http.retries import backoff_seconds, parse_retry_after
+from resources.images import describe_os_error
+from resources.judges import JudgeCost, UnansweredError
 from resources.settings import Settings
 
-AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 """The statuses after which the same request may succeed."""
 
-GIVE_UP = 3
+FATAL_STATUS = 3
 """So many questions left unanswered one after another, and no more are sent: a service that is down stays down."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class JudgeLimits:
     """How much is asked of a service, and for how long.
 
     `a_minute` requests are sent by all processes together, `requests` by this one in all; None is without limit.
@@ -47,7 +47,7 @@ class Limits:
     answer_bytes: int = 1_000_000
 
 
-class _AgainError(Exception):
+class _RetryableError(Exception):
     """An attempt that failed; another may succeed, no sooner than after `wait` seconds."""
 
     def __init__(self, reason: str, wait: float = 0) -> None:
@@ -62,14 +62,14 @@ class _Session(requests.Session):
         return None
 
 
-class Client:
+class JudgeClient:
     """Posts JSON to a service, with the key in a header; the key is in no message and no answer.
 
     `remedy` is what to look at when the service refuses. `turns` is the file by which processes keep to
     `limits.a_minute` together. Safe to use from several threads.
     """
 
-    def __init__(self, url: str, header: str, key: str, remedy: str, turns: Path, limits: Limits) -> None:
+    def __init__(self, url: str, header: str, key: str, remedy: str, turns: Path, limits: JudgeLimits) -> None:
         self.url = url.rstrip("/")
         self.host = urlsplit(url).hostname or ""
         self.limits = limits
@@ -83,7 +83,7 @@ class Client:
         self._last_reason = ""
 
     @classmethod
-    def of(cls, settings: Settings, url: str, header: str) -> Client:
+    def of(cls, settings: Settings, url: str, header: str) -> JudgeClient:
         """The client for FLEXY_JUDGE's service, at `url` unless FLEXY_JUDGE_URL says otherwise.
 
         Raises `BadInputError` where the published service is to be asked without a key.
@@ -97,18 +97,18 @@ class Client:
             settings.judge_key,
             remedy=f"check {variable}, FLEXY_JUDGE_MODEL and FLEXY_JUDGE_URL",
             turns=settings.home / "judgements" / f"{settings.judge}.turns",
-            limits=Limits(settings.judge_rpm, settings.judge_max_calls, timeout=settings.judge_timeout),
+            limits=JudgeLimits(settings.judge_rpm, settings.judge_max_calls, timeout=settings.judge_timeout),
         )
 
-    def post(self, path: str, document: Mapping[str, Any]) -> tuple[Any, Cost]:
+    def post(self, path: str, document: Mapping[str, Any]) -> tuple[Any, JudgeCost]:
         """The service's answer, as JSON, and the requests it took.
 
         Raises `UnansweredError` with the reason where none came, the budget is spent, or the service was given up on.
         """
         with self._lock:
-            if self._unanswered >= GIVE_UP:
+            if self._unanswered >= FATAL_STATUS:
                 raise UnansweredError(
-                    f"not asked, as {GIVE_UP} questions in a row were left unanswered: {self._last_reason}"
+                    f"not asked, as {FATAL_STATUS} questions in a row were left unanswered: {self._last_reason}"
                 )
         body = json.dumps(document).encode()
         attempt = 0
@@ -119,19 +119,19 @@ class Client:
             try:
                 answer = self._send(path, body)
             except UnansweredError as error:
-                error.cost = Cost(requests=attempt)
+                error.cost = JudgeCost(requests=attempt)
                 self._count(str(error))
                 raise
-            except _AgainError as error:
+            except _RetryableError as error:
                 if attempt >= self.limits.attempts or error.wait > self.limits.longest_wait:
                     asks = f" and asks to wait {error.wait:.0f} s" if error.wait else ""
                     reason = f"{error}{asks}, tried {attempt} times: run again later"
                     self._count(reason)
-                    raise UnansweredError(reason, cost=Cost(requests=attempt)) from None
-                time.sleep(error.wait + pause(attempt, self.limits.backoff, self.limits.longest_wait))
+                    raise UnansweredError(reason, cost=JudgeCost(requests=attempt)) from None
+                time.sleep(error.wait + backoff_seconds(attempt, self.limits.backoff, self.limits.longest_wait))
             else:
                 self._count("")
-                return answer, Cost(requests=attempt)
+                return answer, JudgeCost(requests=attempt)
 
     def _count(self, reason: str) -> None:
         """Note a question that was left unanswered, with the reason, or, without one, answered."""
@@ -144,7 +144,7 @@ class Client:
         with self._lock:
             if self.limits.requests is not None and self._sent >= self.limits.requests:
                 spent = f"the budget of {self.limits.requests} requests is spent"
-                raise UnansweredError(f"{spent}: run again, or raise FLEXY_JUDGE_MAX_CALLS", cost=Cost(attempt))
+                raise UnansweredError(f"{spent}: run again, or raise FLEXY_JUDGE_MAX_CALLS", cost=JudgeCost(attempt))
             self._sent += 1
 
     def _wait_for_turn(self) -> None:
@@ -167,7 +167,9 @@ class Client:
                 file.truncate(0)
                 file.write(repr(turn + apart))
         except OSError as error:
-            raise UnansweredError(f"cannot keep the request rate in {self._turns}: {describe(error)}") from None
+            raise UnansweredError(
+                f"cannot keep the request rate in {self._turns}: {describe_os_error(error)}"
+            ) from None
         time.sleep(turn - now)
 
     def _send(self, path: str, body: bytes) -> Any:
@@ -184,10 +186,10 @@ class Client:
             ):
                 content = self._read(response)
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
-            raise _AgainError(f"{self.host} did not answer within {self.limits.timeout:g} s") from None
+            raise _RetryableError(f"{self.host} did not answer within {self.limits.timeout:g} s") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             # Their words may hold the address, and with it what is secret.
-            raise _AgainError(f"no connection to {self.host}, or it broke off ({type(error).__name__})") from None
+            raise _RetryableError(f"no connection to {self.host}, or it broke off ({type(error).__name__})") from None
         text = content.decode("utf-8", "replace")
         if self._key:
             text = text.replace(self._key, "***")
@@ -195,9 +197,9 @@ class Client:
             answer = json.loads(text)
         except (ValueError, RecursionError):
             answer = None
-        if response.status_code in AGAIN:
+        if response.status_code in RETRYABLE_STATUS:
             status = f"{self.host} answers with status {response.status_code}"
-            raise _AgainError(status, _asked_to_wait(response.headers.get("Retry-After"), answer))
+            raise _RetryableError(status, _asked_to_wait(response.headers.get("Retry-After"), answer))
         if response.status_code != 200:
             said = f" ({words})" if (words := _message(answer)) else ""
             raise UnansweredError(f"{self.host} answers with status {response.status_code}{said}: {self._remedy}")
@@ -224,8 +226,10 @@ def _asked_to_wait(header: str | None, answer: Any) -> float:
     """Seconds that a service asks to wait: by Retry-After, or as Google says it in the answer; 0 if it does not."""
     match answer:
         case {"error": {"details": [*details]}}:
-            return asked_to_wait(header, *(detail.get("retryDelay") for detail in details if isinstance(detail, dict)))
-    return asked_to_wait(header)
+            return parse_retry_after(
+                header, *(detail.get("retryDelay") for detail in details if isinstance(detail, dict))
+            )
+    return parse_retry_after(header)
 
 
 def _message(answer: Any) -> str:
@@ -236,7 +240,7 @@ def _message(answer: Any) -> str:
     return ""
 
 
-def tokens(document: Any, *names: str) -> int:
+def count_tokens(document: Any, *names: str) -> int:
     """The sum of some counts in a service's account of what was used; what it does not say counts nothing."""
     counts = [document.get(name) for name in names] if isinstance(document, dict) else []
     return sum(count for count in counts if isinstance(count, int))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from resources.judges import Answer, Cost, Question, UnansweredError
-from resources.judges.client import Client, tokens
+from resources.judges import JudgeAnswer, JudgeCost, JudgeQuestion, UnansweredError
+from resources.judges.client import JudgeClient, count_tokens
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
@@ -23,12 +23,12 @@ MODEL = "gemini-3.5-flash"
 class Gemini:
     """One model of Gemini's. Its temperature is left as Google advises, at which readings differ."""
 
-    def __init__(self, client: Client, model: str = MODEL) -> None:
+    def __init__(self, client: JudgeClient, model: str = MODEL) -> None:
         self.client = client
         self.mark = f"gemini/{model}"
         self._path = f"v1beta/models/{quote(model, safe='')}:generateContent"
 
-    def answer(self, question: Question, pictures: Sequence[Image]) -> Answer:
+    def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
         """One answer, from pictures sent as PNG. Raises `UnansweredError` where it is blocked or cut short."""
         parts: list[dict[str, Any]] = []
         for i, (what, picture) in enumerate(zip(question.pictures, pictures, strict=True), 1):
@@ -49,15 +49,15 @@ class Gemini:
             },
         )
         used = document.get("usageMetadata") if isinstance(document, dict) else None
-        cost += Cost(
-            tokens_in=tokens(used, "promptTokenCount"),
-            tokens_out=tokens(used, "candidatesTokenCount", "thoughtsTokenCount"),
+        cost += JudgeCost(
+            tokens_in=count_tokens(used, "promptTokenCount"),
+            tokens_out=count_tokens(used, "candidatesTokenCount", "thoughtsTokenCount"),
         )
         match document:
             case {"promptFeedback": {"blockReason": why}}:
                 raise UnansweredError(f"Gemini refused the pictures or the question: {str(why)[:80]}", cost=cost)
             case {"candidates": [{"finishReason": "STOP", "content": {"parts": [*said]}}, *_]}:
-                return Answer("".join(_text(part) for part in said), cost)
+                return JudgeAnswer("".join(_text(part) for part in said), cost)
             case {"candidates": [{"finishReason": why}, *_]}:
                 raise UnansweredError(f"Gemini broke off its answer: {str(why)[:80]}", cost=cost)
         raise UnansweredError("Gemini gave no answer and no reason", cost=cost)
@@ -78,6 +78,6 @@ def _text(part: Any) -> str:
     return ""
 
 
-def gemini(settings: Settings, _: ModelSlot) -> Gemini:
+def make_gemini(settings: Settings, _: ModelSlot) -> Gemini:
     """The model that FLEXY_JUDGE_MODEL names, with the key in GEMINI_API_KEY."""
-    return Gemini(Client.of(settings, URL, "x-goog-api-key"), settings.judge_model or MODEL)
+    return Gemini(JudgeClient.of(settings, URL, "x-goog-api-key"), settings.judge_model or MODEL)

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from resources.errors import BadInputError
-from resources.judges import Answer, Cost, Question, UnansweredError
+from resources.judges import JudgeAnswer, JudgeCost, JudgeQuestion, UnansweredError
 from resources.models import compute, registry
 from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TEMPERATURE = 0.7
 """At which readings differ; EditScore's."""
 
-NEW_TOKENS = 512
+MAX_NEW_TOKENS = 512
 
 
 class VisionLanguageModel:
@@ -34,14 +34,14 @@ class VisionLanguageModel:
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        from resources.scorers.checkpoint import cannot_load, loading
+        from resources.scorers.checkpoint import load_error, named_loading_errors
 
-        with loading(folder):
+        with named_loading_errors(folder):
             self.processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
             model: Any
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
-                dtype=compute.dtype(precision),
+                dtype=compute.torch_dtype(precision),
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
@@ -52,10 +52,10 @@ class VisionLanguageModel:
         # transformers makes up what it does not find.
         lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
         if lacking:
-            raise cannot_load(folder, f"{len(lacking)} weights are missing or of another size, as {lacking[0]}")
-        self.model = model.eval().to(compute.device())
+            raise load_error(folder, f"{len(lacking)} weights are missing or of another size, as {lacking[0]}")
+        self.model = model.eval().to(compute.compute_device())
 
-    def answer(self, question: Question, pictures: Sequence[Image]) -> Answer:
+    def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
         """One answer to `question` about RGB pictures, sampled anew each time."""
         import torch
 
@@ -72,11 +72,11 @@ class VisionLanguageModel:
         ).to(self.model.device)
         with torch.inference_mode():
             written = self.model.generate(
-                **inputs, max_new_tokens=NEW_TOKENS, do_sample=True, temperature=TEMPERATURE, top_p=1.0, top_k=0
+                **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=True, temperature=TEMPERATURE, top_p=1.0, top_k=0
             )
         read = inputs["input_ids"].shape[1]
         text = self.processor.batch_decode(written[:, read:], skip_special_tokens=True)[0]
-        return Answer(text, Cost(tokens_in=read, tokens_out=written.shape[1] - read))
+        return JudgeAnswer(text, JudgeCost(tokens_in=read, tokens_out=written.shape[1] - read))
 
 
 class LocalJudge:
@@ -92,24 +92,24 @@ class LocalJudge:
         """The model's name, weights and precision."""
         return self._model.fingerprint
 
-    def answer(self, question: Question, pictures: Sequence[Image]) -> Answer:
+    def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
         """One answer. Raises `FlexyError` where the model is not here, `UnansweredError` without memory for it."""
         with self._lock:
             model: VisionLanguageModel = self._slot.get(self._model)
             try:
                 return model.answer(question, pictures)
             except Exception as error:
-                if not compute.out_of_memory(error):
+                if not compute.is_out_of_memory(error):
                     raise
-        compute.release()
+        compute.release_memory()
         raise UnansweredError("out of memory for these pictures: free some, or use a smaller judge")
 
 
-def local_vlm(settings: Settings, slot: ModelSlot) -> LocalJudge:
+def make_local_vlm(settings: Settings, slot: ModelSlot) -> LocalJudge:
     """The judge of the registry that FLEXY_JUDGE_MODEL names, by default its first, whatever FLEXY_MODELS is."""
     full = replace(settings, models="full")
-    known = registry.models("judge", full)
+    known = registry.model_names("judge", full)
     name = settings.judge_model or known[0]
     if name not in known:
         raise BadInputError(f"FLEXY_JUDGE_MODEL={name} is no model that judges: use {', '.join(known)}")
-    return LocalJudge(registry.local(registry.MODELS[name], full), slot)
+    return LocalJudge(registry.local_model(registry.MODELS[name], full), slot)

@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resources.judges import Answer, Cost, Question, UnansweredError
-from resources.judges.client import Client, tokens
+from resources.judges import JudgeAnswer, JudgeCost, JudgeQuestion, UnansweredError
+from resources.judges.client import JudgeClient, count_tokens
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
@@ -27,18 +27,18 @@ class Moondream:
     about one or two pictures are worth the most.
     """
 
-    def __init__(self, client: Client, model: str = "") -> None:
+    def __init__(self, client: JudgeClient, model: str = "") -> None:
         self.client = client
         self.mark = f"moondream/{model}" if model else f"moondream@{client.host}"
         self._model = {"model": model} if model else {}
 
-    def answer(self, question: Question, pictures: Sequence[Image]) -> Answer:
+    def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
         """One answer, from one JPEG. Raises `UnansweredError` where the server gives none."""
         order = "The pictures stand side by side in one image, from left to right.\n\n" if len(pictures) > 1 else ""
         document, cost = self.client.post(
             "query",
             {
-                "image_url": f"data:image/jpeg;base64,{_jpeg(side_by_side(pictures))}",
+                "image_url": f"data:image/jpeg;base64,{_jpeg(tile_side_by_side(pictures))}",
                 "question": order + question.prompt,
                 "stream": False,
                 "settings": {"temperature": 0.7, "max_tokens": 1024},
@@ -46,17 +46,17 @@ class Moondream:
             },
         )
         used = document.get("metrics") if isinstance(document, dict) else None
-        cost += Cost(tokens_in=tokens(used, "input_tokens"), tokens_out=tokens(used, "output_tokens"))
+        cost += JudgeCost(tokens_in=count_tokens(used, "input_tokens"), tokens_out=count_tokens(used, "output_tokens"))
         match document:
             case {"answer": str(text)}:
-                return Answer(text, cost)
+                return JudgeAnswer(text, cost)
             # A Station says what went wrong with status 200.
             case {"error": why}:
                 raise UnansweredError(f"Moondream could not answer: {' '.join(str(why).split())[:200]}", cost=cost)
         raise UnansweredError("Moondream gave no answer and no reason", cost=cost)
 
 
-def side_by_side(pictures: Sequence[Image]) -> Image:
+def tile_side_by_side(pictures: Sequence[Image]) -> Image:
     """RGB pictures as one: a single one as it is, several `HEIGHT` pixels high with a white gap between."""
     from PIL import Image
 
@@ -78,6 +78,6 @@ def _jpeg(picture: Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def moondream(settings: Settings, _: ModelSlot) -> Moondream:
+def make_moondream(settings: Settings, _: ModelSlot) -> Moondream:
     """The server at FLEXY_JUDGE_URL, by default Moondream's cloud with the key in MOONDREAM_API_KEY."""
-    return Moondream(Client.of(settings, URL, "X-Moondream-Auth"), settings.judge_model)
+    return Moondream(JudgeClient.of(settings, URL, "X-Moondream-Auth"), settings.judge_model)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from resources.judges import Question
+from resources.judges import JudgeQuestion
 
-TEN = (0.0, 10.0)
+SCALE_0_10 = (0.0, 10.0)
 
 
-def editing(instruction: str) -> Question:
+def editing_question(instruction: str) -> JudgeQuestion:
     """Of a source and its edited version: was the instruction followed, was the rest kept? 0–10 each.
 
     The two sides of an edit that VIEScore (Ku et al. 2024) and EditScore ask for.
     """
-    return Question(
+    return JudgeQuestion(
         "editing",
         1,
         "You are judging an edit of a picture. The instruction was:\n"
@@ -30,13 +30,13 @@ def editing(instruction: str) -> Question:
         "The marks do not depend on each other: an edited picture that is still the original follows nothing and is"
         " wholly consistent.",
         ("the original", "the edited picture"),
-        {"prompt_following": TEN, "consistency": TEN},
+        {"prompt_following": SCALE_0_10, "consistency": SCALE_0_10},
     )
 
 
-def quality() -> Question:
+def quality_question() -> JudgeQuestion:
     """Of one picture alone: does it look natural, is it free of artifacts? 0–10 each (VIEScore's other half)."""
-    return Question(
+    return JudgeQuestion(
         "quality",
         1,
         "You are judging how well a picture is made, not what it shows. Give two marks.\n"
@@ -45,11 +45,11 @@ def quality() -> Question:
         "clean: is it free of faults of making: blur, noise, smears, seams, doubled or broken outlines, malformed"
         " hands, faces or letters? 0: full of them. 5: some. 10: none.",
         ("the picture",),
-        {"naturalness": TEN, "clean": TEN},
+        {"naturalness": SCALE_0_10, "clean": SCALE_0_10},
     )
 
 
-def overall(editing: Mapping[str, float], quality: Mapping[str, float]) -> float:
+def overall_score(editing: Mapping[str, float], quality: Mapping[str, float]) -> float:
     """One mark for an edit, 0–10, from the answers to both questions: √(min of the one · min of the other).
 
     VIEScore's combination: an edit is as good as the worse of its sides, and worth nothing without either.
@@ -57,9 +57,9 @@ def overall(editing: Mapping[str, float], quality: Mapping[str, float]) -> float
     return math.sqrt(min(editing.values()) * min(quality.values()))
 
 
-def inpainting() -> Question:
+def inpainting_question() -> JudgeQuestion:
     """Of a face put right inside a mask: whose face is it, how well is it made, does it fit the scene? 0–10 each."""
-    return Question(
+    return JudgeQuestion(
         "inpainting",
         1,
         "A character's face in a scene came out wrong and was made anew inside a mask. You are shown who the"
@@ -79,5 +79,5 @@ def inpainting() -> Question:
             "the edited scene",
             "the mask, white where the scene may have changed",
         ),
-        {"identity": TEN, "quality": TEN, "consistency": TEN},
+        {"identity": SCALE_0_10, "quality": SCALE_0_10, "consistency": SCALE_0_10},
     )

@@ -18,15 +18,15 @@ import requests
 import urllib3
 
 from resources.errors import BadInputError, FlexyError
-from resources.http.retries import asked_to_wait, pause
+from resources.http.retries import backoff_seconds, parse_retry_after
 from resources.settings import Settings
 
 T = TypeVar("T")
 
-AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 """The statuses after which the same request may succeed."""
 
-PAGE = 100
+PAGE_TASKS = 100
 """Tasks asked for at a time."""
 
 
@@ -34,7 +34,7 @@ class LabelStudioError(FlexyError):
     """What the server would not do, or did not answer; the token is not in the message."""
 
 
-class _AgainError(Exception):
+class _RetryableError(Exception):
     """An attempt that failed; another may succeed, no sooner than after `wait` seconds."""
 
     def __init__(self, reason: str, wait: float = 0) -> None:
@@ -42,7 +42,7 @@ class _AgainError(Exception):
         self.wait = wait
 
 
-class RefusedError(LabelStudioError):
+class LabelStudioRefusedError(LabelStudioError):
     """An answer that says no, and its HTTP `code`; where it is 400 or 404, another request may still succeed."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -51,7 +51,7 @@ class RefusedError(LabelStudioError):
 
 
 @dataclass(frozen=True)
-class Limits:
+class LabelStudioLimits:
     """How long is waited for the server, and how often it is asked.
 
     An answer takes up to `timeout` seconds and has up to `answer_bytes` bytes. There are up to `attempts`, with up to
@@ -80,7 +80,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """What became of a prediction: its `id` on the server, `created`, `replaced` or `unchanged`, doubles removed."""
 
     id: int
@@ -95,15 +95,15 @@ class _Session(requests.Session):
         return None
 
 
-class LabelStudio:
+class LabelStudioClient:
     """One server, asked with one person's token: a legacy token, or a personal access token (a JWT).
 
     What cannot be done raises `LabelStudioError` with the reason in a line. Safe to use from several threads.
     """
 
-    def __init__(self, url: str, key: str, limits: Limits | None = None) -> None:
+    def __init__(self, url: str, key: str, limits: LabelStudioLimits | None = None) -> None:
         self.url = url.rstrip("/")
-        self.limits = limits or Limits()
+        self.limits = limits or LabelStudioLimits()
         self._key = key
         self._host = urlsplit(url).hostname or ""
         self._lock = Lock()
@@ -112,7 +112,7 @@ class LabelStudio:
         self._uploads: dict[int, dict[str, str]] = {}
 
     @classmethod
-    def of(cls, settings: Settings, limits: Limits | None = None) -> LabelStudio:
+    def of(cls, settings: Settings, limits: LabelStudioLimits | None = None) -> LabelStudioClient:
         """The server that the settings name. Raises `BadInputError` where they name none."""
         if not settings.label_studio_url or not settings.label_studio_key:
             raise BadInputError(
@@ -135,7 +135,7 @@ class LabelStudio:
                 match found:
                     case {"access": str(access)}:
                         # Clocks differ: a token is not used to its end, and one without an end for a minute.
-                        self._access, self._until = access, (_ends(access) or time.time() + 90) - 30
+                        self._access, self._until = access, (_expiry(access) or time.time() + 90) - 30
                     case _:
                         raise LabelStudioError(f"{self._name} gives no access token: check LABEL_STUDIO_API_KEY")
             return f"Bearer {self._access}"
@@ -147,10 +147,10 @@ class LabelStudio:
         seen: set[int] = set()
         page = 1
         while True:
-            asked = f"api/tasks?project={int(project)}&fields=all&page_size={PAGE}&page={page}"
+            asked = f"api/tasks?project={int(project)}&fields=all&page_size={PAGE_TASKS}&page={page}"
             try:
                 found = self.call("GET", asked)
-            except RefusedError as error:
+            except LabelStudioRefusedError as error:
                 # What was the last page may be gone by now.
                 if error.code == 404 and page > 1:
                     return
@@ -166,7 +166,7 @@ class LabelStudio:
                 if isinstance(number, int) and number not in seen:
                     seen.add(number)
                     yield task
-            if len(seen) == before or page * PAGE >= total:
+            if len(seen) == before or page * PAGE_TASKS >= total:
                 return
             page += 1
 
@@ -183,7 +183,7 @@ class LabelStudio:
 
     # What is sent
 
-    def push(self, prediction: Prediction) -> Pushed:
+    def push(self, prediction: Prediction) -> PushResult:
         """See that the server holds `prediction`, once.
 
         What is there already is left alone, what differs is replaced, doubles are removed. Between any two requests
@@ -227,7 +227,7 @@ class LabelStudio:
                 return sorted(found, key=lambda each: each["id"])
         raise LabelStudioError(f"{self._name} answers with no predictions: check LABEL_STUDIO_URL")
 
-    def _push(self, prediction: Prediction) -> Pushed:
+    def _push(self, prediction: Prediction) -> PushResult:
         """One attempt; as it begins with what is there, another may follow wherever it ended."""
         wanted = json.loads(
             json.dumps(
@@ -245,7 +245,7 @@ class LabelStudio:
         if not held:
             match self._send("POST", "api/predictions/", wanted):
                 case {"id": int(number)}:
-                    return Pushed(number, "created")
+                    return PushResult(number, "created")
             raise LabelStudioError(f"{self._name} answers with no prediction: check LABEL_STUDIO_URL")
         first, *doubles = held
         same = all(first.get(key) == value for key, value in wanted.items())
@@ -253,12 +253,12 @@ class LabelStudio:
             self._send("PUT", f"api/predictions/{first['id']}/", wanted)
         for double in doubles:
             self._delete(double["id"])
-        return Pushed(first["id"], "unchanged" if same else "replaced", len(doubles))
+        return PushResult(first["id"], "unchanged" if same else "replaced", len(doubles))
 
     def _delete(self, prediction: int) -> None:
         try:
             self._send("DELETE", f"api/predictions/{int(prediction)}/")
-        except RefusedError as error:
+        except LabelStudioRefusedError as error:
             if error.code != 404:
                 raise
 
@@ -270,7 +270,7 @@ class LabelStudio:
         refused = LabelStudioError(f"{self._name} does not list {name} after its upload: check the project")
         try:
             self._send("POST", f"api/projects/{int(project)}/import?commit_to_project=false", file=(name, content))
-        except RefusedError as error:
+        except LabelStudioRefusedError as error:
             # Of a form with several pictures it cannot make a task, which it was not to make: the file is kept.
             if error.code != 400:
                 raise
@@ -299,12 +299,12 @@ class LabelStudio:
             attempt += 1
             try:
                 return function()
-            except _AgainError as error:
+            except _RetryableError as error:
                 if attempt >= (attempts or self.limits.attempts) or error.wait > self.limits.longest_wait:
                     asks = f" and asks to wait {error.wait:.0f} s" if error.wait else ""
                     times = "once" if attempt == 1 else f"{attempt} times"
                     raise LabelStudioError(f"{error}{asks}, tried {times}: run again later") from None
-                time.sleep(error.wait + pause(attempt, self.limits.backoff, self.limits.longest_wait))
+                time.sleep(error.wait + backoff_seconds(attempt, self.limits.backoff, self.limits.longest_wait))
 
     def _send(
         self, method: str, path: str, document: Any = None, file: tuple[str, bytes] | None = None, bare: bool = False
@@ -333,16 +333,16 @@ class LabelStudio:
             ):
                 content = self._read(response)
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
-            raise _AgainError(f"{self._name} did not answer within {self.limits.timeout:g} s") from None
+            raise _RetryableError(f"{self._name} did not answer within {self.limits.timeout:g} s") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             # Their words may hold the address, and with it what is secret.
-            raise _AgainError(
+            raise _RetryableError(
                 f"no connection to {self._name}, or it broke off ({type(error).__name__}): check LABEL_STUDIO_URL"
             ) from None
         status = response.status_code
-        if status in AGAIN:
-            wait = asked_to_wait(response.headers.get("Retry-After"))
-            raise _AgainError(f"{self._name} answers with status {status}", wait)
+        if status in RETRYABLE_STATUS:
+            wait = parse_retry_after(response.headers.get("Retry-After"))
+            raise _RetryableError(f"{self._name} answers with status {status}", wait)
         if status == 204 or (status < 300 and not content.strip()):
             return None
         try:
@@ -353,10 +353,10 @@ class LabelStudio:
             # It may have run out by the server's clock.
             with self._lock:
                 self._until = 0.0
-            raise _AgainError(f"{self._name} does not take the access token that it gave")
+            raise _RetryableError(f"{self._name} does not take the access token that it gave")
         if not 200 <= status < 300:
             said = f" ({words})" if (words := self._hidden(_message(answer))) else ""
-            raise RefusedError(status, f"{self._name} answers with status {status}{said}: {_remedy(status)}")
+            raise LabelStudioRefusedError(status, f"{self._name} answers with status {status}{said}: {_remedy(status)}")
         if answer is None:
             raise LabelStudioError(f"{self._name} answers with what is not JSON: check LABEL_STUDIO_URL")
         return answer
@@ -380,7 +380,7 @@ class LabelStudio:
         return b"".join(parts)
 
 
-def _ends(token: str) -> float | None:
+def _expiry(token: str) -> float | None:
     """When a JWT ends, in seconds of the epoch, if it says so."""
     try:
         said = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["exp"]

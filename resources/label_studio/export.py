@@ -13,13 +13,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from resources.errors import BadInputError
-from resources.json_lines import BadLineError, identifier, text, whole_number
+from resources.json_lines import BadLineError, identifier_field, integer_field, text_field
 from resources.prompts import MAX_PROMPT
 
-MOST_BYTES = 1_000_000_000
+MAX_EXPORT_BYTES = 1_000_000_000
 """A larger export is not read: it is held in memory whole."""
 
-MOST_ADDRESS = 8_000
+MAX_ADDRESS_CHARACTERS = 8_000
 """Characters; signed addresses have about 1,500."""
 
 # What signs an address for a while: S3, Google, CloudFront, Azure, and older ways of each.
@@ -32,7 +32,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReviewVerdict:
     """What a person chose in one annotation, word for word: `No Issues`, say, or several.
 
     `annotation` is its id, `at` when it was last changed, as Label Studio writes it, `by` the annotator's id or
@@ -46,7 +46,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Stroke:
+class BrushStroke:
     """One region that was painted: see `masks.decode_rle`. `on` names the picture's tag in the labelling form."""
 
     rle: bytes = field(repr=False)
@@ -75,8 +75,8 @@ class LabelTask:
     character_id: str = ""
     character_name: str = ""
     prompt: str = ""
-    strokes: tuple[Stroke, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
+    strokes: tuple[BrushStroke, ...] = ()
+    verdicts: tuple[ReviewVerdict, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -84,14 +84,16 @@ class LabelTask:
 
         Verdicts are not in it, nor what signs an address for a while.
         """
-        pictures = [unsigned(url) for url in (self.init_image, self.character_image, self.mask_image, self.final_image)]
+        pictures = [
+            strip_signature(url) for url in (self.init_image, self.character_image, self.mask_image, self.final_image)
+        ]
         strokes = [[hashlib.sha256(s.rle).hexdigest(), s.width, s.height, s.on] for s in self.strokes]
         asked = [self.id, pictures, self.character_id, self.character_name, self.prompt, strokes]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
-class Problem:
+class TaskProblem:
     """What is wrong with an entry of the list, counted from 1; `entry` 0 is the file itself.
 
     `id` is the task's name where it has one. Where it is not `left_out`, the task stands without what is wrong.
@@ -108,15 +110,15 @@ class Problem:
         return f"task {self.id}: {self.reason}" if self.id else f"entry {self.entry}: {self.reason}"
 
 
-def read_export(path: Path) -> tuple[list[LabelTask], list[Problem]]:
+def read_export_file(path: Path) -> tuple[list[LabelTask], list[TaskProblem]]:
     """The tasks of a Label Studio export (JSON), in order, and what is wrong with the others.
 
     Of a file that is cut short or broken, the whole tasks before that place are kept. Raises `BadInputError` for one
     that cannot be read, is no list of tasks, or has nothing in it.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise BadInputError(f"{path} is larger than {MOST_BYTES} bytes: export fewer tasks at a time")
+        if path.stat().st_size > MAX_EXPORT_BYTES:
+            raise BadInputError(f"{path} is larger than {MAX_EXPORT_BYTES} bytes: export fewer tasks at a time")
         content = path.read_bytes()
     except OSError as error:
         raise BadInputError(f"cannot read {path}: {error.strerror}: name a Label Studio export") from None
@@ -128,13 +130,13 @@ def read_export(path: Path) -> tuple[list[LabelTask], list[Problem]]:
         whole = content[: error.start].decode("utf-8-sig")  # cut short within a letter
     if not whole.lstrip().startswith("["):
         raise BadInputError(f"{path} is not a list of tasks: export it from Label Studio as JSON")
-    tasks, problems = tasks_of(_entries(whole))
+    tasks, problems = parse_tasks(_entries(whole))
     if not tasks and not problems:
         raise BadInputError(f"{path} has no task in it: export it from Label Studio as JSON")
     return tasks, problems
 
 
-def tasks_of(entries: Iterable[Any]) -> tuple[list[LabelTask], list[Problem]]:
+def parse_tasks(entries: Iterable[Any]) -> tuple[list[LabelTask], list[TaskProblem]]:
     """Entries of a task list, as JSON objects, as tasks, in order, and what is wrong with the others.
 
     An entry is left out where something is missing, empty or of the wrong type, and where its `data.id` was seen
@@ -145,22 +147,22 @@ def tasks_of(entries: Iterable[Any]) -> tuple[list[LabelTask], list[Problem]]:
     problems = []
     for number, entry in enumerate(entries, 1):
         if isinstance(entry, _FileError):
-            problems.append(Problem(0, None, str(entry)))
+            problems.append(TaskProblem(0, None, str(entry)))
             continue
         name = None
         try:
             if isinstance(entry, BadLineError):
                 raise entry
             data = _data(entry)
-            name = identifier(data)
+            name = identifier_field(data)
             if name in tasks:
                 raise BadLineError(f"it is there before, as entry {places[name]}: give it an id of its own")
             strokes, verdicts, unread = _annotations(entry)
             tasks[name] = _task(name, entry, data, strokes, verdicts)
             places[name] = number
-            problems += [Problem(number, name, reason, left_out=False) for reason in unread]
+            problems += [TaskProblem(number, name, reason, left_out=False) for reason in unread]
         except BadLineError as error:
-            problems.append(Problem(number, name, str(error)))
+            problems.append(TaskProblem(number, name, str(error)))
     return list(tasks.values()), problems
 
 
@@ -177,24 +179,24 @@ def _task(
     name: str,
     entry: dict[str, Any],
     data: dict[str, Any],
-    strokes: tuple[Stroke, ...],
-    verdicts: tuple[Verdict, ...],
+    strokes: tuple[BrushStroke, ...],
+    verdicts: tuple[ReviewVerdict, ...],
 ) -> LabelTask:
     def optional(key: str, most: int) -> str:
-        return text(data, key, most) if data.get(key) not in (None, "") else ""
+        return text_field(data, key, most) if data.get(key) not in (None, "") else ""
 
-    mask = optional("mask_image_url", MOST_ADDRESS)
+    mask = optional("mask_image_url", MAX_ADDRESS_CHARACTERS)
     if not mask and not strokes:
         raise BadLineError("it has neither mask_image_url nor a painted mask")
     return LabelTask(
         id=name,
         task=_number(entry, "id"),
         project=_number(entry, "project"),
-        init_image=text(data, "init_image_url", MOST_ADDRESS),
-        character_image=text(data, "character_image_url", MOST_ADDRESS),
+        init_image=text_field(data, "init_image_url", MAX_ADDRESS_CHARACTERS),
+        character_image=text_field(data, "character_image_url", MAX_ADDRESS_CHARACTERS),
         mask_image=mask,
-        final_image=optional("image_url", MOST_ADDRESS),
-        character_id=identifier(data, "character_id") if data.get("character_id") not in (None, "") else "",
+        final_image=optional("image_url", MAX_ADDRESS_CHARACTERS),
+        character_id=identifier_field(data, "character_id") if data.get("character_id") not in (None, "") else "",
         character_name=optional("character_name", 200),
         prompt=optional("prompt", MAX_PROMPT),
         strokes=strokes,
@@ -203,12 +205,12 @@ def _task(
 
 
 def _number(entry: dict[str, Any], key: str) -> int | None:
-    return whole_number(entry, key) if entry.get(key) is not None else None
+    return integer_field(entry, key) if entry.get(key) is not None else None
 
 
-def _annotations(entry: dict[str, Any]) -> tuple[tuple[Stroke, ...], tuple[Verdict, ...], list[str]]:
+def _annotations(entry: dict[str, Any]) -> tuple[tuple[BrushStroke, ...], tuple[ReviewVerdict, ...], list[str]]:
     """What was painted and chosen in the annotations that were not cancelled, and why others cannot be read."""
-    painted: list[tuple[str, tuple[Stroke, ...]]] = []
+    painted: list[tuple[str, tuple[BrushStroke, ...]]] = []
     verdicts, unread = [], []
     found = entry.get("annotations")
     if found is not None and not isinstance(found, list):
@@ -227,7 +229,7 @@ def _annotations(entry: dict[str, Any]) -> tuple[tuple[Stroke, ...], tuple[Verdi
             strokes = tuple(_stroke(result) for result in results if result.get("type") in ("brushlabels", "brush"))
             if choices:
                 by = _annotator(annotation.get("completed_by"))
-                verdicts.append(Verdict(tuple(choices), _number(annotation, "id"), at and at[:40], by))
+                verdicts.append(ReviewVerdict(tuple(choices), _number(annotation, "id"), at and at[:40], by))
             if strokes:
                 painted.append((at or "", strokes))
         except BadLineError as error:
@@ -240,7 +242,7 @@ def _annotations(entry: dict[str, Any]) -> tuple[tuple[Stroke, ...], tuple[Verdi
 def _choices(result: dict[str, Any]) -> list[str]:
     match result.get("value"):
         case {"choices": [*choices]}:
-            return [text({"choice": choice}, "choice", 200) for choice in choices]
+            return [text_field({"choice": choice}, "choice", 200) for choice in choices]
     raise BadLineError("its choices are not a list")
 
 
@@ -253,7 +255,7 @@ def _annotator(who: Any) -> str | None:
     return None
 
 
-def _stroke(result: dict[str, Any]) -> Stroke:
+def _stroke(result: dict[str, Any]) -> BrushStroke:
     value = result.get("value")
     if not isinstance(value, dict) or value.get("format") != "rle":
         raise BadLineError("what is painted is not in the format rle")
@@ -262,12 +264,12 @@ def _stroke(result: dict[str, Any]) -> Stroke:
     rle = value.get("rle")
     if not isinstance(rle, list) or not all(type(byte) is int and 0 <= byte <= 255 for byte in rle):
         raise BadLineError("what is painted is no list of bytes")
-    width, height = (whole_number(result, key) for key in ("original_width", "original_height"))
+    width, height = (integer_field(result, key) for key in ("original_width", "original_height"))
     on = result.get("to_name")
-    return Stroke(bytes(rle), width, height, on[:200] if isinstance(on, str) else "")
+    return BrushStroke(bytes(rle), width, height, on[:200] if isinstance(on, str) else "")
 
 
-def unsigned(url: str) -> str:
+def strip_signature(url: str) -> str:
     """An address without what signs it, so that it is the same in the next export."""
     try:
         parts = urlsplit(url)

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from resources.mini.world import ATTRIBUTES, SIDE, WISHES, Flaws
-from resources.scorers.perceptual import Trunk
+from resources.mini.world import ATTRIBUTES, CAPTIONED_SCENES, SIDE, Flaws
+from resources.scorers.perceptual import VggFeatures
 
 TEXT_WIDTH = 128
 EMBEDDING = 128
@@ -23,7 +23,7 @@ LATENT_SIDE = SIDE // 4
 LATENT_CHANNELS = 4
 
 
-def tokenizer() -> CLIPTokenizer:
+def train_tokenizer() -> CLIPTokenizer:
     """A byte-pair tokenizer in CLIP's form, learnt from the captions: no text is out of its vocabulary."""
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -31,7 +31,7 @@ def tokenizer() -> CLIPTokenizer:
     )
     learner.decoder = decoders.ByteLevel()
     learner.train_from_iterator(
-        [wish.caption for wish in WISHES],
+        [wish.caption for wish in CAPTIONED_SCENES],
         trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False),
     )
     merges: Any = [tuple(pair) for pair in _merges(learner)]
@@ -49,7 +49,7 @@ def _merges(learner: Tokenizer) -> list[list[str]]:
     return json.loads(learner.to_str())["model"]["merges"]
 
 
-def clip(words: CLIPTokenizer) -> CLIPModel:
+def make_clip(words: CLIPTokenizer) -> CLIPModel:
     """CLIP with 8-pixel patches: 4 vision and 3 text layers of width 128."""
     tower = {
         "hidden_size": TEXT_WIDTH,
@@ -69,7 +69,7 @@ def clip(words: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING))
 
 
-def vae() -> AutoencoderKL:
+def make_vae() -> AutoencoderKL:
     """64×64 pictures to 16×16×4 latents; no attention in the middle, so that it trains on crops."""
     return AutoencoderKL(
         block_out_channels=(16, 24, 48),
@@ -84,7 +84,7 @@ def vae() -> AutoencoderKL:
     )
 
 
-def unet(in_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
+def make_unet(in_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
     """SDXL's UNet: text reaches every level on the way down, so that shapes are told apart where they are drawn."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIDE,
@@ -104,16 +104,16 @@ def unet(in_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
     )
 
 
-def editing(painter: UNet2DConditionModel) -> UNet2DConditionModel:
+def widen_for_editing(painter: UNet2DConditionModel) -> UNet2DConditionModel:
     """The same UNet with four more channels, for the source's latents, to which it does not listen yet."""
-    model = unet(2 * LATENT_CHANNELS)
+    model = make_unet(2 * LATENT_CHANNELS)
     weights = painter.state_dict()
     known = weights["conv_in.weight"]
     model.load_state_dict(weights | {"conv_in.weight": torch.cat([known, torch.zeros_like(known)], dim=1)})
     return model
 
 
-def scheduler() -> EulerDiscreteScheduler:
+def make_scheduler() -> EulerDiscreteScheduler:
     """SDXL's own, but for the v-prediction: Euler steps, leading spacing."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
@@ -131,7 +131,7 @@ class PerceptualLesson(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = ScalingLayer()
-        self.trunk = Trunk(((8,), (16,), (24,), (24,), (24,)))
+        self.trunk = VggFeatures(((8,), (16,), (24,), (24,), (24,)))
         cells = 24 * (SIDE // 16) ** 2
         self.attributes = nn.ModuleDict({name: nn.Linear(cells, len(values)) for name, values in ATTRIBUTES.items()})
         self.flaws = nn.Linear(cells, len(fields(Flaws)))

@@ -16,8 +16,18 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from resources.mini.reader import read
-from resources.mini.world import ATTRIBUTES, PALETTE, SCENES, WISHES, Drawing, Scene, coverage, draw, sketch
+from resources.mini.reader import read_drawing
+from resources.mini.world import (
+    ATTRIBUTES,
+    CAPTIONED_SCENES,
+    PALETTE,
+    SCENES,
+    Drawing,
+    DrawnScene,
+    coverage,
+    draw_image,
+    sketch_drawing,
+)
 
 CHANGES: dict[str, tuple[str, ...]] = {
     "colour": ("colour",),
@@ -39,7 +49,7 @@ RADIUS_TOLERANCE = 1.5
 GROUND_TOLERANCE = 0.05
 """Mean absolute difference (0–1) that the ground may show and still be as it should."""
 
-_ASKED = {wish.caption: wish for wish in WISHES}
+_ASKED = {wish.caption: wish for wish in CAPTIONED_SCENES}
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Edit:
 
     kind: str
     source: Drawing
-    asked: Scene
+    asked: DrawnScene
     target: Drawing
 
     @property
@@ -57,7 +67,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Truth:
+class EditTruth:
     """What became of an edit, by rule; see `truth`."""
 
     carried_out: bool
@@ -65,12 +75,12 @@ class Truth:
     score: float
 
 
-def unseen(source: Scene, asked: Scene) -> bool:
+def unseen(source: DrawnScene, asked: DrawnScene) -> bool:
     """Whether an edit of this scene with this prompt is kept from training."""
     return zlib.crc32(f"{source.caption}|{asked.caption}".encode()) % UNSEEN_IN == 0
 
 
-def compose(kind: str, rng: Generator, held_out: bool) -> Edit:
+def compose_edit(kind: str, rng: Generator, held_out: bool) -> Edit:
     """A random edit of one of the kinds `CHANGES`, of those kept from training or of the others.
 
     The source stands more freely than a `sketch`, so that keeping its place takes looking at it.
@@ -85,7 +95,7 @@ def compose(kind: str, rng: Generator, held_out: bool) -> Edit:
         asked = next(wish for wish in reversed(new.briefer()) if values.keys() <= wish.said.keys())
         if new.colour != new.background and unseen(old, asked) == held_out:
             break
-    start, end = sketch(old, rng), sketch(new, rng)
+    start, end = sketch_drawing(old, rng), sketch_drawing(new, rng)
     dx, dy, dr = (float(v) for v in rng.uniform(-1, 1, 3))
     source = replace(start, x=float(start.x + dx), y=float(start.y + 3 * dy), radius=float(start.radius + dr))
     target = replace(
@@ -97,7 +107,7 @@ def compose(kind: str, rng: Generator, held_out: bool) -> Edit:
     return Edit(kind, source, asked, target)
 
 
-def truth(source: NDArray[np.uint8], prompt: str, picture: NDArray[np.uint8]) -> Truth:
+def edit_truth(source: NDArray[np.uint8], prompt: str, picture: NDArray[np.uint8]) -> EditTruth:
     """What an edit of `source` as `prompt` says made of it: both uint8 (SIDE, SIDE, 3), read by `reader.read`.
 
     The ideal edit is the source's drawing with the attributes that the prompt says; where position or size
@@ -115,13 +125,13 @@ def truth(source: NDArray[np.uint8], prompt: str, picture: NDArray[np.uint8]) ->
     `source` is a clean drawing; its shade counts. Raises `ValueError` where it shows no shape, or the
     prompt is no caption of this world.
     """
-    old, new = read(source).drawing, read(picture).drawing
+    old, new = read_drawing(source).drawing, read_drawing(picture).drawing
     if old is None:
         raise ValueError("the source of an edit shows a shape, this one none")
     if prompt not in _ASKED:
         raise ValueError(f"{prompt!r} is no caption of the drawn world")
     if new is None:
-        return Truth(False, False, 0.0)
+        return EditTruth(False, False, 0.0)
     asked = _ASKED[prompt]
     wanted = replace(old.scene, **asked.said)
     shown = wanted.shown_in(new.scene)
@@ -136,8 +146,8 @@ def truth(source: NDArray[np.uint8], prompt: str, picture: NDArray[np.uint8]) ->
     pixels = picture.astype(np.float32)
     covered = [coverage(d.scene.shape, d.x, d.y, d.radius + 2) for d in (old, new)]
     ground = np.maximum(*covered) == 0
-    difference = float(abs(pixels - draw(ideal))[ground].mean() / 255) if ground.any() else 1.0
-    return Truth(
+    difference = float(abs(pixels - draw_image(ideal))[ground].mean() / 255) if ground.any() else 1.0
+    return EditTruth(
         carried_out=all(asked.shown_in(new.scene).values()),
         preserved=max(abs(new.x - ideal.x), abs(new.y - ideal.y)) <= PLACE_TOLERANCE
         and abs(new.radius - ideal.radius) <= RADIUS_TOLERANCE
@@ -150,7 +160,7 @@ def _share(shown: dict[str, bool], names: list[str]) -> float:
     return sum(shown[name] for name in names) / len(names) if names else 1.0
 
 
-def _overlap(pixels: NDArray[np.float32], shown: Scene, ideal: Drawing) -> float:
+def _overlap(pixels: NDArray[np.float32], shown: DrawnScene, ideal: Drawing) -> float:
     """Intersection over union of what has the ink's colour, rather than the ground's, and the ideal shape."""
     from_ink, from_ground = (
         np.linalg.norm(pixels - PALETTE[name], axis=2) for name in (shown.colour, shown.said["background"])
@@ -159,7 +169,7 @@ def _overlap(pixels: NDArray[np.float32], shown: Scene, ideal: Drawing) -> float
     return float((patch & shape).sum() / (patch | shape).sum())
 
 
-def write_example(folder: Path, count: int, seed: int) -> Path:
+def write_edit_example(folder: Path, count: int, seed: int) -> Path:
     """Write an edit set of `count` edits kept from training, each kind in turn, and return its file.
 
     `edits.jsonl` has a line {"id", "image_path", "prompt"} for each, the sources are PNGs beside it. Nothing
@@ -170,9 +180,9 @@ def write_example(folder: Path, count: int, seed: int) -> Path:
     kinds = list(CHANGES)
     lines = []
     for index in range(count):
-        edit = compose(kinds[index % len(kinds)], rng, held_out=True)
+        edit = compose_edit(kinds[index % len(kinds)], rng, held_out=True)
         name = f"{index:04d}"
-        Image.fromarray(draw(edit.source)).save(folder / f"{name}.png")
+        Image.fromarray(draw_image(edit.source)).save(folder / f"{name}.png")
         lines.append(json.dumps({"id": name, "image_path": f"{name}.png", "prompt": edit.prompt}))
     file = folder / "edits.jsonl"
     file.write_text("\n".join(lines) + "\n")

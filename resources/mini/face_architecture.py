@@ -30,7 +30,7 @@ class _Residual(nn.Module):
         return seen + self.layers(seen)
 
 
-class Detector(nn.Module):
+class FaceDetectorNet(nn.Module):
     """SCRFD (Guo et al. 2021), small: a pyramid of three levels, two anchors a cell.
 
     (n, 3, h, w) in −1 to 1, h and w multiples of 32, to nine tensors: for strides 8, 16, 32 scores
@@ -74,7 +74,7 @@ class Detector(nn.Module):
 class OneByOne(nn.Module):
     """The detector as `det_10g.onnx` is called: one picture, and no dimension for it in what comes out."""
 
-    def __init__(self, model: Detector) -> None:
+    def __init__(self, model: FaceDetectorNet) -> None:
         super().__init__()
         self.model = model
 
@@ -82,7 +82,7 @@ class OneByOne(nn.Module):
         return tuple(found[0] for found in self.model(picture))
 
 
-class Recogniser(nn.Module):
+class FaceRecognizerNet(nn.Module):
     """ArcFace's face: (n, 3, 112, 112) in −1 to 1 to (n, 512), of which the direction counts."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class _Place(nn.Module):
         return seen + self.row + self.column
 
 
-class Swapper(nn.Module):
+class FaceSwapperNet(nn.Module):
     """inswapper's face: (n, 3, 128, 128) in 0 to 1 and a mapped embedding (n, 512) to the picture, swapped.
 
     A coarse face is painted as the embedding says in the pose that the picture shows, then refined; where the net

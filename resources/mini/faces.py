@@ -157,7 +157,7 @@ class Light:
 
 
 @dataclass(frozen=True)
-class Figure:
+class FaceFigure:
     """A person in a picture."""
 
     person: Person
@@ -194,10 +194,10 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Scene:
+class FaceScene:
     """A picture to be drawn: a ground with things on it, people from back to front, and the light."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[FaceFigure, ...]
     ground: int = 1
     seed: int = 0
     """What lies about: balls, trees, a sun."""
@@ -206,7 +206,7 @@ class Scene:
     side: int = SIDE
 
 
-def person(number: int) -> Person:
+def make_person(number: int) -> Person:
     """The person of this number, always the same."""
     rng = np.random.default_rng([number, 7])
 
@@ -240,20 +240,20 @@ def person(number: int) -> Person:
     return Person(features, str(rng.choice(STYLES)), hair, int(rng.integers(len(CLOTHES))))
 
 
-def expression(rng: Generator) -> Expression:
+def make_expression(rng: Generator) -> Expression:
     """Any expression: half of all mouths are open a little."""
     smile, look, glance = (float(v) for v in rng.uniform(-1, 1, 3))
     return Expression(0.25 + 0.75 * smile, max(0.0, float(rng.uniform(-1, 1))), look, glance)
 
 
-def light(rng: Generator) -> Light:
+def make_light(rng: Generator) -> Light:
     """Any light by which a face can be seen."""
     warmth, side = (float(v) for v in rng.uniform(-1, 1, 2))
     level = float(rng.uniform(0.84, 1.04))
     return Light((level * (1 + 0.05 * warmth), level, level * (1 - 0.05 * warmth)), side)
 
 
-def scene(people: Sequence[Person], rng: Generator, at_edge: bool = False) -> Scene:
+def make_scene(people: Sequence[Person], rng: Generator, at_edge: bool = False) -> FaceScene:
     """A scene of these people beside each other, each face whole; `at_edge`: the first one's is cut by an edge."""
     count = len(people)
     places = rng.permutation(count)
@@ -272,22 +272,24 @@ def scene(people: Sequence[Person], rng: Generator, at_edge: bool = False) -> Sc
             x = out if place == 0 and (count > 1 or rng.random() < 0.5) else SIDE - out
             x = x if count == 1 or place in (0, count - 1) else slot * (place + 0.5)
             y = out + 4 * size if 0 < place < count - 1 else y
-        figures.append(Figure(who, Pose(x, y, size, tilt, turn), expression(rng)))
-    return Scene(
+        figures.append(FaceFigure(who, Pose(x, y, size, tilt, turn), make_expression(rng)))
+    return FaceScene(
         tuple(sorted(figures, key=lambda figure: figure.pose.size)),
         ground=int(rng.integers(len(GROUNDS))),
         seed=int(rng.integers(2**31)),
         things=int(rng.integers(1, 5)) if count else int(rng.integers(3, 9)),
-        light=light(rng),
+        light=make_light(rng),
     )
 
 
-def portrait(who: Person) -> Scene:
+def make_portrait(who: Person) -> FaceScene:
     """How a character is introduced: alone, upright, in even light."""
-    return Scene((Figure(who, Pose(SIDE / 2, 0.54 * SIDE, 1.45), Expression()),), ground=who.clothes % len(GROUNDS))
+    return FaceScene(
+        (FaceFigure(who, Pose(SIDE / 2, 0.54 * SIDE, 1.45), Expression()),), ground=who.clothes % len(GROUNDS)
+    )
 
 
-def mask(figure: Figure, side: int = SIDE) -> Image.Image:
+def face_mask(figure: FaceFigure, side: int = SIDE) -> Image.Image:
     """White where the figure's face is, black elsewhere: an L picture of `side`²."""
     picture = Image.new("L", (side, side))
     grown = figure.placed(1.08 * _outline(figure.person.features))
@@ -295,7 +297,7 @@ def mask(figure: Figure, side: int = SIDE) -> Image.Image:
     return picture
 
 
-def draw(scene: Scene) -> NDArray[np.uint8]:
+def draw_faces(scene: FaceScene) -> NDArray[np.uint8]:
     """The picture: uint8 (side, side, 3) RGB."""
     fine = Image.new("RGB", (scene.side * _FINE,) * 2, GROUNDS[scene.ground])
     pen = ImageDraw.Draw(fine)
@@ -309,19 +311,19 @@ def draw(scene: Scene) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Task:
+class FaceTask:
     """A character, and a scene in which they were given somebody else's face: `figure`, None where there is no face."""
 
     character: Person
-    scene: Scene
-    figure: Figure | None
+    scene: FaceScene
+    figure: FaceFigure | None
 
     @property
-    def ideal(self) -> Scene:
+    def ideal(self) -> FaceScene:
         """The scene as it should be."""
         return self.with_face(self.character)
 
-    def with_face(self, who: Person) -> Scene:
+    def with_face(self, who: Person) -> FaceScene:
         """The scene with the face of `who` in the place of the wrong one; hair and clothes stay."""
         if self.figure is None:
             return self.scene
@@ -333,22 +335,22 @@ KINDS = ("one", "several", "edge", "one", "none", "one")
 """The kinds of tasks, in turn: one face, several, one that the edge cuts, none at all."""
 
 
-def task(kind: str, rng: Generator) -> Task:
+def face_task(kind: str, rng: Generator) -> FaceTask:
     """A task of people never trained on. The wrong face has the character's complexion, hair and clothes."""
-    character, *others = (person(int(number)) for number in rng.integers(UNSEEN, 2 * UNSEEN, 27))
+    character, *others = (make_person(int(number)) for number in rng.integers(UNSEEN, 2 * UNSEEN, 27))
     alike = min(others[3:], key=lambda other: abs(other.features.skin - character.features.skin))
     wrong = replace(character, features=alike.features)
     people = {"none": [], "several": [wrong, *others[: int(rng.integers(1, 3))]]}.get(kind, [wrong])
-    drawn = scene(people, rng, at_edge=kind == "edge")
-    return Task(character, drawn, next((figure for figure in drawn.figures if figure.person is wrong), None))
+    drawn = make_scene(people, rng, at_edge=kind == "edge")
+    return FaceTask(character, drawn, next((figure for figure in drawn.figures if figure.person is wrong), None))
 
 
-def tasks(count: int, rng: Generator) -> list[Task]:
+def face_tasks(count: int, rng: Generator) -> list[FaceTask]:
     """Tasks of each of `KINDS` in turn."""
-    return [task(KINDS[index % len(KINDS)], rng) for index in range(count)]
+    return [face_task(KINDS[index % len(KINDS)], rng) for index in range(count)]
 
 
-def write_example(folder: Path, count: int, seed: int) -> Path:
+def write_face_example(folder: Path, count: int, seed: int) -> Path:
     """Write `count` tasks as a Label Studio project exports them, and return the file.
 
     `export.json` is Label Studio's list of tasks; its URLs are the names of the pictures beside it: the character's
@@ -359,15 +361,15 @@ def write_example(folder: Path, count: int, seed: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 5])
     exported = []
-    for index, made in enumerate(tasks(count, rng)):
+    for index, made in enumerate(face_tasks(count, rng)):
         number = 71651001 + index
         mended = made.figure is not None and rng.random() < 0.3
         verdict = "Error" if made.figure is None else "No Issues" if mended else "Inconsistent Character"
         pictures = {
-            "character_image_url": Image.fromarray(draw(portrait(made.character))),
-            "init_image_url": Image.fromarray(draw(made.scene)),
-            "mask_image_url": mask(made.figure) if made.figure else _somewhere(rng),
-            "image_url": Image.fromarray(draw(made.ideal if mended else made.scene)),
+            "character_image_url": Image.fromarray(draw_faces(make_portrait(made.character))),
+            "init_image_url": Image.fromarray(draw_faces(made.scene)),
+            "mask_image_url": face_mask(made.figure) if made.figure else _somewhere(rng),
+            "image_url": Image.fromarray(draw_faces(made.ideal if mended else made.scene)),
         }
         names = {}
         for key, picture in pictures.items():
@@ -435,7 +437,7 @@ def _eye_distance(features: Features) -> float:
     return 15.6 + 4 * features.eye_spacing
 
 
-def _mouth_half(figure: Figure) -> float:
+def _mouth_half(figure: FaceFigure) -> float:
     return (11.0 + 6 * figure.person.features.mouth_width) * (1 + 0.08 * figure.expression.smile)
 
 
@@ -455,7 +457,7 @@ def _outline(features: Features) -> Points:
 class _Portraitist:
     """Draws one figure, from what lies behind to what lies before."""
 
-    def __init__(self, pen: ImageDraw.ImageDraw, figure: Figure, lit_from: float) -> None:
+    def __init__(self, pen: ImageDraw.ImageDraw, figure: FaceFigure, lit_from: float) -> None:
         self.pen, self.figure, self.lit_from = pen, figure, lit_from
         self.features, self.turn, self.mood = figure.person.features, figure.pose.turn, figure.expression
         self.skin = _skin(self.features)
@@ -654,7 +656,7 @@ def _rounded(half: float, top: float, bottom: float) -> Points:
     )
 
 
-def _draw_ground(pen: ImageDraw.ImageDraw, scene: Scene) -> None:
+def _draw_ground(pen: ImageDraw.ImageDraw, scene: FaceScene) -> None:
     """A room or a landscape, and things about: some round, that a face finder must not fall for."""
     rng = np.random.default_rng(scene.seed)
     side, base = scene.side * _FINE, GROUNDS[scene.ground]

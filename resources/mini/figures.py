@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
 
-from resources.engines import Editor, EditRequest, Engine, ImageRequest, Noise
-from resources.mini.edits import CHANGES, Edit, Truth, compose, truth
-from resources.mini.reader import Reading, read
+from resources.engines import EditNoise, Editor, EditRequest, Engine, ImageRequest
+from resources.mini.edits import CHANGES, Edit, EditTruth, compose_edit, edit_truth
+from resources.mini.reader import Reading, read_drawing
 from resources.mini.world import (
     ATTRIBUTES,
     PALETTE,
     SCENES,
     SIDE,
     Drawing,
-    Scene,
+    DrawnScene,
+    add_flaws,
     difference,
-    draw,
+    draw_image,
     preference,
-    sketch,
-    spoil,
+    sketch_drawing,
     taste_v1,
     taste_v2,
 )
@@ -35,13 +35,13 @@ HELD_OUT_SEED = 987_654_321
 """Drawings for measuring come from here; training never draws from it."""
 
 
-def held_out(count: int, spoiled: bool) -> tuple[list[Drawing], list[Image.Image]]:
+def held_out_drawings(count: int, spoiled: bool) -> tuple[list[Drawing], list[Image.Image]]:
     """Drawings of random scenes and their pictures."""
     rng = np.random.default_rng(HELD_OUT_SEED)
-    drawings = [sketch(SCENES[i], rng) for i in rng.integers(len(SCENES), size=count)]
+    drawings = [sketch_drawing(SCENES[i], rng) for i in rng.integers(len(SCENES), size=count)]
     if spoiled:
-        drawings = [spoil(d, rng) for d in drawings]
-    return drawings, [Image.fromarray(draw(d, rng)) for d in drawings]
+        drawings = [add_flaws(d, rng) for d in drawings]
+    return drawings, [Image.fromarray(draw_image(d, rng)) for d in drawings]
 
 
 def clip_accuracy(encoder: Any, count: int = 512) -> dict[str, float]:
@@ -49,7 +49,7 @@ def clip_accuracy(encoder: Any, count: int = 512) -> dict[str, float]:
 
     `encoder` is a `ClipEncoder`.
     """
-    drawings, pictures = held_out(count, spoiled=False)
+    drawings, pictures = held_out_drawings(count, spoiled=False)
     said = dict(zip(SCENES, encoder.texts([scene.caption for scene in SCENES]), strict=True))
     right = dict.fromkeys(ATTRIBUTES, 0)
     for drawing, seen in zip(drawings, encoder.embed(pictures), strict=True):
@@ -61,7 +61,7 @@ def clip_accuracy(encoder: Any, count: int = 512) -> dict[str, float]:
 
 def aesthetic_correlation(encoder: Any, v1: Any, v2: Any, count: int = 1000) -> dict[str, float]:
     """Spearman's rank correlation of each `AestheticHead` with the jury it learnt from."""
-    drawings, pictures = held_out(count, spoiled=True)
+    drawings, pictures = held_out_drawings(count, spoiled=True)
     seen = encoder.embed(pictures)
     return {
         "v1": float(spearmanr(v1.marks(seen), [taste_v1(d) for d in drawings]).statistic),
@@ -69,19 +69,19 @@ def aesthetic_correlation(encoder: Any, v1: Any, v2: Any, count: int = 1000) -> 
     }
 
 
-def offers(rng: Generator, prompts: int, group: int) -> tuple[list[Scene], list[Drawing]]:
+def preference_groups(rng: Generator, prompts: int, group: int) -> tuple[list[DrawnScene], list[Drawing]]:
     """For each of `prompts` scenes, `group` drawings: some of it, some with attributes changed, some spoiled."""
     scenes = [SCENES[i] for i in rng.integers(len(SCENES), size=prompts)]
     asked = [scene.briefer()[rng.integers(3)] for scene in scenes]
     drawings = []
     for scene in scenes:
         for _ in range(group):
-            drawing = sketch(_varied(scene, rng), rng)
-            drawings.append(spoil(drawing, rng) if rng.random() < 0.6 else drawing)
+            drawing = sketch_drawing(_varied(scene, rng), rng)
+            drawings.append(add_flaws(drawing, rng) if rng.random() < 0.6 else drawing)
     return asked, drawings
 
 
-def _varied(scene: Scene, rng: Generator) -> Scene:
+def _varied(scene: DrawnScene, rng: Generator) -> DrawnScene:
     """The scene with three attributes changed at the most."""
     for _ in range(int(rng.integers(0, 4))):
         name = str(rng.choice(list(ATTRIBUTES)))
@@ -93,8 +93,8 @@ def _varied(scene: Scene, rng: Generator) -> Scene:
 def hps_correlation(encoder: Any, prompts: int = 60, group: int = 24) -> dict[str, float]:
     """Spearman's rank correlation with the true preference: within one prompt (mean), and over all."""
     rng = np.random.default_rng(HELD_OUT_SEED)
-    asked, drawings = offers(rng, prompts, group)
-    seen = encoder.embed([Image.fromarray(draw(d, rng)) for d in drawings]).reshape(prompts, group, -1)
+    asked, drawings = preference_groups(rng, prompts, group)
+    seen = encoder.embed([Image.fromarray(draw_image(d, rng)) for d in drawings]).reshape(prompts, group, -1)
     score = np.einsum("pgw,pw->pg", seen, encoder.texts([scene.caption for scene in asked]))
     truth = np.array([preference(d, asked[i // group]) for i, d in enumerate(drawings)]).reshape(prompts, group)
     within = [spearmanr(a, b).statistic for a, b in zip(score, truth, strict=True)]
@@ -102,19 +102,19 @@ def hps_correlation(encoder: Any, prompts: int = 60, group: int = 24) -> dict[st
     return {"within_prompt": float(np.mean(within)), "overall": float(overall)}
 
 
-def pairs(rng: Generator, count: int) -> list[tuple[Drawing, Drawing]]:
+def drawing_pairs(rng: Generator, count: int) -> list[tuple[Drawing, Drawing]]:
     """Drawings and others made of them: attributes changed, then half of them moved and resized, a third spoiled."""
     found = []
     for _ in range(count):
-        one = sketch(SCENES[rng.integers(len(SCENES))], rng)
-        other = replace(sketch(_varied(one.scene, rng), rng), shade=one.shade)
+        one = sketch_drawing(SCENES[rng.integers(len(SCENES))], rng)
+        other = replace(sketch_drawing(_varied(one.scene, rng), rng), shade=one.shade)
         kept = {"x"} if one.scene.position == other.scene.position else set()
         kept |= {"y"} | ({"radius"} if one.scene.size == other.scene.size else set())
         other = replace(other, **{name: getattr(one, name) for name in kept})
         if rng.random() < 0.5:
             dx, dy, dr = (float(v) for v in rng.uniform(-1, 1, 3) * (8, 8, 3))
             other = replace(other, x=other.x + dx, y=other.y + dy, radius=other.radius + dr)
-        found.append((one, spoil(other, rng) if rng.random() < 0.33 else other))
+        found.append((one, add_flaws(other, rng) if rng.random() < 0.33 else other))
     return found
 
 
@@ -124,9 +124,9 @@ def lpips_correlation(lpips: Any, count: int = 600) -> dict[str, float]:
     Over pairs that differ in anything, and over those of which one is the other recoloured, moved or resized.
     """
     rng = np.random.default_rng([HELD_OUT_SEED, 2])
-    kinds: dict[str, list[tuple[Drawing, Drawing]]] = {"all": pairs(rng, count)}
+    kinds: dict[str, list[tuple[Drawing, Drawing]]] = {"all": drawing_pairs(rng, count)}
     kinds |= {"recoloured": [], "moved": [], "resized": []}
-    for one, _ in pairs(rng, count):
+    for one, _ in drawing_pairs(rng, count):
         inks = [colour for colour in PALETTE if colour != one.scene.background]
         scene = replace(one.scene, colour=str(rng.choice(inks)))
         amount = float(rng.uniform(0, 1))
@@ -138,29 +138,31 @@ def lpips_correlation(lpips: Any, count: int = 600) -> dict[str, float]:
         distances = []
         for start in range(0, count, 16):
             left, right = zip(*held[start : start + 16], strict=True)
-            seen = ([lpips.prepare(Image.fromarray(draw(d, rng))) for d in side] for side in (left, right))
+            seen = ([lpips.prepare(Image.fromarray(draw_image(d, rng))) for d in side] for side in (left, right))
             distances += list(lpips.distances(*seen))
         found[kind] = float(spearmanr(distances, [difference(*pair) for pair in held]).statistic)
     return found
 
 
-def asked_scenes(count: int, turn: int = 0) -> list[Scene]:
+def asked_scenes(count: int, turn: int = 0) -> list[DrawnScene]:
     """What is asked of the generator when it is measured, a third of it at each briefness; another `turn`, others."""
     order = np.random.default_rng([HELD_OUT_SEED, turn]).permutation(len(SCENES))
     return [SCENES[i].briefer()[place % 3] for place, i in enumerate(order[:count])]
 
 
-def readings(engine: Engine, scenes: Sequence[Scene], steps: int, guidance: float, first_seed: int) -> list[Reading]:
+def readings(
+    engine: Engine, scenes: Sequence[DrawnScene], steps: int, guidance: float, first_seed: int
+) -> list[Reading]:
     """What the rule reads in one generated picture for each scene; picture i has seed `first_seed` + i."""
     requests = [
         ImageRequest(scene.caption, None, steps, guidance, first_seed + i, SIDE, SIDE) for i, scene in enumerate(scenes)
     ]
-    size = engine.images_a_call
+    size = engine.batch_size
     calls = (engine.generate(requests[start : start + size]) for start in range(0, len(requests), size))
-    return [read(np.asarray(picture)) for pictures in calls for picture in pictures]
+    return [read_drawing(np.asarray(picture)) for pictures in calls for picture in pictures]
 
 
-def accuracy(scenes: Sequence[Scene], read_scenes: Sequence[Reading]) -> dict[str, NDArray[np.float64]]:
+def accuracy(scenes: Sequence[DrawnScene], read_scenes: Sequence[Reading]) -> dict[str, NDArray[np.float64]]:
     """For each attribute, 1 or 0 for each picture that was asked to show it; `mean`, for each picture, the share."""
     agreements = [r.agreement(s) for s, r in zip(scenes, read_scenes, strict=True)]
     table = {name: np.array([a[name] for a in agreements if name in a], dtype=np.float64) for name in ATTRIBUTES}
@@ -179,25 +181,27 @@ def asked_edits(count: int, turn: int = 0) -> list[Edit]:
     """What the editor is measured on, kept from its training, each kind in turn; another `turn`, others."""
     rng = np.random.default_rng([HELD_OUT_SEED, turn])
     kinds = list(CHANGES)
-    return [compose(kinds[index % len(kinds)], rng, held_out=True) for index in range(count)]
+    return [compose_edit(kinds[index % len(kinds)], rng, held_out=True) for index in range(count)]
 
 
 def edit_truths(
     editor: Editor, edits: Sequence[Edit], steps: int, guidance: float, first_seed: int, tries: int = 1
-) -> list[list[Truth]]:
+) -> list[list[EditTruth]]:
     """What became of `tries` edits of each; edit i has the seeds from `first_seed` + i · `tries`."""
     found = []
     for index, edit in enumerate(edits):
-        source = draw(edit.source)
-        request = EditRequest(Image.fromarray(source), edit.prompt, None, steps, guidance, Noise(0))
-        requests = [replace(request, noise=Noise(first_seed + index * tries + j)) for j in range(tries)]
-        size = editor.images_a_call
+        source = draw_image(edit.source)
+        request = EditRequest(Image.fromarray(source), edit.prompt, None, steps, guidance, EditNoise(0))
+        requests = [replace(request, noise=EditNoise(first_seed + index * tries + j)) for j in range(tries)]
+        size = editor.batch_size
         calls = (editor.edit(requests[start : start + size]) for start in range(0, tries, size))
-        found.append([truth(source, edit.prompt, np.asarray(picture)) for pictures in calls for picture in pictures])
+        found.append(
+            [edit_truth(source, edit.prompt, np.asarray(picture)) for pictures in calls for picture in pictures]
+        )
     return found
 
 
-def edit_shares(tried: Sequence[Truth]) -> dict[str, float]:
+def edit_shares(tried: Sequence[EditTruth]) -> dict[str, float]:
     """The shares of edits that carry out what the prompt says, keep the rest, and do both; and the mean score."""
     return {
         "carried_out": float(np.mean([t.carried_out for t in tried])),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, label
 
-from resources.mini.world import CENTRES, PALETTE, RADII, SHAPES, SIDE, Drawing, Scene, coverage
+from resources.mini.world import CENTRES, PALETTE, RADII, SHAPES, SIDE, Drawing, DrawnScene, coverage
 
 _NAMES = tuple(PALETTE)
 _COLOURS = np.array([PALETTE[name] for name in _NAMES], dtype=np.float32)
@@ -28,16 +28,16 @@ class Reading:
     deviation: float
 
     @property
-    def scene(self) -> Scene | None:
+    def scene(self) -> DrawnScene | None:
         """The scene of the drawing, if there is one."""
         return self.drawing.scene if self.drawing else None
 
-    def agreement(self, asked: Scene) -> dict[str, bool]:
+    def agreement(self, asked: DrawnScene) -> dict[str, bool]:
         """For each attribute asked for: does the picture show it?"""
         return asked.shown_in(self.scene) if self.scene else dict.fromkeys(asked.said, False)
 
 
-def read(picture: NDArray[np.uint8]) -> Reading:
+def read_drawing(picture: NDArray[np.uint8]) -> Reading:
     """Read a uint8 RGB picture of (SIDE, SIDE, 3).
 
     The ground is the border's median colour; the shape is the largest connected patch that differs
@@ -79,7 +79,7 @@ def read(picture: NDArray[np.uint8]) -> Reading:
     shape = max(SHAPES, key=lambda name: _overlap(patch, covers[name]))
     cover = covers[shape]
     clean = _COLOURS[background] * (1 - cover[..., None]) + _COLOURS[colour] * cover[..., None]
-    scene = Scene(
+    scene = DrawnScene(
         shape=shape,
         colour=_NAMES[colour],
         background=_NAMES[background],

@@ -42,7 +42,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Scene:
+class DrawnScene:
     """What a caption says, each field one of `ATTRIBUTES`' values; None is what it leaves open.
 
     Size and position are said or left open together; without them the background may be left open too.
@@ -67,11 +67,11 @@ class Scene:
         """The attributes the caption speaks of."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
-    def shown_in(self, other: Scene) -> dict[str, bool]:
+    def shown_in(self, other: DrawnScene) -> dict[str, bool]:
         """For each attribute this scene speaks of, whether `other` is alike."""
         return {name: getattr(other, name) == value for name, value in self.said.items()}
 
-    def briefer(self) -> tuple[Scene, Scene, Scene]:
+    def briefer(self) -> tuple[DrawnScene, DrawnScene, DrawnScene]:
         """This scene in full, without size and position, and without the background as well."""
         plain = replace(self, size=None, position=None)
         return self, plain, replace(plain, background=None)
@@ -99,7 +99,7 @@ class Flaws:
 class Drawing:
     """A scene, said in full, on paper: centre and radius in pixels, shade in ±levels per channel, and flaws."""
 
-    scene: Scene
+    scene: DrawnScene
     x: float
     y: float
     radius: float
@@ -116,21 +116,23 @@ class Drawing:
         return min(1.0, contrast / 260) * max(0.0, 1 - overhang / self.radius) * balance
 
 
-def scenes() -> Iterator[Scene]:
+def scenes() -> Iterator[DrawnScene]:
     """Every scene there is: shape and ground differ in colour."""
     for values in itertools.product(*ATTRIBUTES.values()):
-        scene = Scene(*values)
+        scene = DrawnScene(*values)
         if scene.colour != scene.background:
             yield scene
 
 
 SCENES = tuple(scenes())
 """Every scene, said in full."""
-WISHES = tuple(dict.fromkeys(wish for briefness in range(3) for s in SCENES for wish in [s.briefer()[briefness]]))
+CAPTIONED_SCENES = tuple(
+    dict.fromkeys(wish for briefness in range(3) for s in SCENES for wish in [s.briefer()[briefness]])
+)
 """What can be asked for: every scene in full, then the briefer ones, which several scenes fulfil."""
 
 
-def sketch(scene: Scene, rng: np.random.Generator) -> Drawing:
+def sketch_drawing(scene: DrawnScene, rng: np.random.Generator) -> Drawing:
     """A clean drawing of a scene said in full: place and size vary a little within what it allows."""
     dx, dy, dr = rng.uniform(-1.5, 1.5, 3)
     red, green, blue = (int(v) for v in rng.integers(-8, 9, 3))
@@ -143,7 +145,7 @@ def sketch(scene: Scene, rng: np.random.Generator) -> Drawing:
     )
 
 
-def spoil(drawing: Drawing, rng: np.random.Generator) -> Drawing:
+def add_flaws(drawing: Drawing, rng: np.random.Generator) -> Drawing:
     """The same drawing with flaws: each absent two times in three; three in ten also lose their place.
 
     The scene of a shape that moved is what now stands there.
@@ -176,7 +178,7 @@ def coverage(shape: str, x: float, y: float, radius: float) -> NDArray[np.float3
     return np.clip(0.5 - distance, 0, 1).astype(np.float32)
 
 
-def draw(drawing: Drawing, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
+def draw_image(drawing: Drawing, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
     """The picture: uint8 (SIDE, SIDE, 3) RGB. `rng` draws noise and blotches; a clean drawing needs none."""
     scene, flaws = drawing.scene, drawing.flaws
     cover = coverage(scene.shape, drawing.x, drawing.y, drawing.radius)[..., None]
@@ -204,7 +206,7 @@ def taste_v2(drawing: Drawing) -> float:
     return 1 + 9 * (0.4 * drawing.flaws.cleanliness + 0.6 * drawing.composition)
 
 
-def preference(drawing: Drawing, asked: Scene) -> float:
+def preference(drawing: Drawing, asked: DrawnScene) -> float:
     """How much people would prefer this drawing for that caption, 0 to 1: agreement first, then looks."""
     shown = asked.shown_in(drawing.scene)
     agreement = sum(shown.values()) / len(shown)

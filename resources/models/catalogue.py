@@ -12,7 +12,7 @@ from resources.models.entry import ModelEntry
 from resources.settings import MODEL_SETS, Settings
 
 
-def catalogue(settings: Settings) -> list[dict[str, Any]]:
+def list_models(settings: Settings) -> list[dict[str, Any]]:
     """One row a model of either set.
 
     `state` is `embedded`, `present`, `your folder`, `missing`, `gated`: missing, with a licence to accept, or `to
@@ -29,10 +29,10 @@ def catalogue(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
-    model = registry.local(entry, replace(settings, models=models))
+    model = registry.local_model(entry, replace(settings, models=models))
     published = None if models == "mini" else entry.published
     weighty = published or model.brought
-    missing = bool(model.folder and weights.missing(model.folder, model.published, model.brought))
+    missing = bool(model.folder and weights.missing_files(model.folder, model.published, model.brought))
     if model.brought and not model.folder:
         missing, state = True, "to bring"
     elif missing:
@@ -41,7 +41,7 @@ def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
         state = "embedded"
     else:
         state = "your folder" if model.folder and not model.published else "present"
-    size = weights.disk_bytes(model.folder) / 1e9 if model.folder else 0
+    size = weights.folder_bytes(model.folder) / 1e9 if model.folder else 0
     if missing and weighty:
         size = weighty.gigabytes
     return {
@@ -64,7 +64,7 @@ def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
 _HEADINGS = ("name", "kind", "set", "state", "   GB", "memory", "commercial", "licence", "repository@revision")
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_model_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows for a person, memory in GB too; licences and repositories are cut to the terminal's width."""
     cells = [
         (
@@ -86,7 +86,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     widths[-2] = min(widths[-2], left * 2 // 5)
     widths[-1] = min(widths[-1], left - widths[-2])
     # Of a repository the end, with its revision, tells most.
-    shown = ([*line[:-2], _cut(line[-2], widths[-2]), _cut(line[-1], widths[-1], 2 / 3)] for line in lines)
+    shown = ([*line[:-2], _truncate(line[-2], widths[-2]), _truncate(line[-1], widths[-1], 2 / 3)] for line in lines)
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in shown
     )
@@ -99,7 +99,7 @@ def _origin(row: Mapping[str, Any]) -> str:
     return f"{row['repo']}@{row['revision'][:7]}" if row["repo"] else ""
 
 
-def _cut(text: str, width: int, tail: float = 0) -> str:
+def _truncate(text: str, width: int, tail: float = 0) -> str:
     """The text; where it is too long with an ellipsis, behind which the part `tail` of the width is its end."""
     end = int(tail * width)
     return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"

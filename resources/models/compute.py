@@ -17,7 +17,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def device() -> str:
+def compute_device() -> str:
     """`cuda` where there is a GPU, else `cpu`; TF32 is on there for what stays in fp32."""
     import torch
 
@@ -28,21 +28,21 @@ def device() -> str:
     return "cuda"
 
 
-def dtype(precision: str) -> torch.dtype:
+def torch_dtype(precision: str) -> torch.dtype:
     """torch's name for `fp32`, `fp16` or `bf16`."""
     import torch
 
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
-def threads() -> int:
+def cpu_threads() -> int:
     """How many CPU threads a model computes with."""
     import torch
 
     return torch.get_num_threads()
 
 
-def release() -> None:
+def release_memory() -> None:
     """Give what is no longer referred to back: to the system, and to the GPU's other users."""
     gc.collect()
     # What has outlived a model is here to stay: the next collection, after the next model, need not look at it.
@@ -58,7 +58,7 @@ def release() -> None:
             trim(0)
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch or Python says that there was no memory left."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
@@ -69,7 +69,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-class Halving:
+class HalvingBatches:
     """Calls in parts of at most `size`; one that runs out of memory is halved, down to single items."""
 
     def __init__(self, size: int) -> None:
@@ -84,12 +84,12 @@ class Halving:
             try:
                 results.extend(call(part))
             except Exception as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 ran_out = True
             # Outside the handler: the error holds on to the frames, and they to the tensors.
             if ran_out:
-                release()
+                release_memory()
                 if len(part) > 1:
                     self.size = len(part) // 2
                 else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resources.errors import FlexyError
 from resources.models import compute, weights
-from resources.models.weights import Brought, Published
+from resources.models.weights import PublishedWeights, UserProvidedWeights
 
 if TYPE_CHECKING:
     from resources.scorers import Metric
@@ -36,9 +36,9 @@ class ModelEntry:
     name: str
     kind: Kind
     loader: str
-    published: Published | None = None
+    published: PublishedWeights | None = None
     embedded: Path | None = None
-    brought: Brought | None = None
+    brought: UserProvidedWeights | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: Mapping[str, str] = field(default_factory=dict)
     welcomes: Mapping[str, str] = field(default_factory=dict)
@@ -74,9 +74,9 @@ class LocalModel:
     half: str | None = None
     asked: str = "auto"
     """The precision the user asks for, FLEXY_PRECISION."""
-    published: Published | None = None
+    published: PublishedWeights | None = None
     """What the folder holds, where it is the hub's cache."""
-    brought: Brought | None = None
+    brought: UserProvidedWeights | None = None
     """What the user's folder must hold, where there is no other; without a folder the user has named none."""
 
     @property
@@ -96,7 +96,7 @@ class LocalModel:
         Raises `FlexyError` naming the file that is missing or not as it was published.
         """
         self.check()
-        _hush()
+        silence_library_logging()
         if self.threads:
             import torch
 
@@ -112,7 +112,7 @@ class LocalModel:
         try:
             return make(self.folder, **options) if self.folder else make(**options)
         except Exception as error:
-            if not compute.out_of_memory(error):
+            if not compute.is_out_of_memory(error):
                 raise
             raise FlexyError(
                 f"not enough memory to load {self.name}: free some, see flexy models for what it takes"
@@ -121,11 +121,11 @@ class LocalModel:
     def check(self) -> None:
         """Raises `FlexyError` naming a file that is missing or damaged, and the remedy."""
         if self.folder:
-            weights.check(self.name, self.folder, self.published, self.brought)
+            weights.check_files(self.name, self.folder, self.published, self.brought)
         elif self.brought:
             raise FlexyError(
                 f"no weights for {self.name}: they are not handed out, so they are never fetched:"
-                f" {weights.to_bring(self.name, self.brought)}, or set FLEXY_MODELS=mini"
+                f" {weights.describe_user_provided(self.name, self.brought)}, or set FLEXY_MODELS=mini"
             )
 
     @property
@@ -136,12 +136,12 @@ class LocalModel:
         """
         mark = self.name
         if self.folder:
-            mark += f"@{weights.fingerprint(self.folder, self.published, self.brought)}"
+            mark += f"@{weights.weights_fingerprint(self.folder, self.published, self.brought)}"
         mark += "" if self.precision == "fp32" else f"/{self.precision}"
         return "+".join([mark, *(model.fingerprint for model in self.needs.values() if model.brought)])
 
 
-def _hush() -> None:
+def silence_library_logging() -> None:
     """Load without the library's own bars and notes, which drown the command's."""
     from transformers.utils import logging
 

@@ -28,16 +28,16 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, disable_progre
 from tqdm import tqdm
 
 from resources.errors import BadInputError, FlexyError
-from resources.images import describe, write_atomically
+from resources.images import describe_os_error, write_atomically
 from resources.models import registry, weights
-from resources.models.weights import Published
+from resources.models.weights import PublishedWeights
 from resources.settings import Settings
 
 _OTHERWISE = "name a folder that has it in FLEXY_MODEL_REGISTRY"
 
 
 @dataclass(frozen=True)
-class Fetched:
+class FetchedModel:
     """A model that is on this machine now: its folder, and the bytes that came; None where nothing had to."""
 
     name: str
@@ -51,7 +51,7 @@ class Fetched:
         return f"{self.name}: {'your folder is used, nothing to fetch' if self.yours else done}: {self.folder}"
 
 
-def fetch(names: Sequence[str], settings: Settings) -> Iterator[Fetched]:
+def fetch_models(names: Sequence[str], settings: Settings) -> Iterator[FetchedModel]:
     """Bring the models called `names`, and before each what it needs; what was interrupted goes on where it was.
 
     Raises `BadInputError` for a name with nothing to fetch, before any is fetched, and `FlexyError` with
@@ -64,18 +64,18 @@ def fetch(names: Sequence[str], settings: Settings) -> Iterator[Fetched]:
         raise BadInputError("HF_TOKEN holds what no token can: set it to a valid one")
     full = replace(settings, models="full")
     for name in _with_needed(names):
-        model = registry.local(registry.MODELS[name], full)
+        model = registry.local_model(registry.MODELS[name], full)
         assert model.folder
         if model.published is None:
             model.check()
-            yield Fetched(name, model.folder, None, yours=True)
+            yield FetchedModel(name, model.folder, None, yours=True)
             continue
         try:
             received = _fetch(name, model.published)
         except (HTTPError, OSError, ValueError) as error:
             # Their words may hold a token or a signed address: only our own are shown.
-            raise FlexyError(f"cannot fetch {name}: {_explained(error, model.published)}") from None
-        yield Fetched(name, weights.hub_folder(model.published), received)
+            raise FlexyError(f"cannot fetch {name}: {_explain_error(error, model.published)}") from None
+        yield FetchedModel(name, weights.hub_snapshot_folder(model.published), received)
 
 
 def _with_needed(names: Sequence[str]) -> list[str]:
@@ -85,7 +85,7 @@ def _with_needed(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in fetchable:
             if (entry := registry.MODELS.get(name)) and entry.brought:
-                what = weights.to_bring(name, entry.brought)
+                what = weights.describe_user_provided(name, entry.brought)
                 raise BadInputError(f"{name} is not handed out, so it is never fetched: {what}")
             if name in registry.MODELS or name.removeprefix("mini_") in registry.MODELS:
                 raise BadInputError(f"{name} cannot be fetched: all it takes lies in the repository")
@@ -94,10 +94,10 @@ def _with_needed(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _fetch(name: str, published: Published) -> int | None:
+def _fetch(name: str, published: PublishedWeights) -> int | None:
     """Bring one model; how many bytes came, None where all was here."""
-    folder = weights.hub_folder(published)
-    if weights.listing(folder, published) and not weights.missing(folder, published):
+    folder = weights.hub_snapshot_folder(published)
+    if weights.list_files(folder, published) and not weights.missing_files(folder, published):
         _verify(name, folder, published)
         return None
     if constants.is_offline_mode():
@@ -108,20 +108,20 @@ def _fetch(name: str, published: Published) -> int | None:
     )
     files = {file.rfilename: file for file in info.siblings or ()}
     for pattern in published.files:
-        if not weights.chosen(files, [pattern]):
+        if not weights.select_files(files, [pattern]):
             cause = f"{published.repo} has no file {pattern} at {folder.name[:12]}"
             raise FlexyError(f"cannot fetch {name}: {cause}: {_OTHERWISE}")
     commit = str(info.sha)
     folder = folder.with_name(commit)
     if commit != published.revision:
         write_atomically(folder.parent.parent / "refs" / published.revision, commit.encode())
-    needed = weights.chosen(files, published.files, published.without)
-    received = _bring(name, folder, published.repo, [files[file] for file in needed])
+    needed = weights.select_files(files, published.files, published.without)
+    received = _download_files(name, folder, published.repo, [files[file] for file in needed])
     _verify(name, folder, published)
     return received
 
 
-def _bring(name: str, folder: Path, repo: str, files: Sequence[RepoSibling]) -> int:
+def _download_files(name: str, folder: Path, repo: str, files: Sequence[RepoSibling]) -> int:
     """Bring what `folder` lacks of `files`, with a bar on a terminal; how many bytes came.
 
     The hub's library puts files in their place, but starts anew on one that it was interrupted in. The large
@@ -130,13 +130,13 @@ def _bring(name: str, folder: Path, repo: str, files: Sequence[RepoSibling]) -> 
     lacking = [file for file in files if not (folder / file.rfilename).exists()]
     small = [file for file in lacking if not file.lfs]
     large = {folder.parent.parent / "blobs" / file.lfs.sha256: file for file in lacking if file.lfs}
-    left = _size(small) + _size(large.values()) - sum(map(_here, large))
+    left = _size(small) + _size(large.values()) - sum(map(_is_present, large))
     _check_room(name, folder, left)
 
     done = _size(files) - left
     with tqdm(total=done + left, initial=done, desc=name, unit="B", unit_scale=True, disable=None) as bar:
         for blob, file in large.items():
-            _bring_blob(hf_hub_url(repo, file.rfilename, revision=folder.name), blob, file.size or 0, bar)
+            _download_blob(hf_hub_url(repo, file.rfilename, revision=folder.name), blob, file.size or 0, bar)
             if not blob.exists():
                 raise FlexyError(_damaged(name, file.rfilename))
         snapshot_download(repo, revision=folder.name, allow_patterns=[file.rfilename for file in lacking])
@@ -144,7 +144,7 @@ def _bring(name: str, folder: Path, repo: str, files: Sequence[RepoSibling]) -> 
     return left
 
 
-def _bring_blob(url: str, blob: Path, size: int, bar: tqdm) -> None:
+def _download_blob(url: str, blob: Path, size: int, bar: tqdm) -> None:
     """Bring a file to `blob`, whose name is its SHA-256, going on from what is here; not there if it is damaged."""
     lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"
     for folder in (lock.parent, blob.parent):
@@ -167,7 +167,7 @@ def _bring_blob(url: str, blob: Path, size: int, bar: tqdm) -> None:
             )
             file.flush()
             os.fsync(file.fileno())
-        if weights.sha256(_partial(blob)) == blob.name:
+        if weights.file_sha256(_partial(blob)) == blob.name:
             _partial(blob).replace(blob)
         else:
             _partial(blob).unlink()
@@ -177,7 +177,7 @@ def _partial(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.incomplete")
 
 
-def _here(blob: Path) -> int:
+def _is_present(blob: Path) -> int:
     """How many bytes of a file were brought already."""
     return next((path.stat().st_size for path in (blob, _partial(blob)) if path.exists()), 0)
 
@@ -195,11 +195,11 @@ def _check_room(name: str, folder: Path, needed: int) -> None:
         raise FlexyError(f"cannot fetch {name}: {cause}: free some space, or set HF_HOME to a folder with more")
 
 
-def _verify(name: str, folder: Path, published: Published) -> None:
+def _verify(name: str, folder: Path, published: PublishedWeights) -> None:
     """Raises `FlexyError` for a file that is not as published, once it is deleted."""
     for file, sha256 in published.sha256.items():
         path = folder / file
-        if weights.sha256(path) != sha256:
+        if weights.file_sha256(path) != sha256:
             path.resolve().unlink()
             path.unlink(missing_ok=True)
             raise FlexyError(_damaged(name, file))
@@ -209,7 +209,7 @@ def _damaged(name: str, file: str) -> str:
     return f"weights for {name} were damaged: {file} had another SHA-256, it is deleted: flexy models fetch {name}"
 
 
-def _explained(error: Exception, published: Published) -> str:
+def _explain_error(error: Exception, published: PublishedWeights) -> str:
     """Cause and remedy of what the hub's library raised."""
     while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what it raises when it cannot fall back on the cache
@@ -230,7 +230,7 @@ def _explained(error: Exception, published: Published) -> str:
             return f"{repo} has no revision {published.revision}: {_OTHERWISE}"
         return f"{hub} answers with status {status}: run again later, it goes on where it was"
     if isinstance(error, OSError) and error.errno:
-        return describe(error)
+        return describe_os_error(error)
     if isinstance(error, (HTTPError, OSError)):
         cause = f"no connection to {hub}, or it broke off ({type(error).__name__})"
         return f"{cause}: check the network and HF_ENDPOINT and run again, it goes on where it was"

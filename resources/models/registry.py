@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from resources.errors import BadInputError
 from resources.models.entry import Kind, LocalModel, ModelEntry
-from resources.models.weights import MINI, MINI_WEIGHTS, Brought, Published, hub_folder, user_folders
+from resources.models.weights import (
+    MINI,
+    MINI_WEIGHTS,
+    PublishedWeights,
+    UserProvidedWeights,
+    hub_snapshot_folder,
+    read_user_folders,
+)
 from resources.scorers import Metric
 from resources.settings import MODEL_SETS, Settings
 
@@ -35,7 +42,7 @@ _CLIP_SHA256 = {
 }
 
 # A linear head is not bounded; the marks it learnt from go from 1 to 10.
-_MARKS = (-5, 15)
+_HPS_METRIC_OPTIONS = (-5, 15)
 
 _ENTRIES = (
     # Engines
@@ -44,7 +51,7 @@ _ENTRIES = (
         "engine",
         "resources.engines.sdxl:SdxlEngine",
         embedded=MINI_WEIGHTS / "sdxl",
-        options={"images_a_call": 16},
+        options={"batch_size": 16},
         prompts=MINI / "prompts.txt",
         side=64,
         multiple=8,
@@ -54,7 +61,7 @@ _ENTRIES = (
         "realvis_xl",
         "engine",
         "resources.engines.sdxl:SdxlEngine",
-        Published(
+        PublishedWeights(
             "SG161222/RealVisXL_V5.0",
             "ac93e0dda1f6d448cae19bbfab8c5e720a5e48bc",
             ("model_index.json", "*/*.json", "*/*.fp16.safetensors", "tokenizer*/*"),
@@ -66,7 +73,7 @@ _ENTRIES = (
                 )
             },
         ),
-        options={"images_a_call": 8},
+        options={"batch_size": 8},
         half="fp16",
         memory=7,
         multiple=8,
@@ -77,7 +84,7 @@ _ENTRIES = (
         "flux_schnell",
         "engine",
         "resources.engines.flux:FluxEngine",
-        Published(
+        PublishedWeights(
             "black-forest-labs/FLUX.1-schnell",
             "741f7c3ce8b383c54771c7003378a50191e9efe9",
             _PIPELINE,
@@ -85,7 +92,7 @@ _ENTRIES = (
             gigabytes=33.7,
             gated=True,
         ),
-        options={"images_a_call": 4},
+        options={"batch_size": 4},
         half="bf16",
         memory=34,
         ignores=NOTHING_BUT_THE_PROMPT,
@@ -95,7 +102,7 @@ _ENTRIES = (
         "sd3",
         "engine",
         "resources.engines.sd3:Sd3Engine",
-        Published(
+        PublishedWeights(
             "stabilityai/stable-diffusion-3-medium-diffusers",
             "ea42f8cef0f178587cf766dc8129abd379c90671",
             _PIPELINE,
@@ -105,7 +112,7 @@ _ENTRIES = (
             gated=True,
             commercial=False,
         ),
-        options={"images_a_call": 8},
+        options={"batch_size": 8},
         half="fp16",
         memory=16,
         steps=28,
@@ -115,7 +122,7 @@ _ENTRIES = (
         "sd35",
         "engine",
         "resources.engines.sd3:Sd3Engine",
-        Published(
+        PublishedWeights(
             "stabilityai/stable-diffusion-3.5-medium",
             "b940f670f0eda2d07fbb75229e779da1ad11eb80",
             _PIPELINE,
@@ -124,7 +131,7 @@ _ENTRIES = (
             without=_HALVES,
             gated=True,
         ),
-        options={"images_a_call": 8},
+        options={"batch_size": 8},
         half="bf16",
         memory=17,
         steps=40,
@@ -135,9 +142,9 @@ _ENTRIES = (
         "engine",
         "resources.engines.hidream:HiDreamEngine",
         # No public source states this repository's commit, so the branch is fetched and its commit recorded.
-        Published("HiDream-ai/HiDream-I1-Full", "main", _PIPELINE, "mit", gigabytes=47.2),
+        PublishedWeights("HiDream-ai/HiDream-I1-Full", "main", _PIPELINE, "mit", gigabytes=47.2),
         needs={"llama": "llama_31_8b"},
-        options={"images_a_call": 2},
+        options={"batch_size": 2},
         half="bf16",
         memory=63,
         # It works at a megapixel whatever is asked for.
@@ -149,7 +156,7 @@ _ENTRIES = (
         "flux2_dev",
         "engine",
         "resources.engines.flux2:Flux2Engine",
-        Published(
+        PublishedWeights(
             "black-forest-labs/FLUX.2-dev",
             "26afe3a78bb242c0a8bb181dcc8937bb16e5c66c",
             _PIPELINE,
@@ -158,7 +165,7 @@ _ENTRIES = (
             gated=True,
             commercial=False,
         ),
-        options={"images_a_call": 2},
+        options={"batch_size": 2},
         half="bf16",
         memory=112,
         ignores=NO_NEGATIVE_PROMPT,
@@ -170,7 +177,7 @@ _ENTRIES = (
         "editor",
         "resources.engines.instruct_pix2pix:InstructPix2PixEditor",
         embedded=MINI_WEIGHTS / "instruct",
-        options={"images_a_call": 16, "image_guidance": 1.5},
+        options={"batch_size": 16, "image_guidance": 1.5},
         side=64,
         multiple=8,
         # With more steps nearly every try is right, and a search has little to find.
@@ -181,14 +188,14 @@ _ENTRIES = (
         "qwen_image_edit",
         "editor",
         "resources.engines.qwen_image_edit:QwenImageEditor",
-        Published(
+        PublishedWeights(
             "Qwen/Qwen-Image-Edit",
             "ac7f9318f633fc4b5778c59367c8128225f1e3de",
             (*_PIPELINE, "processor/*"),
             "apache-2.0",
             gigabytes=57.7,
         ),
-        options={"images_a_call": 2},
+        options={"batch_size": 2},
         retouches=True,
         half="bf16",
         memory=58,
@@ -197,14 +204,14 @@ _ENTRIES = (
         "qwen_image_edit_plus",
         "editor",
         "resources.engines.qwen_image_edit:QwenImageEditPlusEditor",
-        Published(
+        PublishedWeights(
             "Qwen/Qwen-Image-Edit-2511",
             "6f3ccc0b56e431dc6a0c2b2039706d7d26f22cb9",
             (*_PIPELINE, "processor/*"),
             "apache-2.0",
             gigabytes=57.7,
         ),
-        options={"images_a_call": 2},
+        options={"batch_size": 2},
         half="bf16",
         memory=58,
     ),
@@ -212,7 +219,7 @@ _ENTRIES = (
         "flux_kontext",
         "editor",
         "resources.engines.flux:KontextEditor",
-        Published(
+        PublishedWeights(
             "black-forest-labs/FLUX.1-Kontext-dev",
             "24e9dedc4ef646698dc8eb4e18ae2cec3c9fea0d",
             _PIPELINE,
@@ -221,7 +228,7 @@ _ENTRIES = (
             gated=True,
             commercial=False,
         ),
-        options={"images_a_call": 4},
+        options={"batch_size": 4},
         half="bf16",
         memory=34,
     ),
@@ -230,7 +237,7 @@ _ENTRIES = (
         "clip",
         "scorer",
         "resources.scorers.clip:ClipEncoder",
-        Published(
+        PublishedWeights(
             "openai/clip-vit-large-patch14",
             "32bd64288804d66eefd0ccbe215aa642df71cc41",
             ("config.json", "model.safetensors", "preprocessor_config.json", *_TOKENIZER),
@@ -253,8 +260,8 @@ _ENTRIES = (
     ModelEntry(
         "aesthetic_v1",
         "scorer",
-        "resources.scorers.aesthetic:load",
-        Published(
+        "resources.scorers.aesthetic:load_aesthetic",
+        PublishedWeights(
             "shunk031/aesthetics-predictor-v1-vit-large-patch14",
             "74fd3ab002ca9252b5593f079514e6a1eaa132f9",
             ("model.safetensors",),
@@ -268,7 +275,7 @@ _ENTRIES = (
             "aesthetic_score",
             "Aesthetic V1",
             "LAION's aesthetic predictor, about 1 to 10",
-            *_MARKS,
+            *_HPS_METRIC_OPTIONS,
             reads="clip",
             column=True,
         ),
@@ -276,8 +283,8 @@ _ENTRIES = (
     ModelEntry(
         "aesthetic_v2",
         "scorer",
-        "resources.scorers.aesthetic:load",
-        Published(
+        "resources.scorers.aesthetic:load_aesthetic",
+        PublishedWeights(
             "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
             "684098de3856fa4678bf800efc05635de5b6cde5",
             # There before safetensors were added, and read as tensors only.
@@ -292,7 +299,7 @@ _ENTRIES = (
             "aes_v2_score",
             "Aesthetic V2",
             "aesthetic predictor V2 (sac+logos+ava1), about 1 to 10",
-            *_MARKS,
+            *_HPS_METRIC_OPTIONS,
             reads="clip",
             column=True,
         ),
@@ -301,7 +308,7 @@ _ENTRIES = (
         "hps",
         "scorer",
         "resources.scorers.hps:HpsScorer",
-        Published(
+        PublishedWeights(
             "xswu/HPSv2",
             "697403c78157020a1ae59d23f111aa58ced35b0a",
             ("HPS_v2.1_compressed.pt",),
@@ -325,8 +332,8 @@ _ENTRIES = (
     ModelEntry(
         "lpips",
         "scorer",
-        "resources.scorers.perceptual:Lpips",
-        Published(
+        "resources.scorers.perceptual:LpipsScorer",
+        PublishedWeights(
             "timm/vgg16.tv_in1k",
             "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f",
             ("model.safetensors",),
@@ -342,7 +349,7 @@ _ENTRIES = (
         "qwen25_vl_7b",
         "judge",
         "resources.judges.local_vlm:VisionLanguageModel",
-        Published(
+        PublishedWeights(
             "Qwen/Qwen2.5-VL-7B-Instruct",
             "cc594898137f460bfe9f0759e9844b3ce807cfb5",
             ("*.json", "merges.txt", "model-*.safetensors"),
@@ -358,7 +365,7 @@ _ENTRIES = (
         "face",
         "resources.faces.insight:FaceSwapper",
         embedded=MINI_WEIGHTS / "faces",
-        brought=Brought(("inswapper_128.onnx",), "non-commercial research", gigabytes=0.55),
+        brought=UserProvidedWeights(("inswapper_128.onnx",), "non-commercial research", gigabytes=0.55),
         needs={"pack": "buffalo_l"},
         welcomes={"restorer": "face_restorer"},
         options={"det_size": 640},
@@ -369,7 +376,7 @@ _ENTRIES = (
         "face",
         "resources.faces.insight:FaceFinder",
         embedded=MINI_WEIGHTS / "faces" / "buffalo_l",
-        brought=Brought(("det_10g.onnx", "w600k_r50.onnx"), "non-commercial research", gigabytes=0.19),
+        brought=UserProvidedWeights(("det_10g.onnx", "w600k_r50.onnx"), "non-commercial research", gigabytes=0.19),
         options={"det_size": 640},
         memory=1,
     ),
@@ -377,7 +384,7 @@ _ENTRIES = (
         "face_restorer",
         "face",
         "resources.faces.restore:FaceRestorer",
-        brought=Brought(("*.onnx",), "as its authors say", gigabytes=0.35, commercial=None),
+        brought=UserProvidedWeights(("*.onnx",), "as its authors say", gigabytes=0.35, commercial=None),
         memory=2,
     ),
     # Parts of other models
@@ -385,7 +392,7 @@ _ENTRIES = (
         "llama_31_8b",
         "part",
         "transformers:LlamaForCausalLM",
-        Published(
+        PublishedWeights(
             "meta-llama/Llama-3.1-8B-Instruct",
             "0e9e39f249a16976918f6564b8830bc894c89659",
             ("*.json", "model-*.safetensors"),
@@ -407,14 +414,14 @@ SCORER_OF = {entry.metric.name: entry.name for entry in _ENTRIES if entry.metric
 """The scorer of each metric."""
 
 
-def models(kind: Kind, settings: Settings) -> list[str]:
+def model_names(kind: Kind, settings: Settings) -> list[str]:
     """The names of the set's models of one kind, the default first."""
     return [entry.name for entry in _ENTRIES if entry.kind == kind and entry.in_set(settings.models)]
 
 
-def find(name: str, kind: Kind, settings: Settings) -> ModelEntry:
+def find_model(name: str, kind: Kind, settings: Settings) -> ModelEntry:
     """The model of the set called `name`. Raises `BadInputError` with the known ones."""
-    known = models(kind, settings)
+    known = model_names(kind, settings)
     if name not in known:
         other = next((m for m in MODEL_SETS if name in MODELS and MODELS[name].in_set(m)), None)
         remedy = f"set FLEXY_MODELS={other}, or use" if other and other != settings.models else "use"
@@ -424,19 +431,19 @@ def find(name: str, kind: Kind, settings: Settings) -> ModelEntry:
     return MODELS[name]
 
 
-def local(entry: ModelEntry, settings: Settings) -> LocalModel:
+def local_model(entry: ModelEntry, settings: Settings) -> LocalModel:
     """The model of `entry` on this machine: in the user's folder, else where its set keeps it."""
     mini = settings.models == "mini" and entry.embedded is not None
-    users = {} if mini else user_folders(settings, MODELS.keys())
+    users = {} if mini else read_user_folders(settings, MODELS.keys())
     user = users.get(entry.name)
     published = None if mini or user else entry.published
     needs = dict(entry.needs) | {argument: name for argument, name in entry.welcomes.items() if name in users}
     return LocalModel(
         name=f"mini_{entry.name.removeprefix('mini_')}" if mini else entry.name,
-        folder=user or (entry.embedded if mini else hub_folder(published) if published else None),
+        folder=user or (entry.embedded if mini else hub_snapshot_folder(published) if published else None),
         loader=entry.loader,
         options=entry.options,
-        needs={} if mini else {a: local(MODELS[needed], settings) for a, needed in needs.items()},
+        needs={} if mini else {a: local_model(MODELS[needed], settings) for a, needed in needs.items()},
         # So small a model gains a quarter from a second thread, and runs many times slower with it where
         # another process wants that core: one thread is the better default.
         threads=1 if mini else None,
@@ -447,31 +454,31 @@ def local(entry: ModelEntry, settings: Settings) -> LocalModel:
     )
 
 
-def engine(name: str, settings: Settings) -> LocalModel:
+def find_engine(name: str, settings: Settings) -> LocalModel:
     """The engine called `name`, on this machine."""
-    return local(find(name, "engine", settings), settings)
+    return local_model(find_model(name, "engine", settings), settings)
 
 
-def editor(name: str, settings: Settings) -> LocalModel:
+def find_editor(name: str, settings: Settings) -> LocalModel:
     """The editor called `name`, on this machine."""
-    return local(find(name, "editor", settings), settings)
+    return local_model(find_model(name, "editor", settings), settings)
 
 
-def retoucher(settings: Settings) -> str | None:
+def find_face_editor(settings: Settings) -> str | None:
     """The set's editor that faces are left to unless the user asks otherwise; None where it has none."""
-    return next((name for name in models("editor", settings) if MODELS[name].retouches), None)
+    return next((name for name in model_names("editor", settings) if MODELS[name].retouches), None)
 
 
-def scorer(name: str, settings: Settings) -> LocalModel:
+def find_scorer(name: str, settings: Settings) -> LocalModel:
     """The scoring model called `name`, on this machine."""
-    return local(find(name, "scorer", settings), settings)
+    return local_model(find_model(name, "scorer", settings), settings)
 
 
-def face_finder(settings: Settings) -> LocalModel:
+def find_face_finder(settings: Settings) -> LocalModel:
     """What finds and recognises faces, a `FaceFinder`, on this machine."""
-    return local(find("buffalo_l", "face", settings), settings)
+    return local_model(find_model("buffalo_l", "face", settings), settings)
 
 
-def face_swapper(settings: Settings) -> LocalModel:
+def find_face_swapper(settings: Settings) -> LocalModel:
     """What swaps faces, a `FaceSwapper`, on this machine."""
-    return local(find("inswapper_128", "face", settings), settings)
+    return local_model(find_model("inswapper_128", "face", settings), settings)

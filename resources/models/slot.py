@@ -38,4 +38,4 @@ class ModelSlot:
         if self._held is None:
             return
         self._held = self._model = None
-        compute.release()
+        compute.release_memory()

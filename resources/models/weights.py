@@ -25,7 +25,7 @@ _RESTORE = "restore it with git, or train it with python -m resources.mini.train
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedWeights:
     """Where a model's files are published: a repository of the Hugging Face hub at one commit.
 
     `files` are names or patterns of what is needed, but for what `without` matches; `sha256` holds the hashes
@@ -45,7 +45,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Brought:
+class UserProvidedWeights:
     """Files that nobody may hand out: the user brings them, names their folder, and nothing is ever fetched.
 
     `files` are names or patterns of what is read of that folder, which may hold other things too; `gigabytes`
@@ -58,7 +58,7 @@ class Brought:
     commercial: bool | None = False
 
 
-def hub_folder(published: Published) -> Path:
+def hub_snapshot_folder(published: PublishedWeights) -> Path:
     """Where the hub's cache keeps a repository at its commit, whether it is there or not.
 
     A branch has the commit that was recorded when it was fetched; before that, its folder does not exist.
@@ -73,7 +73,7 @@ def hub_folder(published: Published) -> Path:
     return cached / "snapshots" / commit
 
 
-def chosen(names: Iterable[str], patterns: Iterable[str], without: Iterable[str] = ()) -> list[str]:
+def select_files(names: Iterable[str], patterns: Iterable[str], without: Iterable[str] = ()) -> list[str]:
     """The names that match a pattern and none of `without`; a star stays within one folder."""
 
     def matches(name: str, patterns: Iterable[str]) -> bool:
@@ -84,7 +84,7 @@ def chosen(names: Iterable[str], patterns: Iterable[str], without: Iterable[str]
     return [name for name in names if matches(name, patterns) and not matches(name, without)]
 
 
-def listing(folder: Path, published: Published) -> list[str] | None:
+def list_files(folder: Path, published: PublishedWeights) -> list[str] | None:
     """The names of the repository's files, where the hub's cache keeps them from when it was fetched."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
@@ -95,7 +95,7 @@ def listing(folder: Path, published: Published) -> list[str] | None:
         return None
 
 
-def user_folders(settings: Settings, known: Collection[str]) -> dict[str, Path]:
+def read_user_folders(settings: Settings, known: Collection[str]) -> dict[str, Path]:
     """The folders that the user's registry file names, and HPS_ROOT for `hps`.
 
     The file is TOML, `[models]` with `name = "folder"`; a relative folder starts at the file's. Raises
@@ -122,7 +122,9 @@ def user_folders(settings: Settings, known: Collection[str]) -> dict[str, Path]:
     return folders | {name: file.absolute().parent / Path(folder).expanduser() for name, folder in named.items()}
 
 
-def missing(folder: Path, published: Published | None, brought: Brought | None = None) -> list[str]:
+def missing_files(
+    folder: Path, published: PublishedWeights | None, brought: UserProvidedWeights | None = None
+) -> list[str]:
     """The needed files that are not in `folder`; without a listing of them, a pattern counts as one."""
     if not folder.is_dir():
         return [str(folder)]
@@ -130,12 +132,14 @@ def missing(folder: Path, published: Published | None, brought: Brought | None =
         return [pattern for pattern in brought.files if not any(folder.glob(pattern))]
     if published is None:
         return []
-    needed = chosen(listing(folder, published) or (), published.files, published.without)
+    needed = select_files(list_files(folder, published) or (), published.files, published.without)
     lacking = [name for name in needed if not (folder / name).exists()]
     return lacking + [pattern for pattern in published.files if not any(folder.glob(pattern))]
 
 
-def check(name: str, folder: Path, published: Published | None, brought: Brought | None = None) -> None:
+def check_files(
+    name: str, folder: Path, published: PublishedWeights | None, brought: UserProvidedWeights | None = None
+) -> None:
     """Raises `FlexyError` naming a file of the model that is missing, or damaged where its hash is recorded.
 
     The hub's files are held against their hashes when they are fetched, the embedded ones here.
@@ -144,10 +148,10 @@ def check(name: str, folder: Path, published: Published | None, brought: Brought
         for path, recorded in _recorded(folder).items():
             if not path.exists():
                 raise FlexyError(f"no weights for {name}: {path} is missing: {_RESTORE}")
-            if sha256(path) != recorded:
+            if file_sha256(path) != recorded:
                 raise FlexyError(f"weights for {name} are damaged: {path} has another SHA-256: {_RESTORE}")
         return
-    lacking = missing(folder, published, brought)
+    lacking = missing_files(folder, published, brought)
     if not lacking:
         return
     if brought and folder.is_dir():
@@ -163,20 +167,22 @@ def check(name: str, folder: Path, published: Published | None, brought: Brought
     )
 
 
-def fingerprint(folder: Path, published: Published | None, brought: Brought | None = None) -> str:
+def weights_fingerprint(
+    folder: Path, published: PublishedWeights | None, brought: UserProvidedWeights | None = None
+) -> str:
     """Twelve hex digits that change with the weights: the hub's commit, or a hash over the files' hashes."""
     if published:
         return folder.name[:12]
     if folder.is_relative_to(MINI_WEIGHTS):
         hashes = [recorded for _, recorded in sorted(_recorded(folder).items())]
     elif brought:
-        hashes = [sha256(path) for pattern in brought.files for path in sorted(folder.glob(pattern))]
+        hashes = [file_sha256(path) for pattern in brought.files for path in sorted(folder.glob(pattern))]
     else:
-        hashes = [sha256(path) for pattern in WEIGHT_FILES for path in sorted(folder.rglob(pattern))]
+        hashes = [file_sha256(path) for pattern in WEIGHT_FILES for path in sorted(folder.rglob(pattern))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
 
 
-def sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """The file's SHA-256 in hex, computed once a process as long as the file is not written to."""
     found = path.stat()
     return _sha256(path, found.st_size, found.st_mtime_ns)
@@ -202,12 +208,12 @@ def _recorded(folder: Path) -> Mapping[Path, str]:
     return of_folder
 
 
-def to_bring(name: str, brought: Brought) -> str:
+def describe_user_provided(name: str, brought: UserProvidedWeights) -> str:
     """What the user is to do for a model that is never fetched."""
     return f"name the folder that has {' and '.join(brought.files)} as {name} in FLEXY_MODEL_REGISTRY"
 
 
-def disk_bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     """What the files below `folder` take, links followed; 0 where it is not there."""
     return sum(
         Path(where, name).stat().st_size

@@ -41,7 +41,7 @@ class Head(Protocol):
 class Scorer(Protocol):
     """Scores pictures."""
 
-    images_a_call: int
+    batch_size: int
     """How many pictures one call scores at the most."""
 
     def prepare(self, picture: Image) -> Any:

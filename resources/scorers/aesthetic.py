@@ -63,16 +63,16 @@ class AestheticHead(nn.Sequential):
         return self(torch.from_numpy(np.ascontiguousarray(vectors))).numpy()
 
 
-def load(folder: Path, version: int) -> AestheticHead:
+def load_aesthetic(folder: Path, version: int) -> AestheticHead:
     """The head of V1 or V2 in `folder`; its layers' sizes are read from the weights.
 
     The published files hold the whole image tower too: only the head is read. Raises `FlexyError` where
     there is no head in the file.
     """
-    state = {name: value.float() for name, value in checkpoint.read(folder, _FILES, _PREFIXES[version]).items()}
+    state = {name: value.float() for name, value in checkpoint.read_tensors(folder, _FILES, _PREFIXES[version]).items()}
     if state.keys() == {"weight", "bias"}:
         state = {f"0.{name}": value for name, value in state.items()}
-    with checkpoint.loading(folder):
+    with checkpoint.named_loading_errors(folder):
         layers = sorted((int(n.partition(".")[0]), value) for n, value in state.items() if n.endswith("weight"))
         head = AestheticHead(tuple(value.shape[1] for _, value in layers))
         head.load_state_dict(state)
@@ -80,6 +80,6 @@ def load(folder: Path, version: int) -> AestheticHead:
     return head.eval()
 
 
-def normalised(embedding: Tensor) -> Tensor:
+def normalize_embedding(embedding: Tensor) -> Tensor:
     """L2-normalise along the last axis."""
     return torch.nn.functional.normalize(embedding, dim=-1)

@@ -20,7 +20,7 @@ from resources.models import compute
 
 
 @contextmanager
-def loading(path: Path) -> Iterator[None]:
+def named_loading_errors(path: Path) -> Iterator[None]:
     """Turns any error of the block into a `FlexyError` that names `path`, a file or a folder, and its cause."""
     try:
         yield
@@ -28,21 +28,21 @@ def loading(path: Path) -> Iterator[None]:
         raise
     except UnpicklingError:
         # torch's own words run over a page and advise to load the file after all.
-        raise cannot_load(path, "it is damaged, or holds more than tensors and might run code") from None
+        raise load_error(path, "it is damaged, or holds more than tensors and might run code") from None
     # Each library has its own errors for what is cut short, garbage, or another model's; no list of them is whole.
     except Exception as error:
-        if compute.out_of_memory(error):
+        if compute.is_out_of_memory(error):
             raise
         cause = shorten(f"{type(error).__name__}: {error}".rstrip(": "), 250, placeholder=" …")
-        raise cannot_load(path, f"it is cut short, damaged or another model's ({cause})") from error
+        raise load_error(path, f"it is cut short, damaged or another model's ({cause})") from error
 
 
-def cannot_load(path: Path, cause: str) -> FlexyError:
+def load_error(path: Path, cause: str) -> FlexyError:
     """The one line about a file or folder that does not make its model."""
     return FlexyError(f"cannot load {path}: {cause}: fetch it anew")
 
 
-def read(folder: Path, files: Sequence[str], prefixes: Sequence[str] = ("",)) -> dict[str, Tensor]:
+def read_tensors(folder: Path, files: Sequence[str], prefixes: Sequence[str] = ("",)) -> dict[str, Tensor]:
     """The tensors below the first of `prefixes` that has any, by the rest of their names.
 
     They come from the first of `files` that is in `folder`: of safetensors only these are read, torch's own files
@@ -52,7 +52,7 @@ def read(folder: Path, files: Sequence[str], prefixes: Sequence[str] = ("",)) ->
     path = next((folder / name for name in files if (folder / name).is_file()), None)
     if path is None:
         raise FlexyError(f"no weights in {folder}: it has no {' and no '.join(files)}: put one there, or name another")
-    with loading(path):
+    with named_loading_errors(path):
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return _below(prefixes, file.keys(), file.get_tensor, path)
@@ -71,4 +71,4 @@ def _below(
     for prefix in prefixes:
         if found := [name for name in known if name.startswith(prefix)]:
             return {name.removeprefix(prefix): get(name) for name in found}
-    raise cannot_load(path, f"it is another model's, it has no {' or '.join(filter(None, prefixes)) or 'tensors'}")
+    raise load_error(path, f"it is another model's, it has no {' or '.join(filter(None, prefixes)) or 'tensors'}")

@@ -13,15 +13,15 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from resources.models import compute
-from resources.scorers.aesthetic import normalised
-from resources.scorers.checkpoint import cannot_load, loading
+from resources.scorers.aesthetic import normalize_embedding
+from resources.scorers.checkpoint import load_error, named_loading_errors
 from resources.scorers.preprocessing import Preprocessing
 
 
 class ClipEncoder:
     """Turns pictures and prompts into L2-normalised float32 vectors of one space."""
 
-    images_a_call: int
+    batch_size: int
     """How many pictures or prompts one pass takes; on a CPU a few, which stay in its cache, are quickest."""
 
     def __init__(self, folder: Path, precision: str = "fp32") -> None:
@@ -29,10 +29,10 @@ class ClipEncoder:
 
         Raises `FlexyError` where a file does not fit the model.
         """
-        with loading(folder):
+        with named_loading_errors(folder):
             model, report = CLIPModel.from_pretrained(
                 folder,
-                dtype=compute.dtype(precision),
+                dtype=compute.torch_dtype(precision),
                 local_files_only=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
@@ -43,58 +43,62 @@ class ClipEncoder:
         # transformers makes up what it does not find.
         lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
         if lacking:
-            raise cannot_load(folder, f"{len(lacking)} weights are missing or of another size, as {lacking[0]}")
-        with loading(folder / "preprocessor_config.json"):
+            raise load_error(folder, f"{len(lacking)} weights are missing or of another size, as {lacking[0]}")
+        with named_loading_errors(folder / "preprocessor_config.json"):
             preprocessing = Preprocessing.read(folder / "preprocessor_config.json")
-        self._start(folder, model, tokenizer(folder), preprocessing)
+        self._start(folder, model, load_tokenizer_folder(folder), preprocessing)
 
     def _start(self, folder: Path, model: CLIPModel, words: CLIPTokenizer, preprocessing: Preprocessing) -> None:
         """Put the parts together. Raises `FlexyError` where they do not fit each other."""
         if len(words) > model.config.text_config.vocab_size:
-            raise cannot_load(folder, f"its tokenizer knows {len(words)} words, which is more than the model does")
+            raise load_error(folder, f"its tokenizer knows {len(words)} words, which is more than the model does")
         if preprocessing.side != (side := model.config.vision_config.image_size):
-            raise cannot_load(
+            raise load_error(
                 folder, f"its pictures are to be {preprocessing.side} pixels wide, but the model takes {side}"
             )
-        self.device = compute.device()
-        self.images_a_call = 32 if self.device == "cuda" else 4
+        self.device = compute.compute_device()
+        self.batch_size = 32 if self.device == "cuda" else 4
         self.model = model.eval().to(self.device)
         self.words = words
         self.prepare = preprocessing
         """(3, side, side) float32 pixels of an RGB picture; called from several threads, ahead of the model."""
-        with loading(folder):
+        with named_loading_errors(folder):
             tried = self.prepare(Image.new("RGB", (8, 8))), self.texts(["a"])
         weights_are_finite = all(torch.isfinite(weight).all() for weight in model.parameters())
         if not weights_are_finite or not all(np.isfinite(numbers).all() for numbers in tried):
-            raise cannot_load(folder, "what it makes of a picture or a text is not finite")
+            raise load_error(folder, "what it makes of a picture or a text is not finite")
 
     @torch.inference_mode()
     def images(self, pixels: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """(n, width) vectors of n prepared pictures."""
         batch = torch.from_numpy(np.stack(pixels)).to(self.device, self.model.dtype)
-        return normalised(self.model.get_image_features(batch).pooler_output.float()).cpu().numpy()
+        return normalize_embedding(self.model.get_image_features(batch).pooler_output.float()).cpu().numpy()
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """(n, width) vectors of prompts; a long one is cut by the tokenizer, so that its end token stays."""
         longest = self.model.config.text_config.max_position_embeddings
         tokens = self.words(list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        return normalised(self.model.get_text_features(**tokens.to(self.device)).pooler_output.float()).cpu().numpy()
+        return (
+            normalize_embedding(self.model.get_text_features(**tokens.to(self.device)).pooler_output.float())
+            .cpu()
+            .numpy()
+        )
 
     def embed(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
         """(n, width) vectors of RGB pictures of any size."""
         return self.images([self.prepare(picture) for picture in pictures])
 
 
-def tokenizer(folder: Path) -> CLIPTokenizer:
+def load_tokenizer_folder(folder: Path) -> CLIPTokenizer:
     """CLIP's tokenizer in `folder`. Raises `FlexyError` where it is not whole.
 
     transformers makes do with a part of its files, or none, and then every text reads differently.
     """
-    with loading(folder):
+    with named_loading_errors(folder):
         words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         merges = len(json.loads(words.backend_tokenizer.to_str())["model"]["merges"])
     # Every word is a byte (512, half of them at a word's end), begins or ends a text, or is made by a merge.
     if merges != len(words) - 512 - 2:
-        raise cannot_load(folder, f"its tokenizer is not whole: {len(words)} words and {merges} merges")
+        raise load_error(folder, f"its tokenizer is not whole: {len(words)} words and {merges} merges")
     return words

@@ -21,7 +21,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from resources.models import compute
 from resources.scorers import checkpoint, clip
-from resources.scorers.checkpoint import cannot_load, loading
+from resources.scorers.checkpoint import load_error, named_loading_errors
 from resources.scorers.clip import ClipEncoder
 from resources.scorers.preprocessing import Letterbox
 
@@ -43,9 +43,9 @@ class HpsScorer(ClipEncoder):
         if tokenizer is None:
             super().__init__(folder, precision)
             return
-        model = from_open_clip(checkpoint.read(folder, _FILES), folder, compute.dtype(precision))
+        model = from_open_clip(checkpoint.read_tensors(folder, _FILES), folder, compute.torch_dtype(precision))
         side = model.config.vision_config.image_size
-        self._start(folder, model, clip.tokenizer(tokenizer), Letterbox(side, _MEAN, _STD))
+        self._start(folder, model, clip.load_tokenizer_folder(tokenizer), Letterbox(side, _MEAN, _STD))
 
     def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """(n, width) vectors of prompts, cleaned as open_clip cleans them."""
@@ -61,8 +61,8 @@ class HpsScorer(ClipEncoder):
         if len(self._said) > 10_000:
             self._said.clear()
         fresh = sorted(set(prompts) - self._said.keys())
-        for start in range(0, len(fresh), self.images_a_call):
-            some = fresh[start : start + self.images_a_call]
+        for start in range(0, len(fresh), self.batch_size):
+            some = fresh[start : start + self.batch_size]
             self._said.update(zip(some, self.texts(some), strict=True))
         said = np.stack([self._said[prompt] for prompt in prompts])
         return np.einsum("nd,nd->n", self.images(prepared), said)
@@ -73,7 +73,7 @@ def from_open_clip(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype
 
     Raises `FlexyError`, naming `folder`, for a state that is not of such a model.
     """
-    with loading(folder):
+    with named_loading_errors(folder):
         # Made without memory of its own, it takes the translated tensors as they are.
         with torch.device("meta"):
             model = CLIPModel(_config(state))
@@ -83,7 +83,7 @@ def from_open_clip(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype
         lacking, unknown = model.load_state_dict(translated, strict=False, assign=True)
     if lacking or unknown:
         what = f"{lacking[0]} is missing" if lacking else f"{unknown[0]} is unknown"
-        raise cannot_load(folder, f"it is no HPS checkpoint: {what}")
+        raise load_error(folder, f"it is no HPS checkpoint: {what}")
     for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
         embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]
     return model

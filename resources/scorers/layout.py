@@ -14,11 +14,11 @@ SIDE = 64
 BLURS = (1, 2, 4, 8)
 """σ of the blurs that edges are compared under, in pixels: small ones tell shapes, large ones places."""
 
-MARK = f"edges{SIDE}/{'-'.join(map(str, BLURS))}"
+LAYOUT_FINGERPRINT = f"edges{SIDE}/{'-'.join(map(str, BLURS))}"
 """What its values say they were made by."""
 
 
-def edges(picture: Image.Image) -> NDArray[np.float32]:
+def edge_maps(picture: Image.Image) -> NDArray[np.float32]:
     """(len(BLURS), SIDE · SIDE) float32: an RGB picture's gradient magnitudes, blurred, each centred and of norm 1.
 
     All 0 for a picture of one colour.
@@ -33,7 +33,7 @@ def edges(picture: Image.Image) -> NDArray[np.float32]:
     return levels / np.maximum(np.linalg.norm(levels, axis=1, keepdims=True), 1e-6)
 
 
-def agreements(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> list[float]:
+def layout_agreements(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> list[float]:
     """Of each pair of `edges`: the mean over the blurs of their correlation.
 
     1 where the edges are the same, about 0 where they have nothing in common or a picture has none.

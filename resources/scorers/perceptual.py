@@ -22,7 +22,7 @@ _HEADS = ("heads.safetensors", "vgg.pth")
 _PUBLISHED_HEADS = Path(lpips.__file__).parent / "weights" / "v0.1"
 
 
-class Trunk(nn.Module):
+class VggFeatures(nn.Module):
     """A VGG's convolutions: `widths` are their channels, block by block; between blocks the picture is halved."""
 
     def __init__(self, widths: Sequence[Sequence[int]]) -> None:
@@ -51,7 +51,7 @@ class Trunk(nn.Module):
         return found
 
 
-class Distance(LPIPS):
+class LpipsDistance(LPIPS):
     """lpips' own distance, over a trunk of any widths."""
 
     def __init__(self, widths: Sequence[Sequence[int]]) -> None:
@@ -59,15 +59,15 @@ class Distance(LPIPS):
         nn.Module.__init__(self)
         self.version, self.lpips, self.spatial = "0.1", True, False
         self.scaling_layer = ScalingLayer()
-        self.net = Trunk(widths)
+        self.net = VggFeatures(widths)
         self.lins = nn.ModuleList(NetLinLayer(block[-1], use_dropout=True) for block in widths)
         self.L = len(widths)
 
 
-class Lpips:
+class LpipsScorer:
     """The distance of two pictures: 0 for the same, about 1 for nothing in common."""
 
-    images_a_call = 16
+    batch_size = 16
 
     def __init__(self, folder: Path) -> None:
         """Load a VGG's features from `folder`: timm's or torchvision's file of VGG16, or a smaller one's.
@@ -75,13 +75,13 @@ class Lpips:
         The linear heads come with lpips, unless `folder` has its own. Pictures are compared at 256 × 256 pixels,
         or at the `side` that its config.json says. Raises `FlexyError` where the weights do not fit.
         """
-        self.device = compute.device()
-        state = checkpoint.read(folder, _FILES, ("features.",))
-        heads = checkpoint.read(folder if (folder / _HEADS[0]).exists() else _PUBLISHED_HEADS, _HEADS, ("lin",))
-        with checkpoint.loading(folder):
+        self.device = compute.compute_device()
+        state = checkpoint.read_tensors(folder, _FILES, ("features.",))
+        heads = checkpoint.read_tensors(folder if (folder / _HEADS[0]).exists() else _PUBLISHED_HEADS, _HEADS, ("lin",))
+        with checkpoint.named_loading_errors(folder):
             config = folder / "config.json"
             self.side = int(json.loads(config.read_text()).get("side", 256)) if config.exists() else 256
-            model = Distance(_widths(state))
+            model = LpipsDistance(_widths(state))
             model.net.features.load_state_dict(state)
             model.lins.load_state_dict(heads)
         self.model = model.eval().to(self.device)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from resources.errors import FlexyError
 
-VERSION = 2
+PREPROCESSING_VERSION = 2
 """Part of every scorer's fingerprint: raise it when the pixels change."""
 
 MAX_PIXELS = 16_000_000

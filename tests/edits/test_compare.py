@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from resources.mini.edits import write_example
+from resources.mini.edits import write_edit_example
 from tests.conftest import ROOT, Flexy
 from tests.support.tables import described_otherwise
 
@@ -26,7 +26,7 @@ CHEAP = ("--steps", "4", "--budget", "2")
 
 @pytest.fixture
 def edit_set(tmp_path: Path) -> Path:
-    return write_example(tmp_path / "set", 4, seed=3)
+    return write_edit_example(tmp_path / "set", 4, seed=3)
 
 
 def document(result: Any) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_what_cannot_be_is_said_in_one_line_and_leaves_no_trace(
 
 def test_a_killed_comparison_makes_nothing_twice(flexy: Flexy, home: Path, tmp_path: Path) -> None:
     """Killed twice, once while candidates are made and once between the methods."""
-    file = write_example(tmp_path / "set", 3, seed=5)
+    file = write_edit_example(tmp_path / "set", 3, seed=5)
     command = ["compare", "--dataset", str(file), "--steps", "8", "--budget", "3", "--json"]
     for rows in (3, 14):
         process = subprocess.Popen(

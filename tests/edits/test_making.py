@@ -12,15 +12,15 @@ import pytest
 from flexy_assets.edits import metrics, results, sources
 from flexy_assets.edits.assets import EditConfig
 from flexy_assets.edits.plan import METHODS, Comparison
-from flexy_assets.edits.search.eacps import Parameters
-from flexy_assets.edits.search.runner import Searching
+from flexy_assets.edits.search.eacps import EacpsParameters
+from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.edits.tasks import read_tasks
-from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
 from resources.database import Database
 from resources.engines.instruct_pix2pix import InstructPix2PixEditor
 from resources.images import ImageStore
-from resources.mini.edits import write_example
+from resources.mini.edits import write_edit_example
 from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
@@ -34,17 +34,17 @@ once = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def work(database: Database, tmp_path: Path) -> Scoring:
+def work(database: Database, tmp_path: Path) -> Work:
     images = tmp_path / "images"
     images.mkdir()
     settings = Settings.read({"FLEXY_HOME": str(tmp_path), "FLEXY_MODELS": "mini"})
-    return Scoring(database, ImageStore(str(images)), ModelSlot(), settings)
+    return Work(database, ImageStore(str(images)), ModelSlot(), settings)
 
 
 @pytest.fixture
 def plan() -> Comparison:
     # Both stages, a preview that is carried on and one that is not, and a variant of its parent re-noised.
-    parameters = Parameters(
+    parameters = EacpsParameters(
         scouts=2, local_share=0.5, preview=0.5, keep=0.5, m_global=1, k_local=2, t=0.8, strength=0.5
     )
     return Comparison(
@@ -53,24 +53,24 @@ def plan() -> Comparison:
 
 
 @pytest.fixture
-def searches(work: Scoring, plan: Comparison, tmp_path: Path) -> list[Searching]:
+def searches(work: Work, plan: Comparison, tmp_path: Path) -> list[SearchRunner]:
     """Both methods' searches of three tasks in two batches, nothing made yet."""
-    file = write_example(tmp_path / "set", TASKS, seed=7)
+    file = write_edit_example(tmp_path / "set", TASKS, seed=7)
     found, _ = read_tasks(file)
-    rows = sources.rows(plan, found, sources.bring(work.store, file.parent, found))
+    rows = sources.task_rows(plan, found, sources.copy_sources(work.store, file.parent, found))
     with work.database.begin() as connection:
-        edits.save_run(connection, plan.run_id, plan.to_json(), rows)
-    return [Searching(work, plan, method, rows) for method in METHODS]
+        edits.save_comparison(connection, plan.run_id, plan.to_json(), rows)
+    return [SearchRunner(work, plan, method, rows) for method in METHODS]
 
 
-def frame(work: Scoring, plan: Comparison) -> pl.DataFrame:
+def frame(work: Work, plan: Comparison) -> pl.DataFrame:
     with work.database.begin(reading=True) as connection:
-        return results.with_potential(edits.table(connection, [plan.run_id], metrics.METRICS), plan)
+        return results.with_potential(edits.edit_scores_table(connection, [plan.run_id], metrics.EDIT_METRICS), plan)
 
 
 @once
 def test_every_search_runs_its_budget_to_the_step(
-    searches: list[Searching], work: Scoring, plan: Comparison, monkeypatch: pytest.MonkeyPatch
+    searches: list[SearchRunner], work: Work, plan: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: Counter[int] = Counter()
     loaded: list[str] = []
@@ -111,17 +111,17 @@ def test_every_search_runs_its_budget_to_the_step(
 
 def _rounds(plan: Comparison, budget: int) -> int:
     """How many rounds a search of EACPS takes, whatever comes of it."""
-    from flexy_assets.edits.search.protocol import Made
+    from flexy_assets.edits.search.protocol import SearchCandidate
 
     search, made, rounds = plan.search("eacps", budget, "any"), [], 0
     while asked := search.ask(made):
-        made += [Made(p.name, p.until, p.nfe, dict.fromkeys(metrics.SELECTING, 1.0)) for p in asked]
+        made += [SearchCandidate(p.name, p.until, p.nfe, dict.fromkeys(metrics.SELECTING_METRICS, 1.0)) for p in asked]
         rounds += 1
     return rounds
 
 
 @once
-def test_what_was_made_is_not_made_again(searches: list[Searching], work: Scoring, plan: Comparison) -> None:
+def test_what_was_made_is_not_made_again(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
     for searching in searches:
         searching.run(lambda _: None)
     before, files = frame(work, plan), _files(work)
@@ -132,13 +132,13 @@ def test_what_was_made_is_not_made_again(searches: list[Searching], work: Scorin
     assert frame(work, plan).equals(before) and _files(work) == files
 
 
-def _files(work: Scoring) -> dict[str, int]:
+def _files(work: Work) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in Path(work.store.root).rglob("*.png")}
 
 
 @once
 def test_a_search_that_was_stopped_goes_on_where_it_stood(
-    searches: list[Searching], work: Scoring, plan: Comparison
+    searches: list[SearchRunner], work: Work, plan: Comparison
 ) -> None:
     """Stopped after every single call of the editor, also between a preview and its end."""
     stops = total = 0
@@ -162,7 +162,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_stood(
 
 @once
 def test_a_picture_that_is_lost_has_a_reason_and_no_score(
-    searches: list[Searching], work: Scoring, plan: Comparison
+    searches: list[SearchRunner], work: Work, plan: Comparison
 ) -> None:
     ttflux = searches[1]
     ttflux.make(list(ttflux.asked([])), [], lambda _: None)
@@ -170,14 +170,14 @@ def test_a_picture_that_is_lost_has_a_reason_and_no_score(
     Path(work.store.root, lost.image_path or "").unlink()
     ttflux.run(lambda _: None)
     made = {c.id: c for c in ttflux.made()}
-    assert {made[lost.id].scores[metric] for metric in metrics.SELECTING} == {None}
+    assert {made[lost.id].scores[metric] for metric in metrics.SELECTING_METRICS} == {None}
     others = [c for c in made.values() if c.id != lost.id]
-    assert all(c.scores[metric] is not None for c in others for metric in metrics.SELECTING)
+    assert all(c.scores[metric] is not None for c in others for metric in metrics.SELECTING_METRICS)
     assert lost.id not in {c.id for c in ttflux.winners(list(made.values()))}
 
 
 def test_winners_are_judged_by_what_did_not_choose_them(
-    searches: list[Searching], work: Scoring, plan: Comparison
+    searches: list[SearchRunner], work: Work, plan: Comparison
 ) -> None:
     for searching in searches:
         searching.run(lambda _: None)
@@ -186,11 +186,11 @@ def test_winners_are_judged_by_what_did_not_choose_them(
         assert len(chosen) == TASKS * len(plan.budgets)
         with work.database.begin() as connection:
             edits.record_selections(connection, chosen)
-        metrics.hold_out(work, searching.tasks, chosen)
-        metrics.tell_the_truth(work, searching.tasks, made)
+        metrics.score_independent(work, searching.tasks, chosen)
+        metrics.score_ground_truth(work, searching.tasks, made)
     scores = frame(work, plan)
     winners = scores.filter("chosen")
-    for metric in (*metrics.HELD_OUT, *metrics.TRUTH):
+    for metric in (*metrics.INDEPENDENT_METRICS, *metrics.GROUND_TRUTH_METRICS):
         assert winners[metric].null_count() == 0
     # Each is the best of its search by what it chose by.
     for method, metric in (("eacps", "potential"), ("ttflux", "pf")):
@@ -198,30 +198,30 @@ def test_winners_are_judged_by_what_did_not_choose_them(
         best = finished.group_by("task_id", "budget").agg(pl.max(metric))
         mine = winners.filter(method=method).select("task_id", "budget", metric)
         assert mine.sort("task_id", "budget").equals(best.sort("task_id", "budget"))
-    compared = results.compared(scores)
+    compared = results.compare_winners(scores)
     pairs = {(row["budget"], row["rival_budget"]) for row in compared.to_dicts()}
     assert pairs == {(8, 8), (8, 16), (16, 16)}
     assert set(compared["role"]) == {"truth", "held-out", "selecting"} and (compared["n"] == TASKS).all()
     with work.database.begin(reading=True) as connection:
-        assert not edits.latents(connection, [c.id for s in searches for c in s.made()]), "latents are let go of"
+        assert not edits.latents_of(connection, [c.id for s in searches for c in s.made()]), "latents are let go of"
 
 
 @once
-def test_eacps_makes_better_edits_at_the_same_cost_by_the_truth(work: Scoring, tmp_path: Path) -> None:
+def test_eacps_makes_better_edits_at_the_same_cost_by_the_truth(work: Work, tmp_path: Path) -> None:
     """The small form of benchmarks.edits; with three steps tries differ more, so fewer edits show it."""
     plan = EditConfig(steps=3, budgets=[8]).plan(work.settings, "the small form")
-    file = write_example(tmp_path / "set", 20, seed=11)
+    file = write_edit_example(tmp_path / "set", 20, seed=11)
     found, _ = read_tasks(file)
-    rows = sources.rows(plan, found, sources.bring(work.store, file.parent, found))
+    rows = sources.task_rows(plan, found, sources.copy_sources(work.store, file.parent, found))
     with work.database.begin() as connection:
-        edits.save_run(connection, plan.run_id, plan.to_json(), rows)
+        edits.save_comparison(connection, plan.run_id, plan.to_json(), rows)
     for method in METHODS:
-        searching = Searching(work, plan, method, rows)
+        searching = SearchRunner(work, plan, method, rows)
         searching.run(lambda _: None)
         made = searching.made()
         with work.database.begin() as connection:
             edits.record_selections(connection, searching.winners(made))
-        metrics.tell_the_truth(work, rows, made)
-    compared = {row["metric"]: row for row in results.compared(frame(work, plan)).to_dicts()}
+        metrics.score_ground_truth(work, rows, made)
+    compared = {row["metric"]: row for row in results.compare_winners(frame(work, plan)).to_dicts()}
     assert compared["truth"]["n"] == 20
     assert compared["truth"]["gain"] > 0 and compared["truth"]["wins"] > compared["truth"]["losses"]

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from flexy_assets.edits.plan import Comparison
-from flexy_assets.edits.search.eacps import Parameters
-from flexy_assets.edits.search.protocol import Made
+from flexy_assets.edits.search.eacps import EacpsParameters
+from flexy_assets.edits.search.protocol import SearchCandidate
 from flexy_assets.edits.search.selectors import edit_potential
 from resources.errors import BadInputError
 
-PLAN = Comparison("mini_instruct", 4, 2.0, "a set", budgets=(8,), eacps=Parameters(m_global=2, k_local=2))
+PLAN = Comparison("mini_instruct", 4, 2.0, "a set", budgets=(8,), eacps=EacpsParameters(m_global=2, k_local=2))
 
 
 def test_the_same_settings_name_the_same_comparison_and_others_another() -> None:
     again = Comparison.from_json(json.loads(json.dumps(PLAN.to_json())))
     assert again == PLAN and again.run_id == PLAN.run_id
-    others = [replace(PLAN, seed=1), replace(PLAN, tasks="b"), replace(PLAN, eacps=Parameters(t=0.5))]
+    others = [replace(PLAN, seed=1), replace(PLAN, tasks="b"), replace(PLAN, eacps=EacpsParameters(t=0.5))]
     assert len({plan.run_id for plan in (PLAN, *others)}) == 4
 
 
@@ -30,7 +30,7 @@ def test_reproduce_draws_the_published_seeds() -> None:
     first = search.ask([])
     assert [p.noise.seed for p in first] == [1000 + 3 * 4 + i for i in range(4)]
     scores = [{"pf": float(i % 3), "cons": 0.5, "lpips": 0.1} for i in range(4)]
-    made = [Made(p.name, p.until, p.nfe, s) for p, s in zip(first, scores, strict=True)]
+    made = [SearchCandidate(p.name, p.until, p.nfe, s) for p, s in zip(first, scores, strict=True)]
     second = search.ask(made)
     assert [p.noise.seed for p in second] == [(1014 + 1) * 100_000 + j for j in (0, 1)] + [
         (1013 + 1) * 100_000 + j for j in (0, 1)

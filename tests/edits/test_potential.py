@@ -9,12 +9,12 @@ import pytest
 from scipy.stats import rankdata
 
 from flexy_assets.edits.search.selectors import (
-    Following,
     Potential,
+    PromptFollowing,
     RankSum,
-    best_first,
     edit_potential,
     inpaint_potential,
+    rank_candidates,
 )
 from resources.errors import BadInputError
 
@@ -67,8 +67,8 @@ def test_a_potential_says_what_it_is() -> None:
 
 def test_the_best_come_first_equal_ones_in_their_order_and_the_unscored_last() -> None:
     values = [None, 1.0, 3.0, math.nan, 3.0, -2.0, None]
-    assert best_first(Potential({"pf": 1}), [{"pf": value} for value in values]) == [2, 4, 1, 5, 0, 3, 6]
-    assert best_first(Potential({"lpips": -1}), [{"lpips": 0.3}, {"lpips": 0.1}]) == [1, 0]
+    assert rank_candidates(Potential({"pf": 1}), [{"pf": value} for value in values]) == [2, 4, 1, 5, 0, 3, 6]
+    assert rank_candidates(Potential({"lpips": -1}), [{"lpips": 0.3}, {"lpips": 0.1}]) == [1, 0]
 
 
 def test_a_rank_sum_is_the_mean_rank_whatever_the_units() -> None:
@@ -87,12 +87,12 @@ def test_a_picture_in_which_nothing_was_done_does_not_win_by_keeping_everything(
     untouched = {"pf": 18.0, "pf_gain": 0.0, "cons": 1.0, "lpips": 0.0}
     edited = [{"pf": 25.0 + i, "pf_gain": 7.0 + i, "cons": 0.9 - i / 100, "lpips": 0.2 + i / 100} for i in range(3)]
     ranks = RankSum({"pf": 1, "cons": 1, "lpips": -1})
-    assert best_first(ranks, [untouched, *edited])[0] == 0
-    assert best_first(Following(ranks), [untouched, *edited]) == [1, 2, 3, 0]
+    assert rank_candidates(ranks, [untouched, *edited])[0] == 0
+    assert rank_candidates(PromptFollowing(ranks), [untouched, *edited]) == [1, 2, 3, 0]
     # Nobody is nearer to the prompt than the source: there is nothing to tell them apart by but ranks.
     astray = [scores | {"pf_gain": -1.0 - i} for i, scores in enumerate([untouched, *edited])]
-    assert best_first(Following(ranks), astray) == best_first(ranks, astray)
-    assert Following(ranks).values([edited[0], {**edited[1], "pf_gain": None}, {}])[1:] == [None, None]
+    assert rank_candidates(PromptFollowing(ranks), astray) == rank_candidates(ranks, astray)
+    assert PromptFollowing(ranks).values([edited[0], {**edited[1], "pf_gain": None}, {}])[1:] == [None, None]
 
 
 def test_a_rank_sum_leaves_out_what_was_not_scored() -> None:

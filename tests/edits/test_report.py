@@ -14,15 +14,21 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from flexy_assets.edits.comparison import SELECTING, Metric, compare, levels
-from flexy_assets.edits.report.build import FEWEST, MOST_PICTURES, MOST_TASKS, pictures_needed, render
-from flexy_assets.storage.edits import CANDIDATES
+from flexy_assets.edits.comparison import SELECTING_ROLE, ComparedMetric, compare_methods, mean_scores
+from flexy_assets.edits.report.build import (
+    MAX_TASKS,
+    MAX_THUMBNAILS,
+    MIN_TASKS,
+    edit_thumbnails_needed,
+    render_edit_report,
+)
+from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
 from tests.support.page import Page
 
 STEPS = 8
-TRUTH = Metric("truth", "truth")
-HELD_OUT = (Metric("hps_v2_score", "held-out"), Metric("aes_v2_score", "held-out"))
-MEASURED = (TRUTH, *HELD_OUT, *SELECTING)
+TRUTH = ComparedMetric("truth", "truth")
+HELD_OUT = (ComparedMetric("hps_v2_score", "held-out"), ComparedMetric("aes_v2_score", "held-out"))
+MEASURED = (TRUTH, *HELD_OUT, *SELECTING_ROLE)
 HOSTILE = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=alert(1)>\" onload='x"
 
 
@@ -84,13 +90,13 @@ def candidates(
                             "truth": truth,
                         }
                     )
-    metrics = dict.fromkeys(list(rows[0])[len(CANDIDATES) :] if rows else [], pl.Float64)
-    return pl.DataFrame(rows, schema=CANDIDATES | metrics)
+    metrics = dict.fromkeys(list(rows[0])[len(EDIT_CANDIDATES_SCHEMA) :] if rows else [], pl.Float64)
+    return pl.DataFrame(rows, schema=EDIT_CANDIDATES_SCHEMA | metrics)
 
 
 def tables(
     made: pl.DataFrame,
-    metrics: Sequence[Metric] = MEASURED,
+    metrics: Sequence[ComparedMetric] = MEASURED,
     budgets: Sequence[tuple[int, int]] | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     names = [metric.name for metric in metrics if metric.name in made.columns]
@@ -100,16 +106,18 @@ def tables(
         .drop_nulls("value")
     )
     nfe = None if budgets is None else [(ours * STEPS, theirs * STEPS) for ours, theirs in budgets]
-    return compare(values, metrics, "eacps", "ttflux", nfe), levels(values, metrics)
+    return compare_methods(values, metrics, "eacps", "ttflux", nfe), mean_scores(values, metrics)
 
 
 def report(
     made: pl.DataFrame,
-    metrics: Sequence[Metric] = MEASURED,
+    metrics: Sequence[ComparedMetric] = MEASURED,
     budgets: Sequence[tuple[int, int]] | None = None,
     thumbnails: dict[str, str] | None = None,
 ) -> Page:
-    return Page(render(made, *tables(made, metrics, budgets), thumbnails or {}, {"editor": "mini"}, metrics))
+    return Page(
+        render_edit_report(made, *tables(made, metrics, budgets), thumbnails or {}, {"editor": "mini"}, metrics)
+    )
 
 
 def picture(colour: str | tuple[int, int, int] = "teal") -> str:
@@ -179,7 +187,7 @@ def test_without_the_truth_held_out_metrics_decide() -> None:
         .drop("truth", "carried_out", "preserved")
         .with_columns(hps_v2_score=pl.when(method="eacps").then(0.3).otherwise(0.2) + pl.col("hps_v2_score") / 10)
     )
-    page = report(made, (*HELD_OUT, *SELECTING))
+    page = report(made, (*HELD_OUT, *SELECTING_ROLE))
     assert "At 8 denoises EACPS’s edits are better than TTFLUX’s." in answer(page)
     assert "By HPS v2.1, which had no part in choosing: " in answer(page)
     assert "EACPS won by HPS v2.1, " in page.words
@@ -191,14 +199,16 @@ def test_what_chose_is_no_evidence(absent: bool) -> None:
     nothing = ["truth", "carried_out", "preserved", "hps_v2_score", "aes_v2_score"]
     made = candidates().with_columns(potential=pl.when(method="eacps").then(30.0).otherwise(20.0))
     made = made.drop(nothing) if absent else made.with_columns(pl.lit(None, pl.Float64).alias(name) for name in nothing)
-    page = report(made, SELECTING if absent else MEASURED)
+    page = report(made, SELECTING_ROLE if absent else MEASURED)
     assert "It cannot be said whose edits are better, EACPS’s or TTFLUX’s:" in answer(page)
     assert "are better than" not in page.words
     assert "EACPS better" not in page.words
     assert "no evidence" in page.words
 
 
-@pytest.mark.parametrize(("tasks", "few"), [(1, "1 task is too few"), (FEWEST - 1, f"{FEWEST - 1} tasks are too few")])
+@pytest.mark.parametrize(
+    ("tasks", "few"), [(1, "1 task is too few"), (MIN_TASKS - 1, f"{MIN_TASKS - 1} tasks are too few")]
+)
 def test_of_few_tasks_nothing_is_said(tasks: int, few: str) -> None:
     page = report(candidates(tasks))
     assert f"it cannot be said whose edits are better, EACPS’s or TTFLUX’s: {few}." in answer(page)
@@ -285,9 +295,9 @@ def hostile() -> Page:
         pl.lit(HOSTILE).alias(name) + pl.col(name) for name in texts
     )
     made = made.with_columns(error=pl.lit(HOSTILE)).rename({"hps_v2_score": HOSTILE})
-    metrics = (TRUTH, Metric(HOSTILE, "held-out"))
-    pictures = dict.fromkeys(pictures_needed(made), picture())
-    return Page(render(made, *tables(made, metrics), pictures, {HOSTILE: HOSTILE}, metrics))
+    metrics = (TRUTH, ComparedMetric(HOSTILE, "held-out"))
+    pictures = dict.fromkeys(edit_thumbnails_needed(made), picture())
+    return Page(render_edit_report(made, *tables(made, metrics), pictures, {HOSTILE: HOSTILE}, metrics))
 
 
 def test_hostile_text_stays_text(hostile: Page) -> None:
@@ -317,7 +327,7 @@ def test_nothing_is_fetched(hostile: Page) -> None:
 
 def test_every_picture_is_embedded_once_has_its_words_and_can_be_reached() -> None:
     made = candidates(tasks=3)
-    needed = pictures_needed(made)
+    needed = edit_thumbnails_needed(made)
     assert len(needed) == 3 * (1 + 16 + 8)
     page = report(made, thumbnails={path: picture((index, 0, 0)) for index, path in enumerate(needed)})
     images = page.attributes("img")
@@ -355,28 +365,28 @@ def test_extra_metrics_are_shown_and_strange_numbers_are_none() -> None:
 
 
 def test_many_tasks_stay_a_page_that_can_be_opened() -> None:
-    made = candidates(tasks=MOST_TASKS + 20)
-    needed = pictures_needed(made)
-    assert len(needed) == MOST_PICTURES
+    made = candidates(tasks=MAX_TASKS + 20)
+    needed = edit_thumbnails_needed(made)
+    assert len(needed) == MAX_THUMBNAILS
     pictures = dict.fromkeys(needed, picture() + "A" * 4000)
     compared = tables(made)
     start = time.perf_counter()
-    page = render(made, *compared, pictures, {}, MEASURED)
+    page = render_edit_report(made, *compared, pictures, {}, MEASURED)
     assert time.perf_counter() - start < 20
     assert len(page.encode()) < 18_000_000
     built = Page(page)
-    assert f"The first {MOST_TASKS} of {MOST_TASKS + 20} tasks are shown; the figures above count all." in built.words
+    assert f"The first {MAX_TASKS} of {MAX_TASKS + 20} tasks are shown; the figures above count all." in built.words
     assert re.search(r"To keep this file small [\d,]+ pictures are left out, winners last", built.words)
     winners = [a for a in built.attributes("img") if (a.get("alt") or "").endswith("winner")]
-    assert len([a for a in winners if a.get("src")]) == 2 * MOST_TASKS
+    assert len([a for a in winners if a.get("src")]) == 2 * MAX_TASKS
 
 
 def test_two_hundred_tasks_fit_into_fifteen_megabytes() -> None:
     made = candidates(tasks=200)
     # As TTFLUX's eight are, so are eight of EACPS's: no previews.
     made = made.filter((pl.col("method") == "ttflux") | (pl.col("stage") == "local"))
-    needed = pictures_needed(made)
+    needed = edit_thumbnails_needed(made)
     assert len(needed) == 200 * (1 + 2 * 8)
-    page = render(made, *tables(made), dict.fromkeys(needed, picture() + "A" * 3000), {}, MEASURED)
+    page = render_edit_report(made, *tables(made), dict.fromkeys(needed, picture() + "A" * 3000), {}, MEASURED)
     assert len(page.encode()) < 15_000_000
     assert "are left out" not in page

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flexy_assets.edits.comparison import interval
-from flexy_assets.edits.search.eacps import Eacps, Parameters, Previews, Reproduce, previews
-from flexy_assets.edits.search.protocol import Made, Proposal, Search, Seeds, crossed
-from flexy_assets.edits.search.selectors import Potential, Scores
+from flexy_assets.edits.comparison import bootstrap_interval
+from flexy_assets.edits.search.eacps import Eacps, EacpsParameters, Previews, Reproduce, plan_previews
+from flexy_assets.edits.search.protocol import Proposal, Search, SearchCandidate, Seeds, blended_noise
+from flexy_assets.edits.search.selectors import CandidateScores, Potential
 from flexy_assets.edits.search.ttflux import RandomSearch, ZeroOrderSearch
-from resources.engines import Noise
+from resources.engines import EditNoise
 from resources.errors import BadInputError
 
 SEEDS = Seeds(0, "bear")
-TOY = Parameters(scouts=4, local_share=0.5, preview=0.25, keep=0.5, cross=0.0, t=0.4, strength=0.5)
+TOY = EacpsParameters(scouts=4, local_share=0.5, preview=0.25, keep=0.5, cross=0.0, t=0.4, strength=0.5)
 """What suits the world of these tests, in which a part-way preview tells much of the picture to come."""
 PF = Potential({"pf": 1.0})
 
@@ -35,7 +35,7 @@ class World:
     dimensions: int = 8
     at: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def noise(self, noise: Noise) -> np.ndarray:
+    def noise(self, noise: EditNoise) -> np.ndarray:
         def draw(seed: int) -> np.ndarray:
             return np.random.default_rng(seed).standard_normal(self.dimensions, np.float32)
 
@@ -46,7 +46,7 @@ class World:
         point = self.at[name]
         return float(wanted @ point / np.linalg.norm(wanted) / np.linalg.norm(point))
 
-    def make(self, proposal: Proposal) -> Made:
+    def make(self, proposal: Proposal) -> SearchCandidate:
         if proposal.start == 0:
             share = proposal.strength
             parent = self.at[proposal.parent] if share < 1 and proposal.parent else 0
@@ -54,10 +54,12 @@ class World:
         doubt = 0.05 + 0.3 * (1 - proposal.until / proposal.path)
         luck = np.random.default_rng(zlib.crc32(f"{self.task} {proposal.name} {proposal.until}".encode()))
         pf = self.quality(proposal.name) + doubt * luck.standard_normal()
-        return Made(proposal.name, proposal.until, proposal.nfe, {"pf": pf})
+        return SearchCandidate(proposal.name, proposal.until, proposal.nfe, {"pf": pf})
 
 
-def rounds(search: Search, make: Callable[[Proposal], Made], made: Sequence[Made] = ()) -> Iterator[list[Proposal]]:
+def rounds(
+    search: Search, make: Callable[[Proposal], SearchCandidate], made: Sequence[SearchCandidate] = ()
+) -> Iterator[list[Proposal]]:
     """Answers what is asked until nothing is."""
     made = list(made)
     while proposals := search.ask(made):
@@ -65,19 +67,19 @@ def rounds(search: Search, make: Callable[[Proposal], Made], made: Sequence[Made
         made += map(make, proposals)
 
 
-def proposals(search: Search, make: Callable[[Proposal], Made] | None = None) -> list[Proposal]:
+def proposals(search: Search, make: Callable[[Proposal], SearchCandidate] | None = None) -> list[Proposal]:
     return [proposal for each in rounds(search, make or World().make) for proposal in each]
 
 
-def run(search: Search, world: World) -> tuple[list[Made], Made]:
+def run(search: Search, world: World) -> tuple[list[SearchCandidate], SearchCandidate]:
     made = [world.make(proposal) for each in rounds(search, world.make) for proposal in each]
     winner = search.choose(made)
     assert winner is not None
     return made, winner
 
 
-def unscored(proposal: Proposal) -> Made:
-    return Made(proposal.name, proposal.until, proposal.nfe, {"pf": None})
+def unscored(proposal: Proposal) -> SearchCandidate:
+    return SearchCandidate(proposal.name, proposal.until, proposal.nfe, {"pf": None})
 
 
 def some_searches(count: int) -> list[tuple[int, int, Search]]:
@@ -85,7 +87,7 @@ def some_searches(count: int) -> list[tuple[int, int, Search]]:
     rng, found = np.random.default_rng(0), []
     for _ in range(count):
         steps, denoises = int(rng.integers(1, 31)), int(rng.integers(1, 13))
-        parameters = Parameters(
+        parameters = EacpsParameters(
             scouts=int(rng.integers(1, 9)),
             local_share=float(rng.uniform(0, 0.99)),
             preview=float(rng.uniform(0.01, 0.99)),
@@ -202,7 +204,7 @@ def test_seeds_differ_between_tasks_and_never_change() -> None:
 
 
 def test_the_hopeless_are_stopped_and_the_others_carried_on() -> None:
-    search = Eacps(SEEDS, 20, 120, PF, Parameters(scouts=4, local_share=0.5, preview=0.25, keep=0.45))
+    search = Eacps(SEEDS, 20, 120, PF, EacpsParameters(scouts=4, local_share=0.5, preview=0.25, keep=0.45))
     looked, kept, *_ = rounds(search, World().make)
     assert {proposal.until for proposal in looked} == {5}
     assert {(proposal.start, proposal.until) for proposal in kept} == {(5, 20)}
@@ -216,7 +218,7 @@ def test_the_hopeless_are_stopped_and_the_others_carried_on() -> None:
 @pytest.mark.parametrize(("count", "steps"), [(1, 20), (2, 20), (4, 20), (8, 20), (8, 7), (5, 1), (3, 13), (4, 28)])
 @pytest.mark.parametrize(("preview", "keep"), [(0.25, 0.5), (0.5, 0.25), (0.1, 0.9), (0.3, 1.0)])
 def test_previews_are_the_nearest_that_cost_the_same(count: int, steps: int, preview: float, keep: float) -> None:
-    found = previews(count, steps, preview, keep)
+    found = plan_previews(count, steps, preview, keep)
     assert found.kept * steps + (found.seeds - found.kept) * found.until == count * steps
 
     def distance(stage: Previews) -> float:
@@ -242,7 +244,7 @@ def test_previews_are_the_nearest_that_cost_the_same(count: int, steps: int, pre
 def test_variants_are_near_their_parents_and_the_better_ones_become_parents() -> None:
     search = Eacps(SEEDS, 20, 320, PF, replace(TOY, m_global=2, k_local=2, t=0.7))
     world = World()
-    noises: dict[str, Noise] = {}
+    noises: dict[str, EditNoise] = {}
     scores: dict[str, float] = {}
     generations = 0
     for each in rounds(search, world.make):
@@ -251,7 +253,7 @@ def test_variants_are_near_their_parents_and_the_better_ones_become_parents() ->
         for proposal in local:
             assert proposal.parent in best
             *before, (t, seed) = proposal.noise.moves
-            assert Noise(proposal.noise.seed, tuple(before)) == noises[proposal.parent]
+            assert EditNoise(proposal.noise.seed, tuple(before)) == noises[proposal.parent]
             assert (t, seed) == (0.7, SEEDS(proposal.name))
             assert proposal.strength == 0.5
             generations = max(generations, len(proposal.noise.moves))
@@ -265,7 +267,7 @@ def test_variants_are_near_their_parents_and_the_better_ones_become_parents() ->
 
 
 def test_a_variant_lies_half_way_between_its_parent_and_another_of_the_best() -> None:
-    search = Eacps(SEEDS, 20, 480, PF, Parameters(m_global=2, k_local=2, cross=0.5, t=0.9))
+    search = Eacps(SEEDS, 20, 480, PF, EacpsParameters(m_global=2, k_local=2, cross=0.5, t=0.9))
     world = World(dimensions=4096)
     scores: dict[str, float] = {}
     points: dict[str, np.ndarray] = {}
@@ -291,9 +293,9 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_a_mixture_of_a_noise_and_itself_is_that_noise() -> None:
-    noise = Noise(1, ((0.0, 2), (0.0, 3), (0.6, 4)))
-    assert crossed(noise, noise, 0.3).weights == pytest.approx({3: 0.6, 4: 0.8})
-    assert crossed(Noise(1), Noise(2), 0.0) == Noise(1)
+    noise = EditNoise(1, ((0.0, 2), (0.0, 3), (0.6, 4)))
+    assert blended_noise(noise, noise, 0.3).weights == pytest.approx({3: 0.6, 4: 0.8})
+    assert blended_noise(EditNoise(1), EditNoise(2), 0.0) == EditNoise(1)
 
 
 def test_a_strength_of_one_varies_the_noise_alone() -> None:
@@ -328,18 +330,18 @@ def random_search(denoises: int) -> Callable[[Seeds], Search]:
     "settings", [{}, {"strength": 1.0, "t": 0.6}, {"t": 0.0}, {"keep": 1.0}, {"cross": 0.5, "t": 0.9, "strength": 1.0}]
 )
 def test_where_neighbours_are_alike_the_local_stage_beats_fresh_seeds(settings: dict[str, float]) -> None:
-    low, _ = interval(gains(eacps(16, **settings), eacps(16, **settings, local_share=0.0)))
+    low, _ = bootstrap_interval(gains(eacps(16, **settings), eacps(16, **settings, local_share=0.0)))
     assert low is not None and low > 0
 
 
 def test_previews_beat_whole_denoises_of_fresh_seeds() -> None:
-    low, _ = interval(gains(eacps(8, local_share=0.0), eacps(8, local_share=0.0, keep=1.0)))
+    low, _ = bootstrap_interval(gains(eacps(8, local_share=0.0), eacps(8, local_share=0.0, keep=1.0)))
     assert low is not None and low > 0
 
 
 @pytest.mark.parametrize("denoises", [4, 8])
 def test_eacps_beats_random_search_at_the_same_budget(denoises: int) -> None:
-    low, _ = interval(gains(eacps(denoises), random_search(denoises)))
+    low, _ = bootstrap_interval(gains(eacps(denoises), random_search(denoises)))
     assert low is not None and low > 0
 
 
@@ -353,13 +355,15 @@ def test_without_previews_and_local_stage_it_is_random_search() -> None:
 def test_the_base_moves_only_to_what_beats_it() -> None:
     search = ZeroOrderSearch(SEEDS, 20, 20 * 20, neighbours=4)
     world, scores, moves = World(), {}, 0
-    noises: dict[str, Noise] = {}
+    noises: dict[str, EditNoise] = {}
     for each in rounds(search, world.make):
         for proposal in each:
             if scores:
                 best = max(scores, key=lambda name: scores[name])
                 assert proposal.parent == best
-                assert proposal.noise == Noise(noises[best].seed, (*noises[best].moves, (0.95, SEEDS(proposal.name))))
+                assert proposal.noise == EditNoise(
+                    noises[best].seed, (*noises[best].moves, (0.95, SEEDS(proposal.name)))
+                )
                 moves += best != "g0"
         for proposal in each:
             scores[proposal.name], noises[proposal.name] = world.make(proposal).scores["pf"] or 0, proposal.noise
@@ -375,8 +379,10 @@ def test_the_base_stays_where_no_neighbour_beats_it() -> None:
 # Choosing
 
 
-def told(scores: dict[str, float | None]) -> Callable[[Proposal], Made]:
-    return lambda proposal: Made(proposal.name, proposal.until, proposal.nfe, {"pf": scores.get(proposal.name)})
+def told(scores: dict[str, float | None]) -> Callable[[Proposal], SearchCandidate]:
+    return lambda proposal: SearchCandidate(
+        proposal.name, proposal.until, proposal.nfe, {"pf": scores.get(proposal.name)}
+    )
 
 
 def test_a_candidate_without_a_score_is_chosen_only_where_none_has_one() -> None:
@@ -406,9 +412,9 @@ def test_a_preview_is_never_the_winner() -> None:
     first, *_ = rounds(search, World().make)
     assert search.choose([World().make(proposal) for proposal in first]) is None
 
-    def praising(proposal: Proposal) -> Made:
-        scores: Scores = {"pf": 1.0 if proposal.finishes else 100.0}
-        return Made(proposal.name, proposal.until, proposal.nfe, scores)
+    def praising(proposal: Proposal) -> SearchCandidate:
+        scores: CandidateScores = {"pf": 1.0 if proposal.finishes else 100.0}
+        return SearchCandidate(proposal.name, proposal.until, proposal.nfe, scores)
 
     made = [praising(proposal) for proposal in proposals(search, praising)]
     winner = search.choose(made)
@@ -437,13 +443,13 @@ def test_reproduce_draws_the_published_seeds_and_chooses_by_the_published_sum() 
 
         drawn: dict[str, Proposal] = {}
 
-        def make(proposal: Proposal, drawn: dict[str, Proposal] = drawn, scores: Any = scores) -> Made:
+        def make(proposal: Proposal, drawn: dict[str, Proposal] = drawn, scores: Any = scores) -> SearchCandidate:
             drawn[proposal.name] = proposal
-            return Made(proposal.name, proposal.until, proposal.nfe, scores[proposal.noise.seed])
+            return SearchCandidate(proposal.name, proposal.until, proposal.nfe, scores[proposal.noise.seed])
 
         stage1, stage2 = rounds(search, make)
-        assert [proposal.noise for proposal in stage1] == [Noise(first_seed + i) for i in range(4)]
-        assert [proposal.noise for proposal in stage2] == [Noise(seed) for seed in children]
+        assert [proposal.noise for proposal in stage1] == [EditNoise(first_seed + i) for i in range(4)]
+        assert [proposal.noise for proposal in stage2] == [EditNoise(seed) for seed in children]
         assert [drawn[proposal.parent or ""].noise.seed for proposal in stage2] == [p for p in parents for _ in (0, 1)]
         assert {proposal.stage for proposal in stage1} == {"stage1"}
         assert {proposal.stage for proposal in stage2} == {"stage2"}
@@ -478,7 +484,7 @@ def test_reproduce_draws_the_published_seeds_and_chooses_by_the_published_sum() 
 def test_parameters_that_cannot_be_are_named(setting: dict[str, Any]) -> None:
     ((name, value),) = setting.items()
     with pytest.raises(BadInputError) as caught:
-        Parameters(**setting)
+        EacpsParameters(**setting)
     assert str(caught.value).startswith(f"EACPS's {name} {value} is out of bounds: use ")
 
 

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flexy_assets.cli.app import main
-from flexy_assets.edits.recorded_candidates import CANDIDATES, read_candidates
+from flexy_assets.edits.recorded_candidates import RECORDED_CANDIDATES_SCHEMA, read_recorded_candidates
 from flexy_assets.edits.search.selectors import edit_potential
-from flexy_assets.edits.select import WINNERS, winners
+from flexy_assets.edits.select import WINNERS_SCHEMA, recorded_winners
 
 Select = Callable[..., Result]
 
@@ -156,11 +156,11 @@ def test_ids_may_be_numbers_and_phases_may_share_a_seed(select: Select, tmp_path
 
 
 def test_the_frames_are_as_declared(tmp_path: Path) -> None:
-    candidates, skipped = read_candidates(write(tmp_path, *published(3)))
-    assert dict(candidates.schema) == CANDIDATES and candidates.height == 24 and not skipped
-    assert dict(winners(candidates, edit_potential()).schema) == WINNERS
-    nothing, skipped = read_candidates(write(tmp_path, "{}"))
-    assert dict(nothing.schema) == CANDIDATES and nothing.is_empty() and len(skipped) == 1
+    candidates, skipped = read_recorded_candidates(write(tmp_path, *published(3)))
+    assert dict(candidates.schema) == RECORDED_CANDIDATES_SCHEMA and candidates.height == 24 and not skipped
+    assert dict(recorded_winners(candidates, edit_potential()).schema) == WINNERS_SCHEMA
+    nothing, skipped = read_recorded_candidates(write(tmp_path, "{}"))
+    assert dict(nothing.schema) == RECORDED_CANDIDATES_SCHEMA and nothing.is_empty() and len(skipped) == 1
 
 
 # What a person reads
@@ -278,9 +278,17 @@ def test_a_file_that_is_not_there_or_empty_is_bad_input(select: Select, tmp_path
 
 
 def test_the_modules_need_neither_dagster_nor_models() -> None:
-    names = ("comparison", "eacps", "potential", "recorded", "search", "select", "tasks", "ttflux")
+    names = (
+        "comparison",
+        "recorded_candidates",
+        "select",
+        "tasks",
+        "search.eacps",
+        "search.ttflux",
+        "search.selectors",
+    )
     code = (
-        f"import sys; from flexy_assets.edits import {', '.join(names)};"
+        f"import sys, {', '.join(f'flexy_assets.edits.{name}' for name in names)};"
         "print([m for m in ('dagster', 'torch', 'diffusers', 'transformers', 'scipy', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -116,15 +116,15 @@ def test_left_out_lines_come_in_order_whatever_is_wrong_with_them(folder: Path) 
 
 def test_a_huge_image_is_left_out_unread(folder: Path) -> None:
     with (folder / "huge.png").open("wb") as file:
-        os.truncate(file.fileno(), tasks.MOST_IMAGE_BYTES + 1)
+        os.truncate(file.fileno(), tasks.MAX_IMAGE_BYTES + 1)
     found, skipped = read_tasks(write(folder, line(image_path="huge.png"), line(id="2")))
     assert [task.id for task in found] == ["2"]
     assert "too large" in skipped[0].reason
 
 
 def test_a_line_as_long_as_may_be_is_read(folder: Path) -> None:
-    longest = line(note="x" * (json_lines.MOST_BYTES - len(line(note="")) - 1))
-    assert len(longest) + 1 == json_lines.MOST_BYTES
+    longest = line(note="x" * (json_lines.MAX_LINE_BYTES - len(line(note="")) - 1))
+    assert len(longest) + 1 == json_lines.MAX_LINE_BYTES
     found, skipped = read_tasks(write(folder, longest, line(id="2"), longest + "x" * 10, line(id="3")))
     assert [task.id for task in found] == ["1", "2", "3"]
     assert [each.line for each in skipped] == [3]

@@ -23,7 +23,7 @@ from PIL import Image
 
 from flexy_assets.execution import dagster_instance
 from flexy_assets.storage import queries
-from flexy_assets.sweep.try_image import run_of
+from flexy_assets.sweep.try_image import trial_sweep_id
 from resources.database import Database
 from resources.images import ImageStore
 from resources.models.registry import METRICS
@@ -134,7 +134,7 @@ def test_a_trial_ends_as_an_image_with_four_scores_in_the_tables_and_a_run_in_da
     assert {name: image["scores"][name]["value"] for name in METRICS} == {name: row[name] for name in METRICS}
     assert None not in {row[name] for name in METRICS}
     assert (row["seed"], row["steps"], row["batch"]) == (7, 2, "trials_mini_sdxl")
-    assert UUID(row["run_id"]) == run_of("mini_sdxl")
+    assert UUID(row["run_id"]) == trial_sweep_id("mini_sdxl")
     assert image in gallery.get("/images", prompt="LARGE RED circle")["images"]
     monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(gallery.home / "dagster"))
     monkeypatch.setenv("DAGSTER_HOME", str(ROOT))

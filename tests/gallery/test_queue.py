@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from flexy_assets.gallery import queue
-from flexy_assets.gallery.queue import FullError, Queue
+from flexy_assets.gallery.queue import QueueFullError, TrialQueue
 from flexy_assets.sweep.try_image import Trial
 
 
@@ -17,13 +17,13 @@ def trial(seed: int) -> Trial:
     return Trial("mini_sdxl", "a red circle", None, 2, 2.0, seed, 64, 64)
 
 
-def ask(waiting: Queue, seed: int) -> None:
+def ask(waiting: TrialQueue, seed: int) -> None:
     waiting.ask(trial(seed), trial(seed).image_id)
 
 
-def states(waiting: Queue) -> list[tuple[int, str, int]]:
+def states(waiting: TrialQueue) -> list[tuple[int, str, int]]:
     """Seed, state and how many are before it, the last asked for first."""
-    return [(asked.trial.seed, asked.state, before) for asked, before in waiting.told()]
+    return [(asked.trial.seed, asked.state, before) for asked, before in waiting.snapshot()]
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -39,7 +39,7 @@ class Workshop:
     def __init__(self) -> None:
         self.made: list[int] = []
         self.let = threading.Semaphore(0)
-        self.queue = Queue(self.make)
+        self.queue = TrialQueue(self.make)
 
     def make(self, asked: Trial) -> list[str]:
         self.let.acquire()
@@ -60,7 +60,7 @@ def test_one_is_made_at_a_time_in_the_order_they_came_and_none_twice() -> None:
     until(lambda: states(shop.queue) == [(3, "waiting", 2), (2, "waiting", 1), (1, "running", 0)])
     shop.finish()
     assert shop.made == [1, 2, 3]
-    assert all(asked.seconds is not None for asked, _ in shop.queue.told())
+    assert all(asked.seconds is not None for asked, _ in shop.queue.snapshot())
 
 
 def test_one_that_fails_says_why_and_the_next_is_made() -> None:
@@ -68,7 +68,7 @@ def test_one_that_fails_says_why_and_the_next_is_made() -> None:
     for seed in (13, 14, 15):
         ask(shop.queue, seed)
     shop.finish()
-    told = {asked.trial.seed: (asked.state, asked.error) for asked, _ in shop.queue.told()}
+    told = {asked.trial.seed: (asked.state, asked.error) for asked, _ in shop.queue.snapshot()}
     assert told == {
         13: ("failed", "the engine\nwould not"),
         14: ("failed", "ZeroDivisionError"),
@@ -77,13 +77,13 @@ def test_one_that_fails_says_why_and_the_next_is_made() -> None:
 
 
 def test_there_is_room_for_so_many_and_the_oldest_that_ended_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "ROOM", 30)
+    monkeypatch.setattr(queue, "MAX_WAITING", 30)
     shop = Workshop()
     ask(shop.queue, 0)
     until(lambda: states(shop.queue) == [(0, "running", 0)])
     for seed in range(1, 31):
         ask(shop.queue, seed)
-    with pytest.raises(FullError, match="30 trials are waiting already"):
+    with pytest.raises(QueueFullError, match="30 trials are waiting already"):
         ask(shop.queue, 31)
     shop.finish()
     assert [seed for seed, _, _ in states(shop.queue)] == list(range(30, 10, -1))

@@ -13,9 +13,9 @@ from uuid import UUID, uuid4, uuid5
 import numpy as np
 from PIL import Image
 
-from flexy_assets.inpaint.plan import Inpainting
+from flexy_assets.inpaint.plan import InpaintPlan
 from flexy_assets.storage import edits, labels, queries
-from flexy_assets.storage.queries import Scored
+from flexy_assets.storage.queries import ScoredImage
 from resources.database import Database
 from resources.images import ImageStore
 from resources.settings import Settings
@@ -88,9 +88,9 @@ def choose(
     store, run = ImageStore(Settings.read().images), uuid4()
     candidates = []
     with database.begin() as connection:
-        tasks = labels.tasks(connection)
+        tasks = labels.label_tasks_of(connection)
         of = [
-            edits.Task(
+            edits.EditTaskRow(
                 uuid5(run, task.name),
                 run,
                 task.batch,
@@ -107,7 +107,7 @@ def choose(
             )
             for task in tasks
         ]
-        edits.save_run(connection, run, Inpainting(editor, 4, 2.0).to_json(), of)
+        edits.save_comparison(connection, run, InpaintPlan(editor, 4, 2.0).to_json(), of)
         for place, (task, potential) in enumerate(zip(of, potentials, strict=True)):
             path = f"edits/{run.hex[:8]}/{place}.png"
             row = {"id": uuid5(task.id, "chosen"), "task": task.id, "method": "eacps", "budget": 8, "name": "g0"}
@@ -117,7 +117,7 @@ def choose(
             candidates.append(row["id"])
             for metric, value in (("potential", potential), ("identity", 0.5)):
                 if value is not None:
-                    queries.record_outcomes(connection, metric, "a judge", [Scored.of(row["id"], value)])
-        found = edits.candidates(connection, {task.batch for task in tasks}, "eacps")
+                    queries.record_outcomes(connection, metric, "a judge", [ScoredImage.of(row["id"], value)])
+        found = edits.edit_candidates_of(connection, {task.batch for task in tasks}, "eacps")
         edits.record_selections(connection, [one for one in found if one.id in candidates])
     return candidates

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexy_assets.execution import signed
+from flexy_assets.execution import io_manager_with_process_tag
 from flexy_assets.inpaint import import_tasks
-from flexy_assets.inpaint.import_tasks import Imported, Importing, of_export
+from flexy_assets.inpaint.import_tasks import ImportResult, TaskImporter, source_from_export
 from flexy_assets.partitions import label_batches
 from flexy_assets.storage import labels
-from flexy_assets.storage.labels import Task
+from flexy_assets.storage.labels import LabelTaskRow
 from resources.database import Database
 from resources.images import ImageStore
-from resources.label_studio.export import Verdict
+from resources.label_studio.export import ReviewVerdict
 from resources.masks import encode_rle
 from resources.parquet import ParquetTables
 from resources.settings import Settings
@@ -42,14 +42,14 @@ def store(home: Path) -> ImageStore:
     return ImageStore(str(home / "images"))
 
 
-def imported(database: Database, store: ImageStore, file: Path, batch_size: int = 50) -> Imported:
-    work = Importing(database, store, Settings.read(), of_export(file))
+def imported(database: Database, store: ImageStore, file: Path, batch_size: int = 50) -> ImportResult:
+    work = TaskImporter(database, store, Settings.read(), source_from_export(file))
     return work.fetch(work.reserve(batch_size), lambda _: None)
 
 
-def rows(database: Database) -> dict[str, Task]:
+def rows(database: Database) -> dict[str, LabelTaskRow]:
     with database.begin(reading=True) as connection:
-        return {task.name: task for task in labels.tasks(connection)}
+        return {task.name: task for task in labels.label_tasks_of(connection)}
 
 
 def painted(mask: np.ndarray) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_a_task_has_its_pictures_its_mask_and_its_verdicts(
     assert (task.name, task.project, task.label_studio_id, task.batch, task.position) == ("7001", 3, 7101, "3_0000", 0)
     assert (task.character_id, task.character_name, task.prompt) == ("CHA-1", "Ada é", "Ada in a garden")
     assert task.error is None
-    assert task.verdicts == (Verdict(("Error",), 1, "2025-10-01T10:00:00Z", "7"),)
+    assert task.verdicts == (ReviewVerdict(("Error",), 1, "2025-10-01T10:00:00Z", "7"),)
     assert store.content(task.image_path or "", task.image_sha256) == noise(1)
     assert store.content(task.character_path or "", task.character_sha256) == noise(10**6)
     assert store.content(task.final_path or "", task.final_sha256) == noise(5)
@@ -77,7 +77,7 @@ def test_a_task_has_its_pictures_its_mask_and_its_verdicts(
     assert (mask.mode, mask.size, mask.getbbox()) == ("L", SIZE, (4, 4, 7, 12))
     assert set(np.unique(np.asarray(mask))) == {0, 255}
     with database.begin(reading=True) as connection:
-        (row,) = labels.table(labels.tasks(connection)).to_dicts()
+        (row,) = labels.label_tasks_table(labels.label_tasks_of(connection)).to_dicts()
     assert (row["batch"], row["task_id"], row["character"], row["verdict"]) == ("3_0000", "7001", "Ada é", "Error")
 
 
@@ -150,7 +150,7 @@ def test_a_changed_task_is_brought_up_to_date_in_its_place(
     assert (first.id, first.batch, first.prompt) == (before["7001"].id, "3_0000", "Ada at sea")
     assert first.digest != before["7001"].digest and store.content(first.image_path or "") == noise(77)
     assert second.digest == before["7002"].digest, "a verdict changes nothing that the task asks for"
-    assert second.verdicts == (Verdict(("No Issues",), 1, "2025-10-01T10:00:00Z"),)
+    assert second.verdicts == (ReviewVerdict(("No Issues",), 1, "2025-10-01T10:00:00Z"),)
     # A picture that is lost is fetched again, and it alone.
     (home / "images" / (second.image_path or "")).unlink()
     site.asked.clear()
@@ -221,7 +221,7 @@ def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
     ]
     assert site.asked["/gone.png"] == 1, "one address is asked for once, whoever names it"
     assert SIGNATURE not in repr(rows(database))
-    left_out = import_tasks.left_out(of_export(home / "export.json"), found)
+    left_out = import_tasks.skipped_reasons(source_from_export(home / "export.json"), found)
     assert [one["id"] for one in left_out] == [str(7000 + n) for n in range(1, 11)]
     site.pictures["/gone.png"] = noise(9)
     assert imported(database, store, home / "export.json").fetched == 1
@@ -330,9 +330,11 @@ def test_a_run_makes_the_lineage_of_the_batches_that_can_be_worked_on(
     write(home / "export.json", [entry(task) for task in tasks])
     assert flexy("labels", "import", str(home / "export.json"), "--batch-size", "2").exit_code == 1
     monkeypatch.setattr(command, "LINEAGE", (swaps,))
-    with_it = dg.Definitions(assets=[swaps], resources={"io_manager": signed(ParquetTables(home / "assets"))})
+    with_it = dg.Definitions(
+        assets=[swaps], resources={"io_manager": io_manager_with_process_tag(ParquetTables(home / "assets"))}
+    )
     database = Database(Settings.read().database_url)
-    answer = command.run([], {}, lambda: with_it, database)
+    answer = command.run_inpainting([], {}, lambda: with_it, database)
     database.engine.dispose()
     assert made == [["3_0000"], ["3_0002"]]
     assert (answer["tasks"], answer["batches"]) == (6, ["3_0000", "3_0002"])

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.labels import killed
 from flexy_assets.inpaint import assets
-from flexy_assets.inpaint.import_tasks import THREADS
-from resources.mini.faces import write_example
+from flexy_assets.inpaint.import_tasks import DOWNLOAD_THREADS
+from resources.mini.faces import write_face_example
 from tests.conftest import Flexy
 from tests.support.judged import READINGS, Scores, held, rows, scores, to_be_shown
 from tests.support.servers import AILMENTS, Oracle, running
@@ -36,7 +36,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Iterator[Oracle]:
 @pytest.fixture
 def imported(flexy: Flexy, home: Path, tmp_path: Path) -> None:
     """Tasks of the drawn world."""
-    assert flexy("labels", "import", str(write_example(tmp_path / "example", TASKS, seed=1))).exit_code == 0
+    assert flexy("labels", "import", str(write_face_example(tmp_path / "example", TASKS, seed=1))).exit_code == 0
 
 
 def document(result: Any) -> dict[str, Any]:
@@ -78,12 +78,12 @@ def test_killed_three_times_nothing_that_was_kept_is_asked_for_again(tmp_path: P
     assert (found["tasks imported"], found["lost"], found["marks that are not the judge's"]) == (10, 0, 0)
     again = {what: count for what, count in found.items() if "again" in what}
     assert len(again) == 3 and set(again.values()) == {0}
-    assert found["pictures given whole twice, under way at the kill"] <= THREADS
+    assert found["pictures given whole twice, under way at the kill"] <= DOWNLOAD_THREADS
     assert found["answers given twice, under way at the kill"] <= 1
 
 
 def test_a_task_named_is_put_right_alone_and_no_batch_counts_as_done(flexy: Flexy, home: Path, tmp_path: Path) -> None:
-    assert flexy("labels", "import", str(write_example(tmp_path / "example", 3, seed=1))).exit_code == 0
+    assert flexy("labels", "import", str(write_face_example(tmp_path / "example", 3, seed=1))).exit_code == 0
     names = [row["name"] for row in rows(home, "SELECT name FROM label_tasks ORDER BY position")]
     answer = document(flexy("labels", "run", "--task-id", names[1], "--json"))
     assert answer["tasks"] == 1 and [one["id"] for one in answer["selected"]] + [*answer["left"]] == [names[1]]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,13 +20,14 @@ import sqlalchemy as sa
 
 from flexy_assets.execution import dagster_instance, run_assets
 from flexy_assets.inpaint import assets
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import labels
-from flexy_assets.storage.labels import Sent
+from flexy_assets.storage.labels import SentPrediction
 from flexy_assets.storage.tables import metadata
 from resources.database import Database
-from resources.label_studio.client import LabelStudio
+from resources.label_studio.client import LabelStudioClient
 from resources.settings import Settings
-from sensors.label_studio import look, new_labels
+from sensors.label_studio import check_project, new_labels
 from tests.conftest import Flexy
 from tests.inpaint.scenes import choose, data, entry, serving, write
 from tests.support.label_studio import TOKEN, Server
@@ -53,14 +53,14 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 @pytest.fixture
-def studio(label_studio_server: Server, monkeypatch: pytest.MonkeyPatch) -> LabelStudio:
+def studio(label_studio_server: Server, monkeypatch: pytest.MonkeyPatch) -> LabelStudioClient:
     monkeypatch.setenv("LABEL_STUDIO_URL", label_studio_server.url)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
-    return LabelStudio(label_studio_server.url, TOKEN)
+    return LabelStudioClient(label_studio_server.url, TOKEN)
 
 
 @pytest.fixture
-def project(studio: LabelStudio) -> Callable[..., int]:
+def project(studio: LabelStudioClient) -> Callable[..., int]:
     """`project(tasks, form)` makes a project with these tasks' data."""
 
     def make(tasks: list[dict[str, Any]], form: str = FORM) -> int:
@@ -83,11 +83,11 @@ def document(result: Any) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
-def uploads(studio: LabelStudio, project: int) -> int:
+def uploads(studio: LabelStudioClient, project: int) -> int:
     return len(studio.call("GET", f"api/projects/{project}/file-uploads?all=true"))
 
 
-def held(studio: LabelStudio, project: int) -> dict[str, list[dict[str, Any]]]:
+def held(studio: LabelStudioClient, project: int) -> dict[str, list[dict[str, Any]]]:
     """What the server has of each task, by its name."""
     return {task["data"]["id"]: studio.predictions(task["id"]) for task in studio.tasks(project)}
 
@@ -106,15 +106,16 @@ def unpacked(path: Path) -> bytes:
 
 
 def materialise(*chosen: dg.AssetsDefinition) -> dg.ExecuteInProcessResult:
-    sys.modules.pop("flexy_assets.definitions", None)
-    from flexy_assets.definitions import defs
+    from flexy_assets.definitions import build_definitions
+
+    defs = build_definitions(Settings.read())
 
     with dagster_instance(Settings.read()) as instance:
         return run_assets(instance, defs, chosen)
 
 
 def test_tasks_go_in_predictions_go_out_each_once_and_no_secret_is_anywhere(
-    flexy: Flexy, site: Site, studio: LabelStudio, project: Callable[..., int], results: Database, home: Path
+    flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
 ) -> None:
     number = project([data(site, n) for n in range(3)] + [data(site, 9, init_image_url=f"{site.url('/x', b'')}9")])
     shown = []
@@ -144,7 +145,7 @@ def test_tasks_go_in_predictions_go_out_each_once_and_no_secret_is_anywhere(
     assert one["model_version"] == "flexy/mini_instruct" and address.startswith(f"{studio.url}/data/upload/{number}/")
     assert uploads(studio, number) == 4
     with results.begin(reading=True) as connection:
-        rows = {sent.candidate: sent for sent in labels.predictions(connection)}
+        rows = {sent.candidate: sent for sent in labels.sent_predictions(connection)}
     assert [rows[candidate].outcome for candidate in candidates] == ["created"] * 4
     assert rows[candidates[0]].prediction_id == one["id"]
 
@@ -152,7 +153,7 @@ def test_tasks_go_in_predictions_go_out_each_once_and_no_secret_is_anywhere(
     assert [second[name] for name in ("created", "replaced", "unchanged", "unsent")] == [0, 0, 4, 0]
     assert held(studio, number) == server and uploads(studio, number) == 4
     with results.begin(reading=True) as connection:
-        assert {sent.candidate: sent.sent_at for sent in labels.predictions(connection)} == {
+        assert {sent.candidate: sent.sent_at for sent in labels.sent_predictions(connection)} == {
             candidate: sent.sent_at for candidate, sent in rows.items()
         }, "when it was first sent stays"
     choose(results, [30.0] * 4, seed=9)
@@ -177,7 +178,7 @@ def test_tasks_go_in_predictions_go_out_each_once_and_no_secret_is_anywhere(
 
 
 def test_a_form_without_a_text_field_gets_the_score_alone_and_the_file_can_be_imported(
-    flexy: Flexy, site: Site, studio: LabelStudio, project: Callable[..., int], results: Database, home: Path
+    flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
 ) -> None:
     number = project([data(site, n) for n in range(3)], BARE)
     assert flexy("labels", "import", "--project", str(number)).exit_code == 0
@@ -197,7 +198,7 @@ def test_a_form_without_a_text_field_gets_the_score_alone_and_the_file_can_be_im
 
 
 def test_what_one_task_is_refused_for_keeps_no_other_from_being_sent(
-    flexy: Flexy, site: Site, studio: LabelStudio, project: Callable[..., int], results: Database, home: Path
+    flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
 ) -> None:
     number = project([data(site, n) for n in range(4)])
     assert flexy("labels", "import", "--project", str(number)).exit_code == 0
@@ -205,7 +206,7 @@ def test_what_one_task_is_refused_for_keeps_no_other_from_being_sent(
     first, *_ = studio.tasks(number)
     studio.call("DELETE", f"api/tasks/{first['id']}/")
     with results.begin(reading=True) as connection:
-        lost = labels.chosen(connection)[1]
+        lost = labels.selected_images(connection)[1]
     (home / "images" / lost.image_path).write_bytes(b"another")
     result = flexy("labels", "push", "--json")
     assert (
@@ -214,7 +215,7 @@ def test_what_one_task_is_refused_for_keeps_no_other_from_being_sent(
     answer = document(result)
     assert (answer["created"], answer["unsent"]) == (2, 2)
     with results.begin(reading=True) as connection:
-        errors = {sent.task: sent.error for sent in labels.predictions(connection) if sent.error}
+        errors = {sent.task: sent.error for sent in labels.sent_predictions(connection) if sent.error}
     assert len(errors) == 2 and "SHA-256 differs" in (errors[lost.task.id] or "")
     # What is wrong with the token is no task's fault: nothing is recorded, and it is said once.
     with pytest.MonkeyPatch.context() as patch:
@@ -235,7 +236,7 @@ def test_without_a_server_a_push_says_so_in_one_line(flexy: Flexy, site: Site, r
 
 
 def test_the_review_reads_what_people_said_of_what_was_sent(
-    flexy: Flexy, site: Site, studio: LabelStudio, project: Callable[..., int], results: Database, home: Path
+    flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
 ) -> None:
     number = project([data(site, n) for n in range(10)])
     tasks = list(studio.tasks(number))
@@ -251,8 +252,10 @@ def test_the_review_reads_what_people_said_of_what_was_sent(
     choose(results, [20.0 + n for n in range(10)])
     # As if pushed: what the server is sent is no part of this.
     with results.begin() as connection:
-        for one in labels.chosen(connection):
-            labels.record_prediction(connection, Sent(one.task.id, "flexy", one.candidate, 0.5, outcome="created"))
+        for one in labels.selected_images(connection):
+            labels.record_prediction(
+                connection, SentPrediction(one.task.id, "flexy", one.candidate, 0.5, outcome="created")
+            )
     for place, task in enumerate(tasks):
         annotate(task, "No Issues" if place >= 5 else "Error")
     result = materialise(assets.label_review)
@@ -272,7 +275,7 @@ def test_the_review_reads_what_people_said_of_what_was_sent(
 def test_the_sensor_asks_for_an_import_when_there_is_something_new(
     flexy: Flexy,
     site: Site,
-    studio: LabelStudio,
+    studio: LabelStudioClient,
     project: Callable[..., int],
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -285,7 +288,7 @@ def test_the_sensor_asks_for_an_import_when_there_is_something_new(
 
         def tick() -> Any:
             nonlocal cursor
-            context = dg.build_sensor_context(instance, cursor=cursor, resources={"settings": settings})
+            context = dg.build_sensor_context(instance, cursor=cursor, resources={"work": Work.from_settings(settings)})
             answer = new_labels(settings)(context)
             cursor = context.cursor
             return answer
@@ -295,8 +298,9 @@ def test_the_sensor_asks_for_an_import_when_there_is_something_new(
         assert first.run_config == {"ops": {"label_tasks": {"config": {"project": number}}}}
         # Until a run has succeeded it is asked for again, a few times.
         assert tick().run_key == first.run_key
-        sys.modules.pop("flexy_assets.definitions", None)
-        from flexy_assets.definitions import defs
+        from flexy_assets.definitions import build_definitions
+
+        defs = build_definitions(Settings.read())
 
         def run(request: dg.RunRequest) -> None:
             job = defs.resolve_implicit_global_asset_job_def()
@@ -313,11 +317,11 @@ def test_the_sensor_asks_for_an_import_when_there_is_something_new(
         run(second)
         assert tick().skip_message == "no new tasks"
         assert instance.get_dynamic_partitions("label_batches") == [f"{number}_0000", f"{number}_0001"]
-        state = look(studio, number)
+        state = check_project(studio, number)
         (task, _) = studio.tasks(number)
         result = {"from_name": "issues", "to_name": "init", "type": "choices", "value": {"choices": ["Error"]}}
         studio.call("POST", f"api/tasks/{task['id']}/annotations/", {"result": [result]})
-        assert look(studio, number) != state, "a verdict is news"
+        assert check_project(studio, number) != state, "a verdict is news"
         for _ in range(3):
             third = tick()
             failed = dg.DagsterRun("labels", status=dg.DagsterRunStatus.FAILURE, tags=dict(third.tags))

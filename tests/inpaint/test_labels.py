@@ -14,7 +14,14 @@ import pytest
 
 from resources.errors import BadInputError
 from resources.label_studio import export
-from resources.label_studio.export import LabelTask, Problem, Stroke, Verdict, read_export, tasks_of
+from resources.label_studio.export import (
+    BrushStroke,
+    LabelTask,
+    ReviewVerdict,
+    TaskProblem,
+    parse_tasks,
+    read_export_file,
+)
 from resources.masks import decode_rle, encode_rle
 
 MASK = np.eye(4, 6, dtype=bool)
@@ -68,7 +75,7 @@ def test_a_task_is_read_as_it_was_exported(tmp_path: Path) -> None:
         chosen("No Issues", "Error", id=258461, completed_by={"id": 8, "email": "a@b.example"}),
         chosen(result=[]),
     )
-    (task,), problems = read_export(write(tmp_path, [entry(annotations=annotations)]))
+    (task,), problems = read_export_file(write(tmp_path, [entry(annotations=annotations)]))
     host = "https://pictures.example"
     assert problems == []
     assert task == LabelTask(
@@ -83,17 +90,17 @@ def test_a_task_is_read_as_it_was_exported(tmp_path: Path) -> None:
         character_name="Ada é",
         prompt="Ada in a garden",
         verdicts=(
-            Verdict(("Inconsistent Character",), 258460, "2025-10-01T10:00:00Z", "7"),
-            Verdict(("No Issues", "Error"), 258461, None, "8"),
+            ReviewVerdict(("Inconsistent Character",), 258460, "2025-10-01T10:00:00Z", "7"),
+            ReviewVerdict(("No Issues", "Error"), 258461, None, "8"),
         ),
     )
-    assert tasks_of([entry(annotations=annotations)]) == ([task], [])
+    assert parse_tasks([entry(annotations=annotations)]) == ([task], [])
 
 
 def test_what_a_task_may_do_without_is_empty() -> None:
     without = entry(5, None, image_url=None, character_id=None, character_name="", prompt=None)
     del without["id"], without["project"]
-    (task,), problems = tasks_of([without])
+    (task,), problems = parse_tasks([without])
     assert problems == []
     assert (task.id, task.task, task.project) == ("5", None, None)
     assert (task.final_image, task.character_id, task.character_name, task.prompt) == ("", "", "", "")
@@ -101,10 +108,10 @@ def test_what_a_task_may_do_without_is_empty() -> None:
 
 
 def test_a_painted_mask_is_read_and_stands_in_for_a_picture_of_one() -> None:
-    (task,), problems = tasks_of([entry(annotations=(painted(),), mask_image_url=None)])
+    (task,), problems = parse_tasks([entry(annotations=(painted(),), mask_image_url=None)])
     assert problems == []
     assert task.mask_image == ""
-    assert task.strokes == (Stroke(bytes(encode_rle(MASK)), 6, 4, "init"),)
+    assert task.strokes == (BrushStroke(bytes(encode_rle(MASK)), 6, 4, "init"),)
     (stroke,) = task.strokes
     assert np.array_equal(decode_rle(stroke.rle, stroke.width, stroke.height), MASK)
 
@@ -116,9 +123,9 @@ def test_the_mask_is_the_last_annotators_with_all_its_strokes() -> None:
         dated = [first | {"updated_at": "2025-01-01T00:00:00Z"}, second | {"updated_at": "2025-01-01T00:00:00Z"}]
         late_at = next(each for each in dated if each["result"] is late["result"])
         late_at["updated_at"] = "2025-02-01T00:00:00Z"
-        (task,), _ = tasks_of([entry(annotations=tuple(dated))])
+        (task,), _ = parse_tasks([entry(annotations=tuple(dated))])
         assert [stroke.rle for stroke in task.strokes] == [bytes(encode_rle(~MASK))] * 2
-    (task,), _ = tasks_of([entry(annotations=(early, late))])
+    (task,), _ = parse_tasks([entry(annotations=(early, late))])
     assert len(task.strokes) == 2
 
 
@@ -155,7 +162,7 @@ def test_the_mask_is_the_last_annotators_with_all_its_strokes() -> None:
     ],
 )
 def test_a_task_that_cannot_be_worked_on_is_named_and_the_rest_is_read(tmp_path: Path, bad: Any, reason: str) -> None:
-    found, (problem,) = read_export(write(tmp_path, [entry("good"), bad, entry("last")]))
+    found, (problem,) = read_export_file(write(tmp_path, [entry("good"), bad, entry("last")]))
     assert [task.id for task in found] == ["good", "last"]
     assert (problem.entry, problem.left_out) == (2, True)
     assert reason in problem.reason
@@ -188,7 +195,7 @@ def test_a_task_that_cannot_be_worked_on_is_named_and_the_rest_is_read(tmp_path:
 def test_an_annotation_that_cannot_be_read_is_named_and_its_task_stands(annotations: Any, reason: str) -> None:
     if isinstance(annotations, tuple):
         annotations = (*annotations, chosen("Error"))
-    (task,), (problem,) = tasks_of([entry(annotations=annotations)])
+    (task,), (problem,) = parse_tasks([entry(annotations=annotations)])
     assert [verdict.choices for verdict in task.verdicts] == [("Error",)] * isinstance(annotations, tuple)
     assert (problem.id, problem.left_out) == ("71651078", False)
     assert reason in problem.reason
@@ -206,13 +213,13 @@ def test_a_file_that_is_cut_short_gives_the_whole_tasks_before_the_cut_wherever_
             for i in range(3)
         ]
         for cut in [*range(1, 40), *range(40, len(content) - 1, 7), len(content) - 1]:
-            found, problems = read_export(write(tmp_path, content[:cut]))
+            found, problems = read_export_file(write(tmp_path, content[:cut]))
             assert [task.id for task in found] == [str(i) for i in range(3) if ends[i] <= cut], cut
             (problem,) = problems
             at = re.fullmatch(r"the file is cut short at byte (\d+): the whole tasks before are kept", str(problem))
             # A letter that is cut itself is not counted.
             assert at and cut - 3 < int(at[1]) <= cut
-        assert len(read_export(write(tmp_path, content))[0]) == 3
+        assert len(read_export_file(write(tmp_path, content))[0]) == 3
 
 
 def test_a_broken_file_gives_the_tasks_before(tmp_path: Path) -> None:
@@ -224,7 +231,7 @@ def test_a_broken_file_gives_the_tasks_before(tmp_path: Path) -> None:
         (": ", len(first) + 1),
         (",,", len(first) + 2),
     ):
-        found, problems = read_export(write(tmp_path, f"[{first}{between}{last}]".encode()))
+        found, problems = read_export_file(write(tmp_path, f"[{first}{between}{last}]".encode()))
         assert [task.id for task in found] == ["1"]
         assert [str(each) for each in problems] == [
             f"the file is no JSON from byte {problem} on: the tasks before are kept"
@@ -247,7 +254,7 @@ def test_a_broken_file_gives_the_tasks_before(tmp_path: Path) -> None:
 )
 def test_an_entry_that_is_no_json_leaves_those_after_it(tmp_path: Path, bad: str, reason: str) -> None:
     content = f"\ufeff [\n{json.dumps(entry('1'))} ,{bad}\t,\r\n{json.dumps(entry('2'))}] \n"
-    found, (problem,) = read_export(write(tmp_path, content.encode()))
+    found, (problem,) = read_export_file(write(tmp_path, content.encode()))
     assert [task.id for task in found] == ["1", "2"]
     assert (problem.entry, problem.reason) == (2, reason)
 
@@ -269,24 +276,24 @@ def test_an_entry_that_is_no_json_leaves_those_after_it(tmp_path: Path, bad: str
 def test_a_file_that_is_no_export_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     file = write(tmp_path, content)
     with pytest.raises(BadInputError) as caught:
-        read_export(file)
+        read_export_file(file)
     assert str(file) in str(caught.value) and reason in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, reason in ((tmp_path / "none.json", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(BadInputError) as caught:
-            read_export(path)
+            read_export_file(path)
         assert str(path) in str(caught.value) and reason in str(caught.value)
-    monkeypatch.setattr(export, "MOST_BYTES", 10)
+    monkeypatch.setattr(export, "MAX_EXPORT_BYTES", 10)
     with pytest.raises(BadInputError, match="is larger than 10 bytes"):
-        read_export(write(tmp_path, [entry()]))
+        read_export_file(write(tmp_path, [entry()]))
 
 
 def test_ten_thousand_tasks_are_read_in_seconds(tmp_path: Path) -> None:
     file = write(tmp_path, [entry(str(i), (chosen("Error"),)) for i in range(10_000)])
     began = time.monotonic()
-    tasks, problems = read_export(file)
+    tasks, problems = read_export_file(file)
     assert (len(tasks), problems) == (10_000, [])
     assert time.monotonic() - began < 30
 
@@ -295,7 +302,7 @@ def test_ten_thousand_tasks_are_read_in_seconds(tmp_path: Path) -> None:
 
 
 def digest(**changes: Any) -> str:
-    (task,), _ = tasks_of([deepcopy(entry(**changes))])
+    (task,), _ = parse_tasks([deepcopy(entry(**changes))])
     return task.digest
 
 
@@ -326,6 +333,6 @@ def test_verdicts_and_signatures_leave_the_digest_as_it_is() -> None:
 
 
 def test_addresses_are_not_shown_with_a_task() -> None:
-    (task,), _ = tasks_of([entry(init_image_url="https://h/a?X-Amz-Signature=opensesame")])
+    (task,), _ = parse_tasks([entry(init_image_url="https://h/a?X-Amz-Signature=opensesame")])
     assert "opensesame" not in f"{task} {task!r}"
-    assert str(Problem(3, None, "it is not JSON")) == "entry 3: it is not JSON"
+    assert str(TaskProblem(3, None, "it is not JSON")) == "entry 3: it is not JSON"

@@ -13,62 +13,69 @@ import pytest
 import sqlalchemy as sa
 
 from flexy_assets.inpaint import import_tasks, metrics, refine
-from flexy_assets.inpaint.import_tasks import Importing
-from flexy_assets.inpaint.plan import METHOD, SWAP, Inpainting
-from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.inpaint.import_tasks import TaskImporter
+from flexy_assets.inpaint.plan import INPAINT_METHOD, SWAP_NAME, InpaintPlan
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits, labels
-from flexy_assets.storage.edits import Candidate
-from flexy_assets.storage.labels import Task
-from flexy_assets.storage.swaps import Swap
+from flexy_assets.storage.edits import CandidateRow
+from flexy_assets.storage.labels import LabelTaskRow
+from flexy_assets.storage.swaps import SwapRow
 from flexy_assets.storage.tables import image_scores
 from resources import masks
 from resources.database import Database
 from resources.images import ImageStore
-from resources.mini.faces import write_example
+from resources.mini.faces import write_face_example
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from tests.support.servers import Oracle, running
 
-PLAN = Inpainting("mini_instruct", 2, 2.0, budget=2)
+PLAN = InpaintPlan("mini_instruct", 2, 2.0, budget=2)
 TASKS = 6
 
 
 @pytest.fixture
-def work(database: Database, tmp_path: Path) -> Scoring:
+def work(database: Database, tmp_path: Path) -> Work:
     images = tmp_path / "images"
     images.mkdir()
     settings = Settings.read({"FLEXY_HOME": str(tmp_path), "FLEXY_MODELS": "mini"})
-    return Scoring(database, ImageStore(str(images)), ModelSlot(), settings)
+    return Work(database, ImageStore(str(images)), ModelSlot(), settings)
 
 
 @pytest.fixture
-def tasks(work: Scoring, tmp_path: Path) -> list[Task]:
-    source = import_tasks.of_export(write_example(tmp_path / "example", TASKS, seed=1))
-    importer = Importing(work.database, work.store, work.settings, source)
+def tasks(work: Work, tmp_path: Path) -> list[LabelTaskRow]:
+    source = import_tasks.source_from_export(write_face_example(tmp_path / "example", TASKS, seed=1))
+    importer = TaskImporter(work.database, work.store, work.settings, source)
     importer.fetch(importer.reserve(50), lambda _: None)
     return stored(work)
 
 
-def stored(work: Scoring) -> list[Task]:
+def stored(work: Work) -> list[LabelTaskRow]:
     with work.database.begin(reading=True) as connection:
-        return labels.tasks(connection)
+        return labels.label_tasks_of(connection)
 
 
 def run(
-    work: Scoring, tasks: Sequence[Task], plan: Inpainting = PLAN
-) -> tuple[dict[str, Swap], list[Candidate], dict[str, Candidate], int]:
+    work: Work, tasks: Sequence[LabelTaskRow], plan: InpaintPlan = PLAN
+) -> tuple[dict[str, SwapRow], list[CandidateRow], dict[str, CandidateRow], int]:
     """What became of each task by name, every candidate, the winners, and how much was done now."""
     done: list[int] = []
     swaps = refine.swap_faces(work, tasks, done.append)
     rows = refine.plan_tasks(work, plan, tasks)
-    refine.refine(work, plan, rows, done.append)
-    chosen = refine.choose(work, plan, rows, None)
+    refine.refine_tasks(work, plan, rows, done.append)
+    chosen = refine.select_best(work, plan, rows, None)
     names = {task.id: task.name for task in tasks}
     winners = {row.name: chosen[row.id] for row in rows if row.id in chosen}
-    return {names[task]: swap for task, swap in swaps.items()}, refine.candidates(work, rows), winners, sum(done)
+    return (
+        {names[task]: swap for task, swap in swaps.items()},
+        refine.candidates_with_swap(work, rows),
+        winners,
+        sum(done),
+    )
 
 
-def test_every_task_ends_chosen_or_with_a_reason_and_nothing_is_done_twice(work: Scoring, tasks: list[Task]) -> None:
+def test_every_task_ends_chosen_or_with_a_reason_and_nothing_is_done_twice(
+    work: Work, tasks: list[LabelTaskRow]
+) -> None:
     swaps, made, winners, steps = run(work, tasks)
     assert len(swaps) == TASKS
     assert steps == TASKS + len(winners) * PLAN.nfe[0]
@@ -80,7 +87,7 @@ def test_every_task_ends_chosen_or_with_a_reason_and_nothing_is_done_twice(work:
     # A whole denoise of a task is one candidate, the unrefined swap another.
     assert len(made) == len(winners) * (1 + PLAN.budget)
     with work.database.begin(reading=True) as connection:
-        kept = labels.chosen(connection)
+        kept = labels.selected_images(connection)
     assert {each.task.name: each.candidate for each in kept} == {name: c.id for name, c in winners.items()}
     for each in kept:
         assert each.scores["potential"] == pytest.approx(PLAN.potential.of(each.scores))
@@ -90,81 +97,85 @@ def test_every_task_ends_chosen_or_with_a_reason_and_nothing_is_done_twice(work:
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("widen", [0.0, 0.25])
-def test_outside_of_the_mask_no_pixel_changes(work: Scoring, tasks: list[Task], widen: float) -> None:
+def test_outside_of_the_mask_no_pixel_changes(work: Work, tasks: list[LabelTaskRow], widen: float) -> None:
     plan = replace(PLAN, widen=widen, budget=1)
     swaps, made, _, _ = run(work, tasks, plan)
     scenes = {swap.image_path: task for task in tasks if (swap := swaps[task.name])}
     with work.database.begin(reading=True) as connection:
-        rows = {row.id: row for row in edits.tasks(connection, {_batch(plan, task) for task in tasks})}
+        rows = {row.id: row for row in edits.edit_tasks_of(connection, {_batch(plan, task) for task in tasks})}
     assert made
     for candidate in made:
         task = scenes[rows[candidate.task].image_path]
         before = np.asarray(work.store.read(task.image_path or "", task.image_sha256))
         after = np.asarray(work.store.read(candidate.image_path or "", candidate.image_sha256))
-        mask = masks.from_picture(work.store.read(task.mask_path or "", task.mask_sha256))
-        assert not (before != after)[~masks.widened(mask, widen)].any()
+        mask = masks.mask_from_image(work.store.read(task.mask_path or "", task.mask_sha256))
+        assert not (before != after)[~masks.widen_mask(mask, widen)].any()
         assert (before != after)[mask].any()
         # Only an editor that is allowed to changes what lies around the mask, and never the swapper.
-        assert (before != after)[~mask].any() == (widen > 0 and candidate.stage != SWAP)
+        assert (before != after)[~mask].any() == (widen > 0 and candidate.stage != SWAP_NAME)
 
 
-def _batch(plan: Inpainting, task: Task) -> str:
+def _batch(plan: InpaintPlan, task: LabelTaskRow) -> str:
     return f"{plan.run_id.hex[:8]}_{task.batch}"
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-def test_a_task_that_changed_is_done_anew_and_what_was_made_stays(work: Scoring, tasks: list[Task]) -> None:
+def test_a_task_that_changed_is_done_anew_and_what_was_made_stays(work: Work, tasks: list[LabelTaskRow]) -> None:
     first = tasks[:1]
     _, made, _, _ = run(work, first)
     other = replace(first[0], digest="0" * 64, character_path=tasks[1].character_path)
     other = replace(other, character_sha256=tasks[1].character_sha256)
     with work.database.begin() as connection:
-        labels.save(connection, other)
+        labels.save_label_task(connection, other)
     _, again, _, _ = run(work, [other])
     assert {c.task for c in again}.isdisjoint({c.task for c in made})
     with work.database.begin(reading=True) as connection:
-        assert {c.id for c in edits.candidates(connection, {_batch(PLAN, other)}, SWAP)} > {
-            c.id for c in made if c.stage == SWAP
+        assert {c.id for c in edits.edit_candidates_of(connection, {_batch(PLAN, other)}, SWAP_NAME)} > {
+            c.id for c in made if c.stage == SWAP_NAME
         }
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-def test_a_face_that_was_lost_in_refining_is_not_chosen(work: Scoring, tasks: list[Task]) -> None:
+def test_a_face_that_was_lost_in_refining_is_not_chosen(work: Work, tasks: list[LabelTaskRow]) -> None:
     # An editor of shapes makes no faces.
     _, made, winners, _ = run(work, tasks[:2])
-    lost = [c for c in made if c.stage != SWAP and c.scores["identity"] is None]
-    assert lost and {winner.stage for winner in winners.values()} == {SWAP}
-    assert all(c.scores[metric] is not None for c in lost for metric in metrics.MEASURED[1:])
+    lost = [c for c in made if c.stage != SWAP_NAME and c.scores["identity"] is None]
+    assert lost and {winner.stage for winner in winners.values()} == {SWAP_NAME}
+    assert all(c.scores[metric] is not None for c in lost for metric in metrics.MODEL_METRICS[1:])
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-def test_a_task_that_is_refined_alone_leaves_others_of_its_batch_as_they_are(work: Scoring, tasks: list[Task]) -> None:
+def test_a_task_that_is_refined_alone_leaves_others_of_its_batch_as_they_are(
+    work: Work, tasks: list[LabelTaskRow]
+) -> None:
     refine.swap_faces(work, tasks[:2], lambda _: None)
     rows = refine.plan_tasks(work, PLAN, tasks[:2])
-    (_, other) = refine.candidates(work, rows)
+    (_, other) = refine.candidates_with_swap(work, rows)
     # As a run leaves it that was killed before it had measured.
-    made = replace(other, id=uuid4(), method=METHOD, budget=PLAN.nfe[0], name="g0", stage="global")
+    made = replace(other, id=uuid4(), method=INPAINT_METHOD, budget=PLAN.nfe[0], name="g0", stage="global")
     with work.database.begin() as connection:
         edits.add_candidates(connection, [{k: v for k, v in asdict(made).items() if k != "scores"}])
-    refine.refine(work, PLAN, rows[:1], lambda _: None)
-    found = {candidate.id: candidate for candidate in refine.candidates(work, rows)}
+    refine.refine_tasks(work, PLAN, rows[:1], lambda _: None)
+    found = {candidate.id: candidate for candidate in refine.candidates_with_swap(work, rows)}
     assert found[made.id].scores == found[other.id].scores == {}
     assert sum(candidate.task == rows[0].id for candidate in found.values()) == 1 + PLAN.budget
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(work: Scoring, tasks: list[Task]) -> None:
-    plan = Inpainting(SWAP, steps=1, guidance=1.0, budget=0)
+def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(
+    work: Work, tasks: list[LabelTaskRow]
+) -> None:
+    plan = InpaintPlan(SWAP_NAME, steps=1, guidance=1.0, budget=0)
     refine.swap_faces(work, tasks, lambda _: None)
     rows = refine.plan_tasks(work, plan, tasks)
-    refine.refine(work, plan, rows, lambda _: None)
-    made = refine.candidates(work, rows)
+    refine.refine_tasks(work, plan, rows, lambda _: None)
+    made = refine.candidates_with_swap(work, rows)
 
     def judged(judge: str, oracle: Oracle) -> dict[UUID, dict[str, tuple[float, str]]]:
         """What the table has of each candidate once this judge was asked: value and who gave it, by metric."""
         settings = replace(work.settings, judge=judge, judge_url=oracle.url)
-        mark = metrics.ask_a_judge(replace(work, settings=settings), rows, refine.candidates(work, rows))
-        refine.choose(work, plan, rows, mark)
+        mark = metrics.judge_candidates(replace(work, settings=settings), rows, refine.candidates_with_swap(work, rows))
+        refine.select_best(work, plan, rows, mark)
         found: dict[UUID, dict[str, tuple[float, str]]] = {}
         with work.database.begin(reading=True) as connection:
             for row in connection.execute(sa.select(image_scores).order_by(image_scores.c.metric)):
@@ -176,10 +187,10 @@ def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(work
         assert gemini.calls == 4 * len(made)
         for candidate, answers in zip(made, gemini.said.values(), strict=True):
             of = first[candidate.id]
-            for metric in metrics.MEASURED:
+            for metric in metrics.MODEL_METRICS:
                 mean = pytest.approx(fmean(answer[metric] for answer in answers))
                 assert of[f"judge_{metric}"] == (mean, "gemini/gemini-3.5-flash")
-            measured = [of[metric][1].split("@")[0] for metric in metrics.MEASURED]
+            measured = [of[metric][1].split("@")[0] for metric in metrics.MODEL_METRICS]
             assert measured == ["mini_buffalo_l", "mini_aesthetic_v2", "mini_clip"]
             assert of["potential"][1].endswith("2·judge_identity (gemini/gemini-3.5-flash)")
         second = judged("moondream", moondream)

@@ -9,25 +9,33 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from flexy_assets.inpaint.review import AGREEMENT, Reviewed, agreement, auc, is_good, verdicts, votes
-from resources.label_studio.export import Verdict
+from flexy_assets.inpaint.review import (
+    AGREEMENT_SCHEMA,
+    ReviewedTask,
+    auc,
+    count_votes,
+    is_good_verdict,
+    score_agreement,
+    verdict_counts,
+)
+from resources.label_studio.export import ReviewVerdict
 
 SENT = datetime(2025, 10, 1, 12)
 
 
-def said(*choices: str, by: str | None = "1", hours: float = 1, at: str | None = "") -> Verdict:
+def said(*choices: str, by: str | None = "1", hours: float = 1, at: str | None = "") -> ReviewVerdict:
     time = (SENT + timedelta(hours=hours)).isoformat() + "Z" if at == "" else at
-    return Verdict(choices, 1, time, by)
+    return ReviewVerdict(choices, 1, time, by)
 
 
-def picture(*verdicts: Verdict, **scores: float) -> Reviewed:
-    return Reviewed("7001", SENT, scores, verdicts)
+def picture(*verdicts: ReviewVerdict, **scores: float) -> ReviewedTask:
+    return ReviewedTask("7001", SENT, scores, verdicts)
 
 
 def of(good: list[float], bad: list[float], metric: str = "potential") -> dict[str, Any]:
     pictures = [picture(said("No Issues"), **{metric: value}) for value in good]
     pictures += [picture(said("Error"), **{metric: value}) for value in bad]
-    (row,) = agreement(pictures, votes(pictures)).to_dicts()
+    (row,) = score_agreement(pictures, count_votes(pictures)).to_dicts()
     return row
 
 
@@ -42,7 +50,7 @@ def of(good: list[float], bad: list[float], metric: str = "potential") -> dict[s
     ],
 )
 def test_no_issues_alone_is_good(choices: tuple[str, ...], good: bool) -> None:
-    assert is_good(Verdict(choices)) is good
+    assert is_good_verdict(ReviewVerdict(choices)) is good
 
 
 def test_the_majority_counts_each_annotator_by_the_last_word() -> None:
@@ -53,7 +61,7 @@ def test_the_majority_counts_each_annotator_by_the_last_word() -> None:
         picture(said("No Issues", by="1"), said("Error", by="2")),
         picture(said("No Issues", by=None), said("No Issues", by=None), said("Error", by=None)),
     ]
-    found = votes(pictures)
+    found = count_votes(pictures)
     assert found.good == {0: True, 1: False, 2: False, 4: True}
     assert found.left_out == {"pictures with as many votes for as against": 1}
 
@@ -68,7 +76,7 @@ def test_a_verdict_on_what_was_there_before_is_none_on_the_picture() -> None:
         picture(said("No Issues", at="2025-10-01T14:30:00+02:00")),
         picture(),
     ]
-    found = votes(pictures)
+    found = count_votes(pictures)
     assert found.good == {0: True, 5: True}
     assert found.left_out == {
         "verdicts older than the picture": 3,
@@ -131,11 +139,11 @@ def test_what_cannot_be_computed_is_said_in_words(good: list[float], bad: list[f
 def test_each_metric_is_held_against_the_pictures_that_have_it() -> None:
     pictures = [picture(said("No Issues" if n % 2 else "Error"), potential=n, identity=-n) for n in range(12)]
     pictures += [picture(said("Error"), potential=3.0), picture(identity=2.0)]
-    found = agreement(pictures, votes(pictures))
+    found = score_agreement(pictures, count_votes(pictures))
     assert dict(zip(found["metric"], found["n"], strict=True)) == {"potential": 13, "identity": 12}
     assert found["metric"][0] == "potential"
-    nothing = agreement([], votes([]))
-    assert nothing.is_empty() and dict(nothing.schema) == AGREEMENT
-    assert verdicts([[said("Error"), said("Error")], [said("No Issues")]]) == {"Error": 2, "No Issues": 1}
+    nothing = score_agreement([], count_votes([]))
+    assert nothing.is_empty() and dict(nothing.schema) == AGREEMENT_SCHEMA
+    assert verdict_counts([[said("Error"), said("Error")], [said("No Issues")]]) == {"Error": 2, "No Issues": 1}
     few = of([1.0] * 8, [0.0, 0.5])
     assert few["note"] == "only 2 of one kind: the interval is too narrow"

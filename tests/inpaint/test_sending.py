@@ -8,33 +8,42 @@ from uuid import uuid4
 
 import pytest
 
-from flexy_assets.inpaint.plan import Inpainting
-from flexy_assets.inpaint.push_predictions import Field, document, regions, score, text_field
-from flexy_assets.storage.labels import Chosen, Sent, Task, task_id
+from flexy_assets.inpaint.plan import InpaintPlan
+from flexy_assets.inpaint.push_predictions import (
+    FormField,
+    find_text_field,
+    prediction_document,
+    prediction_regions,
+    prediction_score,
+)
+from flexy_assets.storage.labels import LabelTaskRow, SelectedImage, SentPrediction, label_task_id
 
-TASK = Task(task_id(3, "7001"), "7001", 3, 7101, "CHA-1", "Ada", "Ada at sea", "d" * 64)
-PLAN = Inpainting("mini_instruct", 4, 2.0)
-ONE = Chosen(TASK, uuid4(), "edits/a.png", None, PLAN, datetime(2025, 1, 1), {"potential": 30.0})
+TASK = LabelTaskRow(label_task_id(3, "7001"), "7001", 3, 7101, "CHA-1", "Ada", "Ada at sea", "d" * 64)
+PLAN = InpaintPlan("mini_instruct", 4, 2.0)
+ONE = SelectedImage(TASK, uuid4(), "edits/a.png", None, PLAN, datetime(2025, 1, 1), {"potential": 30.0})
 
 
 @pytest.mark.parametrize(
     ("form", "field"),
     [
-        ('<TextArea name="comments" toName="a"/><TextArea name="result_url" toName="b"/>', Field("result_url", "b")),
-        ('<TextArea name="comments" toName="a"/>', Field("comments", "a")),
+        (
+            '<TextArea name="comments" toName="a"/><TextArea name="result_url" toName="b"/>',
+            FormField("result_url", "b"),
+        ),
+        ('<TextArea name="comments" toName="a"/>', FormField("comments", "a")),
         ('<View><TextArea name="image" toName="a" perRegion="true"/></View>', None),
         ('<TextArea toName="a"/><TextArea name="image"/>', None),
         ('<Choices name="issues" toName="a"/>', None),
     ],
 )
-def test_an_address_goes_where_the_form_can_show_it(form: str, field: Field | None) -> None:
-    assert text_field(f"<View>{form}</View>") == field
+def test_an_address_goes_where_the_form_can_show_it(form: str, field: FormField | None) -> None:
+    assert find_text_field(f"<View>{form}</View>") == field
 
 
 def test_a_form_that_cannot_be_read_shows_nothing() -> None:
-    assert text_field("<View>") is None
-    assert regions(None, "/data/a.png") == []
-    (region,) = regions(Field("result", "final"), "/data/a.png")
+    assert find_text_field("<View>") is None
+    assert prediction_regions(None, "/data/a.png") == []
+    (region,) = prediction_regions(FormField("result", "final"), "/data/a.png")
     assert region["value"] == {"text": ["/data/a.png"]} and region["type"] == "textarea", "no verdict is claimed"
 
 
@@ -52,7 +61,7 @@ def test_a_score_lies_between_what_the_weights_allow(
 ) -> None:
     plan = replace(PLAN, **dict(zip(("alpha", "beta", "gamma"), weights, strict=True)))
     of = [{} if value is None else {"potential": value} for value in potentials]
-    assert [score(replace(ONE, plan=plan, scores=each)) for each in of] == scores
+    assert [prediction_score(replace(ONE, plan=plan, scores=each)) for each in of] == scores
 
 
 def test_the_file_has_the_last_choice_of_each_version() -> None:
@@ -60,13 +69,13 @@ def test_the_file_has_the_last_choice_of_each_version() -> None:
         ONE, candidate=uuid4(), plan=replace(PLAN, editor="kontext"), selected_at=ONE.selected_at + timedelta(days=1)
     )
     nameless = replace(ONE, task=replace(TASK, id=uuid4(), label_studio_id=None))
-    assert [each["model_version"] for each in document([ONE, later, nameless], [])] == [
+    assert [each["model_version"] for each in prediction_document([ONE, later, nameless], [])] == [
         "flexy/kontext",
         "flexy/mini_instruct",
     ]
     result = [{"type": "textarea"}]
-    sent = Sent(TASK.id, "mine", later.candidate, 0.75, result, outcome="created")
-    (only,) = document([later, ONE], [sent], "mine")
+    sent = SentPrediction(TASK.id, "mine", later.candidate, 0.75, result, outcome="created")
+    (only,) = prediction_document([later, ONE], [sent], "mine")
     assert only == {
         "task": 7101,
         "project": 3,
@@ -75,5 +84,5 @@ def test_the_file_has_the_last_choice_of_each_version() -> None:
         "result": result,
         "picture": "edits/a.png",
     }
-    (other,) = document([ONE], [sent], "mine")
+    (other,) = prediction_document([ONE], [sent], "mine")
     assert other["result"] == [], "what was sent of another candidate is not this one's"

@@ -12,25 +12,25 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from resources.mini.edits import CHANGES, Edit, Truth, compose, truth, unseen, write_example
-from resources.mini.reader import read
-from resources.mini.world import ATTRIBUTES, SIDE, Drawing, Flaws, Scene, difference, draw
+from resources.mini.edits import CHANGES, Edit, EditTruth, compose_edit, edit_truth, unseen, write_edit_example
+from resources.mini.reader import read_drawing
+from resources.mini.world import ATTRIBUTES, SIDE, Drawing, DrawnScene, Flaws, difference, draw_image
 
-SCENE = Scene(shape="circle", colour="red", background="green", size="large", position="middle")
+SCENE = DrawnScene(shape="circle", colour="red", background="green", size="large", position="middle")
 SOURCE = Drawing(SCENE, 31.0, 34.0, 16.5, (4, -3, 2))
 
 
-def edited(prompt: str, **changes: Any) -> Truth:
+def edited(prompt: str, **changes: Any) -> EditTruth:
     """What became of the source where the picture is it with these changes of scene or drawing."""
     scene = {name: value for name, value in changes.items() if name in ATTRIBUTES}
     others = {name: value for name, value in changes.items() if name not in ATTRIBUTES}
     shown = replace(SOURCE, scene=replace(SCENE, **scene), **others)
-    return truth(draw(SOURCE), prompt, draw(shown))
+    return edit_truth(draw_image(SOURCE), prompt, draw_image(shown))
 
 
 def edits(count: int, held_out: bool = True) -> list[Edit]:
     rng = np.random.default_rng(5)
-    return [compose(kind, rng, held_out) for kind in CHANGES for _ in range(count)]
+    return [compose_edit(kind, rng, held_out) for kind in CHANGES for _ in range(count)]
 
 
 @pytest.mark.parametrize("held_out", [True, False])
@@ -49,8 +49,8 @@ def test_an_edit_changes_what_its_prompt_says_and_nothing_else(held_out: bool) -
 
 def test_a_perfect_edit_is_carried_out_and_preserved_and_the_source_is_not_an_edit() -> None:
     for edit in edits(20):
-        source, target = draw(edit.source), draw(edit.target)
-        perfect, nothing = truth(source, edit.prompt, target), truth(source, edit.prompt, source)
+        source, target = draw_image(edit.source), draw_image(edit.target)
+        perfect, nothing = edit_truth(source, edit.prompt, target), edit_truth(source, edit.prompt, source)
         assert perfect.carried_out and perfect.preserved
         assert perfect.score >= 0.85
         assert not nothing.carried_out
@@ -59,7 +59,7 @@ def test_a_perfect_edit_is_carried_out_and_preserved_and_the_source_is_not_an_ed
 
 def test_a_drawings_place_and_radius_are_read_to_half_a_pixel() -> None:
     for edit in edits(20):
-        drawing = read(draw(edit.source)).drawing
+        drawing = read_drawing(draw_image(edit.source)).drawing
         assert drawing is not None
         for name in ("x", "y", "radius"):
             assert abs(getattr(drawing, name) - getattr(edit.source, name)) <= 0.5
@@ -115,34 +115,34 @@ def test_a_prompt_that_the_source_fulfils_asks_to_leave_it_as_it_is() -> None:
 
 
 def test_debris_on_the_ground_is_not_preserved() -> None:
-    picture = draw(replace(SOURCE, scene=replace(SCENE, colour="blue")))
+    picture = draw_image(replace(SOURCE, scene=replace(SCENE, colour="blue")))
     picture[4:14, 2:62] = 255
-    found = truth(draw(SOURCE), "a blue circle", picture)
+    found = edit_truth(draw_image(SOURCE), "a blue circle", picture)
     assert found.carried_out
     assert not found.preserved
 
 
 def test_a_blank_picture_scores_nothing_and_what_cannot_be_judged_is_said() -> None:
     blank: NDArray[np.uint8] = np.full((SIDE, SIDE, 3), 160, dtype=np.uint8)
-    assert truth(draw(SOURCE), "a blue circle", blank) == Truth(False, False, 0.0)
+    assert edit_truth(draw_image(SOURCE), "a blue circle", blank) == EditTruth(False, False, 0.0)
     with pytest.raises(ValueError, match="shows a shape"):
-        truth(blank, "a blue circle", draw(SOURCE))
+        edit_truth(blank, "a blue circle", draw_image(SOURCE))
     with pytest.raises(ValueError, match="no caption"):
-        truth(draw(SOURCE), "make it night", draw(SOURCE))
+        edit_truth(draw_image(SOURCE), "make it night", draw_image(SOURCE))
 
 
 def test_an_example_set_holds_all_that_the_truth_needs(tmp_path: Path) -> None:
-    file = write_example(tmp_path / "example", 12, seed=3)
+    file = write_edit_example(tmp_path / "example", 12, seed=3)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len({line["id"] for line in lines}) == 12
     rng = np.random.default_rng(3)
     for line, kind in zip(lines, [*CHANGES] * 2, strict=True):
-        edit = compose(kind, rng, held_out=True)
+        edit = compose_edit(kind, rng, held_out=True)
         assert line.keys() == {"id", "image_path", "prompt"}
         source = np.asarray(Image.open(file.parent / line["image_path"]))
-        found = truth(source, line["prompt"], draw(edit.target))
+        found = edit_truth(source, line["prompt"], draw_image(edit.target))
         assert found.carried_out and found.preserved
-    assert write_example(tmp_path / "again", 12, seed=3).read_bytes() == file.read_bytes()
+    assert write_edit_example(tmp_path / "again", 12, seed=3).read_bytes() == file.read_bytes()
 
 
 def test_the_same_drawing_does_not_differ_and_more_change_differs_more() -> None:

@@ -15,9 +15,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resources.faces import middle
+from resources.faces import mask_centre
 from resources.mini import face_figures, faces
-from resources.mini.faces import KINDS, SIDE, UNSEEN, Figure, Light, Pose, Scene, draw, mask, person, portrait, scene
+from resources.mini.faces import (
+    KINDS,
+    SIDE,
+    UNSEEN,
+    FaceFigure,
+    FaceScene,
+    Light,
+    Pose,
+    draw_faces,
+    face_mask,
+    make_person,
+    make_portrait,
+    make_scene,
+)
 from resources.models import registry
 from resources.settings import Settings
 
@@ -26,16 +39,16 @@ PUPIL = (18, 14, 18)
 
 @pytest.fixture(scope="module")
 def swapper() -> Iterator[Any]:
-    yield registry.face_swapper(Settings.read({})).load()
+    yield registry.find_face_swapper(Settings.read({})).load()
 
 
 # The world
 
 
 def test_a_number_is_always_the_same_person_and_no_two_are_alike() -> None:
-    assert person(7) == person(7)
-    assert len({person(UNSEEN + number).features for number in range(2000)}) == 2000
-    assert np.array_equal(draw(portrait(person(7))), draw(portrait(person(7))))
+    assert make_person(7) == make_person(7)
+    assert len({make_person(UNSEEN + number).features for number in range(2000)}) == 2000
+    assert np.array_equal(draw_faces(make_portrait(make_person(7))), draw_faces(make_portrait(make_person(7))))
 
 
 def test_landmarks_and_box_are_where_the_face_is_drawn() -> None:
@@ -44,8 +57,8 @@ def test_landmarks_and_box_are_where_the_face_is_drawn() -> None:
         pose = Pose(
             *(float(v) for v in rng.uniform(100, 150, 2)), 1.0, *(float(v) for v in rng.uniform(-0.35, 0.35, 2))
         )
-        figure = Figure(person(number), pose, faces.Expression(smile=0.0))
-        picture = draw(Scene((figure,), light=Light(side=0.0))).astype(int)
+        figure = FaceFigure(make_person(number), pose, faces.Expression(smile=0.0))
+        picture = draw_faces(FaceScene((figure,), light=Light(side=0.0))).astype(int)
         for x, y in figure.landmarks[:2]:
             # The light that glances off the eye is as near as a pixel.
             near = picture[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2]
@@ -56,8 +69,10 @@ def test_landmarks_and_box_are_where_the_face_is_drawn() -> None:
         assert marks[0, 0] < marks[1, 0] and marks[3, 0] < marks[4, 0], "left ones first"
         bald = replace(figure, person=replace(figure.person, style="bald"))
         pale, dark = (
-            draw(
-                Scene((replace(bald, person=replace(bald.person, features=replace(bald.person.features, skin=skin))),))
+            draw_faces(
+                FaceScene(
+                    (replace(bald, person=replace(bald.person, features=replace(bald.person.features, skin=skin))),)
+                )
             )
             for skin in (0.0, 1.0)
         )
@@ -70,7 +85,7 @@ def test_landmarks_and_box_are_where_the_face_is_drawn() -> None:
 def test_each_kind_of_task_is_what_it_says() -> None:
     rng = np.random.default_rng(2)
     for kind in KINDS * 4:
-        task = faces.task(kind, rng)
+        task = faces.face_task(kind, rng)
         assert len(task.scene.figures) in {"none": (0,), "several": (2, 3)}.get(kind, (1,))
         if task.figure is None:
             assert kind == "none" and task.ideal is task.scene
@@ -85,17 +100,17 @@ def test_each_kind_of_task_is_what_it_says() -> None:
 
 
 def test_an_example_is_an_export_with_its_pictures_beside_it(tmp_path: Path) -> None:
-    file = faces.write_example(tmp_path / "example", 12, seed=3)
+    file = faces.write_face_example(tmp_path / "example", 12, seed=3)
     exported = json.loads(file.read_text())
     assert len({task["id"] for task in exported}) == len({task["data"]["id"] for task in exported}) == 12
     verdicts = []
-    truths = faces.tasks(12, np.random.default_rng(4))
+    truths = faces.face_tasks(12, np.random.default_rng(4))
     for task, kind in zip(exported, KINDS * 2, strict=True):
         assert task.keys() == {"id", "data", "annotations", "predictions", "project"}
         data = task["data"]
         pictures = {key: Image.open(file.parent / data[key]) for key in data if key.endswith("_url")}
         assert len(pictures) == 4 and all(picture.size == (SIDE, SIDE) for picture in pictures.values())
-        assert middle(pictures["mask_image_url"]) is not None
+        assert mask_centre(pictures["mask_image_url"]) is not None
         (annotation,) = task["annotations"]
         (verdict,) = annotation["result"][0]["value"]["choices"]
         verdicts.append(verdict)
@@ -104,7 +119,7 @@ def test_an_example_is_an_export_with_its_pictures_beside_it(tmp_path: Path) -> 
         assert (verdict == "Error") == (kind == "none")
     assert set(verdicts) == {"No Issues", "Inconsistent Character", "Error"}
     assert sum(task.figure is None for task in truths) == 2
-    again = faces.write_example(tmp_path / "again", 12, seed=3)
+    again = faces.write_face_example(tmp_path / "again", 12, seed=3)
     for path in file.parent.iterdir():
         assert (again.parent / path.name).read_bytes() == path.read_bytes()
 
@@ -112,9 +127,9 @@ def test_an_example_is_an_export_with_its_pictures_beside_it(tmp_path: Path) -> 
 def test_a_mask_lies_over_its_face_and_no_other() -> None:
     rng = np.random.default_rng(5)
     for _ in range(10):
-        task = faces.task("several", rng)
+        task = faces.face_task("several", rng)
         assert task.figure is not None
-        found = middle(mask(task.figure))
+        found = mask_centre(face_mask(task.figure))
         assert found is not None
         away = {
             figure: np.hypot(*(np.add(figure.box[:2], figure.box[2:]) / 2 - found)) for figure in task.scene.figures
@@ -127,9 +142,9 @@ def test_a_mask_lies_over_its_face_and_no_other() -> None:
 
 def test_unseen_faces_are_found_and_nothing_else(swapper: Any) -> None:
     rng = np.random.default_rng(6)
-    people = [[person(UNSEEN + 10 * i + j) for j in range(i % 4)] for i in range(80)]
-    found = face_figures.detection(
-        swapper.finder, [scene(some, rng, at_edge=i % 5 == 0) for i, some in enumerate(people)]
+    people = [[make_person(UNSEEN + 10 * i + j) for j in range(i % 4)] for i in range(80)]
+    found = face_figures.detection_figures(
+        swapper.finder, [make_scene(some, rng, at_edge=i % 5 == 0) for i, some in enumerate(people)]
     )
     assert found.recall >= 0.97
     assert found.false_faces <= 0.03
@@ -137,7 +152,7 @@ def test_unseen_faces_are_found_and_nothing_else(swapper: Any) -> None:
 
 
 def test_a_swapped_face_is_the_characters_and_the_rest_stays(swapper: Any) -> None:
-    made = [swap for swap in face_figures.swaps(swapper, face_figures.held_out(24, turn=1)) if swap]
+    made = [swap for swap in face_figures.swap_faces_of(swapper, face_figures.held_out_faces(24, turn=1)) if swap]
     assert len(made) == 20
     shares = face_figures.swap_shares(made)
     assert shares["risen"] >= 0.95

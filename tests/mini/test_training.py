@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from resources.faces.insight import FaceSwapper
 from resources.mini import architecture
 from resources.mini.training import loop, train
-from resources.mini.world import WISHES
+from resources.mini.world import CAPTIONED_SCENES
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
     """A small net after its stage; killed and begun again on the way where asked."""
-    run = loop.Run(out=folder, work=folder, seed=7, rank=0, workers=1, scale=1.0)
+    run = loop.TrainingRun(out=folder, work=folder, seed=7, rank=0, workers=1, scale=1.0)
     folder.mkdir(exist_ok=True)
     seen: list[int] = []
 
@@ -47,7 +47,7 @@ def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
             x = torch.from_numpy(rng.standard_normal((8, 3), dtype=np.float32))
             return ((net(x).squeeze(-1) - x.sum(1)) ** 2).mean()
 
-        loop.fit(run, "toy", net, loss, average=0.9)
+        loop.train_model(run, "toy", net, loss, average=0.9)
 
     torch.manual_seed(0)
     net = nn.Linear(3, 1)
@@ -103,7 +103,7 @@ def test_the_face_models_are_trained_one_after_the_other_and_insightface_loads_t
     }
     recorded = json.loads((out / "training.json").read_text())
     assert recorded.keys() == {"clip", *parts, "face_details", "faces"} and recorded["clip"] == {"steps": 1}
-    run = loop.Run(out, work, seed=7, rank=0, workers=1, scale=1.0)
+    run = loop.TrainingRun(out, work, seed=7, rank=0, workers=1, scale=1.0)
     seen = torch.rand(2, 3, 112, 112) * 2 - 1
     crops = np.ascontiguousarray(((seen + 1) * 127.5).permute(0, 2, 3, 1).numpy()[..., ::-1])
     theirs = asked[0].finder.recogniser.get_feat([*crops])
@@ -128,8 +128,8 @@ def test_one_part_is_trained_and_the_others_stay_as_they_are(tmp_path: Path, mon
 
 def test_an_editor_begins_as_the_unet_that_it_is_made_from() -> None:
     torch.manual_seed(0)
-    painter = architecture.unet().eval()
-    editor = architecture.editing(painter).eval()
+    painter = architecture.make_unet().eval()
+    editor = architecture.widen_for_editing(painter).eval()
     noise, source, text = torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16), torch.randn(1, 8, 128)
     added = {"text_embeds": torch.randn(1, 128), "time_ids": torch.zeros(1, 6)}
     with torch.no_grad():
@@ -139,11 +139,11 @@ def test_an_editor_begins_as_the_unet_that_it_is_made_from() -> None:
 
 
 def test_the_tokenizer_knows_every_caption_and_survives_any_text(tmp_path: Path) -> None:
-    words = architecture.tokenizer()
+    words = architecture.train_tokenizer()
     words.save_pretrained(tmp_path)
     again = type(words).from_pretrained(tmp_path)
     end = again.eos_token_id
     for text in ("zebra übel 漢字 🙂", "", "x" * 500):
         ids = again([text], truncation=True).input_ids[0]
         assert ids[-1] == end and ids.count(end) == 1 and len(ids) <= architecture.PROMPT_TOKENS
-    assert max(len(ids) for ids in again([w.caption for w in WISHES]).input_ids) <= 16
+    assert max(len(ids) for ids in again([w.caption for w in CAPTIONED_SCENES]).input_ids) <= 16

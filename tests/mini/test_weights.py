@@ -20,12 +20,12 @@ SETTINGS = Settings.read({})
 
 @pytest.fixture(scope="module")
 def clip() -> Any:
-    return registry.scorer("clip", SETTINGS).load()
+    return registry.find_scorer("clip", SETTINGS).load()
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
-    yield registry.engine("mini_sdxl", SETTINGS).load()
+    yield registry.find_engine("mini_sdxl", SETTINGS).load()
 
 
 def test_the_weights_are_small_and_as_recorded() -> None:
@@ -50,13 +50,13 @@ def test_clip_tells_each_attribute_of_held_out_drawings(clip: Any) -> None:
 
 
 def test_the_aesthetic_heads_rank_as_their_juries_do(clip: Any) -> None:
-    v1, v2 = (registry.scorer(name, SETTINGS).load() for name in ("aesthetic_v1", "aesthetic_v2"))
+    v1, v2 = (registry.find_scorer(name, SETTINGS).load() for name in ("aesthetic_v1", "aesthetic_v2"))
     for name, correlation in figures.aesthetic_correlation(clip, v1, v2, count=600).items():
         assert correlation >= 0.70, f"{name}: {correlation}"
 
 
 def test_hps_ranks_pictures_for_a_prompt_as_people_would() -> None:
-    hps = registry.scorer("hps", SETTINGS).load()
+    hps = registry.find_scorer("hps", SETTINGS).load()
     assert figures.hps_correlation(hps, prompts=30)["within_prompt"] >= 0.70
 
 
@@ -72,7 +72,7 @@ def test_pictures_show_what_was_asked_and_guidance_matters(engine: Any) -> None:
 
 
 def test_single_edits_carry_out_the_prompt_and_keep_the_rest() -> None:
-    editor, entry = registry.editor("mini_instruct", SETTINGS).load(), registry.MODELS["mini_instruct"]
+    editor, entry = registry.find_editor("mini_instruct", SETTINGS).load(), registry.MODELS["mini_instruct"]
     found = figures.edit_accuracy(editor, figures.asked_edits(36), entry.steps, entry.guidance)
     # 36 edits leave a standard error of .07: the bars stand that much below the benchmark's.
     assert found["carried_out"] >= 0.53
@@ -80,10 +80,10 @@ def test_single_edits_carry_out_the_prompt_and_keep_the_rest() -> None:
 
 
 def test_lpips_ranks_pictures_by_how_much_changed() -> None:
-    lpips = registry.scorer("lpips", SETTINGS).load()
+    lpips = registry.find_scorer("lpips", SETTINGS).load()
     for kind, correlation in figures.lpips_correlation(lpips, count=240).items():
         assert correlation >= 0.70, f"{kind}: {correlation}"
-    pictures = [lpips.prepare(picture) for picture in figures.held_out(8, spoiled=True)[1]]
+    pictures = [lpips.prepare(picture) for picture in figures.held_out_drawings(8, spoiled=True)[1]]
     assert np.array_equal(lpips.distances(pictures, pictures), np.zeros(8))
     assert np.allclose(lpips.distances(pictures[:4], pictures[4:]), lpips.distances(pictures[4:], pictures[:4]))
 

@@ -8,29 +8,29 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from resources.mini.reader import read
+from resources.mini.reader import read_drawing
 from resources.mini.world import (
     ATTRIBUTES,
+    CAPTIONED_SCENES,
     SCENES,
     SIDE,
-    WISHES,
     Drawing,
+    DrawnScene,
     Flaws,
-    Scene,
-    draw,
+    add_flaws,
+    draw_image,
     preference,
-    sketch,
-    spoil,
+    sketch_drawing,
     taste_v1,
     taste_v2,
 )
 
-SCENE = Scene(shape="triangle", colour="red", background="white", size="large", position="left")
+SCENE = DrawnScene(shape="triangle", colour="red", background="white", size="large", position="left")
 
 
 def test_every_wish_has_a_caption_of_its_own() -> None:
     assert len(SCENES) == 720
-    assert len({wish.caption for wish in WISHES}) == len(WISHES) == 720 + 120 + 24
+    assert len({wish.caption for wish in CAPTIONED_SCENES}) == len(CAPTIONED_SCENES) == 720 + 120 + 24
 
 
 def test_a_brief_wish_is_fulfilled_by_every_scene_that_shows_what_it_says() -> None:
@@ -44,7 +44,7 @@ def test_a_brief_wish_is_fulfilled_by_every_scene_that_shows_what_it_says() -> N
 
 def test_the_rule_reads_every_scene_of_a_clean_drawing() -> None:
     rng = np.random.default_rng(1)
-    wrong = [s for s in SCENES if read(draw(sketch(s, rng))).scene != s]
+    wrong = [s for s in SCENES if read_drawing(draw_image(sketch_drawing(s, rng))).scene != s]
     assert not wrong
 
 
@@ -55,7 +55,7 @@ def test_the_rule_is_not_fooled_by_a_wrong_attribute() -> None:
             shown = replace(SCENE, **{name: value})
             if shown == SCENE or shown.colour == shown.background:
                 continue
-            agreement = read(draw(sketch(shown, rng))).agreement(SCENE)
+            agreement = read_drawing(draw_image(sketch_drawing(shown, rng))).agreement(SCENE)
             assert not agreement[name], f"{name}={value} was read as {getattr(SCENE, name)}"
             assert sum(agreement.values()) == len(ATTRIBUTES) - 1
 
@@ -63,21 +63,23 @@ def test_the_rule_is_not_fooled_by_a_wrong_attribute() -> None:
 @pytest.mark.parametrize("flaw", ["blur", "noise", "blotches", "burn", "fade"])
 def test_each_flaw_takes_a_picture_further_from_clean(flaw: str) -> None:
     rng = np.random.default_rng(3)
-    clean = sketch(SCENE, rng)
-    distances = [read(draw(replace(clean, flaws=Flaws(**{flaw: level})), rng)).deviation for level in (0, 0.4, 0.8)]
+    clean = sketch_drawing(SCENE, rng)
+    distances = [
+        read_drawing(draw_image(replace(clean, flaws=Flaws(**{flaw: level})), rng)).deviation for level in (0, 0.4, 0.8)
+    ]
     assert distances == sorted(distances)
     assert distances[-1] > 1.5 * distances[0]
 
 
 def test_a_blank_picture_shows_nothing() -> None:
-    reading = read(np.full((SIDE, SIDE, 3), 244, dtype=np.uint8))
+    reading = read_drawing(np.full((SIDE, SIDE, 3), 244, dtype=np.uint8))
     assert reading.scene is None
     assert not any(reading.agreement(SCENE).values())
 
 
 def test_the_reader_refuses_what_is_not_a_picture_of_this_world() -> None:
     with pytest.raises(ValueError, match="uint8"):
-        read(np.zeros((32, 32, 3), dtype=np.uint8))
+        read_drawing(np.zeros((32, 32, 3), dtype=np.uint8))
 
 
 def test_the_juries_like_clean_and_composed_drawings_and_differ() -> None:
@@ -85,7 +87,7 @@ def test_the_juries_like_clean_and_composed_drawings_and_differ() -> None:
     clean = Drawing(SCENE, 32, 32, 17)
     assert taste_v1(clean) > taste_v1(replace(clean, flaws=Flaws(noise=0.7)))
     assert taste_v2(clean) > taste_v2(replace(clean, x=2.0))
-    many = [spoil(sketch(SCENES[i], rng), rng) for i in rng.integers(len(SCENES), size=400)]
+    many = [add_flaws(sketch_drawing(SCENES[i], rng), rng) for i in rng.integers(len(SCENES), size=400)]
     agreement = spearmanr([taste_v1(d) for d in many], [taste_v2(d) for d in many]).statistic
     assert 0.3 < agreement < 0.95
     assert all(1 <= taste(d) <= 10 for d in many for taste in (taste_v1, taste_v2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resources.errors import FlexyError
-from resources.models.compute import Halving, out_of_memory
+from resources.models.compute import HalvingBatches, is_out_of_memory
 
 EXABYTE = 10**18
 
@@ -28,7 +28,7 @@ class Model:
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_stays_so() -> None:
-    model, halving = Model(room=3), Halving(16)
+    model, halving = Model(room=3), HalvingBatches(16)
     assert halving(model, range(20)) == [2 * item for item in range(20)]
     assert halving(model, range(4)) == [0, 2, 4, 6]
     assert model.calls == [16, 8, 4, *[2] * 10, 2, 2]
@@ -36,7 +36,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_stays_so() -> Non
 
 def test_one_item_that_does_not_fit_fails_alone_and_the_others_are_done() -> None:
     model = Model(room=8, giants=[5])
-    results = Halving(8)(model, range(12))
+    results = HalvingBatches(8)(model, range(12))
     assert [r for r in results if not isinstance(r, FlexyError)] == [2 * i for i in range(12) if i != 5]
     failed = results[5]
     assert isinstance(failed, FlexyError)
@@ -48,13 +48,13 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        Halving(4)(broken, [1, 2])
+        HalvingBatches(4)(broken, [1, 2])
 
 
 def test_what_libraries_say_of_a_lack_of_memory_is_understood() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(EXABYTE, dtype=torch.uint8)
-    assert out_of_memory(caught.value)
-    assert out_of_memory(MemoryError())
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
-    assert not out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not is_out_of_memory(ValueError("out of memory"))

@@ -25,20 +25,20 @@ from PIL import Image
 
 from resources.errors import FlexyError
 from resources.http.downloads import (
+    DownloadedImage,
     DownloadError,
-    Downloads,
-    Limits,
-    Picture,
-    beside,
-    bring,
+    DownloadLimits,
+    ImageDownloader,
+    check_image,
+    download_images,
     is_public,
-    picture,
-    resolve,
-    shown,
+    masked_url,
+    resolve_host,
+    save_temporary,
 )
 from resources.images import MAX_PIXELS, ImageStore
 
-QUICK = Limits(seconds=2, silence=0.5, attempts=3, backoff=0.02, longest_wait=1, size=100_000)
+QUICK = DownloadLimits(seconds=2, silence=0.5, attempts=3, backoff=0.02, longest_wait=1, size=100_000)
 SECRET = "opensesame"
 
 
@@ -175,9 +175,9 @@ class running:  # noqa: N801
         self.thread.join()
 
 
-def downloads(site: Site, **settings: Any) -> Downloads:
+def downloads(site: Site, **settings: Any) -> ImageDownloader:
     """Downloads that may ask `site`."""
-    return Downloads(**{"allowed": {("127.0.0.1", site.server_port)}, "limits": QUICK} | settings)
+    return ImageDownloader(**{"allowed": {("127.0.0.1", site.server_port)}, "limits": QUICK} | settings)
 
 
 def refusal(get: Callable[[], Any]) -> str:
@@ -196,7 +196,7 @@ def test_a_picture_comes_as_it_is(site: Site, format: str) -> None:
     content = encoded(format)
     site.pages["/a"] = gives(content)
     found = downloads(site).get(site.url("/a?x=1#part"))
-    assert found == Picture(content, hashlib.sha256(content).hexdigest(), format.lower(), 24, 24)
+    assert found == DownloadedImage(content, hashlib.sha256(content).hexdigest(), format.lower(), 24, 24)
     (path, headers), *more = site.asked
     assert (path, more) == ("/a?x=1", [])
     assert headers["host"] == site.where
@@ -346,12 +346,12 @@ NAMES = {
 
 def looked_up(host: str, port: int) -> list[str]:
     """Names of the tests' own; what is not among them the real resolver knows."""
-    return NAMES.get(host) or resolve(host, port)
+    return NAMES.get(host) or resolve_host(host, port)
 
 
 @pytest.mark.parametrize("url", INWARD)
 def test_nothing_that_aims_at_this_machine_or_its_network_is_asked(url: str) -> None:
-    asking = Downloads(limits=QUICK, resolve=looked_up)
+    asking = ImageDownloader(limits=QUICK, resolve=looked_up)
     words = refusal(lambda: asking.get(url))
     assert any(said in words for said in ("not asked", "not written in the usual form", "write it anew")), words
 
@@ -362,7 +362,7 @@ def test_nothing_that_aims_at_this_machine_or_its_network_is_asked(url: str) -> 
 )
 def test_not_even_a_public_address_is_asked_in_an_odd_form(host: str) -> None:
     """Who checks and who connects may read it differently."""
-    words = refusal(lambda: Downloads(limits=QUICK).get(f"http://{host}/a.png"))
+    words = refusal(lambda: ImageDownloader(limits=QUICK).get(f"http://{host}/a.png"))
     assert words == "an address has a host that is not written in the usual form: use its name in ASCII"
 
 
@@ -407,7 +407,7 @@ def test_what_was_checked_is_what_is_asked(site: Site) -> None:
 
     allowed = {("pictures.example", site.server_port)}
     url = f"http://pictures.example:{site.server_port}/a.png"
-    assert Downloads(allowed=allowed, limits=QUICK, resolve=rebinding).get(url).content == PNG
+    assert ImageDownloader(allowed=allowed, limits=QUICK, resolve=rebinding).get(url).content == PNG
     assert asked == ["pictures.example"]
     assert site.asked[0][1]["host"] == f"pictures.example:{site.server_port}"
 
@@ -417,7 +417,7 @@ def test_a_host_is_allowed_at_its_port_and_no_other(site: Site) -> None:
         assert "allow it by FLEXY_ALLOWED_HOSTS=127.0.0.1:" in refusal(
             lambda allowed=allowed: downloads(site, allowed=allowed).get(site.url())
         )
-    inward = Downloads(limits=QUICK, resolve=looked_up)
+    inward = ImageDownloader(limits=QUICK, resolve=looked_up)
     assert refusal(lambda: inward.get("https://inward.example/a.png")) == (
         "https://inward.example/a.png leads to inward.example inside this machine or its network,"
         " which is not asked: allow it by FLEXY_ALLOWED_HOSTS=inward.example"
@@ -459,12 +459,12 @@ def test_tls_is_checked_against_the_name_and_not_the_address(site: Site, tmp_pat
     port = site.server_port
     allowed = {("pictures.example", port), ("others.example", port)}
     settings = {"allowed": allowed, "limits": QUICK, "resolve": lambda *_: ["127.0.0.1"]}
-    asking = Downloads(trust=trust, **settings)
+    asking = ImageDownloader(trust=trust, **settings)
     assert asking.get(f"https://pictures.example:{port}/a.png").content == PNG
     assert asking.get(f"https://pictures.example.:{port}/a.png").content == PNG
     words = refusal(lambda: asking.get(f"https://others.example:{port}/a.png"))
     assert "cannot be trusted: Hostname mismatch" in words
-    words = refusal(lambda: Downloads(**settings).get(f"https://pictures.example:{port}/a.png"))
+    words = refusal(lambda: ImageDownloader(**settings).get(f"https://pictures.example:{port}/a.png"))
     assert "cannot be trusted: self-signed certificate" in words
     assert len(site.asked) == 2
 
@@ -511,7 +511,7 @@ def test_a_bomb_is_not_unpacked_in_memory(site: Site) -> None:
     import tracemalloc
 
     site.pages["/x.png"] = gives(gzip.compress(bytes(200_000_000)), Content_Encoding="gzip")
-    asking = downloads(site, limits=Limits(size=1_000_000))
+    asking = downloads(site, limits=DownloadLimits(size=1_000_000))
     tracemalloc.start()
     try:
         refusal(lambda: asking.get(site.url("/x.png")))
@@ -524,7 +524,7 @@ def test_a_small_file_that_claims_a_huge_picture_is_refused() -> None:
     buffer = io.BytesIO()
     Image.new("1", (8100, 8100)).save(buffer, "PNG")
     assert MAX_PIXELS < 8100**2
-    assert refusal(lambda: picture(buffer.getvalue(), "x")) == "x claims 8100×8100 pixels: too large"
+    assert refusal(lambda: check_image(buffer.getvalue(), "x")) == "x claims 8100×8100 pixels: too large"
 
 
 @pytest.mark.parametrize("passing", [gives(status=429), gives(status=500), gives(status=503, Retry_After="0")])
@@ -559,7 +559,7 @@ def test_a_slow_server_has_so_long_and_no_longer(site: Site, page: Callable[[Han
     site.pages["/x.png"] = page
     began = time.monotonic()
     words = refusal(
-        lambda: downloads(site, limits=Limits(seconds=0.5, silence=0.4, attempts=1)).get(site.url("/x.png"))
+        lambda: downloads(site, limits=DownloadLimits(seconds=0.5, silence=0.4, attempts=1)).get(site.url("/x.png"))
     )
     assert "did not come within 0.5 s" in words
     assert time.monotonic() - began < 5
@@ -570,7 +570,7 @@ def test_a_silent_server_is_not_waited_for() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         port = silent.getsockname()[1]
-        asking = Downloads(allowed={("127.0.0.1", port)}, limits=Limits(silence=0.2, attempts=1))
+        asking = ImageDownloader(allowed={("127.0.0.1", port)}, limits=DownloadLimits(silence=0.2, attempts=1))
         assert "said nothing for 0.2 s" in refusal(lambda: asking.get(f"http://127.0.0.1:{port}/"))
         assert "said nothing for 0.2 s" in refusal(lambda: asking.get(f"https://127.0.0.1:{port}/"))
 
@@ -590,19 +590,21 @@ def test_a_name_that_nobody_has_is_said_so() -> None:
     def nobody(host: str, port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    words = refusal(lambda: Downloads(limits=QUICK, resolve=nobody).get(f"https://nobody.example/a?{SECRET}"))
+    words = refusal(lambda: ImageDownloader(limits=QUICK, resolve=nobody).get(f"https://nobody.example/a?{SECRET}"))
     assert words == "https://nobody.example/a cannot be reached: there is no host nobody.example: check the address"
 
 
 def test_an_address_that_no_server_would_take_is_refused() -> None:
-    assert "too long" in refusal(lambda: Downloads().get("https://public.example/" + "a" * 8000))
+    assert "too long" in refusal(lambda: ImageDownloader().get("https://public.example/" + "a" * 8000))
 
 
 def test_an_address_is_shown_without_what_may_be_a_key() -> None:
-    assert shown(f"HTTPS://Public.Example:8443/a/b.png?X={SECRET}#{SECRET}") == "https://public.example:8443/a/b.png"
-    assert shown("http://h/" + "a" * 300) == "http://h/" + "a" * 190 + "…"
+    assert (
+        masked_url(f"HTTPS://Public.Example:8443/a/b.png?X={SECRET}#{SECRET}") == "https://public.example:8443/a/b.png"
+    )
+    assert masked_url("http://h/" + "a" * 300) == "http://h/" + "a" * 190 + "…"
     for url in (f"http://u:{SECRET}@h/", f"http://u:{SECRET}\\@h/", f"//{SECRET}", f"ftp://{SECRET}@h/", f"{SECRET}"):
-        assert shown(url) == "an address"
+        assert masked_url(url) == "an address"
 
 
 # Label Studio
@@ -671,7 +673,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_file_beside_the_export_is_read(folder: Path) -> None:
     (folder / "link.png").symlink_to("a.png")
     for name in ("a.png", "./a.png", "more/é b.png", "link.png"):
-        assert beside(folder, name).content == PNG
+        assert save_temporary(folder, name).content == PNG
 
 
 @pytest.mark.parametrize(
@@ -701,7 +703,7 @@ def test_no_other_file_is_read(folder: Path, name: str, reason: str) -> None:
     (folder / "page.png").write_bytes(b"<html>")
     (folder / "large.png").write_bytes(bytes(100_001))
     os.mkfifo(folder / "pipe")
-    assert reason in refusal(lambda: beside(folder, name, size=100_000))
+    assert reason in refusal(lambda: save_temporary(folder, name, size=100_000))
 
 
 # Many
@@ -713,7 +715,7 @@ def test_each_place_is_asked_once_and_what_fails_leaves_the_rest(site: Site, fol
     store = ImageStore(str(tmp_path / "images"))
     places = [site.url(f"/{i}") for i in range(6)] * 3 + ["a.png", "../outside.png", "file:///etc/passwd"]
     asking = downloads(site)
-    found = bring(store, "labels/sources", places, asking, folder)
+    found = download_images(store, "labels/sources", places, asking, folder)
     assert list(found) == list(dict.fromkeys(places))
     assert sorted(path for path, _ in site.asked) == [f"/{i}" for i in range(6)]
     for i in range(6):
@@ -724,10 +726,10 @@ def test_each_place_is_asked_once_and_what_fails_leaves_the_rest(site: Site, fol
     assert len(list(Path(store.root, "labels/sources").iterdir())) == 3
     failed = {place: error for place, error in found.items() if isinstance(error, FlexyError)}
     assert list(failed) == ["../outside.png", "file:///etc/passwd"]
-    assert bring(store, "labels/sources", places, asking, folder).keys() == found.keys()
-    (unknown,) = bring(store, "labels/sources", ["/data/upload/1/a.png"], asking, folder).values()
+    assert download_images(store, "labels/sources", places, asking, folder).keys() == found.keys()
+    (unknown,) = download_images(store, "labels/sources", ["/data/upload/1/a.png"], asking, folder).values()
     assert str(unknown) == "'/data/upload/1/a.png' lies on a Label Studio: set LABEL_STUDIO_URL to where it is"
-    (alone,) = bring(store, "labels/sources", ["a.png"], asking, None).values()
+    (alone,) = download_images(store, "labels/sources", ["a.png"], asking, None).values()
     assert str(alone) == "'a.png' is no address: write https://HOST/PATH"
 
 
@@ -736,7 +738,7 @@ def test_a_stored_picture_keeps_its_transparency(site: Site, tmp_path: Path) -> 
     Image.fromarray(np.full((4, 4, 4), 90, np.uint8), "RGBA").save(buffer, "PNG")
     site.pages["/mask"] = gives(buffer.getvalue())
     store = ImageStore(str(tmp_path))
-    (found,) = bring(store, "m", [site.url("/mask")], downloads(site), None).values()
+    (found,) = download_images(store, "m", [site.url("/mask")], downloads(site), None).values()
     assert not isinstance(found, FlexyError)
     assert store.read_as_is(*found).getpixel((0, 0)) == (90, 90, 90, 90)
     assert store.read(*found).mode == "RGB"

@@ -26,10 +26,10 @@ import pytest
 from huggingface_hub import constants
 
 from resources.models import registry, weights
-from resources.models.catalogue import catalogue
+from resources.models.catalogue import list_models
 from resources.models.entry import ModelEntry
 from resources.models.registry import MODELS
-from resources.models.weights import Published
+from resources.models.weights import PublishedWeights
 from resources.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,12 +43,12 @@ FLEXY = """
 import json, sys
 from resources.models import registry
 from resources.models.entry import ModelEntry
-from resources.models.weights import Published
+from resources.models.weights import PublishedWeights
 entries = json.loads(sys.argv[1])
 registry.MODELS.clear()
 for name, (published, needs) in entries.items():
-    registry.MODELS[name] = ModelEntry(name, "scorer", "nowhere:load", Published(**published), needs=needs)
-from flexy_assets.cli import main
+    registry.MODELS[name] = ModelEntry(name, "scorer", "nowhere:load", PublishedWeights(**published), needs=needs)
+from flexy_assets.cli.app import main
 main(sys.argv[2:], prog_name="flexy")
 """
 
@@ -230,13 +230,13 @@ class World:
     hub: Hub
     cache: Path
     environment: dict[str, str]
-    entries: dict[str, tuple[Published, dict[str, str]]] = field(default_factory=dict)
+    entries: dict[str, tuple[PublishedWeights, dict[str, str]]] = field(default_factory=dict)
 
     def publish(self, name: str, held: Repo, *files: str, needs: str = "", **published: Any) -> None:
         """A repository of the hub, and the model that is published there."""
         self.hub.repos[f"us/{name}"] = held
-        entry = Published(f"us/{name}", held.commit, files, "mit", 0.001, gated=held.gated)
-        self.entries[name] = (Published(**asdict(entry) | published), {"part": needs} if needs else {})
+        entry = PublishedWeights(f"us/{name}", held.commit, files, "mit", 0.001, gated=held.gated)
+        self.entries[name] = (PublishedWeights(**asdict(entry) | published), {"part": needs} if needs else {})
 
     def command(self, *arguments: str) -> list[str]:
         entries = {name: (asdict(published), needs) for name, (published, needs) in self.entries.items()}
@@ -283,7 +283,7 @@ class World:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(registry, "MODELS", entries)
             patch.setattr(constants, "HF_HUB_CACHE", str(self.cache))
-            return {row["name"]: row["state"] for row in catalogue(Settings.read(environment))}
+            return {row["name"]: row["state"] for row in list_models(Settings.read(environment))}
 
     def folder(self, name: str, commit: str = COMMIT) -> Path:
         return self.cache / f"models--us--{name}" / "snapshots" / commit
@@ -614,8 +614,8 @@ def test_what_is_published_is_said_in_full(name: str) -> None:
     assert published.files and len(set(published.files)) == len(published.files)
     for pattern in published.files:
         assert "**" not in pattern and not pattern.startswith(("/", ".")), "a pattern stays within its folder"
-        assert not weights.chosen(["README.md", "model.ckpt", "flax_model.msgpack", "a/b/c.json"], [pattern])
+        assert not weights.select_files(["README.md", "model.ckpt", "flax_model.msgpack", "a/b/c.json"], [pattern])
     for file, digest in published.sha256.items():
-        assert weights.chosen([file], published.files), f"{file} has a hash and is not fetched"
+        assert weights.select_files([file], published.files), f"{file} has a hash and is not fetched"
         assert re.fullmatch("[0-9a-f]{64}", digest), f"{file}: {digest} is no SHA-256"
     assert all(MODELS[needed].published for needed in MODELS[name].needs.values())

@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from resources.errors import BadInputError, FlexyError
-from resources.images import MAX_PIXELS, ImageStore, UnreadableImageError, describe, write_atomically
+from resources.images import MAX_PIXELS, ImageStore, UnreadableImageError, describe_os_error, write_atomically
 
 RED = (255, 0, 0)
 
@@ -133,7 +133,7 @@ print(*[file.name for file in Path(sys.argv[1]).iterdir() if file.name.startswit
 
 
 def test_a_quota_that_is_used_up_is_a_full_disk() -> None:
-    assert describe(OSError(errno.EDQUOT, "")) == describe(OSError(errno.ENOSPC, ""))
+    assert describe_os_error(OSError(errno.EDQUOT, "")) == describe_os_error(OSError(errno.ENOSPC, ""))
 
 
 def test_a_url_is_a_root_too() -> None:

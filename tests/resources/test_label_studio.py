@@ -16,10 +16,10 @@ import pytest
 import requests
 from PIL import Image
 
-from resources.http.downloads import DownloadError, Downloads
+from resources.http.downloads import DownloadError, ImageDownloader
 from resources.label_studio import client
-from resources.label_studio.client import LabelStudio, LabelStudioError, Limits, Prediction, Pushed
-from resources.label_studio.export import Verdict, read_export, tasks_of
+from resources.label_studio.client import LabelStudioClient, LabelStudioError, LabelStudioLimits, Prediction, PushResult
+from resources.label_studio.export import ReviewVerdict, parse_tasks, read_export_file
 from resources.masks import encode_rle
 from resources.settings import Settings
 from tests.support.label_studio import TOKEN, Server
@@ -56,29 +56,29 @@ def says(link: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def studio(label_studio_server: Server) -> LabelStudio:
+def studio(label_studio_server: Server) -> LabelStudioClient:
     settings = {"LABEL_STUDIO_URL": label_studio_server.url, "LABEL_STUDIO_API_KEY": TOKEN}
-    return LabelStudio.of(Settings.read(settings))
+    return LabelStudioClient.of(Settings.read(settings))
 
 
 @pytest.fixture
-def project(studio: LabelStudio) -> int:
+def project(studio: LabelStudioClient) -> int:
     return created(studio, FORM)
 
 
-def created(studio: LabelStudio, form: str) -> int:
+def created(studio: LabelStudioClient, form: str) -> int:
     number: int = studio.call("POST", "api/projects/", {"title": "Faces to review", "label_config": form})["id"]
     return number
 
 
-def imported(studio: LabelStudio, project: int, *names: str) -> list[int]:
+def imported(studio: LabelStudioClient, project: int, *names: str) -> list[int]:
     """The numbers of new tasks, as Label Studio gave them."""
     tasks = [{"data": data(name)} for name in names]
     numbers: list[int] = studio.call("POST", f"api/projects/{project}/import?return_task_ids=true", tasks)["task_ids"]
     return numbers
 
 
-def held(studio: LabelStudio, task: int) -> list[tuple[int, str, float, Any]]:
+def held(studio: LabelStudioClient, task: int) -> list[tuple[int, str, float, Any]]:
     return [(p["id"], p["model_version"], p["score"], p["result"]) for p in studio.predictions(task)]
 
 
@@ -89,9 +89,9 @@ def picture() -> bytes:
 
 
 def test_tasks_come_page_by_page_with_what_people_said_of_them(
-    studio: LabelStudio, project: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    studio: LabelStudioClient, project: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(client, "PAGE", 3)
+    monkeypatch.setattr(client, "PAGE_TASKS", 3)
     numbers = imported(studio, project, *"abcdefg")
     chosen = {"from_name": "issues", "to_name": "final", "type": "choices", "value": {"choices": ["Error"]}}
     rle = encode_rle(np.eye(4, 6, dtype=bool))
@@ -103,12 +103,12 @@ def test_tasks_come_page_by_page_with_what_people_said_of_them(
 
     listed = list(studio.tasks(project))
     assert [task["id"] for task in listed] == numbers
-    tasks, problems = tasks_of(listed)
+    tasks, problems = parse_tasks(listed)
     assert problems == []
     assert [task.id for task in tasks] == list("abcdefg")
     assert {task.project for task in tasks} == {project}
     (verdict,) = tasks[1].verdicts
-    assert verdict == Verdict(("Error",), made["id"], made["updated_at"], "1")
+    assert verdict == ReviewVerdict(("Error",), made["id"], made["updated_at"], "1")
     assert [list(stroke.rle) for stroke in tasks[1].strokes] == [rle]
     assert listed[2]["predictions"][0]["model_version"] == "flexy"
 
@@ -120,34 +120,34 @@ def test_tasks_come_page_by_page_with_what_people_said_of_them(
     )
     file = tmp_path / "export.json"
     file.write_bytes(exported.content)
-    again, problems = read_export(file)
+    again, problems = read_export_file(file)
     assert problems == []
     assert sorted(again, key=lambda task: task.id) == tasks
     assert [task.digest for task in sorted(again, key=lambda task: task.id)] == [task.digest for task in tasks]
 
 
-def test_the_form_comes_as_it_was_written(studio: LabelStudio, project: int) -> None:
+def test_the_form_comes_as_it_was_written(studio: LabelStudioClient, project: int) -> None:
     assert studio.label_config(project).split() == FORM.split()
 
 
-def test_a_prediction_pushed_twice_is_there_once(studio: LabelStudio, project: int) -> None:
+def test_a_prediction_pushed_twice_is_there_once(studio: LabelStudioClient, project: int) -> None:
     (task,) = imported(studio, project, "a")
     prediction = Prediction(task, "flexy 1", 0.1 + 0.2, says("https://pictures.example/é 1.png"))
     first = studio.push(prediction)
     before = studio.predictions(task)
     assert (first.action, first.removed) == ("created", 0)
-    assert studio.push(prediction) == Pushed(first.id, "unchanged")
+    assert studio.push(prediction) == PushResult(first.id, "unchanged")
     assert studio.predictions(task) == before, "not even its time changed"
     assert held(studio, task) == [(first.id, "flexy 1", 0.1 + 0.2, says("https://pictures.example/é 1.png"))]
 
 
-def test_a_changed_prediction_is_replaced_and_others_are_left_alone(studio: LabelStudio, project: int) -> None:
+def test_a_changed_prediction_is_replaced_and_others_are_left_alone(studio: LabelStudioClient, project: int) -> None:
     task, other = imported(studio, project, "a", "b")
     first = studio.push(Prediction(task, "flexy 1", 0.5, says("1")))
     second = studio.push(Prediction(task, "flexy 2", None, says("2")))
     elsewhere = studio.push(Prediction(other, "flexy 1", 0.5, says("1")))
     for score, link in ((0.75, "1"), (0.75, "3")):
-        assert studio.push(Prediction(task, "flexy 1", score, says(link))) == Pushed(first.id, "replaced")
+        assert studio.push(Prediction(task, "flexy 1", score, says(link))) == PushResult(first.id, "replaced")
     assert held(studio, task) == [
         (first.id, "flexy 1", 0.75, says("3")),
         (second.id, "flexy 2", None, says("2")),
@@ -155,7 +155,7 @@ def test_a_changed_prediction_is_replaced_and_others_are_left_alone(studio: Labe
     assert held(studio, other) == [(elsewhere.id, "flexy 1", 0.5, says("1"))]
 
 
-def test_doubles_are_removed_wherever_a_push_was_killed(studio: LabelStudio, project: int) -> None:
+def test_doubles_are_removed_wherever_a_push_was_killed(studio: LabelStudioClient, project: int) -> None:
     """What two pushers at once, or one that was killed while its answer was under way, may leave."""
     (task,) = imported(studio, project, "a")
     for score in (0.1, 0.5, 0.5):
@@ -163,14 +163,14 @@ def test_doubles_are_removed_wherever_a_push_was_killed(studio: LabelStudio, pro
         studio.call("POST", "api/predictions/", prediction)
     first, *_ = held(studio, task)
     pushed = studio.push(Prediction(task, "flexy", 0.5, says("1")))
-    assert pushed == Pushed(first[0], "replaced", removed=2)
+    assert pushed == PushResult(first[0], "replaced", removed=2)
     assert held(studio, task) == [(first[0], "flexy", 0.5, says("1"))]
     studio.delete(first[0])
     studio.delete(first[0])
     assert held(studio, task) == []
 
 
-def test_what_the_server_refuses_is_said_in_its_words(studio: LabelStudio, project: int) -> None:
+def test_what_the_server_refuses_is_said_in_its_words(studio: LabelStudioClient, project: int) -> None:
     with pytest.raises(LabelStudioError, match=r"status 400 \(.*task.*\): check what was sent") as caught:
         studio.push(Prediction(10**6, "flexy", 0.5, says("1")))
     assert "\n" not in str(caught.value)
@@ -183,16 +183,16 @@ def test_what_the_server_refuses_is_said_in_its_words(studio: LabelStudio, proje
 @pytest.mark.parametrize("key", ["0" * 40, "", "eyJhbGciOiJIUzI1NiJ9.eyJ0b2tlbl90eXBlIjoicmVmcmVzaCJ9.opensesame"])
 def test_a_wrong_token_is_one_line_that_does_not_hold_it(label_studio_server: Server, key: str) -> None:
     with pytest.raises(LabelStudioError) as caught:
-        list(LabelStudio(label_studio_server.url, key).tasks(1))
+        list(LabelStudioClient(label_studio_server.url, key).tasks(1))
     message = str(caught.value)
     assert message.startswith("Label Studio at 127.0.0.1 answers with status 401 (")
     assert message.endswith("): check LABEL_STUDIO_API_KEY, and that such tokens are enabled there")
     assert "\n" not in message and (not key or key not in message)
 
 
-def test_a_personal_access_token_is_exchanged_and_renewed(studio: LabelStudio, project: int) -> None:
+def test_a_personal_access_token_is_exchanged_and_renewed(studio: LabelStudioClient, project: int) -> None:
     token = studio.call("POST", "api/token/")["token"]
-    mine = LabelStudio(studio.url, token)
+    mine = LabelStudioClient(studio.url, token)
     numbers = imported(mine, project, "a")
     assert [task["id"] for task in mine.tasks(project)] == numbers
     first = mine.authorization()
@@ -200,34 +200,36 @@ def test_a_personal_access_token_is_exchanged_and_renewed(studio: LabelStudio, p
     assert mine.authorization() == first, "kept while it lasts"
     # The server forgets it sooner than was thought.
     mine._access = mine._access[:-4] + "AAAA"
-    assert len(list(LabelStudio(studio.url, token, Limits(backoff=0.01)).tasks(project))) == 1
-    mine.limits = Limits(backoff=0.01)
+    assert len(list(LabelStudioClient(studio.url, token, LabelStudioLimits(backoff=0.01)).tasks(project))) == 1
+    mine.limits = LabelStudioLimits(backoff=0.01)
     assert [task["id"] for task in mine.tasks(project)] == numbers
     assert token not in repr(mine)
 
 
-def test_an_upload_is_there_once_and_is_shown_to_who_is_signed_in_alone(studio: LabelStudio, project: int) -> None:
+def test_an_upload_is_there_once_and_is_shown_to_who_is_signed_in_alone(
+    studio: LabelStudioClient, project: int
+) -> None:
     content = picture()
     path = studio.upload(project, content)
     assert path.startswith(f"/data/upload/{project}/") and path.endswith(".png")
     assert studio.upload(project, content) == path
-    fresh = LabelStudio(studio.url, TOKEN)
+    fresh = LabelStudioClient(studio.url, TOKEN)
     assert fresh.upload(project, content) == path, "found again by who was killed"
     other = fresh.upload(project, picture())
     assert other != path
     assert len(studio.call("GET", f"api/projects/{project}/file-uploads?all=true")) == 2
     assert list(studio.tasks(project)) == [], "no task was made of it"
 
-    assert Downloads(server=studio).get(path).content == content
-    assert Downloads(server=studio).get(studio.url + path).content == content
+    assert ImageDownloader(server=studio).get(path).content == content
+    assert ImageDownloader(server=studio).get(studio.url + path).content == content
     with pytest.raises(DownloadError, match="is not asked"):
-        Downloads().get(studio.url + path)
+        ImageDownloader().get(studio.url + path)
     port = int(studio.url.rpartition(":")[2])
     with pytest.raises(DownloadError, match="status 401"):
-        Downloads(allowed={("127.0.0.1", port)}).get(studio.url + path)
+        ImageDownloader(allowed={("127.0.0.1", port)}).get(studio.url + path)
 
     single = created(studio, '<View><Image name="final" value="$image_url"/></View>')
-    assert Downloads(server=studio).get(studio.upload(single, content)).content == content
+    assert ImageDownloader(server=studio).get(studio.upload(single, content)).content == content
     assert list(studio.tasks(single)) == []
     with pytest.raises(LabelStudioError, match=r"status 400 \(.*extension is not supported.*\)"):
         studio.upload(project, content, "exe")
@@ -241,11 +243,11 @@ def test_an_upload_is_there_once_and_is_shown_to_who_is_signed_in_alone(studio: 
 
 
 def test_a_server_that_dies_in_the_middle_and_comes_back_has_each_prediction_once(
-    label_studio_server: Server, studio: LabelStudio, project: int
+    label_studio_server: Server, studio: LabelStudioClient, project: int
 ) -> None:
     tasks = imported(studio, project, *[str(i) for i in range(12)])
-    patient = LabelStudio(studio.url, TOKEN, Limits(attempts=100, backoff=0.5, longest_wait=1))
-    pushed: list[Pushed] = []
+    patient = LabelStudioClient(studio.url, TOKEN, LabelStudioLimits(attempts=100, backoff=0.5, longest_wait=1))
+    pushed: list[PushResult] = []
 
     def push_all() -> None:
         for task in tasks:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from resources.errors import BadInputError
-from resources.label_studio.client import LabelStudio, LabelStudioError, Limits, Prediction, Pushed
+from resources.label_studio.client import LabelStudioClient, LabelStudioError, LabelStudioLimits, Prediction, PushResult
 from resources.settings import Settings
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
-QUICK = Limits(timeout=1, attempts=3, backoff=0.02, longest_wait=1, answer_bytes=10_000)
+QUICK = LabelStudioLimits(timeout=1, attempts=3, backoff=0.02, longest_wait=1, answer_bytes=10_000)
 RESULT = [{"type": "textarea", "value": {"text": ["x"]}}]
 Trouble = Callable[["Handler"], None]
 
@@ -114,8 +114,8 @@ def studio() -> Iterator[Studio]:
 
 
 @pytest.fixture
-def client(studio: Studio) -> LabelStudio:
-    return LabelStudio(studio.url, KEY, QUICK)
+def client(studio: Studio) -> LabelStudioClient:
+    return LabelStudioClient(studio.url, KEY, QUICK)
 
 
 def prediction(score: float = 0.5) -> Prediction:
@@ -132,7 +132,7 @@ def kept(studio: Studio) -> list[tuple[str, float]]:
 @pytest.mark.parametrize("trouble", [breaks_off, loses_the_answer, says({}, 429), says("", 502), says({}, 500)])
 @pytest.mark.parametrize("at", range(2))
 def test_a_push_that_is_disturbed_anywhere_makes_one_prediction(
-    studio: Studio, client: LabelStudio, trouble: Trouble, at: int
+    studio: Studio, client: LabelStudioClient, trouble: Trouble, at: int
 ) -> None:
     studio.troubles = [None] * at + [trouble]
     pushed = client.push(prediction())
@@ -150,20 +150,20 @@ def test_a_pusher_killed_anywhere_leaves_a_prediction_and_the_next_one_ends_it(
         studio.held[number] = {"id": number, "task": 1, "model_version": version, "score": 0.1, "result": []}
     studio.troubles = [None] * at + [trouble]
     with pytest.raises(LabelStudioError):
-        LabelStudio(studio.url, KEY, Limits(attempts=1)).push(prediction())
+        LabelStudioClient(studio.url, KEY, LabelStudioLimits(attempts=1)).push(prediction())
     assert "flexy" in [version for version, _ in kept(studio)]
-    LabelStudio(studio.url, KEY, QUICK).push(prediction())
+    LabelStudioClient(studio.url, KEY, QUICK).push(prediction())
     assert sorted(kept(studio)) == [("flexy", 0.5), ("other", 0.1)]
     assert client_pushes_nothing_more(studio)
 
 
 def client_pushes_nothing_more(studio: Studio) -> bool:
     asked = len(studio.asked)
-    pushed = LabelStudio(studio.url, KEY, QUICK).push(prediction())
-    return pushed == Pushed(1, "unchanged") and [method for method, *_ in studio.asked[asked:]] == ["GET"]
+    pushed = LabelStudioClient(studio.url, KEY, QUICK).push(prediction())
+    return pushed == PushResult(1, "unchanged") and [method for method, *_ in studio.asked[asked:]] == ["GET"]
 
 
-def test_what_could_be_made_twice_is_sent_once(studio: Studio, client: LabelStudio) -> None:
+def test_what_could_be_made_twice_is_sent_once(studio: Studio, client: LabelStudioClient) -> None:
     studio.troubles = [loses_the_answer]
     with pytest.raises(LabelStudioError, match="tried once: run again later"):
         client.call("POST", "api/predictions/", {"task": 1})
@@ -173,7 +173,9 @@ def test_what_could_be_made_twice_is_sent_once(studio: Studio, client: LabelStud
 
 
 @pytest.mark.parametrize(("version", "score"), [("", 0.5), ("flexy", float("nan")), ("flexy", float("inf"))])
-def test_what_is_no_prediction_is_not_sent(studio: Studio, client: LabelStudio, version: str, score: float) -> None:
+def test_what_is_no_prediction_is_not_sent(
+    studio: Studio, client: LabelStudioClient, version: str, score: float
+) -> None:
     with pytest.raises(BadInputError, match="the prediction for task 1 has no model version or no finite score"):
         client.push(Prediction(1, version, score, RESULT))
     assert studio.asked == []
@@ -199,7 +201,7 @@ def test_what_is_no_prediction_is_not_sent(studio: Studio, client: LabelStudio, 
     ],
 )
 def test_an_answer_that_is_none_is_one_line_and_not_asked_for_again(
-    studio: Studio, client: LabelStudio, trouble: Trouble, reason: str
+    studio: Studio, client: LabelStudioClient, trouble: Trouble, reason: str
 ) -> None:
     studio.troubles = [trouble]
     with pytest.raises(LabelStudioError) as caught:
@@ -219,7 +221,9 @@ def test_an_answer_that_is_none_is_one_line_and_not_asked_for_again(
         (drips, "did not answer within 1 s"),
     ],
 )
-def test_what_does_not_pass_is_given_up_on(studio: Studio, client: LabelStudio, trouble: Trouble, reason: str) -> None:
+def test_what_does_not_pass_is_given_up_on(
+    studio: Studio, client: LabelStudioClient, trouble: Trouble, reason: str
+) -> None:
     studio.troubles = [trouble] * 5
     with pytest.raises(LabelStudioError) as caught:
         client.predictions(1)
@@ -227,7 +231,7 @@ def test_what_does_not_pass_is_given_up_on(studio: Studio, client: LabelStudio, 
     assert len(studio.asked) == 3
 
 
-def test_a_server_that_asks_to_wait_is_waited_for_but_not_for_long(studio: Studio, client: LabelStudio) -> None:
+def test_a_server_that_asks_to_wait_is_waited_for_but_not_for_long(studio: Studio, client: LabelStudioClient) -> None:
     studio.troubles = [says({}, 429, Retry_After="0.3")]
     began = time.monotonic()
     assert client.predictions(1) == []
@@ -238,13 +242,13 @@ def test_a_server_that_asks_to_wait_is_waited_for_but_not_for_long(studio: Studi
 
 
 @pytest.mark.parametrize("document", [[], {}, {"tasks": 5}, {"tasks": [], "total": "all"}, 7])
-def test_what_is_no_list_of_tasks_is_said_so(studio: Studio, client: LabelStudio, document: Any) -> None:
+def test_what_is_no_list_of_tasks_is_said_so(studio: Studio, client: LabelStudioClient, document: Any) -> None:
     studio.troubles = [says(document)]
     with pytest.raises(LabelStudioError, match="answers with no tasks: check LABEL_STUDIO_URL"):
         list(client.tasks(1))
 
 
-def test_a_list_of_tasks_that_never_ends_is_ended(studio: Studio, client: LabelStudio) -> None:
+def test_a_list_of_tasks_that_never_ends_is_ended(studio: Studio, client: LabelStudioClient) -> None:
     page = says({"tasks": [{"id": 1}, {"id": 2}, {"id": 1}, "x"], "total": 10**9})
     studio.troubles = [page] * 9
     assert list(client.tasks(1)) == [{"id": 1}, {"id": 2}]
@@ -255,7 +259,7 @@ def test_a_list_of_tasks_that_never_ends_is_ended(studio: Studio, client: LabelS
 
 
 def test_the_token_is_the_servers_alone(
-    studio: Studio, client: LabelStudio, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    studio: Studio, client: LabelStudioClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login someone password else\n")
@@ -276,7 +280,7 @@ def test_the_token_is_the_servers_alone(
 
 
 def test_a_personal_token_that_gives_no_access_is_said_so(studio: Studio) -> None:
-    client = LabelStudio(studio.url, "head.body.opensesame", QUICK)
+    client = LabelStudioClient(studio.url, "head.body.opensesame", QUICK)
     for answer in (says({}), says([]), says({"access": 5})):
         studio.troubles = [answer]
         with pytest.raises(LabelStudioError, match="gives no access token: check LABEL_STUDIO_API_KEY"):
@@ -289,4 +293,4 @@ def test_a_personal_token_that_gives_no_access_is_said_so(studio: Studio) -> Non
 def test_a_server_without_address_or_token_is_asked_for() -> None:
     for variables in ({}, {"LABEL_STUDIO_URL": "http://h"}, {"LABEL_STUDIO_API_KEY": "x"}):
         with pytest.raises(BadInputError, match="no Label Studio is named: set LABEL_STUDIO_URL and"):
-            LabelStudio.of(Settings.read(variables))
+            LabelStudioClient.of(Settings.read(variables))

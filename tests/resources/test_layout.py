@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resources.mini.world import Drawing, Scene, draw
-from resources.scorers.layout import agreements, edges
+from resources.mini.world import Drawing, DrawnScene, draw_image
+from resources.scorers.layout import edge_maps, layout_agreements
 
-SOURCE = Drawing(Scene("circle", "red", "white", "large", "middle"), x=32.0, y=32.0, radius=14.0)
+SOURCE = Drawing(DrawnScene("circle", "red", "white", "large", "middle"), x=32.0, y=32.0, radius=14.0)
 
 
 def agreement(left: Image.Image, right: Image.Image) -> float:
-    return agreements([edges(left)], [edges(right)])[0]
+    return layout_agreements([edge_maps(left)], [edge_maps(right)])[0]
 
 
 def drawn(**changes: object) -> Image.Image:
-    return Image.fromarray(draw(replace(SOURCE, **changes)))
+    return Image.fromarray(draw_image(replace(SOURCE, **changes)))
 
 
 def test_the_same_picture_agrees_wholly_at_any_size() -> None:
@@ -47,7 +47,7 @@ def test_a_picture_without_edges_agrees_with_nothing() -> None:
 
 
 def test_a_pair_is_judged_by_itself() -> None:
-    pictures = [edges(drawn(x=30.0 + index)) for index in range(4)]
-    together = agreements(pictures[:1] * 4, pictures)
-    alone = [agreements(pictures[:1], [picture])[0] for picture in pictures]
+    pictures = [edge_maps(drawn(x=30.0 + index)) for index in range(4)]
+    together = layout_agreements(pictures[:1] * 4, pictures)
+    alone = [layout_agreements(pictures[:1], [picture])[0] for picture in pictures]
     np.testing.assert_allclose(together, alone, rtol=1e-12)

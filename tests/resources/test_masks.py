@@ -16,13 +16,13 @@ from resources.masks import (
     Mask,
     MaskError,
     bounding_box,
-    centre,
     decode_rle,
     encode_rle,
-    feathered,
-    fitting,
-    from_picture,
+    feather_mask,
+    fit_mask,
     keep_outside,
+    mask_centroid,
+    mask_from_image,
 )
 
 
@@ -167,13 +167,13 @@ def test_noise_is_a_mask_or_refused_and_nothing_else() -> None:
 def test_a_picture_of_any_mode_is_a_mask_where_it_is_bright() -> None:
     grey = Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8))
     for mode in ("L", "RGB", "RGBA", "LA", "CMYK"):
-        assert from_picture(grey.convert(mode)).tolist() == [[False, False, True, True]], mode
-    assert from_picture(Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")).tolist() == [[False, True]]
-    assert from_picture(Image.fromarray(np.array([[0, 32767, 32768, 65535]], np.uint16))).tolist() == [
+        assert mask_from_image(grey.convert(mode)).tolist() == [[False, False, True, True]], mode
+    assert mask_from_image(Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")).tolist() == [[False, True]]
+    assert mask_from_image(Image.fromarray(np.array([[0, 32767, 32768, 65535]], np.uint16))).tolist() == [
         [False, False, True, True]
     ]
     with pytest.raises(MaskError, match="32-bit pixels of unknown range"):
-        from_picture(Image.fromarray(np.zeros((1, 1), np.float32)))
+        mask_from_image(Image.fromarray(np.zeros((1, 1), np.float32)))
 
 
 def test_a_picture_with_transparency_is_a_mask_where_it_is_opaque() -> None:
@@ -181,24 +181,24 @@ def test_a_picture_with_transparency_is_a_mask_where_it_is_opaque() -> None:
     strokes[0, :, 3] = [0, 127, 128]
     for colour in (0, 255):
         strokes[:, :, :3] = colour
-        assert from_picture(Image.fromarray(strokes)).tolist() == [[False, False, True]]
+        assert mask_from_image(Image.fromarray(strokes)).tolist() == [[False, False, True]]
     palette = Image.new("P", (2, 1))
     palette.putpixel((1, 0), 1)
     palette.info["transparency"] = 0
-    assert from_picture(palette).tolist() == [[False, True]]
-    assert not from_picture(Image.new("RGBA", (2, 1), (255, 255, 255, 0))).any()
+    assert mask_from_image(palette).tolist() == [[False, True]]
+    assert not mask_from_image(Image.new("RGBA", (2, 1), (255, 255, 255, 0))).any()
 
 
 def test_a_mask_of_the_pictures_size_fits_as_it_is() -> None:
     mask = disc(40, 30, 10, 10, 5)
-    assert fitting(mask, 40, 30) is mask
+    assert fit_mask(mask, 40, 30) is mask
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 60), (20, 15), (1000, 750), (41, 31), (533, 400)])
 def test_a_mask_of_the_pictures_proportions_is_scaled(width: int, height: int) -> None:
-    found = fitting(disc(40, 30, 19.5, 14.5, 10), width, height)
+    found = fit_mask(disc(40, 30, 19.5, 14.5, 10), width, height)
     assert found.shape == (height, width)
-    x, y = centre(found)
+    x, y = mask_centroid(found)
     assert (x / width, y / height) == pytest.approx((0.5, 0.5), abs=0.02)
     assert found.mean() == pytest.approx(np.pi * 10**2 / 1200, rel=0.1)
 
@@ -206,7 +206,7 @@ def test_a_mask_of_the_pictures_proportions_is_scaled(width: int, height: int) -
 @pytest.mark.parametrize(("width", "height"), [(30, 40), (40, 40), (40, 32), (38, 30), (400, 310), (4, 3), (1, 1)])
 def test_a_mask_of_other_proportions_is_another_pictures(width: int, height: int) -> None:
     with pytest.raises(MaskError) as caught:
-        fitting(disc(40, 30, 10, 10, 5), width, height)
+        fit_mask(disc(40, 30, 10, 10, 5), width, height)
     assert str(caught.value) == (
         f"the mask has 40×30 pixels, the picture {width}×{height}: give the picture's own mask"
     )
@@ -215,16 +215,16 @@ def test_a_mask_of_other_proportions_is_another_pictures(width: int, height: int
 def test_an_empty_mask_is_refused_and_so_is_one_that_is_empty_once_scaled() -> None:
     for mask in (np.zeros((30, 40), bool), disc(800, 600, 10, 10, 1)):
         with pytest.raises(MaskError, match="the mask is empty: paint over what is to be put right"):
-            fitting(mask, 40, 30)
+            fit_mask(mask, 40, 30)
 
 
 # What is done by them
 
 
 def test_the_centre_is_that_of_what_is_masked() -> None:
-    assert centre(masked("....", "..#.", "....")) == (2.5, 1.5)
-    assert centre(masked("##..", "##..")) == (1, 1)
-    assert centre(masked("####", "#...")) == ((0.5 + 1.5 + 2.5 + 3.5 + 0.5) / 5, (4 * 0.5 + 1.5) / 5)
+    assert mask_centroid(masked("....", "..#.", "....")) == (2.5, 1.5)
+    assert mask_centroid(masked("##..", "##..")) == (1, 1)
+    assert mask_centroid(masked("####", "#...")) == ((0.5 + 1.5 + 2.5 + 3.5 + 0.5) / 5, (4 * 0.5 + 1.5) / 5)
 
 
 def test_the_box_is_what_pillow_would_crop() -> None:
@@ -239,11 +239,11 @@ def test_the_box_is_what_pillow_would_crop() -> None:
 def test_an_edit_is_feathered_inside_the_mask_and_not_at_the_pictures_edge() -> None:
     mask = np.zeros((9, 12), bool)
     mask[:, 4:] = True
-    found = feathered(mask, 3)
+    found = feather_mask(mask, 3)
     assert found.dtype == np.float32
     assert np.allclose(found, [0] * 4 + [0.25, 0.5, 0.75] + [1] * 5)
-    assert np.array_equal(feathered(mask, 0), mask)
-    assert feathered(np.ones((3, 3), bool), 5).min() == 1
+    assert np.array_equal(feather_mask(mask, 0), mask)
+    assert feather_mask(np.ones((3, 3), bool), 5).min() == 1
 
 
 @pytest.mark.parametrize("radius", [0, 1, 7.5, 500])

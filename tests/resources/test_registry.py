@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(folder: Path) -> LocalModel:
-    return LocalModel("small_head", folder / "head", "resources.scorers.aesthetic:load", {"version": 1})
+    return LocalModel("small_head", folder / "head", "resources.scorers.aesthetic:load_aesthetic", {"version": 1})
 
 
 def complaint(model: LocalModel) -> str:
@@ -90,24 +90,24 @@ def test_the_fingerprint_follows_the_weights_and_only_its_own(model: LocalModel,
 @pytest.mark.parametrize(("models", "remedy"), [("mini", "use mini_sdxl"), ("full", "use realvis_xl, flux_schnell")])
 def test_an_engine_nobody_knows_is_answered_with_those_there_are(models: str, remedy: str) -> None:
     with pytest.raises(BadInputError, match=f"engine 'nosuch' is unknown to FLEXY_MODELS={models}: {remedy}"):
-        registry.engine("nosuch", settings(models))
+        registry.find_engine("nosuch", settings(models))
 
 
 def test_a_scorer_nobody_knows_is_answered_with_those_there_are() -> None:
     with pytest.raises(BadInputError, match="scorer 'nosuch' is unknown to FLEXY_MODELS=mini: use clip, "):
-        registry.scorer("nosuch", settings("mini"))
+        registry.find_scorer("nosuch", settings("mini"))
 
 
 def test_mini_engines_are_known_by_their_name() -> None:
     # What keeps their images apart from other engines' is this prefix.
-    assert all(name.startswith("mini_") for name in registry.models("engine", settings("mini")))
-    assert not any(name.startswith("mini_") for name in registry.models("engine", settings("full")))
+    assert all(name.startswith("mini_") for name in registry.model_names("engine", settings("mini")))
+    assert not any(name.startswith("mini_") for name in registry.model_names("engine", settings("full")))
 
 
 @pytest.mark.parametrize("models", ["mini", "full"])
 def test_every_metric_has_its_models_in_both_sets(models: str) -> None:
     wanted = {*SCORER_OF.values(), *(metric.reads for metric in METRICS.values() if metric.reads)}
-    assert wanted <= set(registry.models("scorer", settings(models)))
+    assert wanted <= set(registry.model_names("scorer", settings(models)))
 
 
 def test_every_entry_says_what_one_must_know_of_it() -> None:
@@ -127,7 +127,7 @@ def test_every_entry_says_what_one_must_know_of_it() -> None:
 def test_a_published_model_that_is_not_here_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FlexyError) as caught:
-        registry.scorer("hps", settings("full")).load()
+        registry.find_scorer("hps", settings("full")).load()
     message = str(caught.value)
     for words in ("no weights for hps: xswu/HPSv2", "flexy models fetch hps", "FLEXY_MODEL_REGISTRY", "=mini"):
         assert words in message
@@ -140,28 +140,28 @@ def test_a_folder_of_the_users_own_takes_the_hubs_place(tmp_path: Path) -> None:
         {"predictor.weight": torch.ones(1, 8), "predictor.bias": torch.zeros(1)}, tmp_path / "head/model.safetensors"
     )
     asked = Settings.read({"FLEXY_MODELS": "full", "FLEXY_MODEL_REGISTRY": str(tmp_path / "models.toml")})
-    model = registry.scorer("aesthetic_v1", asked)
+    model = registry.find_scorer("aesthetic_v1", asked)
     assert model.load()(torch.ones(1, 8)).tolist() == [8.0]
     before = model.fingerprint
     save_file(
         {"predictor.weight": torch.zeros(1, 8), "predictor.bias": torch.zeros(1)}, tmp_path / "head/model.safetensors"
     )
-    assert registry.scorer("aesthetic_v1", asked).fingerprint != before
+    assert registry.find_scorer("aesthetic_v1", asked).fingerprint != before
 
 
 def test_hps_root_is_the_checkpoints_folder(tmp_path: Path) -> None:
     asked = Settings.read({"FLEXY_MODELS": "full", "HPS_ROOT": str(tmp_path)})
-    assert registry.scorer("hps", asked).folder == tmp_path
+    assert registry.find_scorer("hps", asked).folder == tmp_path
 
 
 def test_a_precision_asked_for_by_name_is_used_and_marks_the_scores(tmp_path: Path) -> None:
     models = {
-        p: registry.scorer("clip", Settings.read({"FLEXY_MODELS": "full", "FLEXY_PRECISION": p}))
+        p: registry.find_scorer("clip", Settings.read({"FLEXY_MODELS": "full", "FLEXY_PRECISION": p}))
         for p in ("fp32", "bf16")
     }
     assert [model.precision for model in models.values()] == ["fp32", "bf16"]
     assert models["bf16"].fingerprint == f"{models['fp32'].fingerprint}/bf16"
-    mini = registry.scorer("clip", Settings.read({"FLEXY_PRECISION": "bf16"}))
+    mini = registry.find_scorer("clip", Settings.read({"FLEXY_PRECISION": "bf16"}))
     assert mini.precision == "fp32"  # the mini models' numbers are the same everywhere
 
 

@@ -156,7 +156,7 @@ def test_after_a_switch_the_memory_held_is_the_new_models_alone(tmp_path: Path) 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the allocator's figure needs a GPU")
 def test_after_a_switch_the_gpu_holds_the_new_model_alone() -> None:
     settings = Settings.read({})
-    clip, engine = registry.scorer("clip", settings), registry.engine("mini_sdxl", settings)
+    clip, engine = registry.find_scorer("clip", settings), registry.find_engine("mini_sdxl", settings)
     slot = ModelSlot()
     slot.get(clip)
     alone = torch.cuda.memory_allocated()

@@ -79,7 +79,7 @@ def load(name: str, place: Path, **folders: Path) -> Any:
         environment["HPS_ROOT"] = str(folders.pop("hps"))
     lines = ["[models]", *(f'{known} = "{folder}"' for known, folder in folders.items())]
     (place / "models.toml").write_text("\n".join(lines))
-    return registry.scorer(name, Settings.read(environment)).load()
+    return registry.find_scorer(name, Settings.read(environment)).load()
 
 
 @pytest.fixture(scope="module")

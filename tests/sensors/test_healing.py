@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -17,14 +16,16 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.execution import PROCESS_TAG, failures, process_tag, run_job, under_way
+from flexy_assets.execution import PROCESS_TAG, batches_in_progress, process_tag, run_job, step_failures
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage.tables import SWEEP_METRICS
 from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
+from resources.models.slot import ModelSlot
 from resources.settings import Settings
-from sensors.failed_runs import failed_runs, post
+from sensors.failed_runs import failed_runs, post_failure
 from sensors.new_images import new_images
 from tests.support import flexyface
 
@@ -40,12 +41,14 @@ class Table:
     instance: dg.DagsterInstance
 
     def request(self) -> dg.RunRequest | dg.SkipReason:
-        return jobs.request(self.instance, self.database, ImageStore(self.settings.images), self.settings)
+        return jobs.request_backfill(self.instance, self.database, ImageStore(self.settings.images), self.settings)
 
     def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
-        from flexy_assets.definitions import defs
+        from flexy_assets.definitions import build_definitions
 
-        return run_job(self.instance, defs, "heal_scores", request.run_config)
+        defs = build_definitions(Settings.read())
+
+        return run_job(self.instance, defs, "backfill_scores", request.run_config)
 
     def execute(self, statement: str, **values: Any) -> None:
         with self.database.begin() as connection:
@@ -77,8 +80,6 @@ def table(
             }
             for name, value in (chosen | environment).items():
                 monkeypatch.setenv(name, value)
-            # The definitions read the settings as they are loaded.
-            monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
             return Table(Settings.read(), empty_database, instance)
 
         yield make
@@ -92,7 +93,7 @@ def asked(request: dg.RunRequest | dg.SkipReason) -> dict[str, list[str]]:
 
 def test_holes_in_forty_scattered_batches_are_one_run(table: Callable[..., Table]) -> None:
     at = table((200, 200), 0, FLEXY_BATCH_SIZE="5")
-    assert set(asked(at.request())) == {"heal_clip_embeddings", *(f"heal_{name}" for name in SWEEP_METRICS)}
+    assert set(asked(at.request())) == {"backfill_clip_embeddings", *(f"backfill_{name}" for name in SWEEP_METRICS)}
     at.execute(ALL)
     batches = sorted({row["batch"] for row in at.rows("batch")})
     assert len(batches) == 80
@@ -129,7 +130,7 @@ def test_only_images_that_lack_something_are_opened(table: Callable[..., Table])
     request = at.request()
     assert isinstance(request, dg.RunRequest)
     assert request.tags["flexy/aes_v2_score"] == "5"
-    assert asked(request)["heal_hps_v2_score"] == []
+    assert asked(request)["backfill_hps_v2_score"] == []
     assert at.run(request).success
     assert at.missing() == dict.fromkeys(SWEEP_METRICS, 0)
 
@@ -138,23 +139,23 @@ def test_what_a_run_is_at_is_not_asked_for_again(table: Callable[..., Table]) ->
     at = table((20, 20), 0, FLEXY_BATCH_SIZE="10")
     first = at.request()
     assert isinstance(first, dg.RunRequest)
-    every = asked(first)["heal_hps_v2_score"]
+    every = asked(first)["backfill_hps_v2_score"]
 
     def begin(status: dg.DagsterRunStatus, **more: Any) -> str:
         return at.instance.add_run(dg.DagsterRun(status=status, **more)).run_id
 
-    config = jobs.run_config({"hps_v2_score": every[:1]})
-    begin(dg.DagsterRunStatus.STARTED, job_name="heal_scores", run_config=config)
+    config = jobs.backfill_config({"hps_v2_score": every[:1]})
+    begin(dg.DagsterRunStatus.STARTED, job_name="backfill_scores", run_config=config)
     tags = {"dagster/asset_partition_range_start": every[2], "dagster/asset_partition_range_end": every[3]}
     selection = frozenset({dg.AssetKey("clip_scores")})
     backfill = begin(dg.DagsterRunStatus.STARTED, job_name="__ASSET_JOB", tags=tags, asset_selection=selection)
-    at_it = under_way(at.instance)
+    at_it = batches_in_progress(at.instance)
     assert (at_it["hps_v2_score"], at_it["clip_score"]) == ({every[0]}, set(every[2:]))
     wanted = asked(at.request())
-    assert wanted["heal_hps_v2_score"] == every[1:]
-    assert wanted["heal_clip_score"] == every[:2]
-    # Without a configuration heal_scores is at everything.
-    begin(dg.DagsterRunStatus.NOT_STARTED, job_name="heal_scores")
+    assert wanted["backfill_hps_v2_score"] == every[1:]
+    assert wanted["backfill_clip_score"] == every[:2]
+    # Without a configuration backfill_scores is at everything.
+    begin(dg.DagsterRunStatus.NOT_STARTED, job_name="backfill_scores")
     request = at.request()
     assert isinstance(request, dg.SkipReason)
     assert request.skip_message == "a run is already at everything that is missing"
@@ -166,7 +167,7 @@ def test_a_run_whose_process_is_gone_is_not_at_anything(table: Callable[..., Tab
     everything = at.request()
     host, _, _ = process_tag().split("/")
     dead = dg.DagsterRun(
-        "heal_scores", status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: f"{host}/1/0"}, run_config={}
+        "backfill_scores", status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: f"{host}/1/0"}, run_config={}
     )
     at.instance.add_run(dead)
     assert asked(at.request()) == asked(everything)
@@ -219,18 +220,18 @@ def test_a_scorer_that_cannot_be_loaded_keeps_no_other_from_its_work(
     from resources.models import registry
 
     at = table((20,), 0)
-    real = registry.scorer
+    real = registry.find_scorer
 
     def broken(name: str, settings: Settings) -> Any:
         if name == "aesthetic_v2":
             raise BadInputError("no weights for aesthetic_v2: fetch them")
         return real(name, settings)
 
-    monkeypatch.setattr(registry, "scorer", broken)
+    monkeypatch.setattr(registry, "find_scorer", broken)
     request = at.request()
     assert isinstance(request, dg.RunRequest)
     result = at.run(request)
-    assert failures(result) == ["no weights for aesthetic_v2: fetch them"]
+    assert step_failures(result) == ["no weights for aesthetic_v2: fetch them"]
     assert at.missing() == dict.fromkeys(SWEEP_METRICS, 0) | {"aes_v2_score": 20}
 
 
@@ -240,7 +241,7 @@ def test_new_rows_become_batches_and_wait_for_the_night_unless_told_otherwise(ta
     def tick(settings: Settings) -> dg.RunRequest | dg.SkipReason:
         context = dg.build_sensor_context(
             at.instance,
-            resources={"database": at.database, "images": ImageStore(settings.images), "settings": settings},
+            resources={"work": Work(at.database, ImageStore(settings.images), ModelSlot(), settings)},
         )
         answer = new_images(settings)(context)
         assert isinstance(answer, dg.RunRequest | dg.SkipReason)
@@ -252,7 +253,7 @@ def test_new_rows_become_batches_and_wait_for_the_night_unless_told_otherwise(ta
     assert second.skip_message == "no new rows"
     assert len(at.instance.get_dynamic_partitions("seed_batches")) == 2
     at_once = Settings.read({**os.environ, "FLEXY_SCORE_NEW": "1"})
-    assert asked(tick(at_once))["heal_aes_v2_score"] == at.instance.get_dynamic_partitions("seed_batches")
+    assert asked(tick(at_once))["backfill_aes_v2_score"] == at.instance.get_dynamic_partitions("seed_batches")
 
 
 # Failed runs
@@ -317,10 +318,10 @@ def test_a_failed_run_is_told_of_in_one_line_at_the_address_that_was_named(home:
 def test_a_webhook_that_does_not_answer_well_fails_nothing_and_its_address_is_not_told(
     webhook: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert post(webhook, {"text": "well"}) is None
+    assert post_failure(webhook, {"text": "well"}) is None
     for answer in (302, 500):
         monkeypatch.setattr(Webhook, "answer", answer)
-        assert post(webhook, {}) == f"the webhook answered {answer}: check FLEXY_FAILURE_WEBHOOK"
-    gone = post("http://127.0.0.1:9/services/secret", {})
+        assert post_failure(webhook, {}) == f"the webhook answered {answer}: check FLEXY_FAILURE_WEBHOOK"
+    gone = post_failure("http://127.0.0.1:9/services/secret", {})
     assert gone is not None
     assert "could not be reached" in gone and "secret" not in gone

@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from flexy_assets.scoring.work import Work
 from resources.errors import BadInputError
 from resources.settings import Settings
 from sensors.label_studio import new_labels
@@ -35,7 +36,7 @@ def test_what_keeps_the_sensor_from_looking_is_said_in_one_line(
     running = dg.DefaultSensorStatus.RUNNING
     assert (sensor.default_status == running) == ("FLEXY_LABEL_STUDIO_PROJECT" in variables)
     with dg.DagsterInstance.local_temp(str(home)) as instance:
-        answer = sensor(dg.build_sensor_context(instance, resources={"settings": settings}))
+        answer = sensor(dg.build_sensor_context(instance, resources={"work": Work.from_settings(settings)}))
     assert isinstance(answer, dg.SkipReason)
     message = answer.skip_message or ""
     assert message.startswith(reason) and "\n" not in message and "opensesame" not in message

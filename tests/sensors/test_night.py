@@ -7,7 +7,7 @@ from collections.abc import Callable
 import dagster as dg
 import pytest
 
-from tests.support.service import HEALING, Service, nightly_ticks, wait
+from tests.support.service import BACKFILL_JOB, Service, nightly_ticks, wait
 
 GOES, SCORED = (60, 40, 14, 86), 186
 """FlexyFace's four goes and what was scored of them, a tenth of each."""
@@ -43,4 +43,4 @@ def test_a_night_fills_exactly_what_is_missing_and_the_next_finds_nothing(
     (results,) = wait(lambda: [r for r in at.runs(dagster, "results") if r.is_finished], 90, at)
     assert results.status == dg.DagsterRunStatus.SUCCESS
     assert (at.home / "assets" / "sweep.csv").read_text().count("\n") == 201
-    assert HEALING not in {r.job_name for r in dagster.get_runs() if not r.is_finished}
+    assert BACKFILL_JOB not in {r.job_name for r in dagster.get_runs() if not r.is_finished}

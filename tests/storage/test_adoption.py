@@ -21,10 +21,10 @@ import sqlalchemy as sa
 
 from flexy_assets.storage import adoption, queries, status
 from flexy_assets.storage import migrate as migrate_module
-from flexy_assets.storage.export import export
-from flexy_assets.storage.locks import claims
+from flexy_assets.storage.export import export_csv
+from flexy_assets.storage.locks import open_claims
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.storage.queries import Scored
+from flexy_assets.storage.queries import ScoredImage
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, bench_runs
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
@@ -96,7 +96,7 @@ def columns_of(database: Database, table: str) -> list[str]:
 def refusal(database: Database, chosen: Settings | None = None) -> str:
     """What adoption says of a database that it refuses: one line, without the password."""
     with pytest.raises(BadInputError) as caught:
-        adoption.adopt(database, chosen or settings())
+        adoption.adopt_rows(database, chosen or settings())
     message = str(caught.value)
     assert "\n" not in message
     assert not database.url.password or str(database.url.password) not in message
@@ -150,7 +150,7 @@ def test_a_table_that_others_work_in_keeps_all_it_has(empty_database: Database) 
     ]
     before, held = catalogue(empty_database), [read(empty_database, statement) for statement in everything]
 
-    assert adoption.adopt(empty_database, settings()) == 600
+    assert adoption.adopt_rows(empty_database, settings()) == 600
 
     added = catalogue(empty_database) - before
     assert before - catalogue(empty_database) == set()
@@ -183,14 +183,14 @@ def test_a_table_with_types_of_its_own_is_scored_and_read_in_them(empty_database
             ('{uuid4()}', NULL, 'sd3', 30, 0.5, 12, 2750, 'b.png', NULL, 5.5, 5.25, 0.25, '2025-03-01 12:01Z')""",
     )
     before = catalogue(empty_database)
-    assert adoption.adopt(empty_database, settings()) == 2
+    assert adoption.adopt_rows(empty_database, settings()) == 2
     assert before - catalogue(empty_database) == set()
     with empty_database.begin() as connection:
         for metric in SWEEP_METRICS:
-            queries.record_scores(connection, metric, "test", [Scored(IMAGE, 0.7071067811865476)])
-        scores = queries.scores(connection, settings())
-        (entry,) = status.by_run(connection)
-        newest, steps = status.newest(connection), status.steps(connection)
+            queries.record_scores(connection, metric, "test", [ScoredImage(IMAGE, 0.7071067811865476)])
+        scores = queries.scores_table(connection, settings())
+        (entry,) = status.status_by_sweep(connection)
+        newest, steps = status.newest_images(connection), status.status_by_steps(connection)
     assert scores["seed"].to_list() == [2**40, 12]
     assert scores["clip_score"].to_list() == [0.25, None]
     assert scores["aesthetic_score"].to_list() == [0.7071, 5.5]
@@ -198,7 +198,7 @@ def test_a_table_with_types_of_its_own_is_scored_and_read_in_them(empty_database
     assert entry["clip_score"] == {"scored": 1, "missing": 1, "failed": 0}
     assert [(row["guidance"], row["clip_score"]) for row in newest] == [(0.5, None), (7.125, 0.25)]
     assert [(row["seconds"], row["clip_score"]) for row in steps] == [(1.834, 0.25), (2.75, None)]
-    assert export(empty_database, tmp_path / "a.csv") == 1
+    assert export_csv(empty_database, tmp_path / "a.csv") == 1
 
 
 @on_postgres
@@ -207,21 +207,21 @@ def test_a_table_whose_owner_is_at_it_is_not_waited_for_for_long(
 ) -> None:
     """Whoever waits for a lock on a table keeps all who come later from it, too."""
     for module in (migrate_module, adoption):
-        monkeypatch.setattr(module, "IMPATIENT", "SET LOCAL lock_timeout = '100ms'")
+        monkeypatch.setattr(module, "SET_LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
     execute(empty_database, FLEXYFACE)
     add_image(empty_database)
     before = catalogue(empty_database)
     with empty_database.begin() as reading:
         reading.exec_driver_sql("SELECT * FROM bench_run_results")
         with pytest.raises(FlexyError, match="lock timeout"):
-            adoption.adopt(empty_database, settings())
+            adoption.adopt_rows(empty_database, settings())
         assert catalogue(empty_database) == before
     migrate(empty_database)
     with empty_database.begin() as writing:
         writing.exec_driver_sql("UPDATE bench_run_results SET seed = 1")
         with pytest.raises(FlexyError, match="lock timeout"):
-            adoption.adopt(empty_database, settings())
-    assert adoption.adopt(empty_database, settings()) == 1
+            adoption.adopt_rows(empty_database, settings())
+    assert adoption.adopt_rows(empty_database, settings()) == 1
 
 
 @on_postgres
@@ -231,10 +231,10 @@ def test_what_their_bench_runs_calls_a_plan_is_no_plan_of_ours(empty_database: D
     for plan in plans:
         execute(empty_database, f"INSERT INTO bench_runs VALUES ('{uuid4()}', '{plan.replace(':', chr(92) + ':')}')")
     add_image(empty_database)
-    adoption.adopt(empty_database, settings())
+    adoption.adopt_rows(empty_database, settings())
     with empty_database.begin(reading=True) as connection:
-        assert [run.plan for run in queries.runs(connection)] == [None] * len(plans)
-        assert len(status.by_run(connection)) == len(plans) + 1
+        assert [run.plan for run in queries.sweeps(connection)] == [None] * len(plans)
+        assert len(status.status_by_sweep(connection)) == len(plans) + 1
 
 
 # What cannot be FlexyFace's
@@ -358,32 +358,32 @@ def run_as(role: Database, server: PostgresServer, message: str) -> None:
 
 def work(database: Database) -> None:
     """Everything that adoption and scoring do, on a table of one image."""
-    assert adoption.adopt(database, settings()) == 1
-    assert adoption.adopt(database, settings(PROMPT_COLUMN="bench_runs.plan")) == 0
+    assert adoption.adopt_rows(database, settings()) == 1
+    assert adoption.adopt_rows(database, settings(PROMPT_COLUMN="bench_runs.plan")) == 0
     vector = np.full(768, 768**-0.5, np.float32)
-    with claims(database) as held:
+    with open_claims(database) as held:
         assert held.take("clip_score", [IMAGE]) == {IMAGE}
     with database.begin() as connection:
-        (batch,) = adoption.batches(connection)
-        assert queries.missing(connection, settings()) == {metric: {batch: 1} for metric in METRICS}
-        (row,) = queries.unembedded("clip@1", settings()).of(connection, batch)
-        queries.record_image_embeddings(connection, "clip@1", {}, [Scored(IMAGE, None, "no such file")])
+        (batch,) = adoption.batch_names(connection)
+        assert queries.missing_scores(connection, settings()) == {metric: {batch: 1} for metric in METRICS}
+        (row,) = queries.pending_embeddings("clip@1", settings()).of(connection, batch)
+        queries.record_image_embeddings(connection, "clip@1", {}, [ScoredImage(IMAGE, None, "no such file")])
         queries.record_image_embeddings(connection, "clip@1", {row.image_id: vector}, [])
         queries.record_text_embeddings(connection, "clip@1", {"a red disc": vector})
         for name in METRICS:
-            assert queries.unscored(name, settings()).of(connection, batch) == [row]
-            queries.record_scores(connection, name, "test", [Scored(IMAGE, None, "out of memory")])
-            assert queries.record_scores(connection, name, "test", [Scored(IMAGE, 0.5)]) == 1
+            assert queries.pending_scores(name, settings()).of(connection, batch) == [row]
+            queries.record_scores(connection, name, "test", [ScoredImage(IMAGE, None, "out of memory")])
+            assert queries.record_scores(connection, name, "test", [ScoredImage(IMAGE, 0.5)]) == 1
     for metric in METRICS.values():
         with database.begin() as connection:
-            assert queries.ask_again(connection, metric, [], False, settings()).replaced == 1
+            assert queries.request_rescore(connection, metric, [], False, settings()).replaced == 1
         with database.begin() as connection:
-            assert queries.record_scores(connection, metric.name, "test", [Scored(IMAGE, 0.25)]) == 1
-            assert queries.missing(connection, settings()) == {}
+            assert queries.record_scores(connection, metric.name, "test", [ScoredImage(IMAGE, 0.25)]) == 1
+            assert queries.missing_scores(connection, settings()) == {}
     with database.begin(reading=True) as connection:
-        assert status.by_run(connection)[0]["images"] == 1
-        assert status.failures(connection) == []
-        assert queries.scores(connection, settings())["clip_score"].to_list() == [0.25]
+        assert status.status_by_sweep(connection)[0]["images"] == 1
+        assert status.failed_scores(connection) == []
+        assert queries.scores_table(connection, settings())["clip_score"].to_list() == [0.25]
 
 
 def add_image(database: Database) -> None:
@@ -472,7 +472,7 @@ def test_a_role_that_may_only_read_an_adopted_table_sees_its_status(empty_databa
     execute(empty_database, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO analyst")
     migrate(reader)
     with reader.begin(reading=True) as connection:
-        assert status.by_run(connection)[0]["images"] == 1
+        assert status.status_by_sweep(connection)[0]["images"] == 1
 
 
 @on_postgres
@@ -511,7 +511,7 @@ def test_tables_in_a_schema_of_their_own_are_found_where_the_role_looks(
     execute(empty_database, "CREATE SCHEMA empty", "GRANT USAGE ON SCHEMA empty TO scorer")
     execute(empty_database, "ALTER ROLE scorer SET search_path = empty, bench")
     scorer.engine.dispose()
-    assert adoption.adopt(scorer, settings()) == 0
+    assert adoption.adopt_rows(scorer, settings()) == 0
 
 
 @on_postgres
@@ -576,7 +576,7 @@ def batch_of(database: Database) -> dict[UUID, str | None]:
 
 def batches(database: Database) -> list[str]:
     with database.begin(reading=True) as connection:
-        return adoption.batches(connection)
+        return adoption.batch_names(connection)
 
 
 def key(index: int, run_id: UUID | None = RUN) -> str:
@@ -586,7 +586,7 @@ def key(index: int, run_id: UUID | None = RUN) -> str:
 def test_a_runs_rows_are_batched_in_the_order_of_their_time_and_id(flexyface: Database) -> None:
     late = add_rows(flexyface, 60, created_at=BEGAN + timedelta(days=1))
     early = add_rows(flexyface, 60)
-    assert adoption.adopt(flexyface, settings(BATCH_SIZE=50)) == 120
+    assert adoption.adopt_rows(flexyface, settings(BATCH_SIZE=50)) == 120
     order = early + sorted(late)
     assert batch_of(flexyface) == {image: key(place // 50) for place, image in enumerate(order)}
     assert batches(flexyface) == [key(0), key(1), key(2)]
@@ -594,10 +594,10 @@ def test_a_runs_rows_are_batched_in_the_order_of_their_time_and_id(flexyface: Da
 
 def test_what_is_appended_comes_after_what_is_there_however_it_is_dated(flexyface: Database) -> None:
     first = add_rows(flexyface, 70)
-    adoption.adopt(flexyface, settings(BATCH_SIZE=50))
+    adoption.adopt_rows(flexyface, settings(BATCH_SIZE=50))
     before = batch_of(flexyface)
     second = add_rows(flexyface, 40, created_at=BEGAN - timedelta(days=1))
-    assert adoption.adopt(flexyface, settings(BATCH_SIZE=50)) == 40
+    assert adoption.adopt_rows(flexyface, settings(BATCH_SIZE=50)) == 40
     after = batch_of(flexyface)
     assert {image: after[image] for image in first} == before
     assert [after[image] for image in sorted(second)] == [key(1)] * 30 + [key(2)] * 10
@@ -607,14 +607,14 @@ def test_each_run_has_batches_of_its_own_and_rows_without_a_run_theirs(flexyface
     other = uuid4()
     for run_id in (RUN, other, None):
         add_rows(flexyface, 3, run_id=run_id)
-    adoption.adopt(flexyface, settings(BATCH_SIZE=2))
+    adoption.adopt_rows(flexyface, settings(BATCH_SIZE=2))
     assert batches(flexyface) == sorted(key(index, run_id) for run_id in (RUN, other, None) for index in (0, 1))
 
 
 def test_runs_whose_ids_begin_alike_share_batches_that_are_no_larger(flexyface: Database) -> None:
     for last in range(5):
         add_rows(flexyface, 7, run_id=UUID(int=RUN.int + last))
-    adoption.adopt(flexyface, settings(BATCH_SIZE=10))
+    adoption.adopt_rows(flexyface, settings(BATCH_SIZE=10))
     found = list(batch_of(flexyface).values())
     assert {batch: found.count(batch) for batch in found} == {key(0): 10, key(1): 10, key(2): 10, key(3): 5}
 
@@ -624,7 +624,7 @@ def test_another_size_later_leaves_the_batches_there_are(flexyface: Database) ->
     for size in (4, 10, 3):
         before = batch_of(flexyface)
         add_rows(flexyface, 11)
-        adoption.adopt(flexyface, settings(BATCH_SIZE=size))
+        adoption.adopt_rows(flexyface, settings(BATCH_SIZE=size))
         after = batch_of(flexyface)
         assert all(after[image] == batch for image, batch in before.items())
         found = list(after.values())
@@ -637,7 +637,7 @@ def test_rows_that_have_a_batch_keep_it_whoever_gave_it(database: Database, add:
     ours, theirs = add(3), add(2, batch="Tuesday")
     before = batch_of(database)
     add_rows(database, 2, run_id=None)
-    assert adoption.adopt(database, settings()) == 2
+    assert adoption.adopt_rows(database, settings()) == 2
     after = batch_of(database)
     assert {image: after[image] for image in ours + theirs} == before
     assert batches(database) == [key(0), "Tuesday", key(0, None)]
@@ -647,7 +647,7 @@ def test_a_run_of_more_than_ten_thousand_batches_goes_on_in_order(flexyface: Dat
     add_rows(flexyface, 1, batch=key(9_998))
     for last in (10_001, 10_002):
         add_rows(flexyface, 3 if last == 10_001 else 1)
-        adoption.adopt(flexyface, settings(BATCH_SIZE=1))
+        adoption.adopt_rows(flexyface, settings(BATCH_SIZE=1))
         assert batches(flexyface) == [key(index) for index in range(9_998, last + 1)]
 
 
@@ -672,16 +672,16 @@ def test_whatever_is_appended_the_batches_are_as_counted_by_hand(flexyface: Data
                 last = max(there, default=0)
                 expected[image] = key(last + (there.count(last) >= size), run_id)
             added += len(new)
-        assert adoption.adopt(flexyface, settings(BATCH_SIZE=size)) == added
+        assert adoption.adopt_rows(flexyface, settings(BATCH_SIZE=size)) == added
         assert batch_of(flexyface) == expected
         assert batches(flexyface) == sorted(set(expected.values()))
 
 
 def test_no_time_is_no_batch_and_the_next_call_goes_on(flexyface: Database) -> None:
     add_rows(flexyface, 30)
-    assert adoption.adopt(flexyface, settings(BATCH_SIZE=10), seconds=0) == 0
+    assert adoption.adopt_rows(flexyface, settings(BATCH_SIZE=10), seconds=0) == 0
     assert set(batch_of(flexyface).values()) == {None}
-    assert adoption.adopt(flexyface, settings(BATCH_SIZE=10)) == 30
+    assert adoption.adopt_rows(flexyface, settings(BATCH_SIZE=10)) == 30
 
 
 ADOPTER = """
@@ -691,7 +691,7 @@ from resources.database import Database
 from resources.settings import Settings
 print("ready", flush=True)
 sys.stdin.readline()
-print(adoption.adopt(Database(sys.argv[1]), Settings.read({"FLEXY_BATCH_SIZE": sys.argv[2]})))
+print(adoption.adopt_rows(Database(sys.argv[1]), Settings.read({"FLEXY_BATCH_SIZE": sys.argv[2]})))
 """
 
 
@@ -729,7 +729,7 @@ def test_a_killed_adoption_goes_on_as_if_it_had_not_been_killed(flexyface: Datab
         time.sleep(0.002)
     process.kill()
     process.wait()
-    assert adoption.adopt(flexyface, settings(BATCH_SIZE=2)) > 0
+    assert adoption.adopt_rows(flexyface, settings(BATCH_SIZE=2)) > 0
     assert batch_of(flexyface) == {image: key(place // 2) for place, image in enumerate(images)}
 
 
@@ -739,14 +739,14 @@ def test_a_killed_adoption_goes_on_as_if_it_had_not_been_killed(flexyface: Datab
 def prompts(database: Database, column: str) -> list[str | None]:
     """What the images of the one batch were made from, oldest first, as scorers are told."""
     chosen = settings(PROMPT_COLUMN=column) if column else settings()
-    adoption.adopt(database, chosen)
+    adoption.adopt_rows(database, chosen)
     with database.begin(reading=True) as connection:
-        (batch,) = adoption.batches(connection)
-        found = [queries.unscored(metric, chosen).of(connection, batch) for metric in METRICS]
-        assert [row.prompt for row in queries.unembedded("clip@1", chosen).of(connection, batch)] == [
+        (batch,) = adoption.batch_names(connection)
+        found = [queries.pending_scores(metric, chosen).of(connection, batch) for metric in METRICS]
+        assert [row.prompt for row in queries.pending_embeddings("clip@1", chosen).of(connection, batch)] == [
             row.prompt for row in found[0]
         ]
-        assert queries.scores(connection, chosen)["prompt"].to_list() == [row.prompt for row in found[0]]
+        assert queries.scores_table(connection, chosen)["prompt"].to_list() == [row.prompt for row in found[0]]
         return [row.prompt for row in found[0]]
 
 
@@ -804,4 +804,4 @@ def test_a_column_that_holds_no_prompts_is_named_with_those_that_may(flexyface: 
     assert list(batch_of(flexyface).values()) == [None]
     # One that went missing after adoption fails the work, and no score is computed from nothing.
     with pytest.raises(FlexyError, match="caption"), flexyface.begin(reading=True) as connection:
-        queries.unscored("clip_score", settings(PROMPT_COLUMN="caption")).of(connection, "b_0000")
+        queries.pending_scores("clip_score", settings(PROMPT_COLUMN="caption")).of(connection, "b_0000")

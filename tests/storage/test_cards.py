@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from flexy_assets.storage import gallery, queries
-from flexy_assets.storage.quality import ALIKE
+from flexy_assets.storage.quality import SAME_IMAGE_COLUMNS
 from resources.database import Database
 from resources.models.registry import METRICS
 from resources.settings import Settings
@@ -19,12 +19,12 @@ SETTINGS = Settings.read({"FLEXY_MODELS": "mini"})
 
 def page(database: Database, **asked: Any) -> list[UUID]:
     with database.begin(reading=True) as connection:
-        found, _ = gallery.page(connection, SETTINGS, **asked)
+        found, _ = gallery.card_page(connection, SETTINGS, **asked)
     return [UUID(card["id"]) for card in found]
 
 
 def test_the_newest_come_first_or_the_highest_and_what_is_no_score_last(database: Database, add: Adder) -> None:
-    old = queries.now() - timedelta(days=1)
+    old = queries.utc_now() - timedelta(days=1)
     low, high = add(clip_score=0.1, created_at=old), add(clip_score=0.4, created_at=old - timedelta(days=1))
     missing, endless = (
         add(created_at=old + timedelta(hours=1)),
@@ -47,10 +47,14 @@ def test_a_page_is_of_an_engine_a_run_and_words_that_are_taken_as_they_are(datab
 def test_a_missing_score_says_why(database: Database, add: Adder) -> None:
     (failed,), (strange,), (new,) = add(), add(engine="realvis_xl", clip_score=inf), add(clip_score=0.5)
     with database.begin() as connection:
-        queries.record_outcomes(connection, "hps_v2_score", "hps", [queries.Scored(failed, None, "it is no picture")])
-        queries.record_outcomes(connection, queries.EMBEDDING, "clip", [queries.Scored(failed, None, "it is gone")])
+        queries.record_outcomes(
+            connection, "hps_v2_score", "hps", [queries.ScoredImage(failed, None, "it is no picture")]
+        )
+        queries.record_outcomes(
+            connection, queries.EMBEDDING_METRIC, "clip", [queries.ScoredImage(failed, None, "it is gone")]
+        )
     with database.begin(reading=True) as connection:
-        found = gallery.of_images(connection, SETTINGS, [failed, strange, new])
+        found = gallery.cards_of_images(connection, SETTINGS, [failed, strange, new])
     reasons = [{name: card["scores"][name]["reason"] for name in METRICS} for card in found]
     assert reasons[0]["hps_v2_score"] == "it is no picture"
     assert reasons[0]["clip_score"] == "no embedding: it is gone"
@@ -62,9 +66,9 @@ def test_a_missing_score_says_why(database: Database, add: Adder) -> None:
 def test_an_image_of_the_same_settings_is_found_whichever_run_made_it(database: Database, add: Adder) -> None:
     settings = {"engine": "mini_sdxl", "prompt": "a fox", "negative_prompt": None, "steps": 4, "guidance": 2.25}
     settings |= {"seed": 5, "width": 64, "height": 64}
-    assert settings.keys() == set(ALIKE)
+    assert settings.keys() == set(SAME_IMAGE_COLUMNS)
     oldest, _ = add(2, **settings)
     with database.begin(reading=True) as connection:
-        assert gallery.alike(connection, SETTINGS, settings) == oldest
+        assert gallery.find_same_settings(connection, SETTINGS, settings) == oldest
         for name, other in {"negative_prompt": "fog", "guidance": None, "seed": 6, "prompt": "a Fox"}.items():
-            assert gallery.alike(connection, SETTINGS, settings | {name: other}) is None
+            assert gallery.find_same_settings(connection, SETTINGS, settings | {name: other}) is None

@@ -19,10 +19,11 @@ import sqlalchemy as sa
 from PIL import Image
 
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import CHUNK, Scoring
+from flexy_assets.scoring.missing_scores import CHUNK_IMAGES
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries, status
-from flexy_assets.storage.locks import Claims, alone, claims
-from flexy_assets.storage.queries import MAX_ATTEMPTS, Asked
+from flexy_assets.storage.locks import ImageClaims, exclusive_lock, open_claims
+from flexy_assets.storage.queries import MAX_ATTEMPTS, RescoreRequest
 from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
@@ -95,11 +96,11 @@ def start() -> Iterator[Start]:
 TAKER = """
 import sys
 from uuid import UUID
-from flexy_assets.storage.claims import claims
+from flexy_assets.storage.locks import open_claims
 from resources.database import Database
 print("ready", flush=True)
 sys.stdin.readline()
-with claims(Database(sys.argv[1])) as held:
+with open_claims(Database(sys.argv[1])) as held:
     taken = set()
     for first in range(1, 401, 10):
         taken |= held.take("clip_score", [UUID(int=first + place) for place in range(10)])
@@ -116,7 +117,7 @@ def taken(worker: Worker) -> set[UUID]:
 
 def free(database: Database, what: str = "clip_score", images: Sequence[UUID] = IMAGES) -> set[UUID]:
     """What a worker that comes now could have."""
-    with claims(database) as held:
+    with open_claims(database) as held:
         return held.take(what, images)
 
 
@@ -155,7 +156,7 @@ def test_claims_of_a_killed_worker_are_free_within_a_second(database: Database, 
 
 @on_postgres
 def test_what_is_let_go_is_free_and_the_rest_is_not(database: Database) -> None:
-    with claims(database) as held:
+    with open_claims(database) as held:
         assert held.take("clip_score", IMAGES) == set(IMAGES)
         held.release("clip_score", IMAGES[:100])
         assert free(database) == set(IMAGES[:100])
@@ -166,7 +167,7 @@ def test_what_is_let_go_is_free_and_the_rest_is_not(database: Database) -> None:
 
 @on_postgres
 def test_an_error_lets_go_of_everything(database: Database) -> None:
-    with pytest.raises(ZeroDivisionError), claims(database) as held:
+    with pytest.raises(ZeroDivisionError), open_claims(database) as held:
         held.take("clip_score", IMAGES)
         raise ZeroDivisionError
     assert free_within_a_second(database)
@@ -175,7 +176,7 @@ def test_an_error_lets_go_of_everything(database: Database) -> None:
 @on_postgres
 def test_one_metrics_claims_are_in_the_way_of_no_other(database: Database) -> None:
     names = (*METRICS, "clip@1/pixels1", "clip@2/pixels1")
-    sessions = [claims(database) for _ in names]
+    sessions = [open_claims(database) for _ in names]
     for name, session in zip(names, sessions, strict=True):
         assert session.__enter__().take(name, IMAGES) == set(IMAGES)
     assert all(free(database, name) == set() for name in names)
@@ -186,7 +187,7 @@ def test_one_metrics_claims_are_in_the_way_of_no_other(database: Database) -> No
 @on_postgres
 def test_a_claim_keeps_nobody_from_the_row_itself(database: Database, add: Adder) -> None:
     image, other = add(2)
-    with claims(database) as held:
+    with open_claims(database) as held:
         held.take("clip_score", [image, other])
         with database.begin() as owner:
             owner.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
@@ -202,14 +203,14 @@ def test_a_claim_keeps_nobody_from_the_row_itself(database: Database, add: Adder
 def test_a_claim_is_in_the_way_of_no_migration(empty_database: Database) -> None:
     from flexy_assets.storage.migrate import migrate
 
-    with claims(empty_database) as held:
+    with open_claims(empty_database) as held:
         held.take("clip_score", IMAGES)
         migrate(empty_database)
 
 
 @on_postgres
 def test_a_lost_connection_is_work_that_failed_in_one_line(database: Database) -> None:
-    with pytest.raises(FlexyError) as caught, claims(database) as held:
+    with pytest.raises(FlexyError) as caught, open_claims(database) as held:
         held.take("clip_score", IMAGES)
         with database.begin() as connection:
             ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -223,23 +224,23 @@ def test_a_lost_connection_is_work_that_failed_in_one_line(database: Database) -
 
 @on_postgres
 def test_the_server_is_to_notice_a_machine_that_has_gone_within_two_minutes(database: Database) -> None:
-    def kept(held: Claims, name: str) -> int:
+    def kept(held: ImageClaims, name: str) -> int:
         assert held._connection is not None
         return int(held._connection.exec_driver_sql(f"SHOW tcp_keepalives_{name}").scalar_one())
 
-    with claims(database) as held:
+    with open_claims(database) as held:
         assert kept(held, "idle") + kept(held, "interval") * kept(held, "count") <= 120
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 def test_on_sqlite_every_claim_is_granted(database: Database) -> None:
-    with claims(database) as one, claims(database) as two:
+    with open_claims(database) as one, open_claims(database) as two:
         assert one.take("clip_score", IMAGES) == two.take("clip_score", IMAGES) == set(IMAGES)
         one.release("clip_score", IMAGES)
 
 
 def test_of_no_images_none_is_taken(database: Database) -> None:
-    with claims(database) as held:
+    with open_claims(database) as held:
         assert held.take("clip_score", []) == set()
         held.release("clip_score", set())
 
@@ -271,7 +272,7 @@ def rows(database: Database, add: Adder, pictures: Path) -> list[UUID]:
 SCORER = """
 import json, sys
 from flexy_assets.storage import adoption
-from flexy_assets.sweep import scoring
+from flexy_assets.scoring import missing_scores
 from resources.database import Database
 from resources.images import ImageStore
 from resources.models.registry import METRICS
@@ -281,14 +282,15 @@ slot = ModelSlot()
 for line in sys.stdin:
     settings = Settings.read(json.loads(line))
     database = Database(settings.database_url)
-    work = scoring.Scoring(database, ImageStore(settings.images), slot, settings)
+    work = Work(database, ImageStore(settings.images), slot, settings)
     slot.get(work.model("clip"))
     with database.begin(reading=True) as connection:
-        batches = adoption.batches(connection)
+        batches = adoption.batch_names(connection)
     print("ready", flush=True)
     sys.stdin.readline()
-    passes = {"embedded": scoring.embed(work, batches, lambda count: None)}
-    passes |= {name: scoring.score(work, metric, batches, lambda count: None) for name, metric in METRICS.items()}
+    passes = {"embedded": missing_scores.embed_images(work, batches, lambda count: None)}
+    for name, metric in METRICS.items():
+        passes[name] = missing_scores.score_images(work, metric, batches, lambda count: None)
     print(json.dumps({name: sum(o.done for _, o in outcomes) for name, outcomes in passes.items()}), flush=True)
     database.engine.dispose()
 """
@@ -328,7 +330,7 @@ def attempts(database: Database) -> dict[tuple[UUID, str], int]:
 
 def lacking(database: Database) -> dict[str, dict[str, int]]:
     with database.begin(reading=True) as connection:
-        return queries.missing(connection, Settings.read({}))
+        return queries.missing_scores(connection, Settings.read({}))
 
 
 @on_postgres
@@ -344,18 +346,18 @@ def test_workers_that_score_at_once_score_every_row_once(
     assert lacking(database) == {}
 
 
-def work(database: Database, pictures: Path, slot: ModelSlot | None = None) -> Scoring:
-    return Scoring(database, ImageStore(str(pictures)), slot or ModelSlot(), Settings.read({}))
+def work(database: Database, pictures: Path, slot: ModelSlot | None = None) -> Work:
+    return Work(database, ImageStore(str(pictures)), slot or ModelSlot(), Settings.read({}))
 
 
-def score(work: Scoring, batches: Sequence[str], *metrics: str) -> int:
+def score(work: Work, batches: Sequence[str], *metrics: str) -> int:
     """How many scores a pass over these metrics adds."""
-    passes = [missing_scores.score(work, METRICS[name], batches, lambda _: None) for name in metrics or METRICS]
+    passes = [missing_scores.score_images(work, METRICS[name], batches, lambda _: None) for name in metrics or METRICS]
     return sum(outcome.done for outcomes in passes for _, outcome in outcomes)
 
 
-def embed(work: Scoring, batches: Sequence[str], told: Callable[[int], Any] = lambda _: None) -> int:
-    return sum(outcome.done for _, outcome in missing_scores.embed(work, batches, told))
+def embed(work: Work, batches: Sequence[str], told: Callable[[int], Any] = lambda _: None) -> int:
+    return sum(outcome.done for _, outcome in missing_scores.embed_images(work, batches, told))
 
 
 BATCHES = ("4b7193fd_0000", "4b7193fd_0001")
@@ -368,11 +370,11 @@ def test_what_killed_workers_left_is_done_by_others_and_nothing_twice(
     first, second = scorers
     for worker in scorers:
         worker.tell()
-    while count(database, image_embeddings) < 2 * CHUNK:
+    while count(database, image_embeddings) < 2 * CHUNK_IMAGES:
         time.sleep(0.005)
     first.kill()
     # What the first was at, three chunks at most, is missing; of the rest some rows have their scores.
-    while count(database, image_scores) < 3 * (len(rows) - 3 * CHUNK) + CHUNK:
+    while count(database, image_scores) < 3 * (len(rows) - 3 * CHUNK_IMAGES) + CHUNK_IMAGES:
         time.sleep(0.005)
     second.kill()
     before = attempts(database)
@@ -400,7 +402,7 @@ def test_a_pass_that_loses_its_claims_fails_and_the_next_goes_on_from_there(
     with pytest.raises(FlexyError, match="cannot reach"):
         embed(mine, BATCHES, lose)
     kept = count(database, image_embeddings)
-    assert CHUNK <= kept < len(rows)
+    assert CHUNK_IMAGES <= kept < len(rows)
     assert embed(mine, BATCHES) == len(rows) - kept
     assert score(mine, BATCHES) == len(METRICS) * len(rows)
     assert set(attempts(database).values()) == {1}
@@ -475,11 +477,11 @@ def test_a_row_whose_file_is_gone_is_named_and_tried_again_so_often_and_then_whe
         embed(mine, BATCHES)
         score(mine, BATCHES)
         with database.begin(reading=True) as connection:
-            told = status.failures(connection)
+            told = status.failed_scores(connection)
         assert {row["attempts"] for row in told} == {min(times, MAX_ATTEMPTS)}
     assert lacking(database) == {}
     assert {(row["image"], row["metric"]) for row in told} == {
-        (str(image), metric) for image in (gone, nameless) for metric in (*METRICS, queries.EMBEDDING)
+        (str(image), metric) for image in (gone, nameless) for metric in (*METRICS, queries.EMBEDDING_METRIC)
     }
     assert all("gone/2.png" in row["error"] for row in told if row["image"] == str(gone))
     assert all("no image path is recorded" in row["error"] for row in told if row["image"] == str(nameless))
@@ -489,21 +491,21 @@ def test_a_row_whose_file_is_gone_is_named_and_tried_again_so_often_and_then_whe
     assert embed(mine, BATCHES) == score(mine, BATCHES) == 0
     with database.begin() as connection:
         for metric in METRICS.values():
-            assert queries.ask_again(connection, metric, [], True, mine.settings) == Asked(retried=2)
+            assert queries.request_rescore(connection, metric, [], True, mine.settings) == RescoreRequest(retried=2)
     assert embed(mine, BATCHES) == 1
     assert score(mine, BATCHES) == len(METRICS)
     with database.begin(reading=True) as connection:
-        assert {row["image"] for row in status.failures(connection)} == {str(nameless)}
+        assert {row["image"] for row in status.failed_scores(connection)} == {str(nameless)}
 
 
 # One at a time
 
 HOLDING = """
 import sys
-from flexy_assets.storage.claims import alone
+from flexy_assets.storage.locks import exclusive_lock
 from resources.database import Database
 
-with alone(Database(sys.argv[1]), "predictions"):
+with exclusive_lock(Database(sys.argv[1]), "predictions"):
     print("in", flush=True)
     sys.stdin.readline()
 """
@@ -517,15 +519,15 @@ def test_one_is_alone_until_done_or_dead_and_the_next_waits(empty_database: Data
     entered = threading.Event()
 
     def enter() -> None:
-        with alone(empty_database, "predictions"):
+        with exclusive_lock(empty_database, "predictions"):
             entered.set()
 
     waiting = threading.Thread(target=enter, daemon=True)
     waiting.start()
-    with alone(empty_database, "something else"):
+    with exclusive_lock(empty_database, "something else"):
         assert not entered.wait(0.5)
     holder.kill()
     assert entered.wait(20)
     waiting.join()
-    with alone(empty_database, "predictions"):
+    with exclusive_lock(empty_database, "predictions"):
         pass

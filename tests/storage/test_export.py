@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.storage.export import export
+from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results
 from resources.database import Database
 from resources.errors import FlexyError
@@ -28,7 +28,7 @@ ALL_SCORED = dict.fromkeys(SWEEP_METRICS, 0.5)
 
 
 def written(database: Database, folder: Path) -> str:
-    export(database, folder / "a.csv")
+    export_csv(database, folder / "a.csv")
     return (folder / "a.csv").read_bytes().decode()
 
 
@@ -56,8 +56,8 @@ def test_the_images_are_complete_and_by_steps_and_guidance(database: Database, a
         f"20,1,{s},1",
         f",1,{s},6",
     ]
-    assert export(database, tmp_path / "none.csv", [uuid4()]) == 0
-    assert export(database, tmp_path / "all.csv", [UUID("4b7193fd-0000-4000-8000-000000000000")]) == 6
+    assert export_csv(database, tmp_path / "none.csv", [uuid4()]) == 0
+    assert export_csv(database, tmp_path / "all.csv", [UUID("4b7193fd-0000-4000-8000-000000000000")]) == 6
 
 
 @pytest.mark.parametrize("numeric", [False, True], ids=["doubles", "a table with types of its own"])
@@ -100,7 +100,7 @@ def test_the_csv_is_psqls_copy_byte_for_byte(
         )
     except FileNotFoundError:
         pytest.skip("no psql here")
-    rows = export(database, tmp_path / "a.csv")
+    rows = export_csv(database, tmp_path / "a.csv")
     lines = expected.decode().splitlines()[1:]
     assert rows == len(lines) == 342
     assert len({tuple(line.split(",")[:2]) for line in lines}) == 20, "ties are among them"
@@ -110,7 +110,7 @@ def test_the_csv_is_psqls_copy_byte_for_byte(
 def test_a_csv_that_cannot_be_written_is_named_and_the_old_one_stays(database: Database, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(FlexyError, match=r"cannot write .*/file/a\.csv: ") as caught:
-        export(database, tmp_path / "file" / "a.csv")
+        export_csv(database, tmp_path / "file" / "a.csv")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "file").read_text() == "old"
 

@@ -12,57 +12,59 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 
-from flexy_assets.inpaint.plan import Inpainting
+from flexy_assets.inpaint.plan import InpaintPlan
 from flexy_assets.storage import edits, labels, queries
-from flexy_assets.storage.labels import PENDING, Sent, Task
+from flexy_assets.storage.labels import PENDING_BATCH, LabelTaskRow, SentPrediction
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.storage.queries import Scored
+from flexy_assets.storage.queries import ScoredImage
 from resources.database import Database
-from resources.label_studio.export import Verdict
+from resources.label_studio.export import ReviewVerdict
 
-VERDICTS = (Verdict(("No Issues",), 5, "2025-10-01T10:00:00Z", "7"), Verdict(("Error", "Other")))
-
-
-def task(name: str, project: int | None = 3) -> Task:
-    return Task(labels.task_id(project, name), name, project, 100, "CHA-1", "Ada", "Ada at sea", "d" * 64, VERDICTS)
+VERDICTS = (ReviewVerdict(("No Issues",), 5, "2025-10-01T10:00:00Z", "7"), ReviewVerdict(("Error", "Other")))
 
 
-def candidate(connection: sa.Connection, of: Task, editor: str, potential: float | None) -> UUID:
+def task(name: str, project: int | None = 3) -> LabelTaskRow:
+    return LabelTaskRow(
+        labels.label_task_id(project, name), name, project, 100, "CHA-1", "Ada", "Ada at sea", "d" * 64, VERDICTS
+    )
+
+
+def candidate(connection: sa.Connection, of: LabelTaskRow, editor: str, potential: float | None) -> UUID:
     """A selected candidate of a run of its own."""
     run = uuid4()
-    edit = edits.Task(
+    edit = edits.EditTaskRow(
         uuid5(run, of.name), run, of.batch, 0, of.name, "", "a.png", "", label_task=of.id, mask_path="m.png"
     )
-    edits.save_run(connection, run, Inpainting(editor, 4, 2.0).to_json(), [edit])
+    edits.save_comparison(connection, run, InpaintPlan(editor, 4, 2.0).to_json(), [edit])
     row: dict[str, Any] = {"id": uuid4(), "task": edit.id, "method": "eacps", "budget": 8, "name": "g0"}
     row |= {"stage": "global", "seed": 1, "moves": (), "strength": 1.0, "until": 8, "path": 8, "nfe": 8}
     edits.add_candidates(connection, [row | {"image_path": f"{run.hex}.png", "image_sha256": None}])
-    scored = Scored(row["id"], potential, None if potential is not None else "the judge did not answer")
+    scored = ScoredImage(row["id"], potential, None if potential is not None else "the judge did not answer")
     queries.record_outcomes(connection, "potential", "a judge", [scored])
-    (made,) = [one for one in edits.candidates(connection, [of.batch], "eacps") if one.id == row["id"]]
+    (made,) = [one for one in edits.edit_candidates_of(connection, [of.batch], "eacps") if one.id == row["id"]]
     edits.record_selections(connection, [made])
     return made.id
 
 
-def reserved(connection: sa.Connection, *tasks: Task) -> list[Task]:
-    labels.reserve(connection, tasks, 50)
-    return labels.tasks(connection)
+def reserved(connection: sa.Connection, *tasks: LabelTaskRow) -> list[LabelTaskRow]:
+    labels.reserve_batches(connection, tasks, 50)
+    return labels.label_tasks_of(connection)
 
 
 def test_a_task_comes_back_as_it_was_saved(database: Database) -> None:
     with database.begin() as connection:
-        assert labels.reserve(connection, [task("a"), task("b")], 50) == 2
-        assert labels.reserve(connection, [task("b"), task("c")], 50) == 1, "what is there is left as it is"
-        found = labels.tasks(connection)
+        assert labels.reserve_batches(connection, [task("a"), task("b")], 50) == 2
+        assert labels.reserve_batches(connection, [task("b"), task("c")], 50) == 1, "what is there is left as it is"
+        found = labels.label_tasks_of(connection)
         assert [(t.name, t.batch, t.position, t.error) for t in found] == [
-            ("a", "3_0000", 0, PENDING),
-            ("b", "3_0000", 1, PENDING),
-            ("c", "3_0001", 0, PENDING),
+            ("a", "3_0000", 0, PENDING_BATCH),
+            ("b", "3_0000", 1, PENDING_BATCH),
+            ("c", "3_0001", 0, PENDING_BATCH),
         ]
         full = replace(found[0], image_path="labels/a.png", image_sha256="0" * 64, error=None, batch="elsewhere")
-        labels.save(connection, full)
-        assert labels.tasks(connection, ["3_0000"])[0] == replace(full, batch="3_0000")
-        assert labels.tasks(connection, []) == []
+        labels.save_label_task(connection, full)
+        assert labels.label_tasks_of(connection, ["3_0000"])[0] == replace(full, batch="3_0000")
+        assert labels.label_tasks_of(connection, []) == []
 
 
 def test_what_was_chosen_last_of_each_editor_is_what_is_sent(database: Database) -> None:
@@ -73,23 +75,25 @@ def test_what_was_chosen_last_of_each_editor_is_what_is_sent(database: Database)
     with database.begin() as connection:
         last = candidate(connection, one, "kontext", 2.0)
         failed = candidate(connection, other, "qwen", None)
-        found = labels.chosen(connection)
+        found = labels.selected_images(connection)
         assert [(c.task.name, c.plan.editor, c.candidate) for c in found] == [
             ("a", "kontext", last),
             ("b", "qwen", failed),
         ]
         assert [c.scores for c in found] == [{"potential": 2.0}, {}], "a failed score is none"
-        assert labels.chosen(connection, ["3_0001"]) == []
+        assert labels.selected_images(connection, ["3_0001"]) == []
 
 
 def test_what_the_server_holds_already_keeps_its_time_and_a_failure_what_was_sent(database: Database) -> None:
-    def sent(connection: sa.Connection) -> Sent:
-        (row,) = labels.predictions(connection)
+    def sent(connection: sa.Connection) -> SentPrediction:
+        (row,) = labels.sent_predictions(connection)
         return row
 
     with database.begin() as connection:
         (one,) = reserved(connection, task("a"))
-        first = Sent(one.id, "flexy/kontext", candidate(connection, one, "kontext", 1.0), 0.5, [{"type": "textarea"}])
+        first = SentPrediction(
+            one.id, "flexy/kontext", candidate(connection, one, "kontext", 1.0), 0.5, [{"type": "textarea"}]
+        )
         first = replace(first, digest="1" * 64, prediction_id=2**40, outcome="created")
         labels.record_prediction(connection, first)
         before = sent(connection)
@@ -97,12 +101,14 @@ def test_what_the_server_holds_already_keeps_its_time_and_a_failure_what_was_sen
         time.sleep(0.002)
         labels.record_prediction(connection, replace(first, outcome="unchanged"))
         assert sent(connection) == replace(before, outcome="unchanged")
-        labels.record_prediction(connection, Sent(one.id, "flexy/kontext", first.candidate, None, error="gone"))
+        labels.record_prediction(
+            connection, SentPrediction(one.id, "flexy/kontext", first.candidate, None, error="gone")
+        )
         assert sent(connection) == replace(before, outcome="unchanged", error="gone")
         labels.record_prediction(connection, replace(first, digest="2" * 64, outcome="replaced"))
         after = sent(connection)
         assert after.error is None and after.sent_at is not None and after.sent_at > before.sent_at
-        ((_, of, scores),) = labels.reviewed(connection)
+        ((_, of, scores),) = labels.reviewed_tasks(connection)
         assert (of.verdicts, scores) == (VERDICTS, {"potential": 1.0})
 
 
@@ -110,22 +116,22 @@ def test_a_prediction_that_was_never_sent_is_not_reviewed(database: Database) ->
     with database.begin() as connection:
         (one,) = reserved(connection, task("a"))
         chosen = candidate(connection, one, "kontext", 1.0)
-        labels.record_prediction(connection, Sent(one.id, "flexy/kontext", chosen, None, error="gone"))
-        assert labels.reviewed(connection) == []
+        labels.record_prediction(connection, SentPrediction(one.id, "flexy/kontext", chosen, None, error="gone"))
+        assert labels.reviewed_tasks(connection) == []
 
 
 def test_verdicts_and_numbers_are_brought_up_to_date_and_nothing_else(database: Database) -> None:
     with database.begin() as connection:
         (one,) = reserved(connection, task("a"))
         again = replace(task("a"), verdicts=(), label_studio_id=None, prompt="another", digest="e" * 64)
-        labels.refresh(connection, [again, task("unknown")])
-        assert labels.tasks(connection) == [replace(one, verdicts=())]
+        labels.refresh_label_tasks(connection, [again, task("unknown")])
+        assert labels.label_tasks_of(connection) == [replace(one, verdicts=())]
 
 
 def test_edits_that_were_there_before_stay(empty_database: Database) -> None:
     run, edit = uuid4(), uuid4()
     ids = {"run": sa.Uuid, "edit": sa.Uuid, "now": sa.TIMESTAMP}
-    values = {"run": run, "edit": edit, "now": queries.now()}
+    values = {"run": run, "edit": edit, "now": queries.utc_now()}
     with empty_database.begin() as connection:
         config = Config()
         config.set_main_option("script_location", str(Path(labels.__file__).parent / "migrations"))
@@ -139,4 +145,4 @@ def test_edits_that_were_there_before_stay(empty_database: Database) -> None:
             connection.execute(sa.text(statement).bindparams(*named))
     migrate(empty_database)
     with empty_database.begin(reading=True) as connection:
-        assert edits.tasks(connection, ["b"]) == [edits.Task(edit, run, "b", 0, "a", "p", "a.png", "s")]
+        assert edits.edit_tasks_of(connection, ["b"]) == [edits.EditTaskRow(edit, run, "b", 0, "a", "p", "a.png", "s")]

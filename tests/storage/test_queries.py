@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from flexy_assets.storage import queries, status
-from flexy_assets.storage.queries import MAX_ATTEMPTS, Scored
+from flexy_assets.storage.queries import MAX_ATTEMPTS, ScoredImage
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, image_scores
 from resources.database import Database
 from resources.settings import Settings
@@ -29,14 +29,14 @@ def chosen(models: str) -> Settings:
     return Settings.read({"FLEXY_MODELS": models})
 
 
-def record(database: Database, *scores: Scored, metric: str = "clip_score") -> int:
+def record(database: Database, *scores: ScoredImage, metric: str = "clip_score") -> int:
     with database.begin() as connection:
         return queries.record_scores(connection, metric, "test", scores)
 
 
 def offered(database: Database, models: str = "mini", metric: str = "clip_score") -> list[UUID]:
     with database.begin(reading=True) as connection:
-        return [row.image_id for row in queries.unscored(metric, chosen(models)).of(connection, BATCH)]
+        return [row.image_id for row in queries.pending_scores(metric, chosen(models)).of(connection, BATCH)]
 
 
 def value(database: Database, image_id: UUID, column: str = "clip_score") -> Any:
@@ -52,7 +52,7 @@ def outcomes(database: Database) -> dict[UUID, tuple[float | None, str | None, i
 
 def counts(database: Database, metric: str = "clip_score") -> dict[str, int]:
     with database.begin(reading=True) as connection:
-        (entry,) = status.by_run(connection)
+        (entry,) = status.status_by_sweep(connection)
     return entry[metric]
 
 
@@ -61,16 +61,16 @@ def counts(database: Database, metric: str = "clip_score") -> dict[str, int]:
 
 def test_a_score_that_is_there_is_never_overwritten(database: Database, add: Adder) -> None:
     old, new = add(1, clip_score=0.25) + add(1)
-    assert record(database, Scored(old, 0.75), Scored(new, 0.5)) == 1
+    assert record(database, ScoredImage(old, 0.75), ScoredImage(new, 0.5)) == 1
     assert (value(database, old), value(database, new)) == (0.25, 0.5)
-    assert record(database, Scored(new, 0.9)) == 0
+    assert record(database, ScoredImage(new, 0.9)) == 0
     assert value(database, new) == 0.5
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_no_number_is_a_failure(database: Database, add: Adder, number: float) -> None:
     (image,) = add()
-    assert record(database, Scored.of(image, number)) == 0
+    assert record(database, ScoredImage.of(image, number)) == 0
     assert value(database, image) is None
     assert outcomes(database) == {image: (None, f"the scorer returned {number}", 1)}
 
@@ -79,7 +79,7 @@ def test_an_image_that_keeps_failing_is_left_for_a_person(database: Database, ad
     broken, sound = add(2)
     for _ in range(MAX_ATTEMPTS):
         assert offered(database) == [broken, sound]
-        record(database, Scored(broken, None, "cannot decode"))
+        record(database, ScoredImage(broken, None, "cannot decode"))
     assert offered(database) == [sound]
     assert counts(database) == {"scored": 0, "missing": 1, "failed": 1}
     assert outcomes(database)[broken] == (None, "cannot decode", MAX_ATTEMPTS)
@@ -88,22 +88,22 @@ def test_an_image_that_keeps_failing_is_left_for_a_person(database: Database, ad
 def test_a_failure_of_one_metric_does_not_hide_the_image_from_another(database: Database, add: Adder) -> None:
     (image,) = add()
     for _ in range(MAX_ATTEMPTS):
-        record(database, Scored(image, None, "cannot decode"))
+        record(database, ScoredImage(image, None, "cannot decode"))
     assert offered(database, metric="hps_v2_score") == [image]
 
 
 def test_a_later_success_clears_the_failure(database: Database, add: Adder) -> None:
     (image,) = add()
-    record(database, Scored(image, None, "out of memory"))
+    record(database, ScoredImage(image, None, "out of memory"))
     assert counts(database)["failed"] == 1
-    record(database, Scored(image, 0.5))
+    record(database, ScoredImage(image, 0.5))
     assert outcomes(database) == {image: (0.5, None, 2)}
     assert counts(database) == {"scored": 1, "missing": 0, "failed": 0}
 
 
 def test_a_score_filled_in_by_somebody_else_is_no_failure(database: Database, add: Adder) -> None:
     (image,) = add()
-    record(database, Scored(image, None, "out of memory"))
+    record(database, ScoredImage(image, None, "out of memory"))
     with database.begin() as connection:
         connection.execute(sa.update(bench_run_results).values(clip_score=0.5))
     assert counts(database) == {"scored": 1, "missing": 0, "failed": 0}
@@ -112,8 +112,8 @@ def test_a_score_filled_in_by_somebody_else_is_no_failure(database: Database, ad
 def test_a_score_set_back_to_null_is_offered_again(database: Database, add: Adder) -> None:
     (image,) = add()
     for _ in range(MAX_ATTEMPTS - 1):
-        record(database, Scored(image, None, "out of memory"))
-    record(database, Scored(image, 0.5))
+        record(database, ScoredImage(image, None, "out of memory"))
+    record(database, ScoredImage(image, 0.5))
     with database.begin() as connection:
         connection.execute(sa.update(bench_run_results).values(clip_score=None))
     assert offered(database) == [image]
@@ -122,7 +122,7 @@ def test_a_score_set_back_to_null_is_offered_again(database: Database, add: Adde
 def test_a_score_and_its_record_are_written_together_or_not_at_all(database: Database, add: Adder) -> None:
     (image,) = add()
     with pytest.raises(KeyboardInterrupt), database.begin() as connection:
-        queries.record_scores(connection, "clip_score", "test", [Scored(image, 0.5)])
+        queries.record_scores(connection, "clip_score", "test", [ScoredImage(image, 0.5)])
         raise KeyboardInterrupt
     assert (value(database, image), outcomes(database)) == (None, {})
 
@@ -131,7 +131,7 @@ def test_an_image_that_its_owner_deleted_meanwhile_leaves_no_record(database: Da
     image, gone = add(2)
     with database.begin() as connection:
         connection.execute(sa.delete(bench_run_results).where(bench_run_results.c.id == gone))
-    assert record(database, Scored(image, 0.5), Scored(gone, 0.5)) == 1
+    assert record(database, ScoredImage(image, 0.5), ScoredImage(gone, 0.5)) == 1
     assert set(outcomes(database)) == {image}
 
 
@@ -143,7 +143,8 @@ def test_each_model_set_is_offered_its_own_engines_images_only(database: Databas
     assert set(offered(database, "full")) == set(full)
     with database.begin(reading=True) as connection:
         ids = {
-            m: {r.image_id for r in queries.unembedded("e", chosen(m)).of(connection, BATCH)} for m in ("mini", "full")
+            m: {r.image_id for r in queries.pending_embeddings("e", chosen(m)).of(connection, BATCH)}
+            for m in ("mini", "full")
         }
     assert ids == {"mini": set(mini), "full": set(full)}
 
@@ -166,13 +167,15 @@ def test_image_vectors_come_back_bit_for_bit(database: Database, add: Adder) -> 
     ids = add(3)
     kept = dict(zip(ids[:2], vectors(2), strict=True))
     with database.begin() as connection:
-        queries.record_image_embeddings(connection, "clip@1", kept, [Scored(ids[2], None, "no such file")])
+        queries.record_image_embeddings(connection, "clip@1", kept, [ScoredImage(ids[2], None, "no such file")])
     with database.begin(reading=True) as connection:
         found = queries.image_vectors(connection, "clip@1", ids)
         assert queries.image_vectors(connection, "clip@2", ids) == {}
         assert queries.embedding_failures(connection, ids) == {ids[2]: "no such file"}
-        assert [row.image_id for row in queries.unembedded("clip@1", chosen("mini")).of(connection, BATCH)] == [ids[2]]
-        assert len(queries.unembedded("clip@2", chosen("mini")).of(connection, BATCH)) == 3
+        assert [row.image_id for row in queries.pending_embeddings("clip@1", chosen("mini")).of(connection, BATCH)] == [
+            ids[2]
+        ]
+        assert len(queries.pending_embeddings("clip@2", chosen("mini")).of(connection, BATCH)) == 3
     assert found.keys() == kept.keys()
     for image_id, vector in found.items():
         assert vector.dtype == np.float32
@@ -183,10 +186,12 @@ def test_an_image_that_cannot_be_embedded_is_given_up_too(database: Database, ad
     (image,) = add()
     for _ in range(MAX_ATTEMPTS):
         with database.begin() as connection:
-            assert [row.image_id for row in queries.unembedded("e", chosen("mini")).of(connection, BATCH)] == [image]
-            queries.record_image_embeddings(connection, "e", {}, [Scored(image, None, "no such file")])
+            assert [row.image_id for row in queries.pending_embeddings("e", chosen("mini")).of(connection, BATCH)] == [
+                image
+            ]
+            queries.record_image_embeddings(connection, "e", {}, [ScoredImage(image, None, "no such file")])
     with database.begin(reading=True) as connection:
-        assert queries.unembedded("e", chosen("mini")).of(connection, BATCH) == []
+        assert queries.pending_embeddings("e", chosen("mini")).of(connection, BATCH) == []
 
 
 def test_text_vectors_are_found_by_their_prompt(database: Database) -> None:
@@ -208,29 +213,29 @@ def test_text_vectors_are_found_by_their_prompt(database: Database) -> None:
 
 def test_an_image_added_twice_is_there_once_and_keeps_its_scores(database: Database, add: Adder) -> None:
     (image,) = add(1, seed=7)
-    record(database, Scored(image, 0.5))
+    record(database, ScoredImage(image, 0.5))
     with database.begin() as connection:
         queries.add_images(connection, [{"id": image, "batch": BATCH, "seed": 8}])
-        assert queries.made(connection, [image, uuid4()]) == {image}
-        assert queries.scores(connection, chosen("mini")).height == 1
+        assert queries.existing_images(connection, [image, uuid4()]) == {image}
+        assert queries.scores_table(connection, chosen("mini")).height == 1
     assert (value(database, image, "seed"), value(database, image)) == (7, 0.5)
 
 
 def test_more_images_than_a_statement_takes_ids_are_found(database: Database, add: Adder) -> None:
     ids = add(1201)
     with database.begin(reading=True) as connection:
-        assert queries.made(connection, [*ids, uuid4()]) == set(ids)
+        assert queries.existing_images(connection, [*ids, uuid4()]) == set(ids)
 
 
 def test_status_counts_scored_missing_and_failed_of_each_run_and_engine(database: Database, add: Adder) -> None:
     ids = add(5)
     add(2, engine="realvis_xl", run_id=None)
-    record(database, Scored(ids[0], 0.5), Scored(ids[1], None, "broken"))
+    record(database, ScoredImage(ids[0], 0.5), ScoredImage(ids[1], None, "broken"))
     unbegun = uuid4()
     with database.begin() as connection:
-        queries.save_run(connection, unbegun, "mini_sdxl", 10, {})
+        queries.save_sweep(connection, unbegun, "mini_sdxl", 10, {})
     with database.begin(reading=True) as connection:
-        table = status.by_run(connection)
+        table = status.status_by_sweep(connection)
     found = {(e["engine"], e["images"], e["target"], *e["clip_score"].values()) for e in table}
     assert found == {("mini_sdxl", 5, 100, 1, 3, 1), ("realvis_xl", 2, None, 0, 2, 0), ("mini_sdxl", 0, 10, 0, 0, 0)}
     assert {tuple(e["hps_v2_score"]) for e in table} == {("scored", "missing", "failed")}
@@ -240,9 +245,9 @@ def test_a_run_is_saved_once_and_its_target_grows(database: Database) -> None:
     run = uuid4()
     for target in (600, 1000):
         with database.begin() as connection:
-            queries.save_run(connection, run, "mini_sdxl", target, PLAN)
+            queries.save_sweep(connection, run, "mini_sdxl", target, PLAN)
     with database.begin(reading=True) as connection:
-        assert queries.runs(connection) == [queries.Run(run, "mini_sdxl", 1000, PLAN)]
+        assert queries.sweeps(connection) == [queries.SweepRow(run, "mini_sdxl", 1000, PLAN)]
 
 
 # More than one at work
@@ -258,10 +263,10 @@ sys.stdin.readline()
 for turn in range(40):
     image = UUID(int=1000 * number + turn)
     with database.begin() as connection:
-        assert not queries.made(connection, [image])  # a reader that becomes a writer: where locks are lost
+        assert not queries.existing_images(connection, [image])  # a reader that becomes a writer: where locks are lost
         queries.add_images(connection, [{"id": image, "batch": "b", "engine": "mini_sdxl"}])
     with database.begin() as connection:
-        queries.record_scores(connection, "clip_score", "test", [queries.Scored(image, 0.5)])
+        queries.record_scores(connection, "clip_score", "test", [queries.ScoredImage(image, 0.5)])
 """
 
 
@@ -285,8 +290,8 @@ def test_two_processes_write_while_a_third_reads(database: Database) -> None:
         writer.stdin.flush()
     while any(writer.poll() is None for writer in writers):
         with database.begin(reading=True) as connection:
-            status.by_run(connection)
+            status.status_by_sweep(connection)
     for writer in writers:
         assert writer.returncode == 0, writer.communicate()[1]
     with database.begin(reading=True) as connection:
-        assert queries.scores(connection, chosen("mini"))["clip_score"].to_list() == [0.5] * 80
+        assert queries.scores_table(connection, chosen("mini"))["clip_score"].to_list() == [0.5] * 80

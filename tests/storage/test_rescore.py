@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 
 from flexy_assets.storage import queries, status
-from flexy_assets.storage.queries import EMBEDDING, MAX_ATTEMPTS, Asked, Scored
+from flexy_assets.storage.queries import EMBEDDING_METRIC, MAX_ATTEMPTS, RescoreRequest, ScoredImage
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, bench_runs, image_scores
 from resources.database import Database
 from resources.models.registry import METRICS
@@ -45,47 +45,49 @@ def chosen(models: str = "mini") -> Settings:
     return Settings.read({"FLEXY_MODELS": models})
 
 
-def record(database: Database, metric: Metric, *scores: Scored, scorer: str = "old") -> int:
+def record(database: Database, metric: Metric, *scores: ScoredImage, scorer: str = "old") -> int:
     with database.begin() as connection:
         return queries.record_scores(connection, metric.name, scorer, scores)
 
 
-def ask(database: Database, metric: Metric, *runs: UUID, failed: bool = False, only_count: bool = False) -> Asked:
+def ask(
+    database: Database, metric: Metric, *runs: UUID, failed: bool = False, only_count: bool = False
+) -> RescoreRequest:
     with database.begin() as connection:
-        return queries.ask_again(connection, metric, runs, failed, chosen(), only_count)
+        return queries.request_rescore(connection, metric, runs, failed, chosen(), only_count)
 
 
 def offered(database: Database, metric: Metric, batch: str = BATCH) -> list[UUID]:
     with database.begin(reading=True) as connection:
-        return [row.image_id for row in queries.unscored(metric.name, chosen()).of(connection, batch)]
+        return [row.image_id for row in queries.pending_scores(metric.name, chosen()).of(connection, batch)]
 
 
 def to_embed(database: Database, *needed_for: str, encoder: str = "clip@1") -> list[UUID]:
     with database.begin(reading=True) as connection:
-        lack = queries.unembedded(encoder, chosen(), needed_for)
+        lack = queries.pending_embeddings(encoder, chosen(), needed_for)
         return [row.image_id for row in lack.of(connection, BATCH)]
 
 
 def fail_to_embed(database: Database, *images: UUID, times: int = 1) -> None:
     for _ in range(times):
         with database.begin() as connection:
-            failures = [Scored(image, None, "no such file") for image in images]
+            failures = [ScoredImage(image, None, "no such file") for image in images]
             queries.record_image_embeddings(connection, "clip@1", {}, failures)
 
 
 def fail(database: Database, metric: Metric, *images: UUID, times: int = 1) -> None:
     for _ in range(times):
-        record(database, metric, *(Scored(image, None, "out of memory") for image in images), scorer="new")
+        record(database, metric, *(ScoredImage(image, None, "out of memory") for image in images), scorer="new")
 
 
 def missing(database: Database, models: str = "mini") -> dict[str, dict[str, int]]:
     with database.begin(reading=True) as connection:
-        return queries.missing(connection, chosen(models))
+        return queries.missing_scores(connection, chosen(models))
 
 
 def values(database: Database, metric: Metric) -> dict[UUID, float | None]:
     with database.begin(reading=True) as connection:
-        found = connection.execute(sa.select(bench_run_results.c.id, queries.value_of(metric.name)))
+        found = connection.execute(sa.select(bench_run_results.c.id, queries.metric_value(metric.name)))
         return dict(found.tuples().all())
 
 
@@ -97,7 +99,7 @@ def outcome(database: Database, image: UUID, metric: Metric) -> Any:
 
 def failures(database: Database, limit: int | None = None) -> list[dict[str, Any]]:
     with database.begin(reading=True) as connection:
-        return status.failures(connection, limit)
+        return status.failed_scores(connection, limit)
 
 
 def set_by_hand(database: Database, image: UUID, **columns: float | None) -> None:
@@ -113,19 +115,19 @@ def test_a_score_stays_until_its_new_one_is_measured_and_is_replaced_once(
     database: Database, add: Adder, metric: Metric
 ) -> None:
     images = add(3)
-    record(database, metric, *(Scored(image, 0.25) for image in images))
+    record(database, metric, *(ScoredImage(image, 0.25) for image in images))
     assert offered(database, metric) == []
 
-    assert ask(database, metric) == Asked(replaced=3)
+    assert ask(database, metric) == RescoreRequest(replaced=3)
 
     assert values(database, metric) == dict.fromkeys(images, 0.25)
     assert offered(database, metric) == images
     assert missing(database)[metric.name] == {BATCH: 3}
-    assert record(database, metric, Scored(images[0], 0.5), scorer="new") == 1
+    assert record(database, metric, ScoredImage(images[0], 0.5), scorer="new") == 1
     assert values(database, metric) == dict.fromkeys(images, 0.25) | {images[0]: 0.5}
     assert offered(database, metric) == images[1:]
-    assert record(database, metric, Scored(images[0], 0.75), scorer="newer") == 0
-    assert record(database, metric, *(Scored(image, 0.5) for image in images[1:]), scorer="new") == 2
+    assert record(database, metric, ScoredImage(images[0], 0.75), scorer="newer") == 0
+    assert record(database, metric, *(ScoredImage(image, 0.5) for image in images[1:]), scorer="new") == 2
     assert values(database, metric) == dict.fromkeys(images, 0.5)
     assert metric.name not in missing(database)
     for image in images:
@@ -135,9 +137,9 @@ def test_a_score_stays_until_its_new_one_is_measured_and_is_replaced_once(
 
 def test_a_score_that_flexyface_wrote_is_replaced_as_any_other(database: Database, add: Adder) -> None:
     (image,) = add(1, clip_score=0.25)
-    assert ask(database, CLIP) == Asked(replaced=1)
+    assert ask(database, CLIP) == RescoreRequest(replaced=1)
     assert (outcome(database, image, CLIP).value, outcome(database, image, CLIP).scorer) == (0.25, "not recorded")
-    assert record(database, CLIP, Scored(image, 0.5)) == 1
+    assert record(database, CLIP, ScoredImage(image, 0.5)) == 1
     assert values(database, CLIP) == {image: 0.5}
 
 
@@ -146,22 +148,22 @@ def test_what_will_be_replaced_is_counted_before_and_nothing_asked_by_counting(
     database: Database, add: Adder, metric: Metric
 ) -> None:
     scored, failed, _ = add(4), add(2), add(1)
-    record(database, metric, *(Scored(image, 0.25) for image in scored))
+    record(database, metric, *(ScoredImage(image, 0.25) for image in scored))
     fail(database, metric, *failed, times=MAX_ATTEMPTS)
     before = missing(database)[metric.name]
-    assert ask(database, metric, only_count=True) == Asked(replaced=4, retried=2)
-    assert ask(database, metric, failed=True, only_count=True) == Asked(replaced=0, retried=2)
+    assert ask(database, metric, only_count=True) == RescoreRequest(replaced=4, retried=2)
+    assert ask(database, metric, failed=True, only_count=True) == RescoreRequest(replaced=0, retried=2)
     assert missing(database)[metric.name] == before == {BATCH: 1}
-    assert ask(database, metric) == Asked(replaced=4, retried=2)
+    assert ask(database, metric) == RescoreRequest(replaced=4, retried=2)
     assert missing(database)[metric.name] == {BATCH: 7}
 
 
 @both_kinds
 def test_asking_twice_replaces_once(database: Database, add: Adder, metric: Metric) -> None:
     (image,) = add()
-    record(database, metric, Scored(image, 0.25))
-    assert ask(database, metric) == ask(database, metric) == Asked(replaced=1)
-    assert record(database, metric, Scored(image, 0.5)) == 1
+    record(database, metric, ScoredImage(image, 0.25))
+    assert ask(database, metric) == ask(database, metric) == RescoreRequest(replaced=1)
+    assert record(database, metric, ScoredImage(image, 0.5)) == 1
     assert offered(database, metric) == []
 
 
@@ -171,18 +173,18 @@ def test_of_some_runs_only_theirs_are_asked_for(database: Database, add: Adder, 
     with database.begin() as connection:
         connection.execute(sa.insert(bench_runs), {"id": other})
     of_run, of_other, of_none = add(2), add(3, run_id=other), add(1, run_id=None)
-    record(database, metric, *(Scored(image, 0.25) for image in of_run + of_other + of_none))
-    assert ask(database, metric, other) == Asked(replaced=3)
+    record(database, metric, *(ScoredImage(image, 0.25) for image in of_run + of_other + of_none))
+    assert ask(database, metric, other) == RescoreRequest(replaced=3)
     assert set(offered(database, metric)) == set(of_other)
-    assert ask(database, metric, uuid4()) == Asked()
-    assert ask(database, metric, other, RUN, only_count=True) == Asked(replaced=5)
+    assert ask(database, metric, uuid4()) == RescoreRequest()
+    assert ask(database, metric, other, RUN, only_count=True) == RescoreRequest(replaced=5)
 
 
 def test_images_that_the_set_of_models_may_not_score_are_not_asked_for(database: Database, add: Adder) -> None:
     (ours,) = add(1, clip_score=0.25)
     add(1, clip_score=0.25, engine="realvis_xl")
     add(1, clip_score=0.25, engine=None)
-    assert ask(database, CLIP) == Asked(replaced=1)
+    assert ask(database, CLIP) == RescoreRequest(replaced=1)
     assert (missing(database)["clip_score"], offered(database, CLIP)) == ({BATCH: 1}, [ours])
     with database.begin(reading=True) as connection:
         asked = sa.select(image_scores.c.image_id).where(image_scores.c.rescore.is_not(None))
@@ -192,7 +194,7 @@ def test_images_that_the_set_of_models_may_not_score_are_not_asked_for(database:
 @both_kinds
 def test_other_metrics_are_left_alone(database: Database, add: Adder, metric: Metric) -> None:
     (image,) = add(1, **dict.fromkeys(SWEEP_METRICS, 0.25))
-    record(database, SHARPNESS, Scored(image, 0.25))
+    record(database, SHARPNESS, ScoredImage(image, 0.25))
     ask(database, metric)
     assert missing(database) == {metric.name: {BATCH: 1}}
 
@@ -205,7 +207,7 @@ def test_a_value_that_cannot_be_replaced_stays_with_what_made_it_and_is_told_of(
     database: Database, add: Adder, metric: Metric
 ) -> None:
     (image,) = add()
-    record(database, metric, Scored(image, 0.25))
+    record(database, metric, ScoredImage(image, 0.25))
     ask(database, metric)
     for attempt in range(1, MAX_ATTEMPTS + 1):
         assert offered(database, metric) == [image]
@@ -219,9 +221,9 @@ def test_a_value_that_cannot_be_replaced_stays_with_what_made_it_and_is_told_of(
     found = outcome(database, image, metric)
     assert (found.value, found.scorer) == (0.25, "old")
 
-    assert ask(database, metric, failed=True) == Asked(retried=1)
+    assert ask(database, metric, failed=True) == RescoreRequest(retried=1)
     assert offered(database, metric) == [image]
-    assert record(database, metric, Scored(image, 0.5), scorer="new") == 1
+    assert record(database, metric, ScoredImage(image, 0.5), scorer="new") == 1
     assert (values(database, metric), failures(database)) == ({image: 0.5}, [])
 
 
@@ -246,8 +248,8 @@ def test_an_image_that_is_deleted_after_it_was_asked_for_is_forgotten(database: 
     with database.begin() as connection:
         connection.execute(sa.delete(bench_run_results))
     assert missing(database) == {}
-    assert record(database, HPS, Scored(image, 0.5)) == 0
-    assert ask(database, HPS) == Asked()
+    assert record(database, HPS, ScoredImage(image, 0.5)) == 0
+    assert ask(database, HPS) == RescoreRequest()
 
 
 # What failed
@@ -258,11 +260,11 @@ def test_failures_are_tried_again_when_asked_and_nothing_is_replaced(
     database: Database, add: Adder, metric: Metric
 ) -> None:
     scored, given_up, failing, new = add(4)
-    record(database, metric, Scored(scored, 0.25))
+    record(database, metric, ScoredImage(scored, 0.25))
     fail(database, metric, given_up, times=MAX_ATTEMPTS)
     fail(database, metric, failing)
     assert offered(database, metric) == [failing, new]
-    assert ask(database, metric, failed=True) == Asked(retried=2)
+    assert ask(database, metric, failed=True) == RescoreRequest(retried=2)
     assert offered(database, metric) == [given_up, failing, new]
     for _ in range(MAX_ATTEMPTS):
         assert given_up in offered(database, metric)
@@ -294,11 +296,11 @@ def test_failures_are_listed_with_their_reasons_the_latest_first(database: Datab
     fail(database, HPS, first, times=MAX_ATTEMPTS)
     fail_to_embed(database, second)
     fail(database, SHARPNESS, third)
-    record(database, SHARPNESS, Scored(first, 0.5))
+    record(database, SHARPNESS, ScoredImage(first, 0.5))
     told = failures(database)
     assert [(row["image"], row["metric"], row["attempts"], row["given_up"], row["error"]) for row in told] == [
         (str(third), "sharpness", 1, False, "out of memory"),
-        (str(second), EMBEDDING, 1, False, "no such file"),
+        (str(second), EMBEDDING_METRIC, 1, False, "no such file"),
         (str(first), "hps_v2_score", MAX_ATTEMPTS, True, "out of memory"),
     ]
     assert [row["run"] for row in told] == [str(RUN), None, str(RUN)]
@@ -315,7 +317,7 @@ def test_what_was_mended_is_no_failure_any_more(database: Database, add: Adder) 
     with database.begin() as connection:
         queries.record_image_embeddings(connection, "clip@1", {embedded: np.ones(768, np.float32)}, [])
         connection.execute(sa.delete(bench_run_results).where(bench_run_results.c.id == deleted))
-    record(database, HPS, Scored(redone, 0.5))
+    record(database, HPS, ScoredImage(redone, 0.5))
     assert [row["image"] for row in failures(database)] == [str(asked)]
     ask(database, HPS, failed=True)
     assert failures(database) == []
@@ -332,7 +334,7 @@ from resources.settings import Settings
 metric = METRICS["hps_v2_score"]
 database = Database(sys.argv[1])
 with database.begin() as connection:
-    queries.ask_again(connection, metric, [], False, Settings.read({}))
+    queries.request_rescore(connection, metric, [], False, Settings.read({}))
     if sys.argv[2] == "before it is committed":
         os.kill(os.getpid(), signal.SIGKILL)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -390,7 +392,7 @@ def test_what_is_missing_is_what_a_count_by_hand_finds(database: Database, add: 
         metric = draw.choice(list(METRICS.values()))
         match draw.randrange(6):
             case 0:
-                record(database, metric, *(Scored(image, 0.5) for image in some()))
+                record(database, metric, *(ScoredImage(image, 0.5) for image in some()))
             case 1 | 2:
                 fail(database, metric, *some(), times=draw.randrange(1, MAX_ATTEMPTS + 1))
             case 3:
@@ -401,7 +403,7 @@ def test_what_is_missing_is_what_a_count_by_hand_finds(database: Database, add: 
                 ask(database, metric, *draw.choice([[], [RUN]]), failed=draw.random() < 0.5)
             case 5:
                 with database.begin() as connection:
-                    queries.ask_again(connection, metric, [], draw.random() < 0.3, chosen("full"))
+                    queries.request_rescore(connection, metric, [], draw.random() < 0.3, chosen("full"))
         for models in ("mini", "full"):
             assert missing(database, models) == counted_by_hand(database, models)
 
@@ -409,7 +411,7 @@ def test_what_is_missing_is_what_a_count_by_hand_finds(database: Database, add: 
     for name, counts in missing(database).items():
         assert {batch: len(offered(database, METRICS[name], batch)) for batch in counts} == counts
         with database.begin(reading=True) as connection:
-            assert queries.unscored(name, chosen()).count(connection, list(counts)) == sum(counts.values())
+            assert queries.pending_scores(name, chosen()).count(connection, list(counts)) == sum(counts.values())
     # Whatever happened before: what keeps failing is left alone, and what succeeds is there.
     for _ in range(MAX_ATTEMPTS):
         for name, counts in missing(database).items():
@@ -419,5 +421,5 @@ def test_what_is_missing_is_what_a_count_by_hand_finds(database: Database, add: 
     for metric in METRICS.values():
         ask(database, metric)
         for batch in batches:
-            record(database, metric, *(Scored(image, 0.5) for image in offered(database, metric, batch)))
+            record(database, metric, *(ScoredImage(image, 0.5) for image in offered(database, metric, batch)))
     assert missing(database) == {}

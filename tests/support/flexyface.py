@@ -48,7 +48,7 @@ def bring(
     tables = TABLES if postgres else TABLES.replace("UUID", "CHAR(32)")
     runs = [
         {"id": _id(rng), "title": f"go {number}", "prompt": scene.caption}
-        for number, scene in enumerate(rng.choice(np.array(world.WISHES, dtype=object), len(goes)))
+        for number, scene in enumerate(rng.choice(np.array(world.CAPTIONED_SCENES, dtype=object), len(goes)))
     ]
     images.mkdir(parents=True, exist_ok=True)
     rows = list(_rows(images, runs, goes, scored, rng, side))
@@ -67,8 +67,8 @@ def _id(rng: np.random.Generator) -> str:
 
 
 def _picture(rng: np.random.Generator, side: int) -> Image.Image:
-    drawing = world.spoil(world.sketch(world.SCENES[rng.integers(len(world.SCENES))], rng), rng)
-    picture = Image.fromarray(world.draw(drawing, rng))
+    drawing = world.add_flaws(world.sketch_drawing(world.SCENES[rng.integers(len(world.SCENES))], rng), rng)
+    picture = Image.fromarray(world.draw_image(drawing, rng))
     if side == world.SIDE:
         return picture
     # With a photograph's grain: plain surfaces are packed, and unpacked, in no time.

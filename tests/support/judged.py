@@ -55,7 +55,7 @@ def to_be_shown(home: Path) -> dict[str, str]:
     for row in rows(home, FINISHED):
         after = picture(row["image_path"])
         with Image.open(home / "images" / row["mask_path"]) as file:
-            canvas = Canvas(after, masks.from_picture(file))
+            canvas = Canvas(after, masks.mask_from_image(file))
         stencil = canvas.stencil
         assert stencil is not None
         crops = [canvas.shown(picture(row["scene"])), canvas.shown(after), stencil]

@@ -22,7 +22,7 @@ from resources.database import Database
 from tests.support import flexyface
 
 ROOT = Path(__file__).parents[2]
-HEALING = "heal_scores"
+BACKFILL_JOB = "backfill_scores"
 
 
 def environment(home: Path, results: str, bookkeeping: str) -> dict[str, str]:
@@ -84,7 +84,7 @@ class Service:
     def log(self) -> str:
         return (self.home / "daemon.log").read_text(errors="replace")[-6_000:]
 
-    def runs(self, instance: dg.DagsterInstance, job: str = HEALING) -> list[dg.DagsterRun]:
+    def runs(self, instance: dg.DagsterInstance, job: str = BACKFILL_JOB) -> list[dg.DagsterRun]:
         """The job's runs, oldest first."""
         return list(reversed(instance.get_runs(dg.RunsFilter(job_name=job))))
 

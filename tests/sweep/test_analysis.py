@@ -15,35 +15,35 @@ from polars.testing import assert_frame_equal
 
 from benchmarks.surfaces import KINDS, correlated, judged, synthetic
 from flexy_assets.sweep.analysis import (
-    COMPARISON,
-    COMPONENTS,
-    CORRELATIONS,
-    EFFECTS,
-    LEAST_IMAGES,
-    METRICS,
+    COMPONENTS_SCHEMA,
+    CORRELATIONS_SCHEMA,
+    EFFECTS_SCHEMA,
+    METRIC_LABELS,
+    MIN_IMAGES,
     MODELS,
     NO_GUIDANCE,
-    PARETO,
-    REGRESSION,
-    RESPONSE,
-    RETURNS,
-    SCORES,
-    SPOTS,
-    TIMES,
+    PARETO_SCHEMA,
+    REGRESSION_SCHEMA,
+    RESPONSE_SCHEMA,
+    RETURNS_SCHEMA,
+    SCORES_TABLE_SCHEMA,
+    SWEEP_COMPARISON_SCHEMA,
+    SWEET_SPOTS_SCHEMA,
+    TIMES_SCHEMA,
     VALUE_TOLERANCE,
-    comparison,
-    components,
-    correlations,
-    described,
-    diminishing_returns,
-    effects,
-    pareto_front,
-    predict,
-    regression,
-    response,
-    selected,
-    sweet_spots,
-    times,
+    compare_groups,
+    correlate_metrics,
+    describe_scores,
+    diminishing_returns_table,
+    effects_table,
+    find_pareto_front,
+    find_sweet_spots,
+    fit_models,
+    predict_score,
+    principal_components,
+    response_table,
+    select_images,
+    times_table,
     with_overall,
 )
 from resources.errors import BadInputError
@@ -79,7 +79,7 @@ def planted(images: int = 600, seed: int = 1, engine: str = "realvis_xl", prompt
             "aes_v2_score": 5.0 + noise[2],
             "hps_v2_score": 0.28 + 0.01 * (surface + noise[3]),
         },
-        schema_overrides=SCORES,
+        schema_overrides=SCORES_TABLE_SCHEMA,
     )
 
 
@@ -90,12 +90,12 @@ def sweep() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def models(sweep: pl.DataFrame) -> pl.DataFrame:
-    return regression(sweep)
+    return fit_models(sweep)
 
 
 @pytest.fixture(scope="module")
 def spots(sweep: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
-    return sweet_spots(sweep, models)
+    return find_sweet_spots(sweep, models)
 
 
 def of(table: pl.DataFrame, **values: object) -> dict[str, Any]:
@@ -121,15 +121,15 @@ def test_a_metric_of_noise_is_called_flat(models: pl.DataFrame, spots: pl.DataFr
 def test_noise_is_seldom_called_a_trend() -> None:
     called = []
     for seed in range(10):
-        noise = np.random.default_rng(seed).standard_normal((len(METRICS), 60))
-        scores = planted(60).with_columns(pl.Series(m, values) for m, values in zip(METRICS, noise, strict=True))
-        called += regression(scores).filter("chosen")["model"].to_list()
+        noise = np.random.default_rng(seed).standard_normal((len(METRIC_LABELS), 60))
+        scores = planted(60).with_columns(pl.Series(m, values) for m, values in zip(METRIC_LABELS, noise, strict=True))
+        called += fit_models(scores).filter("chosen")["model"].to_list()
     assert len(called) == 40
     assert sum(model != "mean" for model in called) <= 4
 
 
 def test_r2_is_out_of_fold_so_a_model_of_noise_falls_below_zero() -> None:
-    assert of(regression(planted(60)), metric="aes_v2_score", model="quadratic")["r2"] < 0
+    assert of(fit_models(planted(60)), metric="aes_v2_score", model="quadratic")["r2"] < 0
 
 
 def test_prompts_are_left_out_whole() -> None:
@@ -138,14 +138,14 @@ def test_prompts_are_left_out_whole() -> None:
     own = {f"prompt {index}": slope for index, slope in enumerate((4.0, -4.0, 3.0, -3.0, 0.0))}
     slopes = pl.col("prompt").replace_strict(own, return_dtype=pl.Float64)
     sweep = sweep.with_columns(clip_score=slopes * (pl.col("steps").log(2) - 4.7))
-    linear = of(regression(sweep), metric="clip_score", model="linear")
+    linear = of(fit_models(sweep), metric="clip_score", model="linear")
     assert linear["folds_by"] == "prompt"
     assert linear["r2"] < -0.05
-    assert of(regression(planted(400, prompts=4)), metric="clip_score", model="linear")["folds_by"] == "image"
+    assert of(fit_models(planted(400, prompts=4)), metric="clip_score", model="linear")["folds_by"] == "image"
 
 
 def test_the_optimum_is_near_the_planted_one_and_inside_its_interval() -> None:
-    found = sweet_spots(*with_models(planted(1500)))
+    found = find_sweet_spots(*with_models(planted(1500)))
     for target in ("clip_score", "hps_v2_score", "overall"):
         spot = of(found, target=target)
         assert abs(np.log2(spot["steps"] / BEST_STEPS)) < 0.3
@@ -164,7 +164,7 @@ def test_the_value_spot_is_quicker_and_hardly_worse(spots: pl.DataFrame) -> None
 def test_without_times_the_value_spot_is_that_with_the_fewest_steps(
     sweep: pl.DataFrame, models: pl.DataFrame, spots: pl.DataFrame
 ) -> None:
-    untimed = sweet_spots(sweep.with_columns(elapsed_ms=pl.lit(None)), models)
+    untimed = find_sweet_spots(sweep.with_columns(elapsed_ms=pl.lit(None)), models)
     assert of(untimed, target="value")["steps"] == of(spots, target="value")["steps"]
     assert untimed["seconds"].null_count() == untimed.height
 
@@ -175,8 +175,8 @@ def test_unguided_images_are_timed_by_themselves() -> None:
     twice = pl.when(pl.col("guidance") > 1).then(2).otherwise(1)
     downhill = -0.01 * pl.col("guidance").clip(1) + 0.0001 * pl.col("clip_score")
     sweep = sweep.with_columns(elapsed_ms=100 + 30 * pl.col("steps") * twice, clip_score=downhill)
-    sweep = sweep.with_columns(pl.lit(None, pl.Float64).alias(m) for m in METRICS if m != "clip_score")
-    best = of(sweet_spots(sweep, regression(sweep)), target="clip_score")
+    sweep = sweep.with_columns(pl.lit(None, pl.Float64).alias(m) for m in METRIC_LABELS if m != "clip_score")
+    best = of(find_sweet_spots(sweep, fit_models(sweep)), target="clip_score")
     assert best["guidance"] == 1
     assert best["seconds"] == pytest.approx(0.1 + 0.03 * best["steps"], rel=0.02)
     assert "edge of the guidance" in best["note"]
@@ -187,22 +187,22 @@ def test_predictions_can_be_made_from_the_stored_table_alone(
 ) -> None:
     models.write_parquet(tmp_path / "models.parquet")
     row = of(pl.read_parquet(tmp_path / "models.parquet").filter("chosen"), metric="clip_score")
-    assert predict(row, [BEST_STEPS], [BEST_GUIDANCE]) == pytest.approx(0.25, abs=0.003)
-    assert predict(row, np.arange(4, 61)[:, None], np.arange(1, 9)).shape == (57, 8)
-    misses = sweep["clip_score"] - predict(row, sweep["steps"], sweep["guidance"])
+    assert predict_score(row, [BEST_STEPS], [BEST_GUIDANCE]) == pytest.approx(0.25, abs=0.003)
+    assert predict_score(row, np.arange(4, 61)[:, None], np.arange(1, 9)).shape == (57, 8)
+    misses = sweep["clip_score"] - predict_score(row, sweep["steps"], sweep["guidance"])
     assert misses.std() == pytest.approx(row["rmse"], rel=0.05)
 
 
 def test_the_intercept_is_the_middle_of_the_surface_even_where_guidance_makes_no_parabola() -> None:
-    model = of(regression(THIN["two guidances"](planted())), metric="clip_score", model="quadratic")
+    model = of(fit_models(THIN["two guidances"](planted())), metric="clip_score", model="quadratic")
     intercept = {c["term"]: c["value"] for c in model["coefficients"]}["intercept"]
-    assert intercept == pytest.approx(predict(model, 2 ** model["steps_mean"], 2 ** model["guidance_mean"]))
+    assert intercept == pytest.approx(predict_score(model, 2 ** model["steps_mean"], 2 ** model["guidance_mean"]))
     assert intercept == pytest.approx(0.24, abs=0.01)
 
 
 def test_guidance_at_or_below_one_is_the_same_setting(models: pl.DataFrame) -> None:
     row = of(models.filter("chosen"), metric="clip_score")
-    assert predict(row, 20, 0.5) == predict(row, 20, 1.0) != predict(row, 20, 1.5)
+    assert predict_score(row, 20, 0.5) == predict_score(row, 20, 1.0) != predict_score(row, 20, 1.5)
 
 
 def test_intervals_hold_a_planted_correlation_and_agree_with_scipy(sweep: pl.DataFrame) -> None:
@@ -211,7 +211,7 @@ def test_intervals_hold_a_planted_correlation_and_agree_with_scipy(sweep: pl.Dat
     noise = np.random.default_rng(5).standard_normal((2, sweep.height))
     left, right = noise[0], 0.6 * noise[0] + 0.8 * noise[1]
     related = sweep.with_columns(clip_score=pl.Series(left), hps_v2_score=pl.Series(right))
-    pair = of(correlations(related), left="clip_score", right="hps_v2_score")
+    pair = of(correlate_metrics(related), left="clip_score", right="hps_v2_score")
     assert pair["n"] == sweep.height
     assert pair["pearson_low"] < 0.6 < pair["pearson_high"]
     planted_rho = 6 / np.pi * np.arcsin(0.6 / 2)
@@ -223,7 +223,7 @@ def test_intervals_hold_a_planted_correlation_and_agree_with_scipy(sweep: pl.Dat
 def test_spearman_shares_ranks_among_ties(sweep: pl.DataFrame) -> None:
     from scipy.stats import spearmanr
 
-    pair = of(correlations(sweep), left="steps", right="clip_score")
+    pair = of(correlate_metrics(sweep), left="steps", right="clip_score")
     assert pair["spearman"] == pytest.approx(spearmanr(sweep["steps"], sweep["clip_score"]).statistic)
 
 
@@ -231,10 +231,10 @@ def test_the_same_seed_and_images_in_any_order_give_the_same_tables(
     sweep: pl.DataFrame, models: pl.DataFrame, spots: pl.DataFrame
 ) -> None:
     shuffled = sweep.sample(fraction=1, shuffle=True, seed=3)
-    assert regression(shuffled).equals(models)
-    assert sweet_spots(shuffled, models).equals(spots)
-    assert_frame_equal(correlations(shuffled), correlations(sweep))
-    assert not sweet_spots(sweep, models, seed=1).equals(spots)
+    assert fit_models(shuffled).equals(models)
+    assert find_sweet_spots(shuffled, models).equals(spots)
+    assert_frame_equal(correlate_metrics(shuffled), correlate_metrics(sweep))
+    assert not find_sweet_spots(sweep, models, seed=1).equals(spots)
 
 
 def test_each_metric_uses_the_images_that_have_it(sweep: pl.DataFrame) -> None:
@@ -243,31 +243,31 @@ def test_each_metric_uses_the_images_that_have_it(sweep: pl.DataFrame) -> None:
         clip_score=pl.when(number >= 100).then("clip_score"),
         hps_v2_score=pl.when(number < 500).then("hps_v2_score").otherwise(float("nan")),
     )
-    models = regression(holed).filter("chosen")
+    models = fit_models(holed).filter("chosen")
     counts = dict(zip(models["metric"], models["n"], strict=True))
     assert counts == {"clip_score": 500, "aesthetic_score": 600, "aes_v2_score": 600, "hps_v2_score": 500}
-    assert of(correlations(holed), left="clip_score", right="hps_v2_score")["n"] == 400
+    assert of(correlate_metrics(holed), left="clip_score", right="hps_v2_score")["n"] == 400
 
 
 def test_engines_are_never_mixed() -> None:
     unguided = THIN["no guidance"](planted(200, engine="flux_schnell"))
-    both = pl.concat([planted(200), planted(200, seed=9, engine="sd3"), unguided.match_to_schema(SCORES)])
+    both = pl.concat([planted(200), planted(200, seed=9, engine="sd3"), unguided.match_to_schema(SCORES_TABLE_SCHEMA)])
     for alone in (planted(200, seed=9, engine="sd3"), unguided):
         of_engine = pl.col("engine") == alone["engine"][0]
-        assert regression(both).filter(of_engine).equals(regression(alone))
-        assert correlations(both).filter(of_engine).equals(correlations(alone))
+        assert fit_models(both).filter(of_engine).equals(fit_models(alone))
+        assert correlate_metrics(both).filter(of_engine).equals(correlate_metrics(alone))
 
 
 THIN: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
     "no rows": lambda s: s.clear(),
     "one row": lambda s: s.head(1),
     "three rows": lambda s: s.head(3),
-    "nine rows": lambda s: s.head(LEAST_IMAGES - 1),
-    "ten rows": lambda s: s.head(LEAST_IMAGES),
-    "no scores": lambda s: s.with_columns(pl.lit(None).alias(metric) for metric in METRICS),
-    "only NaN": lambda s: s.with_columns(pl.lit(float("nan")).alias(metric) for metric in METRICS),
+    "nine rows": lambda s: s.head(MIN_IMAGES - 1),
+    "ten rows": lambda s: s.head(MIN_IMAGES),
+    "no scores": lambda s: s.with_columns(pl.lit(None).alias(metric) for metric in METRIC_LABELS),
+    "only NaN": lambda s: s.with_columns(pl.lit(float("nan")).alias(metric) for metric in METRIC_LABELS),
     "infinite": lambda s: s.with_columns(clip_score=pl.lit(float("inf"))),
-    "constant scores": lambda s: s.with_columns(pl.lit(0.25).alias(metric) for metric in METRICS),
+    "constant scores": lambda s: s.with_columns(pl.lit(0.25).alias(metric) for metric in METRIC_LABELS),
     "one setting": lambda s: s.with_columns(steps=pl.lit(20), guidance=pl.lit(4.0)),
     "one guidance": lambda s: s.with_columns(guidance=pl.lit(0.5)),
     "two guidances": lambda s: s.with_columns(guidance=pl.when(pl.col("seed") % 2 == 0).then(2.0).otherwise(7)),
@@ -290,29 +290,29 @@ THIN: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
 @pytest.mark.parametrize("thin", THIN)
 def test_thin_data_gives_tables_and_notes_but_no_exception(thin: str) -> None:
     scores = THIN[thin](planted(60))
-    models = regression(scores)
-    spots = sweet_spots(scores, models)
+    models = fit_models(scores)
+    spots = find_sweet_spots(scores, models)
     tables = [
-        (models, REGRESSION),
-        (spots, SPOTS),
-        (correlations(scores), CORRELATIONS),
-        (components(scores), COMPONENTS),
-        (times(scores), TIMES),
-        (response(scores, models), RESPONSE),
-        (effects(scores, models), EFFECTS),
-        (diminishing_returns(scores, models), RETURNS),
-        (pareto_front(scores, models), PARETO),
-        (comparison(scores, models), COMPARISON),
+        (models, REGRESSION_SCHEMA),
+        (spots, SWEET_SPOTS_SCHEMA),
+        (correlate_metrics(scores), CORRELATIONS_SCHEMA),
+        (principal_components(scores), COMPONENTS_SCHEMA),
+        (times_table(scores), TIMES_SCHEMA),
+        (response_table(scores, models), RESPONSE_SCHEMA),
+        (effects_table(scores, models), EFFECTS_SCHEMA),
+        (diminishing_returns_table(scores, models), RETURNS_SCHEMA),
+        (find_pareto_front(scores, models), PARETO_SCHEMA),
+        (compare_groups(scores, models), SWEEP_COMPARISON_SCHEMA),
     ]
     for table, schema in tables:
         assert table.schema == pl.Schema(schema)
         assert table.select(pl.any_horizontal(~pl.col(pl.Float64).is_finite()).any()).item() in (False, None)
         assert table.height or not scores.height
-    assert len(described(scores)) == with_overall(scores)["engine"].n_unique()
+    assert len(describe_scores(scores)) == with_overall(scores)["engine"].n_unique()
     engines = with_overall(scores)["engine"].n_unique()
-    assert models.height == engines * len(METRICS) * len(MODELS)
-    assert spots.height == engines * (len(METRICS) + 2)
-    assert models.filter("chosen").height == engines * len(METRICS)
+    assert models.height == engines * len(METRIC_LABELS) * len(MODELS)
+    assert spots.height == engines * (len(METRIC_LABELS) + 2)
+    assert models.filter("chosen").height == engines * len(METRIC_LABELS)
 
 
 @pytest.mark.parametrize(
@@ -326,13 +326,13 @@ def test_thin_data_gives_tables_and_notes_but_no_exception(thin: str) -> None:
     ],
 )
 def test_a_note_says_what_is_missing(thin: str, note: str) -> None:
-    models = regression(THIN[thin](planted(60)))
+    models = fit_models(THIN[thin](planted(60)))
     assert of(models.filter("chosen"), metric="clip_score")["note"] == note
 
 
 def test_one_guidance_still_finds_the_steps() -> None:
     sweep = THIN["one guidance"](planted())
-    spot = of(sweet_spots(sweep, regression(sweep)), target="clip_score")
+    spot = of(find_sweet_spots(sweep, fit_models(sweep)), target="clip_score")
     assert spot["steps"] == pytest.approx(BEST_STEPS, abs=5)
     assert (spot["guidance"], spot["guidance_low"], spot["guidance_high"]) == (1, 1, 1)
 
@@ -340,47 +340,53 @@ def test_one_guidance_still_finds_the_steps() -> None:
 def test_an_engine_without_guidance_is_judged_by_its_steps_as_one_that_never_varies_it_is() -> None:
     sweep = planted(engine="flux_schnell")
     without, constant = THIN["no guidance"](sweep), THIN["one guidance"](sweep)
-    models = regression(without)
-    assert models.drop("note").equals(regression(constant).drop("note"))
-    spots = sweet_spots(without, models)
+    models = fit_models(without)
+    assert models.drop("note").equals(fit_models(constant).drop("note"))
+    spots = find_sweet_spots(without, models)
     guidance = ["guidance", "guidance_low", "guidance_high"]
     spoken = ["region", "said", "note"]
-    assert spots.drop(*guidance, *spoken).equals(sweet_spots(constant, regression(constant)).drop(*guidance, *spoken))
+    assert spots.drop(*guidance, *spoken).equals(
+        find_sweet_spots(constant, fit_models(constant)).drop(*guidance, *spoken)
+    )
     assert of(spots, target="overall")["steps"] == pytest.approx(BEST_STEPS, abs=5)
     assert spots.select(pl.col(guidance).null_count()).row(0) == (6, 6, 6)
     assert all(NO_GUIDANCE in note and "too few" not in note for note in spots["note"])
     assert of(spots, target="aes_v2_score")["note"] == f"does not move with steps; {NO_GUIDANCE}"
-    pairs = correlations(without)
-    assert pairs.equals(correlations(constant).filter(pl.col("left") != "guidance"))
+    pairs = correlate_metrics(without)
+    assert pairs.equals(correlate_metrics(constant).filter(pl.col("left") != "guidance"))
     assert of(pairs, left="steps", right="clip_score")["n"] == 600
 
 
 def test_an_image_without_guidance_among_those_that_have_it_is_left_out() -> None:
     holed = planted(200).with_columns(guidance=pl.when(pl.col("seed") >= 60).then("guidance"))
     whole = holed.drop_nulls("guidance")
-    models = regression(holed)
-    assert models.equals(regression(whole))
-    spots = sweet_spots(holed, models)
-    assert spots.drop("note").equals(sweet_spots(whole, models).drop("note"))
+    models = fit_models(holed)
+    assert models.equals(fit_models(whole))
+    spots = find_sweet_spots(holed, models)
+    assert spots.drop("note").equals(find_sweet_spots(whole, models).drop("note"))
     assert all("60 images have no steps or no guidance" in note for note in spots["note"])
-    assert of(correlations(holed), left="guidance", right="clip_score")["n"] == 140
-    assert of(correlations(holed), left="steps", right="clip_score")["n"] == 200
+    assert of(correlate_metrics(holed), left="guidance", right="clip_score")["n"] == 140
+    assert of(correlate_metrics(holed), left="steps", right="clip_score")["n"] == 200
 
 
 def test_what_cannot_be_done_is_said_and_why() -> None:
     def notes(thin: str) -> str:
         scores = THIN[thin](planted(60))
-        models = regression(scores)
-        tables = (response(scores, models), effects(scores, models), diminishing_returns(scores, models))
+        models = fit_models(scores)
+        tables = (
+            response_table(scores, models),
+            effects_table(scores, models),
+            diminishing_returns_table(scores, models),
+        )
         assert all(table["note"].null_count() == 0 for table in tables if table["target"].n_unique() == 1)
-        return " ".join(note or "" for table in (*tables, sweet_spots(scores, models)) for note in table["note"])
+        return " ".join(note or "" for table in (*tables, find_sweet_spots(scores, models)) for note in table["note"])
 
     assert "lack one of the scores" in notes("no complete rows")
     assert "too few images (1; 10 needed)" in notes("one row")
     assert "60 images have no steps" in notes("no settings")
     assert "bands hold for these prompts (1) alone" in notes("one prompt")
     assert "too few images of few steps with high guidance (0)" in notes("a line of settings")
-    assert "no image was timed" in pareto_front(*with_models(planted(60).with_columns(elapsed_ms=None)))["note"][0]
+    assert "no image was timed" in find_pareto_front(*with_models(planted(60).with_columns(elapsed_ms=None)))["note"][0]
 
 
 # The whole of it, on many sweeps: python -m benchmarks.surfaces.
@@ -429,10 +435,10 @@ def test_where_prompts_differ_a_band_is_wider_than_images_alone_would_have_it() 
     alone = sweep.with_columns(prompt=pl.col("image_id"))
     widths = []
     for scores in (sweep, alone):
-        curve = response(*with_models(scores)).filter(curve="steps", target="clip_score")
+        curve = response_table(*with_models(scores)).filter(curve="steps", target="clip_score")
         widths.append((curve["high"] - curve["low"]).mean())
     assert widths[0] > 1.5 * widths[1]
-    model = of(regression(sweep).filter("chosen"), metric="clip_score")
+    model = of(fit_models(sweep).filter("chosen"), metric="clip_score")
     assert (model["clusters_by"], model["clusters"]) == ("prompt", 8)
     assert model["prompt_share"] > 0.5
 
@@ -442,50 +448,50 @@ def test_a_score_that_levels_off_is_not_called_a_line() -> None:
     sweep = planted()
     bent = 1 - (-pl.col("steps") / 8).exp() - ((pl.col("guidance") - 6) / 5) ** 2
     sweep = sweep.with_columns(clip_score=bent + pl.col("aes_v2_score") / 6)
-    models = regression(sweep)
+    models = fit_models(sweep)
     assert of(models.filter("chosen"), metric="clip_score")["model"] in ("quadratic", "additive", "spline")
-    spot = of(sweet_spots(sweep, models), target="clip_score")
+    spot = of(find_sweet_spots(sweep, models), target="clip_score")
     assert spot["guidance_low"] > 1
     assert spot["guidance"] == pytest.approx(6, abs=1.5)
 
 
 def test_diminishing_returns_are_said_plainly(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
-    found = of(diminishing_returns(sweep, models), target="clip_score")
+    found = of(diminishing_returns_table(sweep, models), target="clip_score")
     # The planted curve is -0.01 (log2(steps / 24))², whose step gains 0.001 at 18 steps.
     assert found["low"] <= 18 <= found["high"]
     words = f"beyond {found['beyond']} steps ({found['low']}–{found['high']}) one more step gains less than 0.001"
     assert found["said"] == f"{words} CLIP score"
-    flat = of(diminishing_returns(sweep, models), target="aes_v2_score")
+    flat = of(diminishing_returns_table(sweep, models), target="aes_v2_score")
     assert flat["note"] == "does not move with steps or guidance"
     rising = sweep.with_columns(clip_score=pl.col("steps") * 0.01 + pl.col("aes_v2_score") * 1e-3)
-    edge = of(diminishing_returns(*with_models(rising)), target="clip_score")
+    edge = of(diminishing_returns_table(*with_models(rising)), target="clip_score")
     assert (edge["beyond"], edge["high"]) == (None, None)
     assert edge["said"] == "one more step still gains 0.001 CLIP score at 60, the most tried"
 
 
 def test_weights_choose_between_metrics_that_disagree(sweep: pl.DataFrame) -> None:
     apart = sweep.with_columns(hps_v2_score=-((pl.col("steps") / 8).log(2) ** 2) + 0.5 * pl.col("aes_v2_score"))
-    models = regression(apart)
+    models = fit_models(apart)
     steps = [
-        of(sweet_spots(apart, models, weights), target="overall")["steps"]
+        of(find_sweet_spots(apart, models, weights), target="overall")["steps"]
         for weights in ({"hps_v2_score": 1}, {"hps_v2_score": 1, "clip_score": 1}, {"clip_score": 3})
     ]
     assert steps[0] < steps[1] < steps[2]
     assert steps[0] == pytest.approx(8, abs=3)
-    alone = sweet_spots(apart, models, {"clip_score": 3})
+    alone = find_sweet_spots(apart, models, {"clip_score": 3})
     assert of(alone, target="overall")["steps"] == of(alone, target="clip_score")["steps"]
 
 
 @pytest.mark.parametrize("weights", [{"sharpness": 1}, {"clip_score": -1}, {"clip_score": 0}, {"clip_score": np.nan}])
 def test_weights_that_cannot_be_are_refused(sweep: pl.DataFrame, weights: dict[str, float]) -> None:
     with pytest.raises(BadInputError, match="weigh"):
-        sweet_spots(sweep, regression(sweep.clear()), weights)
+        find_sweet_spots(sweep, fit_models(sweep.clear()), weights)
 
 
 def test_a_gain_that_cannot_be_asked_for_is_refused(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
     for least_gain in ({"sharpness": 0.1}, {"clip_score": 0.0}):
         with pytest.raises(BadInputError, match="no step can have to gain"):
-            diminishing_returns(sweep, models, least_gain=least_gain)
+            diminishing_returns_table(sweep, models, least_gain=least_gain)
 
 
 def test_the_quickest_as_good_setting_is_in_the_region_with_its_share_of_the_time(spots: pl.DataFrame) -> None:
@@ -505,15 +511,15 @@ def test_the_quickest_as_good_setting_is_in_the_region_with_its_share_of_the_tim
 
 def test_a_quicker_setting_that_may_lose_a_standard_deviation_is_no_advice(sweep: pl.DataFrame) -> None:
     thin = sweep.head(40).with_columns(clip_score=pl.col("clip_score") + 0.05 * pl.col("aes_v2_score"))
-    models = regression(thin).with_columns(flat_p=0.01, chosen=pl.col("model") == "quadratic")
-    row = of(sweet_spots(thin, models), target="clip_score")
+    models = fit_models(thin).with_columns(flat_p=0.01, chosen=pl.col("model") == "quadratic")
+    row = of(find_sweet_spots(thin, models), target="clip_score")
     assert row["loss_high"] > thin["clip_score"].std()
     assert row["said"].startswith("too few images to say whether ")
     assert row["said"].endswith("it may be more than 1 SD worse")
 
 
 def test_no_point_of_the_front_is_beaten_and_a_sure_one_stays(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
-    front = pareto_front(sweep, models).filter(target="clip_score")
+    front = find_pareto_front(sweep, models).filter(target="clip_score")
     now = front.filter("on_front").sort("seconds")
     assert now["predicted"].is_sorted()
     assert now["seconds"].n_unique() == now.height
@@ -524,7 +530,7 @@ def test_no_point_of_the_front_is_beaten_and_a_sure_one_stays(sweep: pl.DataFram
 
 def test_seconds_are_a_line_that_one_slow_image_does_not_bend() -> None:
     slow = planted().with_columns(elapsed_ms=pl.when(pl.col("seed") == 0).then(60_000).otherwise("elapsed_ms"))
-    row = times(slow).row(0, named=True)
+    row = times_table(slow).row(0, named=True)
     assert row["base_low"] < 0.1995 < row["base_high"], "milliseconds are cut, not rounded"
     assert row["a_step_low"] < 0.05 < row["a_step_high"]
     assert row["outliers"] >= 1
@@ -533,8 +539,10 @@ def test_seconds_are_a_line_that_one_slow_image_does_not_bend() -> None:
 
 def test_components_find_what_metrics_share() -> None:
     shared, own = np.random.default_rng(8).standard_normal((2, 4, 600))
-    metrics = {metric: 0.9 * shared[0] + 0.45 * noise for metric, noise in zip(METRICS, own, strict=True)}
-    found = components(planted().with_columns(**{name: pl.Series(values) for name, values in metrics.items()}))
+    metrics = {metric: 0.9 * shared[0] + 0.45 * noise for metric, noise in zip(METRIC_LABELS, own, strict=True)}
+    found = principal_components(
+        planted().with_columns(**{name: pl.Series(values) for name, values in metrics.items()})
+    )
     first = of(found, component=1)
     assert first["share_low"] < (1 + 3 * 0.8) / 4 < first["share_high"]
     assert all(loading["low"] > 0.8 for loading in first["loadings"])
@@ -545,11 +553,11 @@ def test_components_find_what_metrics_share() -> None:
 def test_an_interaction_is_found_where_one_was_planted_and_nowhere_else(
     sweep: pl.DataFrame, models: pl.DataFrame
 ) -> None:
-    found = effects(sweep, models)
+    found = effects_table(sweep, models)
     assert of(found, target="clip_score", effect="interaction")["p"] > 0.05
     assert of(found, target="clip_score", effect="guidance")["p"] < 0.01
     crossed = sweep.with_columns(clip_score=pl.col("clip_score") + 0.01 * pl.col("steps").log(2) * pl.col("guidance"))
-    row = of(effects(*with_models(crossed)), target="clip_score", effect="interaction")
+    row = of(effects_table(*with_models(crossed)), target="clip_score", effect="interaction")
     spread = np.log2(row["steps_to"] / row["steps_from"]) * (row["guidance_to"] - row["guidance_from"])
     assert row["p"] < 0.01
     assert row["low"] < 0.01 * spread < row["high"]
@@ -562,19 +570,19 @@ def test_engines_and_runs_are_compared_at_the_same_settings() -> None:
     best = planted(1200, seed=4, engine="sd3").filter(near_the_best)
     worse = best.with_columns(clip_score=pl.col("clip_score") - 0.008, run_id=pl.lit("7c"))
     both = pl.concat([slow, worse])
-    table = comparison(*with_models(both)).filter(by="engine", target="clip_score")
+    table = compare_groups(*with_models(both)).filter(by="engine", target="clip_score")
     first, second = (of(table, name=name) for name in ("realvis_xl", "sd3"))
     assert first["mean"] < second["mean"]
     assert first["adjusted_low"] > second["adjusted_high"]
     assert (first["steps_from"], first["steps_to"]) == (15, 35)
-    assert selected(both, engines=["sd3"]).equals(selected(both, runs=["7c"]))
+    assert select_images(both, engines=["sd3"]).equals(select_images(both, runs=["7c"]))
     with pytest.raises(BadInputError, match="no image of run 'x'"):
-        selected(both, runs=["x"])
-    assert described(worse)[0].startswith(f"sd3: {worse.height} images, 1 run, 12 prompts, steps 15 to 35")
+        select_images(both, runs=["x"])
+    assert describe_scores(worse)[0].startswith(f"sd3: {worse.height} images, 1 run, 12 prompts, steps 15 to 35")
 
 
 def with_models(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    return scores, regression(scores)
+    return scores, fit_models(scores)
 
 
 def test_the_analysis_loads_no_framework() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -20,8 +19,8 @@ from sqlalchemy import update
 
 from flexy_assets.execution import run_assets
 from flexy_assets.storage import quality, queries
-from flexy_assets.storage.quality import Tally
-from flexy_assets.storage.queries import MAX_ATTEMPTS, Scored
+from flexy_assets.storage.quality import RunTally
+from flexy_assets.storage.queries import MAX_ATTEMPTS, ScoredImage
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results
 from flexy_assets.sweep.analysis import drift
 from resources.database import Database
@@ -32,7 +31,7 @@ from resources.settings import Settings
 
 Adder = Callable[..., list[UUID]]
 SCORED = dict.fromkeys(SWEEP_METRICS, 0.5)
-OF_SCORES = ("in_range", "no_holes", "no_drift")
+OF_SCORES = ("in_range", "no_missing_scores", "no_drift")
 OF_IMAGES = ("generated_images:files_as_recorded", "generated_images:no_duplicates")
 ALL = {*OF_IMAGES, *(f"{metric}s:{check}" for metric in METRICS for check in OF_SCORES)}
 PATH = "4b7193fd_0000/000000.png"
@@ -48,11 +47,9 @@ class House:
     sha256: str
 
     def definitions(self) -> dg.Definitions:
-        # They read the settings as they are loaded.
-        self.environment.delitem(sys.modules, "flexy_assets.definitions", raising=False)
-        from flexy_assets.definitions import defs
+        from flexy_assets.definitions import build_definitions
 
-        return defs
+        return build_definitions(Settings.read())
 
     def checked(self, *only: str) -> dict[str, Any]:
         """What Dagster has recorded, by asset and check, after one run of all checks or of some."""
@@ -88,7 +85,7 @@ class House:
         """A run with one image a clip score, the first made `began` days after the first run's."""
         run_id, start = uuid4(), datetime(2025, 1, 1) + timedelta(days=began)
         with self.database.begin() as connection:
-            queries.save_run(connection, run_id, engine, len(scores), {})
+            queries.save_sweep(connection, run_id, engine, len(scores), {})
             rows = [
                 {"id": uuid4(), "run_id": run_id, "engine": engine, "created_at": start + timedelta(seconds=place)}
                 | {"image_path": PATH, "image_sha256": self.sha256}
@@ -138,7 +135,7 @@ def test_a_database_that_nobody_has_used_passes(empty_house: House) -> None:
 
 def test_a_check_asked_for_alone_runs_alone(house: House, sound: Adder) -> None:
     sound()
-    for name in ("clip_scores:no_holes", "generated_images:no_duplicates"):
+    for name in ("clip_scores:no_missing_scores", "generated_images:no_duplicates"):
         assert set(house.checked(name)) == {name}
 
 
@@ -163,7 +160,7 @@ def test_a_nan_is_out_of_range_where_the_database_can_hold_one_and_a_hole_where_
     house.change(wrong, hps_v2_score=math.nan)
     on_postgres = house.database.url.get_backend_name() == "postgresql"
     found = house.failed()
-    assert set(found) == {"hps_v2_scores:in_range" if on_postgres else "hps_v2_scores:no_holes"}
+    assert set(found) == {"hps_v2_scores:in_range" if on_postgres else "hps_v2_scores:no_missing_scores"}
 
 
 def test_bounds_belong_to_the_range(house: House, sound: Adder) -> None:
@@ -179,7 +176,7 @@ def test_bounds_belong_to_the_range(house: House, sound: Adder) -> None:
 def test_a_hole_is_counted_and_healing_named(house: House, sound: Adder) -> None:
     sound(3)
     sound(2, aes_v2_score=None)
-    found = house.the_failed("aes_v2_scores:no_holes", "WARN")
+    found = house.the_failed("aes_v2_scores:no_missing_scores", "WARN")
     assert found.description == "2 scores are missing: flexy heal, or the night, fills them"
     assert [found.metadata[name].value for name in ("missing", "failed", "given up")] == [2, 0, 0]
 
@@ -188,11 +185,11 @@ def test_a_hole_that_was_given_up_is_told_apart_with_its_reason(house: House, so
     sound(3)
     given_up, tried, _ = sound(3, clip_score=None)
     for attempt in range(MAX_ATTEMPTS):
-        failing = [Scored(given_up, None, "no prompt:\nnobody knows it")]
-        failing += [Scored(tried, None, "the file is gone")] if attempt == 0 else []
+        failing = [ScoredImage(given_up, None, "no prompt:\nnobody knows it")]
+        failing += [ScoredImage(tried, None, "the file is gone")] if attempt == 0 else []
         with house.database.begin() as connection:
             queries.record_scores(connection, "clip_score", "test", failing)
-    found = house.the_failed("clip_scores:no_holes", "WARN")
+    found = house.the_failed("clip_scores:no_missing_scores", "WARN")
     assert found.description.startswith(
         f"3 scores are missing, 1 of them given up after {MAX_ATTEMPTS} attempts"
         " (the last failed: no prompt: nobody knows it): flexy heal"
@@ -205,13 +202,13 @@ def test_where_all_holes_were_given_up_healing_is_not_advised(house: House, soun
     (given_up,) = sound(1, clip_score=None)
     for _ in range(MAX_ATTEMPTS):
         with house.database.begin() as connection:
-            queries.record_scores(connection, "clip_score", "test", [Scored(given_up, None, "no prompt")])
-    found = house.the_failed("clip_scores:no_holes", "WARN")
+            queries.record_scores(connection, "clip_score", "test", [ScoredImage(given_up, None, "no prompt")])
+    found = house.the_failed("clip_scores:no_missing_scores", "WARN")
     assert "flexy heal" not in found.description
     with house.database.begin() as connection:
         settings = Settings.read({"FLEXY_MODELS": "mini"})
-        queries.ask_again(connection, METRICS["clip_score"], [], True, settings)
-    assert "flexy heal" in house.the_failed("clip_scores:no_holes", "WARN").description
+        queries.request_rescore(connection, METRICS["clip_score"], [], True, settings)
+    assert "flexy heal" in house.the_failed("clip_scores:no_missing_scores", "WARN").description
 
 
 def test_what_other_models_are_to_score_is_no_hole(house: House, sound: Adder) -> None:
@@ -219,18 +216,18 @@ def test_what_other_models_are_to_score_is_no_hole(house: House, sound: Adder) -
     sound(2, engine="realvis_xl", clip_score=None)
     assert house.failed() == {}
     house.environment.setenv("FLEXY_MODELS", "full")
-    assert house.the_failed("clip_scores:no_holes", "WARN").metadata["missing"].value == 2
+    assert house.the_failed("clip_scores:no_missing_scores", "WARN").metadata["missing"].value == 2
 
 
 def test_a_metric_without_a_column_is_judged_by_what_is_recorded_of_it(database: Database, add: Adder) -> None:
-    quality = Metric("quality", "Quality", "how good it is", 0, 10)
+    metric = Metric("quality", "Quality", "how good it is", 0, 10)
     good, bad, _ = add(3)
     with database.begin() as connection:
-        queries.record_scores(connection, "quality", "test", [Scored(good, 7.0), Scored(bad, 11.0)])
-        (tally,) = quality.tallies(connection, quality)
+        queries.record_scores(connection, "quality", "test", [ScoredImage(good, 7.0), ScoredImage(bad, 11.0)])
+        (tally,) = quality.run_tallies(connection, metric)
         assert (tally.count, tally.outside, tally.total, tally.lowest) == (1, 1, 7.0, 7.0)
-        assert [row.id for row in quality.outside(connection, quality, 5)] == [bad]
-        assert quality.holes(connection, "quality", "mini").missing == 1
+        assert [row.id for row in quality.images_out_of_range(connection, metric, 5)] == [bad]
+        assert quality.missing_scores_of(connection, "quality", "mini").missing == 1
 
 
 # Files
@@ -291,13 +288,13 @@ def test_of_many_files_a_random_sample_is_looked_at_and_said_so(house: House, so
 
     ids = sound(20)
     sound(1, image_path="4b7193fd_0000/000009.png")
-    house.environment.setattr(checks, "MOST_FILES", 20)
+    house.environment.setattr(checks, "MAX_FILES", 20)
     found = house.checked(FILES)[FILES]
     assert found.metadata["looked at"].value == "20 of 21 images, drawn at random"
     seen = set()
     with house.database.begin(reading=True) as connection:
         for _ in range(60):
-            count, rows = quality.files(connection, 5)
+            count, rows = quality.recorded_files(connection, 5)
             assert (count, len({row.id for row in rows})) == (21, 5)
             seen |= {row.id for row in rows}
     assert set(ids) <= seen
@@ -408,21 +405,21 @@ def test_impossible_scores_are_left_out_of_means(house: House) -> None:
 CLIP = METRICS["clip_score"]
 
 
-def tally(scores: np.ndarray | list[float], began: int, engine: str = "mini_sdxl") -> Tally:
+def tally(scores: np.ndarray | list[float], began: int, engine: str = "mini_sdxl") -> RunTally:
     values = np.asarray(scores, dtype=float)
     start = datetime(2025, 1, 1) + timedelta(days=began)
     sums = float(values.sum()), float((values**2).sum())
-    return Tally(engine, uuid4(), start, 0, len(values), *sums, float(values.min()), float(values.max()))
+    return RunTally(engine, uuid4(), start, 0, len(values), *sums, float(values.min()), float(values.max()))
 
 
-def drifted(*tallies: Tally) -> bool:
-    return any(one.is_real for one in drift.drifts(tallies, CLIP))
+def drifted(*tallies: RunTally) -> bool:
+    return any(one.is_real for one in drift.find_drifts(tallies, CLIP))
 
 
 def test_runs_of_one_distribution_do_not_drift() -> None:
     rng = np.random.default_rng(0)
     for _ in range(3_000):
-        counts = rng.integers(drift.LEAST_IMAGES, 400, size=rng.integers(2, 5))
+        counts = rng.integers(drift.MIN_IMAGES_PER_RUN, 400, size=rng.integers(2, 5))
         spread = rng.choice([0.001, 0.02, 0.2])
         assert not drifted(*(tally(rng.normal(0.25, spread, n), day) for day, n in enumerate(counts)))
 
@@ -439,25 +436,25 @@ def test_a_move_of_one_standard_deviation_is_seen_and_one_of_a_quarter_is_not() 
 
 def test_a_large_difference_that_chance_can_make_is_none() -> None:
     wide = np.tile([0.0, 0.4], 15)
-    (found,) = drift.drifts([tally(wide, 0), tally(wide + 0.15, 1)], CLIP)
-    assert found.d > drift.CONSIDERABLE
+    (found,) = drift.find_drifts([tally(wide, 0), tally(wide + 0.15, 1)], CLIP)
+    assert found.d > drift.MIN_EFFECT_SIZE
     assert not found.is_real
 
 
 def test_runs_of_few_images_are_neither_judged_nor_judged_by() -> None:
-    few, many = tally([0.9] * (drift.LEAST_IMAGES - 1), 1), tally(drawn(500), 0)
-    assert drift.drifts([many, few], CLIP) == []
-    assert drift.drifts([replace(many, began=few.began), replace(few, began=many.began)], CLIP) == []
+    few, many = tally([0.9] * (drift.MIN_IMAGES_PER_RUN - 1), 1), tally(drawn(500), 0)
+    assert drift.find_drifts([many, few], CLIP) == []
+    assert drift.find_drifts([replace(many, began=few.began), replace(few, began=many.began)], CLIP) == []
 
 
 def test_rows_that_belong_to_no_run_are_not_compared() -> None:
-    assert drift.drifts([replace(tally(drawn(50, 0.9), 0), run_id=None), tally(drawn(50), 1)], CLIP) == []
+    assert drift.find_drifts([replace(tally(drawn(50, 0.9), 0), run_id=None), tally(drawn(50), 1)], CLIP) == []
 
 
 def test_the_newest_run_is_the_one_begun_last_and_one_without_a_date_is_old() -> None:
     old, new = tally(drawn(50), 0), tally(drawn(50, 0.4), 1)
     for tallies in ([old, new], [new, old], [replace(old, began=None), new]):
-        (found,) = drift.drifts(tallies, CLIP)
+        (found,) = drift.find_drifts(tallies, CLIP)
         assert found.run_id == new.run_id
 
 
@@ -473,7 +470,7 @@ def test_sums_by_the_database_give_the_moments_that_numpy_gives(house: House) ->
     house.run(0, before)
     newest = house.run(1, after)
     with house.database.begin(reading=True) as connection:
-        (found,) = drift.drifts(quality.tallies(connection, CLIP), CLIP)
+        (found,) = drift.find_drifts(quality.run_tallies(connection, CLIP), CLIP)
     spread = math.sqrt((199 * np.var(before, ddof=1) + 149 * np.var(after, ddof=1)) / 348)
     errors = math.sqrt(np.var(before, ddof=1) / 200 + np.var(after, ddof=1) / 150)
     difference = np.mean(after) - np.mean(before)

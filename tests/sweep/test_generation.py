@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from flexy_assets.cli.app import main
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.tables import bench_run_results
-from flexy_assets.sweep.generation import Made, chunks, generate, missing
-from flexy_assets.sweep.plan import Range, Sweep
+from flexy_assets.sweep.generation import GenerationOutcome, chunk_plan, generate_images, images_to_generate
+from flexy_assets.sweep.plan import SettingRange, Sweep
 from resources.database import Database
 from resources.engines import ImageRequest
 from resources.images import ImageStore
@@ -31,14 +30,14 @@ from resources.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
 PROMPTS = ("a fox", "an owl", "a giant", "a tree", "a boat", "a hill", "a lamp", "a mill")
-SWEEP = Sweep("mini_painter", PROMPTS, Range(4, 4), Range(1, 12), width=64, height=48)
+SWEEP = Sweep("mini_painter", PROMPTS, SettingRange(4, 4), SettingRange(1, 12), width=64, height=48)
 
 
 class Painter:
     """Draws plain pictures; more than `room` in a call, or a giant without room for `giants`, is too much memory."""
 
     def __init__(self, room: int = 8, giants: bool = False) -> None:
-        self.images_a_call = 8
+        self.batch_size = 8
         self.room, self.giants = room, giants
         self.made: list[Sequence[ImageRequest]] = []
 
@@ -68,7 +67,7 @@ def store(tmp_path: Path) -> ImageStore:
 def planned(database: Database, sweep: Sweep, images: int) -> pl.DataFrame:
     """The rows of a run that the database knows."""
     with database.begin() as connection:
-        queries.save_run(connection, sweep.run_id, sweep.engine, images, sweep.to_json())
+        queries.save_sweep(connection, sweep.run_id, sweep.engine, images, sweep.to_json())
     return sweep.rows(0, images)
 
 
@@ -78,10 +77,10 @@ def rows(database: Database) -> dict[str, dict[str, Any]]:
         return {row["image_path"]: dict(row) for row in connection.execute(select(bench_run_results)).mappings()}
 
 
-def made(database: Database, store: ImageStore, engine: Painter, plan: pl.DataFrame) -> Made:
+def made(database: Database, store: ImageStore, engine: Painter, plan: pl.DataFrame) -> GenerationOutcome:
     """One pass over what the plan lacks; the bar hears of every image made."""
     told: list[int] = []
-    outcome = generate(database, store, engine, missing(database, plan), told.append)
+    outcome = generate_images(database, store, engine, images_to_generate(database, plan), told.append)
     assert sum(told) == outcome.made
     return outcome
 
@@ -90,7 +89,7 @@ def test_a_batch_too_large_for_the_memory_is_made_in_halves_and_every_image_is_t
     database: Database, store: ImageStore
 ) -> None:
     plan, engine = planned(database, SWEEP, 10), Painter(room=3, giants=True)
-    assert made(database, store, engine, plan) == Made(10)
+    assert made(database, store, engine, plan) == GenerationOutcome(10)
     assert [len(call) for call in engine.made] == [2] * 5
     found = rows(database)
     assert found.keys() == set(plan["image_path"])
@@ -110,17 +109,17 @@ def test_an_image_that_alone_is_too_much_fails_alone_and_is_tried_again_by_itsel
     reason = (
         f"image {giant['index']} (64×48): out of memory for this one image alone: use a smaller one, or more memory"
     )
-    assert made(database, store, Painter(), plan) == Made(7, (reason,))
+    assert made(database, store, Painter(), plan) == GenerationOutcome(7, (reason,))
     there = rows(database)
     assert there.keys() == set(plan["image_path"]) - {giant["image_path"]}
     assert not Path(store.root, giant["image_path"]).exists()
 
-    assert made(database, store, Painter(), plan) == Made(0, (reason,))
+    assert made(database, store, Painter(), plan) == GenerationOutcome(0, (reason,))
     engine = Painter(giants=True)
-    assert made(database, store, engine, plan) == Made(1)
+    assert made(database, store, engine, plan) == GenerationOutcome(1)
     assert [[request.prompt for request in call] for call in engine.made] == [["a giant"]]
     assert {path: row for path, row in rows(database).items() if path != giant["image_path"]} == there
-    assert missing(database, plan).is_empty()
+    assert images_to_generate(database, plan).is_empty()
 
 
 def test_no_guidance_reaches_the_engine_as_none_and_stays_null(database: Database, store: ImageStore) -> None:
@@ -131,9 +130,11 @@ def test_no_guidance_reaches_the_engine_as_none_and_stays_null(database: Databas
 
 
 def test_what_is_made_in_one_call_has_the_same_steps_and_size() -> None:
-    sizes = [replace(SWEEP, steps=Range(1, 3), width=width, height=height) for width, height in ((64, 64), (64, 128))]
+    sizes = [
+        replace(SWEEP, steps=SettingRange(1, 3), width=width, height=height) for width, height in ((64, 64), (64, 128))
+    ]
     plan = pl.concat([sweep.rows(0, 50) for sweep in sizes])
-    found = list(chunks(plan, 8))
+    found = list(chunk_plan(plan, 8))
     assert all(len({(row["steps"], row["width"], row["height"]) for row in chunk}) == 1 for chunk in found)
     assert sorted(row["image_id"] for chunk in found for row in chunk) == sorted(plan["image_id"])
     # As few calls as can be: but for the last of each kind they are full.
@@ -154,8 +155,6 @@ def test_the_command_makes_and_scores_the_others_and_ends_with_one_line_about_th
         monkeypatch.setitem(registry.MODELS, painter.name, painter)
 
     def flexy(*arguments: str) -> Result:
-        # The definitions read the settings as they are loaded.
-        monkeypatch.delitem(sys.modules, "flexy_assets.definitions", raising=False)
         return CliRunner().invoke(main, [*arguments, "--json"], prog_name="flexy")
 
     engine(giants=False)

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +45,7 @@ class House:
     environment: pytest.MonkeyPatch
 
     def flexy(self, *arguments: str) -> Result:
-        self.fresh()
         return CliRunner().invoke(main, arguments, prog_name="flexy")
-
-    def fresh(self) -> None:
-        """Forget the definitions: they read the settings as they are loaded."""
-        self.environment.delitem(sys.modules, "flexy_assets.definitions", raising=False)
 
     def answer(self, *arguments: str) -> dict[str, Any]:
         """The JSON document of a command that succeeds."""
@@ -229,10 +223,10 @@ def test_asking_for_fewer_images_than_there_are_takes_none_away(at: House, finis
 def test_an_image_file_that_is_gone_costs_its_own_scores_and_no_others(
     at: House, finished: Finished, instance: dg.DagsterInstance
 ) -> None:
+    from flexy_assets.definitions import build_definitions
     from flexy_assets.sweep import assets
 
-    at.fresh()
-    from flexy_assets.definitions import defs
+    defs = build_definitions(Settings.read())
 
     (batch,) = finished.other["batches"]
     run_assets(instance, defs, [assets.generated_images], batches=(batch, batch))
@@ -259,8 +253,9 @@ def test_an_image_file_that_is_gone_costs_its_own_scores_and_no_others(
 def test_materialising_the_plan_with_its_config_is_sweep_new(
     at: House, finished: Finished, instance: dg.DagsterInstance
 ) -> None:
-    at.fresh()
-    from flexy_assets.definitions import defs
+    from flexy_assets.definitions import build_definitions
+
+    defs = build_definitions(Settings.read())
 
     config = {"engine": "mini_sdxl", "images": 5, "steps": "1:2", "batch_size": 4, "seed": 3}
     result = defs.resolve_implicit_global_asset_job_def().execute_in_process(
@@ -281,7 +276,7 @@ def test_materialising_the_plan_with_its_config_is_sweep_new(
 
 
 def test_an_image_is_the_same_alone_and_among_others_and_guidance_below_one_is_none() -> None:
-    engine = registry.engine("mini_sdxl", Settings.read({})).load()
+    engine = registry.find_engine("mini_sdxl", Settings.read({})).load()
 
     def request(seed: int, guidance: float) -> ImageRequest:
         return ImageRequest("a red disc", None, 2, guidance, seed, 64, 64)

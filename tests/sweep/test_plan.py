@@ -13,12 +13,12 @@ import pytest
 from scipy.stats import chisquare, kstest, qmc
 
 from flexy_assets.sweep.assets import SweepConfig
-from flexy_assets.sweep.plan import PLAN_SCHEMA, Range, Sweep
+from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep
 from resources.errors import BadInputError
 from resources.prompts import MAX_PROMPT, read_prompts
 from resources.settings import Settings
 
-SWEEP = Sweep("mini_sdxl", ("a red disc", "a blue disc", "a tree"), Range(4, 60), Range(0.5, 12), seed=7)
+SWEEP = Sweep("mini_sdxl", ("a red disc", "a blue disc", "a tree"), SettingRange(4, 60), SettingRange(0.5, 12), seed=7)
 
 
 def shares(sweep: Sweep, images: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def test_the_same_settings_give_the_same_rows(sampling: str) -> None:
 
 def test_the_rows_of_a_run_that_was_begun_long_ago_are_still_the_same() -> None:
     # A run begun with one version of Flexy is topped up with the next: these values may never change.
-    sweep = replace(SWEEP, steps=Range.parse("4:60", "steps"), guidance=Range.parse("0.5:12", "guidance"))
+    sweep = replace(SWEEP, steps=SettingRange.parse("4:60", "steps"), guidance=SettingRange.parse("0.5:12", "guidance"))
     row = sweep.rows(101, 102).row(0, named=True)
     assert row["run_id"] == "e73f0f98-d16b-543a-afaf-1f8bf8b0f317"
     assert row["image_id"] == "6098710d-28a0-57ef-89f2-0b9e5694f3d4"
@@ -85,7 +85,7 @@ def test_no_two_images_share_an_id_or_a_seed() -> None:
 
 
 def test_settings_come_back_from_json_as_the_same_run() -> None:
-    strided = replace(SWEEP, steps=Range.parse("4:60:8", "steps"), negative_prompt="blurred — 赤")
+    strided = replace(SWEEP, steps=SettingRange.parse("4:60:8", "steps"), negative_prompt="blurred — 赤")
     for sweep in (SWEEP, strided, replace(SWEEP, guidance=None)):
         again = Sweep.from_json(json.loads(json.dumps(sweep.to_json())))
         assert again == sweep
@@ -97,8 +97,8 @@ def test_settings_come_back_from_json_as_the_same_run() -> None:
     [
         {"engine": "realvis_xl"},
         {"prompts": ("a red disc",)},
-        {"steps": Range(4, 59)},
-        {"guidance": Range(0.5, 12, 0.5)},
+        {"steps": SettingRange(4, 59)},
+        {"guidance": SettingRange(0.5, 12, 0.5)},
         {"guidance": None},
         {"sampling": "even"},
         {"negative_prompt": ""},
@@ -148,7 +148,9 @@ def test_uniform_is_uniform_and_its_columns_have_nothing_to_do_with_each_other()
 
 
 def test_a_stride_is_kept_to() -> None:
-    sweep = replace(SWEEP, steps=Range.parse("4:60:8", "steps"), guidance=Range.parse("0.1:1:0.1", "guidance"))
+    sweep = replace(
+        SWEEP, steps=SettingRange.parse("4:60:8", "steps"), guidance=SettingRange.parse("0.1:1:0.1", "guidance")
+    )
     rows = sweep.rows(0, 500)
     assert set(rows["steps"]) == {4, 12, 20, 28, 36, 44, 52, 60}
     # As a person writes them: 0.3, not 0.30000000000000004.
@@ -156,7 +158,9 @@ def test_a_stride_is_kept_to() -> None:
 
 
 def test_a_range_of_one_value_is_that_value() -> None:
-    rows = replace(SWEEP, steps=Range.parse("8", "steps"), guidance=Range.parse("7.12345", "guidance")).rows(0, 20)
+    rows = replace(
+        SWEEP, steps=SettingRange.parse("8", "steps"), guidance=SettingRange.parse("7.12345", "guidance")
+    ).rows(0, 20)
     assert set(rows["steps"]) == {8}
     assert set(rows["guidance"]) == {7.12345}
 
@@ -190,24 +194,24 @@ def complaint(what: Any, *arguments: Any, **named: Any) -> str:
 
 @pytest.mark.parametrize("text", ["", "a", "4:", ":60", "4:60:8:1", "4-60", "nan", "4:inf", "1e999", "4:60:x"])
 def test_what_is_no_range_is_said(text: str) -> None:
-    assert complaint(Range.parse, text, "steps").startswith(f"steps {text!r} is no range: write LOW:HIGH")
+    assert complaint(SettingRange.parse, text, "steps").startswith(f"steps {text!r} is no range: write LOW:HIGH")
 
 
 @pytest.mark.parametrize("text", ["60:4", "4:60:0", "4:60:-1"])
 def test_an_empty_range_is_said(text: str) -> None:
-    assert complaint(Range.parse, text, "guidance").startswith(f"guidance {text!r} is an empty range")
+    assert complaint(SettingRange.parse, text, "guidance").startswith(f"guidance {text!r} is an empty range")
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"prompts": ()}, "no prompts"),
-        ({"steps": Range(0, 60)}, "steps"),
-        ({"steps": Range(4, 1001)}, "steps"),
-        ({"steps": Range(4.5, 60)}, "steps"),
-        ({"steps": Range(4, 60, 0.5)}, "steps"),
-        ({"guidance": Range(-1, 12)}, "guidance"),
-        ({"guidance": Range(1, 101)}, "guidance"),
+        ({"steps": SettingRange(0, 60)}, "steps"),
+        ({"steps": SettingRange(4, 1001)}, "steps"),
+        ({"steps": SettingRange(4.5, 60)}, "steps"),
+        ({"steps": SettingRange(4, 60, 0.5)}, "steps"),
+        ({"guidance": SettingRange(-1, 12)}, "guidance"),
+        ({"guidance": SettingRange(1, 101)}, "guidance"),
         ({"batch_size": 0}, "batch size 0"),
         ({"sampling": "grid"}, "'grid'"),
         ({"width": 500}, "500"),

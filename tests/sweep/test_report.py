@@ -20,12 +20,18 @@ from plotly.offline import get_plotlyjs
 
 from benchmarks import report as synthetic
 from flexy_assets.reporting.plotly_bundle import DRAWN_WITH, eager, registering
-from flexy_assets.reporting.thumbnails import contact_sheet, thumbnail, thumbnails
-from flexy_assets.sweep.analysis import COMPARISON, EFFECTS, METRICS, SCORES, Tables
-from flexy_assets.sweep.report.build import pictures_needed, render
-from flexy_assets.sweep.report.comparison_panels import side_by_side
-from flexy_assets.sweep.report.points import MOST_BYTES, MOST_POINTS
-from flexy_assets.sweep.report.summary import components_words, effects_table
+from flexy_assets.reporting.thumbnails import make_contact_sheet, make_thumbnail, make_thumbnails
+from flexy_assets.sweep.analysis import (
+    EFFECTS_SCHEMA,
+    METRIC_LABELS,
+    SCORES_TABLE_SCHEMA,
+    SWEEP_COMPARISON_SCHEMA,
+    AnalysisTables,
+)
+from flexy_assets.sweep.report.build import render_sweep_report, sweep_thumbnails_needed
+from flexy_assets.sweep.report.comparison_panels import comparison_panels
+from flexy_assets.sweep.report.points import MAX_BYTES, MAX_POINTS
+from flexy_assets.sweep.report.summary import describe_components, format_effects
 from resources.images import UnreadableImageError
 from tests.support.page import Page
 
@@ -48,30 +54,30 @@ def sweep(images: int = 200, effect: float = 1.0, prompt: str = "a fox", seed: i
             "seed": np.arange(images),
             "elapsed_ms": 200 + 50 * steps,
             "image_path": [f"{index}.webp" for index in range(images)],
-            **{metric: 5 + surface + rng.standard_normal(images) for metric in METRICS},
+            **{metric: 5 + surface + rng.standard_normal(images) for metric in METRIC_LABELS},
         },
-        schema_overrides=SCORES,
+        schema_overrides=SCORES_TABLE_SCHEMA,
     )
 
 
-NO_TABLES = Tables.of(sweep().clear())
+NO_TABLES = AnalysisTables.of(sweep().clear())
 
 
 SWEEP = sweep()
 
 
 def report(scores: pl.DataFrame) -> str:
-    return render(scores, Tables.of(scores), {})
+    return render_sweep_report(scores, AnalysisTables.of(scores), {})
 
 
 @pytest.fixture(scope="module")
-def tables() -> Tables:
-    return Tables.of(SWEEP)
+def tables() -> AnalysisTables:
+    return AnalysisTables.of(SWEEP)
 
 
 @pytest.fixture(scope="module")
-def figures(tables: Tables) -> dict[str, Any]:
-    found: dict[str, Any] = of_script(render(SWEEP, tables, {}))["figures"]
+def figures(tables: AnalysisTables) -> dict[str, Any]:
+    found: dict[str, Any] = of_script(render_sweep_report(SWEEP, tables, {}))["figures"]
     return found
 
 
@@ -80,13 +86,13 @@ def two_thousand() -> str:
     scores = synthetic.sweep(2000)
     photographs = [synthetic.photograph(seed, side=256) for seed in range(20)]
     # Each is there a hundred times, and so has a hundredth of the room.
-    small = thumbnails(lambda path: photographs[int(path)], [str(n) for n in range(20)], MOST_BYTES // 100)
+    small = make_thumbnails(lambda path: photographs[int(path)], [str(n) for n in range(20)], MAX_BYTES // 100)
     pictures = {image_id: small[str(n % 20)] for n, image_id in enumerate(scores["image_id"])}
-    return render(scores, Tables.of(scores), pictures)
+    return render_sweep_report(scores, AnalysisTables.of(scores), pictures)
 
 
 @pytest.fixture(scope="module")
-def hostile(tables: Tables) -> Page:
+def hostile(tables: AnalysisTables) -> Page:
     scores = SWEEP.with_columns(
         engine=pl.lit(HOSTILE), run_id=pl.lit(HOSTILE), image_id=pl.lit(HOSTILE) + pl.col("image_id")
     ).with_columns(pl.lit(HOSTILE) + pl.col("prompt"))
@@ -95,7 +101,7 @@ def hostile(tables: Tables) -> Page:
         for name, table in vars(tables).items()
         for by in ["name" in table.columns]
     }
-    return Page(render(scores, Tables(**named), {}))
+    return Page(render_sweep_report(scores, AnalysisTables(**named), {}))
 
 
 def test_hostile_text_stays_text(hostile: Page) -> None:
@@ -118,9 +124,9 @@ def test_only_the_two_scripts_written_here_may_run(hostile: Page) -> None:
     assert "'unsafe-inline'" not in hostile.policy.split("script-src")[1]
 
 
-def test_nothing_is_fetched(tables: Tables) -> None:
-    picture = thumbnail(Image.new("RGB", (64, 64), "teal"))
-    page = Page(render(SWEEP, tables, dict.fromkeys(pictures_needed(SWEEP), picture)))
+def test_nothing_is_fetched(tables: AnalysisTables) -> None:
+    picture = make_thumbnail(Image.new("RGB", (64, 64), "teal"))
+    page = Page(render_sweep_report(SWEEP, tables, dict.fromkeys(sweep_thumbnails_needed(SWEEP), picture)))
     loads = [
         value or ""
         for _, attributes in page.tags
@@ -137,8 +143,8 @@ def test_nothing_is_fetched(tables: Tables) -> None:
 
 def test_the_answer_is_that_of_the_tables() -> None:
     scores = sweep(400)
-    found = Tables.of(scores)
-    words = Page(render(scores, found, {})).words
+    found = AnalysisTables.of(scores)
+    words = Page(render_sweep_report(scores, found, {})).words
     best, value = (found.spots.row(by_predicate=pl.col("target") == t, named=True) for t in ("overall", "value"))
     assert f"Best overall: {best['steps']} steps at guidance {best['guidance']:.1f}" in words
     assert f"Best value: {value['steps']} steps at guidance {value['guidance']:.1f}" in words
@@ -172,7 +178,7 @@ def test_weak_evidence_is_called_weak_and_none_is_called_none() -> None:
 
 def test_counts_and_missing_scores_are_told() -> None:
     scores = sweep(120).with_columns(hps_v2_score=pl.when(pl.col("seed") >= 33).then("hps_v2_score"))
-    words = Page(render(scores, NO_TABLES, {})).words
+    words = Page(render_sweep_report(scores, NO_TABLES, {})).words
     assert "120 images" in words
     assert "1 engine 1 run 7 prompts" in words
     assert "realvis_xl none none none 33 120" in words
@@ -192,14 +198,14 @@ def test_of_more_images_a_sample_is_shown_and_said_so() -> None:
     scores = synthetic.sweep(20_000).with_columns(
         engine=pl.when(pl.int_range(pl.len()) < 300).then(pl.lit("rare")).otherwise("engine")
     )
-    needed = pictures_needed(scores)
-    assert len(needed) == len(set(needed)) == MOST_POINTS
-    page = render(scores, NO_TABLES, {})
+    needed = sweep_thumbnails_needed(scores)
+    assert len(needed) == len(set(needed)) == MAX_POINTS
+    page = render_sweep_report(scores, NO_TABLES, {})
     held = of_script(page)
     assert held["columns"]["id"] == sorted(needed, key=lambda image_id: (of(scores, image_id)["engine"], image_id))
-    assert f"{MOST_POINTS:,} of 20,000 images are on this page" in Page(page).words
+    assert f"{MAX_POINTS:,} of 20,000 images are on this page" in Page(page).words
     assert scores.filter(pl.col("image_id").is_in(needed), engine="rare").height == 300
-    for metric in METRICS:
+    for metric in METRIC_LABELS:
         best, worst = (scores.sort(metric, descending=way)["image_id"][0] for way in (True, False))
         assert {best, worst} <= set(needed)
 
@@ -240,8 +246,8 @@ def test_what_could_not_be_done_is_said_with_its_reason(scores: pl.DataFrame, sa
     assert said in words.split("What could not be done, and why")[1]
 
 
-def test_nothing_is_said_to_be_undone_where_all_was_done(tables: Tables) -> None:
-    assert "could not be done" not in Page(render(SWEEP, tables, {})).words
+def test_nothing_is_said_to_be_undone_where_all_was_done(tables: AnalysisTables) -> None:
+    assert "could not be done" not in Page(render_sweep_report(SWEEP, tables, {})).words
 
 
 @pytest.mark.parametrize(
@@ -250,7 +256,7 @@ def test_nothing_is_said_to_be_undone_where_all_was_done(tables: Tables) -> None
         sweep().clear(),
         sweep(1),
         sweep(5),
-        sweep(30).with_columns(pl.lit(None).alias(metric) for metric in METRICS),
+        sweep(30).with_columns(pl.lit(None).alias(metric) for metric in METRIC_LABELS),
         sweep(30).with_columns(steps=pl.lit(None), guidance=pl.lit(None)),
         sweep(30).with_columns(guidance=pl.lit(1.0), steps=pl.lit(8), elapsed_ms=pl.lit(None)),
         sweep(30).with_columns(prompt=pl.lit(None), engine=pl.lit(None), seed=pl.lit(None)),
@@ -258,17 +264,17 @@ def test_nothing_is_said_to_be_undone_where_all_was_done(tables: Tables) -> None
     ids=["none", "one", "five", "unscored", "no settings", "one setting", "unnamed"],
 )
 def test_thin_data_still_makes_a_page(scores: pl.DataFrame) -> None:
-    pictures_needed(scores)
+    sweep_thumbnails_needed(scores)
     assert "</html>" in report(scores)[-20:]
 
 
-def test_every_plot_has_its_place(tables: Tables) -> None:
-    page = Page(render(SWEEP, tables, {}))
+def test_every_plot_has_its_place(tables: AnalysisTables) -> None:
+    page = Page(render_sweep_report(SWEEP, tables, {}))
     figures = json.loads(page.contents["script"][1])["figures"]
     places = {attributes["id"] for _, attributes in page.tags if attributes.get("class") == "plot"}
     assert places == {*figures, "explore"}
     # Each metric by steps, by guidance and by both; overall by both, its front, seconds and correlations.
-    assert len(figures) == 3 * len(METRICS) + 4
+    assert len(figures) == 3 * len(METRIC_LABELS) + 4
 
 
 def test_plotly_starts_the_kinds_of_traces_that_are_drawn_and_no_others(figures: dict[str, Any]) -> None:
@@ -281,7 +287,7 @@ def test_plotly_starts_the_kinds_of_traces_that_are_drawn_and_no_others(figures:
     assert registering("", DRAWN_WITH) == eager("") == ""
 
 
-def test_lines_bands_and_surfaces_are_those_of_the_response(tables: Tables, figures: dict[str, Any]) -> None:
+def test_lines_bands_and_surfaces_are_those_of_the_response(tables: AnalysisTables, figures: dict[str, Any]) -> None:
     for along, suffix in (("steps", ""), ("guidance", "-guidance")):
         curve = tables.response.filter(target="clip_score", curve=along)
         band, line = figures[f"figure-0-clip_score{suffix}"]["data"]
@@ -294,9 +300,11 @@ def test_lines_bands_and_surfaces_are_those_of_the_response(tables: Tables, figu
         assert drawn == (pytest.approx(row["predicted"], rel=1e-4) if row["images"] else None)
 
 
-def test_the_region_is_outlined_on_its_surface_and_the_best_ringed(tables: Tables, figures: dict[str, Any]) -> None:
-    words = Page(render(SWEEP, tables, {})).words
-    for target in ("overall", *METRICS):
+def test_the_region_is_outlined_on_its_surface_and_the_best_ringed(
+    tables: AnalysisTables, figures: dict[str, Any]
+) -> None:
+    words = Page(render_sweep_report(SWEEP, tables, {})).words
+    for target in ("overall", *METRIC_LABELS):
         spot = tables.spots.row(by_predicate=pl.col("target") == target, named=True)
         _, outline, ring = figures[f"figure-0-{target}-surface"]["data"]
         inside = {
@@ -310,12 +318,12 @@ def test_the_region_is_outlined_on_its_surface_and_the_best_ringed(tables: Table
         assert f"cannot be told from the best ({spot['region_share']:.0%} of what was tried)" in words
 
 
-def test_the_front_joins_what_is_not_beaten_and_says_its_ends(tables: Tables, figures: dict[str, Any]) -> None:
+def test_the_front_joins_what_is_not_beaten_and_says_its_ends(tables: AnalysisTables, figures: dict[str, Any]) -> None:
     front = tables.front.filter(pl.col("on_front"), target="overall").sort("seconds")
     joined = figures["figure-0-front"]["data"][1]
     assert joined["x"] == pytest.approx(front["seconds"].to_list(), rel=1e-4)
     assert sorted(joined["y"]) == joined["y"]
-    said = Page(render(SWEEP, tables, {})).words.split("no other beats in both quality and time")[1]
+    said = Page(render_sweep_report(SWEEP, tables, {})).words.split("no other beats in both quality and time")[1]
     assert said.startswith(f", the quickest is {front['steps'][0]} steps at guidance")
     assert f"and the best {front['steps'][-1]} steps" in said[:200]
 
@@ -327,11 +335,11 @@ def test_effects_are_called_by_their_sign_only_where_they_are_sure() -> None:
         | {"steps_from": 8, "steps_to": 40, "guidance_from": 1.5, "guidance_to": 11.0}
         for effect, change, low, high, p in given
     ]
-    heads, (row,) = effects_table(pl.DataFrame(rows, schema_overrides=EFFECTS), True)
+    heads, (row,) = format_effects(pl.DataFrame(rows, schema_overrides=EFFECTS_SCHEMA), True)
     assert list(heads.values())[:2] == ["Steps, 8 to 40", "Guidance, 1.5 to 11"]
     assert [cell["words"] for cell in row["cells"]] == ["more raise it", "more lowers it", "none can be told"]
-    bent = pl.DataFrame(rows[:1], schema_overrides=EFFECTS).with_columns(low=-0.1)
-    assert effects_table(bent, False)[1][0]["cells"][0]["words"] == "it moves, not one way"
+    bent = pl.DataFrame(rows[:1], schema_overrides=EFFECTS_SCHEMA).with_columns(low=-0.1)
+    assert format_effects(bent, False)[1][0]["cells"][0]["words"] == "it moves, not one way"
 
 
 def compared(by: str, names: Sequence[str], engine: str | None = None) -> pl.DataFrame:
@@ -340,13 +348,14 @@ def compared(by: str, names: Sequence[str], engine: str | None = None) -> pl.Dat
     columns = {"adjusted": at, "adjusted_low": at - 2, "adjusted_high": at + 2, "mean": -at}
     engines = [engine or name for name in names]
     rows = {"by": by, "engine": engines, "name": names, "target": "clip_score", "n": 9, **columns}
-    return pl.DataFrame(rows, schema_overrides=COMPARISON).select(
-        pl.col(name) if name in rows else pl.lit(None, dtype).alias(name) for name, dtype in COMPARISON.items()
+    return pl.DataFrame(rows, schema_overrides=SWEEP_COMPARISON_SCHEMA).select(
+        pl.col(name) if name in rows else pl.lit(None, dtype).alias(name)
+        for name, dtype in SWEEP_COMPARISON_SCHEMA.items()
     )
 
 
 def test_the_highest_and_the_lowest_prompts_are_shown_in_their_order() -> None:
-    (part,) = side_by_side(compared("prompt", [f"prompt {n}" for n in range(27)], "sd3"))
+    (part,) = comparison_panels(compared("prompt", [f"prompt {n}" for n in range(27)], "sd3"))
     (panel,) = part.folded
     assert [bar["name"] for bar in panel.bars] == [f"prompt {n}" for n in (*range(26, 16, -1), *range(9, -1, -1))]
     assert panel.between == 7
@@ -359,24 +368,24 @@ def test_engines_are_ranked_only_as_far_as_their_intervals_tell() -> None:
     near = compared("engine", ["one", "two"])
     apart = near.with_columns(adjusted_low=pl.col("adjusted") - 0.1, adjusted_high=pl.col("adjusted") + 0.1)
     unadjusted = near.with_columns(pl.lit(None, pl.Float64).alias("adjusted"), note=pl.lit("no settings are shared"))
-    said = [side_by_side(table)[0].open[0].words for table in (near, apart, unadjusted)]
+    said = [comparison_panels(table)[0].open[0].words for table in (near, apart, unadjusted)]
     assert "which is higher is not sure" in said[0]
     assert said[1] == "two is highest: its interval lies above the other."
     assert said[2] == "Not at the same settings: no settings are shared."
 
 
 def test_one_engine_with_one_run_and_one_prompt_has_nothing_to_compare() -> None:
-    words = Page(render(sweep(12).with_columns(prompt=pl.lit("a fox")), NO_TABLES, {})).words
+    words = Page(render_sweep_report(sweep(12).with_columns(prompt=pl.lit("a fox")), NO_TABLES, {})).words
     assert "one engine, one run and one prompt: nothing to compare" in words
     assert "Adjusted" not in words
 
 
-def test_how_many_things_the_metrics_measure_is_said(tables: Tables) -> None:
+def test_how_many_things_the_metrics_measure_is_said(tables: AnalysisTables) -> None:
     # All four follow the same surface; what they do not share is noise.
     assert re.match(
-        r"[34] of 4 directions hold 9\d% .*: \d+% \(\d+% to \d+%\) is mostly", components_words(tables.components)
+        r"[34] of 4 directions hold 9\d% .*: \d+% \(\d+% to \d+%\) is mostly", describe_components(tables.components)
     )
-    assert "cannot be said: too few images" in components_words(Tables.of(sweep(1)).components)
+    assert "cannot be said: too few images" in describe_components(AnalysisTables.of(sweep(1)).components)
 
 
 def test_engines_stand_on_the_same_axes_and_colours() -> None:
@@ -394,13 +403,13 @@ def test_engines_stand_on_the_same_axes_and_colours() -> None:
 
 
 def test_a_thumbnail_is_a_small_webp() -> None:
-    small = Image.open(BytesIO(thumbnail(Image.new("RGB", (512, 256), "red"), side=96)))
+    small = Image.open(BytesIO(make_thumbnail(Image.new("RGB", (512, 256), "red"), side=96)))
     assert (small.format, small.size) == ("WEBP", (96, 48))
 
 
 def test_thumbnails_are_as_fine_as_their_room_allows_and_never_overflow_it() -> None:
     picture, paths = synthetic.photograph(0, side=260), [f"{n}" for n in range(4)]
-    found = {room: thumbnails(lambda _: picture, paths, room) for room in (4 * 40_000, 4 * 4_000, 4 * 60)}
+    found = {room: make_thumbnails(lambda _: picture, paths, room) for room in (4 * 40_000, 4 * 4_000, 4 * 60)}
     sides = [max(Image.open(BytesIO(webps["0"])).size) if webps else 0 for webps in found.values()]
     assert sides[0] == 256 > sides[1] > 64
     assert all(sum(map(len, webps.values())) <= room for room, webps in found.items())
@@ -413,20 +422,20 @@ def test_a_picture_that_cannot_be_read_is_left_out() -> None:
             raise UnreadableImageError("cannot decode image broken")
         return Image.new("RGB", (64, 64), "teal")
 
-    assert list(thumbnails(read, ["whole", "broken"], 10_000)) == ["whole"]
-    assert thumbnails(read, ["broken"], 10_000) == thumbnails(read, [], 10_000) == {}
+    assert list(make_thumbnails(read, ["whole", "broken"], 10_000)) == ["whole"]
+    assert make_thumbnails(read, ["broken"], 10_000) == make_thumbnails(read, [], 10_000) == {}
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "CMYK", "1"])
 def test_pictures_of_any_mode_are_taken(mode: str) -> None:
     image = Image.new("RGB", (80, 80), "red").convert(mode)
-    assert thumbnail(image)
-    assert contact_sheet([image])
+    assert make_thumbnail(image)
+    assert make_contact_sheet([image])
 
 
 def test_a_contact_sheet_keeps_reading_order() -> None:
     images = [Image.new("RGB", (100, 100), colour) for colour in ("red", "lime", "blue")]
-    sheet = Image.open(BytesIO(contact_sheet(images, columns=2, side=64)))
+    sheet = Image.open(BytesIO(make_contact_sheet(images, columns=2, side=64)))
     assert (sheet.format, sheet.size) == ("WEBP", (130, 130))
     brightest = [np.argmax(sheet.getpixel(at)) for at in ((32, 32), (98, 32), (32, 98))]
     assert brightest == [0, 1, 2]
@@ -434,4 +443,4 @@ def test_a_contact_sheet_keeps_reading_order() -> None:
 
 def test_a_contact_sheet_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one image"):
-        contact_sheet([])
+        make_contact_sheet([])

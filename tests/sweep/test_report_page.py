@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import report as synthetic
-from flexy_assets.sweep.analysis import METRICS, Tables
-from flexy_assets.sweep.report.build import render
+from flexy_assets.sweep.analysis import METRIC_LABELS, AnalysisTables
+from flexy_assets.sweep.report.build import render_sweep_report
 from tests.support.browser import Browser
 
 IMAGES = 240
@@ -32,16 +32,16 @@ SHOWN = """(() => {
 
 
 @pytest.fixture(scope="module")
-def tables() -> Tables:
-    return Tables.of(SCORES)
+def tables() -> AnalysisTables:
+    return AnalysisTables.of(SCORES)
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory, tables: Tables) -> Path:
+def path(tmp_path_factory: pytest.TempPathFactory, tables: AnalysisTables) -> Path:
     """Two engines, four runs; every picture is of a colour of its own."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     pictures = {image_id: flat(index) for index, image_id in enumerate(SCORES["image_id"])}
-    path.write_text(render(SCORES, tables, pictures), encoding="utf-8")
+    path.write_text(render_sweep_report(SCORES, tables, pictures), encoding="utf-8")
     return path
 
 
@@ -103,7 +103,7 @@ def tells(shown: dict[str, Any], row: dict[str, Any]) -> None:
         assert said in words
     guidance = f"{row['guidance']:.1f}" if row["guidance"] > 1 else "1 (off)"
     assert f"Guidance\n{guidance}" in words
-    for metric, label in METRICS.items():
+    for metric, label in METRIC_LABELS.items():
         written = re.search(rf"{re.escape(label)}\s+(−?[\d.]+)", words)
         assert written
         assert float(written[1].replace("−", "-")) == pytest.approx(row[metric], rel=0.006)
@@ -291,7 +291,7 @@ def test_the_page_never_scrolls_sideways(page: Browser, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tables: Tables, tmp_path: Path) -> None:
+def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tables: AnalysisTables, tmp_path: Path) -> None:
     evil = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=pwned=1>\" onload='pwned=1"
     scores = SCORES.head(60).with_columns(
         (pl.lit(evil) + pl.col(name)).alias(name) for name in ("engine", "run_id", "prompt", "image_path")
@@ -303,7 +303,7 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tables: Tables
         )
         for name, table in vars(tables).items()
     }
-    path.write_text(render(scores, Tables(**evil_tables), {}), encoding="utf-8")
+    path.write_text(render_sweep_report(scores, AnalysisTables(**evil_tables), {}), encoding="utf-8")
     browser.resize()
     browser.open(path)
     plotted(browser)
@@ -323,7 +323,7 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tables: Tables
     "scores",
     [
         SCORES.head(1),
-        SCORES.head(30).with_columns(pl.lit(None, pl.Float64).alias(metric) for metric in METRICS),
+        SCORES.head(30).with_columns(pl.lit(None, pl.Float64).alias(metric) for metric in METRIC_LABELS),
         SCORES.head(30).with_columns(steps=pl.lit(None), guidance=pl.lit(None), elapsed_ms=pl.lit(None)),
         SCORES.head(30).with_columns(guidance=pl.lit(None)),
         SCORES.head(30).with_columns(guidance=pl.lit(7.5), clip_score=pl.lit(0.3)),
@@ -336,7 +336,7 @@ def test_hostile_text_is_shown_and_does_nothing(browser: Browser, tables: Tables
 )
 def test_thin_data_make_a_page_that_works(browser: Browser, tmp_path: Path, scores: pl.DataFrame) -> None:
     path = tmp_path / "report.html"
-    path.write_text(render(scores, Tables.of(scores), {}), encoding="utf-8")
+    path.write_text(render_sweep_report(scores, AnalysisTables.of(scores), {}), encoding="utf-8")
     browser.resize()
     browser.open(path)
     if scores.height:

@@ -22,10 +22,11 @@ from PIL import Image
 from sqlalchemy import select
 
 from flexy_assets.scoring import missing_scores
-from flexy_assets.scoring.missing_scores import AHEAD, CHUNK, Rows, Scoring, read_ahead
+from flexy_assets.scoring.missing_scores import CHUNK_IMAGES, PREFETCH_CHUNKS, Rows, read_ahead
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.storage.queries import Pending
+from flexy_assets.storage.queries import PendingImage
 from flexy_assets.storage.tables import image_scores
 from resources import images as image_files
 from resources.database import Database
@@ -54,14 +55,14 @@ class CountingStore(ImageStore):
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Scoring:
+def work(tmp_path: Path) -> Work:
     settings = Settings.read({"FLEXY_HOME": str(tmp_path)})
     database = Database(settings.database_url)
     migrate(database)
-    return Scoring(database, CountingStore(str(tmp_path)), ModelSlot(), settings)
+    return Work(database, CountingStore(str(tmp_path)), ModelSlot(), settings)
 
 
-def add(work: Scoring, files: Sequence[str], batch: str = "b_0000", **columns: Any) -> list[UUID]:
+def add(work: Work, files: Sequence[str], batch: str = "b_0000", **columns: Any) -> list[UUID]:
     ids = [uuid4() for _ in files]
     fixed = {"engine": "mini_sdxl", "batch": batch, "prompt": "a red circle"} | columns
     with work.database.begin() as connection:
@@ -71,7 +72,7 @@ def add(work: Scoring, files: Sequence[str], batch: str = "b_0000", **columns: A
     return ids
 
 
-def draw(work: Scoring, count: int, folder: str = "drawn") -> list[str]:
+def draw(work: Work, count: int, folder: str = "drawn") -> list[str]:
     rng = np.random.default_rng(0)
     files = []
     for index in range(count):
@@ -81,27 +82,29 @@ def draw(work: Scoring, count: int, folder: str = "drawn") -> list[str]:
     return files
 
 
-def score_all(work: Scoring, batches: Sequence[str]) -> None:
-    for _ in missing_scores.embed(work, batches, lambda _: None):
+def score_all(work: Work, batches: Sequence[str]) -> None:
+    for _ in missing_scores.embed_images(work, batches, lambda _: None):
         pass
     for metric in METRICS.values():
-        for _ in missing_scores.score(work, metric, batches, lambda _: None):
+        for _ in missing_scores.score_images(work, metric, batches, lambda _: None):
             pass
 
 
-def rows(work: Scoring) -> dict[str, dict[str, Any]]:
+def rows(work: Work) -> dict[str, dict[str, Any]]:
     with work.database.begin(reading=True) as connection:
-        return {row["image_path"]: row for row in queries.scores(connection, Settings.read({})).iter_rows(named=True)}
+        return {
+            row["image_path"]: row for row in queries.scores_table(connection, Settings.read({})).iter_rows(named=True)
+        }
 
 
-def reasons(work: Scoring, image_id: UUID) -> dict[str, str]:
+def reasons(work: Work, image_id: UUID) -> dict[str, str]:
     with work.database.begin(reading=True) as connection:
         found = connection.execute(select(image_scores).where(image_scores.c.image_id == image_id))
         return {row.metric: row.error for row in found if row.value is None}
 
 
-def test_each_file_is_decoded_once_however_many_scorers_read_it(work: Scoring) -> None:
-    files = draw(work, 2 * CHUNK + 5)
+def test_each_file_is_decoded_once_however_many_scorers_read_it(work: Work) -> None:
+    files = draw(work, 2 * CHUNK_IMAGES + 5)
     add(work, files[:40], "b_0000")
     add(work, files[40:], "b_0001")
     score_all(work, ["b_0000", "b_0001"])
@@ -111,7 +114,7 @@ def test_each_file_is_decoded_once_however_many_scorers_read_it(work: Scoring) -
     assert work.store._kept_bytes == 0
 
 
-def test_what_does_not_fit_is_decoded_again(work: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_decoded_again(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_files, "KEPT_BYTES", 10 * 64 * 64 * 3)
     files = draw(work, 30)
     add(work, files)
@@ -119,23 +122,23 @@ def test_what_does_not_fit_is_decoded_again(work: Scoring, monkeypatch: pytest.M
     assert sorted(work.store.opened.values()) == [1] * 10 + [2] * 20
 
 
-def test_batches_are_told_of_in_order_as_they_end(work: Scoring) -> None:
-    files = draw(work, 3 * CHUNK)
-    add(work, files[:CHUNK], "b_0000")
-    add(work, files[CHUNK:], "b_0002")
-    ended = missing_scores.embed(work, ["b_0000", "b_0001", "b_0002"], lambda _: None)
+def test_batches_are_told_of_in_order_as_they_end(work: Work) -> None:
+    files = draw(work, 3 * CHUNK_IMAGES)
+    add(work, files[:CHUNK_IMAGES], "b_0000")
+    add(work, files[CHUNK_IMAGES:], "b_0002")
+    ended = missing_scores.embed_images(work, ["b_0000", "b_0001", "b_0002"], lambda _: None)
     first = next(ended)
-    assert (first[0], first[1].done) == ("b_0000", CHUNK)
+    assert (first[0], first[1].done) == ("b_0000", CHUNK_IMAGES)
     with work.database.begin(reading=True) as connection:
-        left = queries.unembedded(work.mark("clip"), work.settings).of(connection, "b_0002")
-    assert len(left) == 2 * CHUNK
-    assert [(batch, outcome.done) for batch, outcome in ended] == [("b_0001", 0), ("b_0002", 2 * CHUNK)]
+        left = queries.pending_embeddings(work.fingerprint("clip"), work.settings).of(connection, "b_0002")
+    assert len(left) == 2 * CHUNK_IMAGES
+    assert [(batch, outcome.done) for batch, outcome in ended] == [("b_0001", 0), ("b_0002", 2 * CHUNK_IMAGES)]
 
 
-def test_the_model_computes_nine_tenths_of_the_time_where_it_is_the_slower_part(work: Scoring) -> None:
-    files = draw(work, 8 * CHUNK)
-    pending = [Pending(uuid4(), None, file, None) for file in files]
-    chunks = [("b_0000", pending[start : start + CHUNK]) for start in range(0, len(pending), CHUNK)]
+def test_the_model_computes_nine_tenths_of_the_time_where_it_is_the_slower_part(work: Work) -> None:
+    files = draw(work, 8 * CHUNK_IMAGES)
+    pending = [PendingImage(uuid4(), None, file, None) for file in files]
+    chunks = [("b_0000", pending[start : start + CHUNK_IMAGES]) for start in range(0, len(pending), CHUNK_IMAGES)]
 
     def prepare(picture: Image.Image) -> Image.Image:
         time.sleep(0.002)  # decoding a large file, which holds no lock either
@@ -146,27 +149,27 @@ def test_the_model_computes_nine_tenths_of_the_time_where_it_is_the_slower_part(
         start = time.perf_counter()
         time.sleep(0.25)
         computing += time.perf_counter() - start
-        assert len(chunk) == CHUNK
+        assert len(chunk) == CHUNK_IMAGES
     assert computing / (time.perf_counter() - began) >= 0.9
 
 
-def test_reading_ahead_keeps_a_bounded_number_of_chunks(work: Scoring) -> None:
+def test_reading_ahead_keeps_a_bounded_number_of_chunks(work: Work) -> None:
     asked: list[int] = []
 
     def chunks() -> Iterator[Rows]:
         for number in range(10):
             asked.append(number)
-            yield "b_0000", [Pending(uuid4(), None, "nosuch.png", None)]
+            yield "b_0000", [PendingImage(uuid4(), None, "nosuch.png", None)]
 
     reading = read_ahead(work.store, chunks(), lambda picture: picture, "clip")
     for number in range(10):
         _, [(_, found)] = next(reading)
         assert isinstance(found, FlexyError)
-        assert len(asked) <= number + AHEAD + 1
+        assert len(asked) <= number + PREFETCH_CHUNKS + 1
 
 
-def test_a_reader_that_is_given_up_leaves_no_thread_behind(work: Scoring) -> None:
-    pending = [("b_0000", [Pending(uuid4(), None, file, None)]) for file in draw(work, 20)]
+def test_a_reader_that_is_given_up_leaves_no_thread_behind(work: Work) -> None:
+    pending = [("b_0000", [PendingImage(uuid4(), None, file, None)]) for file in draw(work, 20)]
     reading = read_ahead(work.store, iter(pending), lambda picture: picture, "clip")
     next(reading)
     reading.close()
@@ -209,7 +212,7 @@ def hostile(folder: Path) -> dict[str, str | None]:
     }
 
 
-def test_a_picture_that_cannot_be_scored_says_why_and_the_rest_is_scored(work: Scoring) -> None:
+def test_a_picture_that_cannot_be_scored_says_why_and_the_rest_is_scored(work: Work) -> None:
     expected = hostile(Path(work.store.root, "hard"))
     files = [f"hard/{name}" if not name.startswith("..") else name for name in expected]
     ids = add(work, files)
@@ -220,12 +223,12 @@ def test_a_picture_that_cannot_be_scored_says_why_and_the_rest_is_scored(work: S
             assert all(np.isfinite(found[file][metric]) for metric in METRICS), file
             continue
         assert {metric for metric in METRICS if found[file][metric] is None} == METRICS.keys(), file
-        assert reasons(work, image_id).keys() == {*METRICS, queries.EMBEDDING}
+        assert reasons(work, image_id).keys() == {*METRICS, queries.EMBEDDING_METRIC}
         assert all(reason in said and "\n" not in said for said in reasons(work, image_id).values()), file
 
 
 def test_a_batch_too_large_for_the_memory_is_scored_in_parts_and_one_image_fails_alone(
-    work: Scoring, monkeypatch: pytest.MonkeyPatch
+    work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = draw(work, 20)
     ids = add(work, files)
@@ -239,9 +242,9 @@ def test_a_batch_too_large_for_the_memory_is_scored_in_parts_and_one_image_fails
 
     monkeypatch.setattr(ClipEncoder, "images", images)
     giant.append(work.slot.get(work.model("clip")).prepare(work.store.read(files[7])))
-    for _, outcome in missing_scores.embed(work, ["b_0000"], lambda _: None):
+    for _, outcome in missing_scores.embed_images(work, ["b_0000"], lambda _: None):
         assert (outcome.done, outcome.failed) == (19, 1)
-    assert "out of memory" in reasons(work, ids[7])[queries.EMBEDDING]
+    assert "out of memory" in reasons(work, ids[7])[queries.EMBEDDING_METRIC]
 
 
 SHARPNESS = '''
@@ -251,7 +254,7 @@ import numpy as np
 
 
 class Sharpness:
-    images_a_call = 8
+    batch_size = 8
 
     def prepare(self, picture):
         return np.asarray(picture.convert("L"), dtype=np.float32)

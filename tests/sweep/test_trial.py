@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -14,12 +13,12 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from flexy_assets.execution import dagster_instance, failures, run_assets, run_job
+from flexy_assets.execution import dagster_instance, run_assets, run_job, step_failures
 from flexy_assets.storage import queries
-from flexy_assets.storage.quality import Tally
+from flexy_assets.storage.quality import RunTally
 from flexy_assets.sweep import analysis
 from flexy_assets.sweep.analysis import drift
-from flexy_assets.sweep.try_image import MAX_SEED, Trial, run_of
+from flexy_assets.sweep.try_image import MAX_SEED, Trial, trial_sweep_id
 from resources.database import Database
 from resources.engines import ImageRequest
 from resources.errors import BadInputError
@@ -86,19 +85,19 @@ def test_a_trial_that_cannot_be_is_refused_in_one_line_that_names_the_setting(
 
 def test_trials_are_no_part_of_the_sweeps_statistics() -> None:
     columns = {name: [None, None] for name in queries.SCORES_SCHEMA} | {"image_id": ["trial", "sweep"]}
-    columns |= {"engine": ["mini_sdxl"] * 2, "run_id": [str(run_of("mini_sdxl")), str(uuid4())]}
+    columns |= {"engine": ["mini_sdxl"] * 2, "run_id": [str(trial_sweep_id("mini_sdxl")), str(uuid4())]}
     scores = pl.DataFrame(columns, schema=queries.SCORES_SCHEMA)
-    assert analysis.measured(scores)["image_id"].to_list() == ["sweep"]
+    assert analysis.measured_images(scores)["image_id"].to_list() == ["sweep"]
 
 
 def test_trials_that_please_are_no_drift() -> None:
-    def tally(run: UUID, mean: float, year: int) -> Tally:
-        return Tally("mini_sdxl", run, datetime(year, 1, 1), 0, 50, 50 * mean, 50 * (mean**2 + 0.01), 0, 1)
+    def tally(run: UUID, mean: float, year: int) -> RunTally:
+        return RunTally("mini_sdxl", run, datetime(year, 1, 1), 0, 50, 50 * mean, 50 * (mean**2 + 0.01), 0, 1)
 
     sweep, metric = tally(uuid4(), 0.3, 2025), METRICS["clip_score"]
-    (found,) = drift.drifts([sweep, tally(uuid4(), 0.6, 2026)], metric)
+    (found,) = drift.find_drifts([sweep, tally(uuid4(), 0.6, 2026)], metric)
     assert found.is_real
-    assert drift.drifts([sweep, tally(run_of("mini_sdxl"), 0.6, 2026)], metric) == []
+    assert drift.find_drifts([sweep, tally(trial_sweep_id("mini_sdxl"), 0.6, 2026)], metric) == []
 
 
 # The job
@@ -108,7 +107,9 @@ class House:
     """A home with its definitions, database and Dagster instance."""
 
     def __init__(self, home: Path, instance: dg.DagsterInstance) -> None:
-        from flexy_assets.definitions import defs
+        from flexy_assets.definitions import build_definitions
+
+        defs = build_definitions(Settings.read())
 
         self.defs, self.instance = defs, instance
         self.database = Database(f"sqlite:///{home / 'flexy.sqlite'}")
@@ -135,8 +136,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         }.items():
             environment.setenv(name, str(value))
         environment.setenv("FLEXY_MODELS", "mini")
-        # They read the settings as they are loaded.
-        environment.delitem(sys.modules, "flexy_assets.definitions", raising=False)
         with dagster_instance(Settings.read()) as instance:
             yield House(home, instance)
 
@@ -150,15 +149,15 @@ def first(house: House) -> dg.ExecuteInProcessResult:
 def test_a_trial_is_an_image_like_any_other_made_with_the_seed_that_was_asked_for(
     house: House, first: dg.ExecuteInProcessResult
 ) -> None:
-    assert first.success, failures(first)
+    assert first.success, step_failures(first)
     (row,) = house.rows()
     assert UUID(row["id"]) == TRIAL.image_id
     assert {name: row[name] for name in TRIAL.to_json()} == TRIAL.to_json()
     assert all(row[metric] is not None for metric in METRICS)
-    slot = (house.defs.resources or {})["slot"]
+    slot = (house.defs.resources or {})["work"].slot
     with slot:
         fields = {name: value for name, value in TRIAL.to_json().items() if name != "engine"}
-        (same,) = slot.get(registry.engine("mini_sdxl", MINI)).generate([ImageRequest(**fields)])
+        (same,) = slot.get(registry.find_engine("mini_sdxl", MINI)).generate([ImageRequest(**fields)])
     assert house.images.read(row["image_path"], row["image_sha256"]).tobytes() == same.tobytes()
 
 
@@ -199,7 +198,7 @@ def test_a_form_that_cannot_be_fails_in_one_line_and_leaves_no_row(
     house: House, first: dg.ExecuteInProcessResult
 ) -> None:
     there = house.rows()
-    assert failures(house.run(prompt="a red circle", steps=0)) == [
+    assert step_failures(house.run(prompt="a red circle", steps=0)) == [
         "steps 0 cannot be: steps must be whole numbers from 1 to 1000"
     ]
     assert house.rows() == there

@@ -13,19 +13,35 @@ from typing import Any, Final
 
 import polars as pl
 
-from flexy_assets.edits.comparison import SELECTING, Metric
-from flexy_assets.edits.labels import NAMES, counted, denoises, label, named, titled
-from flexy_assets.edits.report.cards import LOCAL, Pictures, shown
+from flexy_assets.edits.comparison import SELECTING_ROLE, ComparedMetric
+from flexy_assets.edits.labels import (
+    METHOD_NAMES,
+    format_count,
+    format_denoises,
+    method_name,
+    metric_label,
+    metric_title,
+)
+from flexy_assets.edits.report.cards import LOCAL_STAGES, CardImages, task_cards
 from flexy_assets.edits.report.curve import Curve, Level, curve
-from flexy_assets.edits.report.summary import FEWEST, Pair, answer, decisive, gain, mean, pairs, verdict
-from flexy_assets.reporting.html import listed, template
-from flexy_assets.storage.edits import CANDIDATES
+from flexy_assets.edits.report.summary import (
+    MIN_TASKS,
+    Pair,
+    decisive_row,
+    edit_verdict,
+    format_gain,
+    mean_score,
+    method_pairs,
+    summarize_comparison,
+)
+from flexy_assets.reporting.html import join_words, load_template
+from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
 
-MOST_TASKS: Final = 300
+MAX_TASKS: Final = 300
 """Tasks shown one by one; the figures above them count all."""
-MOST_PICTURES: Final = 6000
+MAX_THUMBNAILS: Final = 6000
 """Pictures asked for."""
-MOST_BYTES: Final = 11_000_000
+MAX_BYTES: Final = 11_000_000
 """Of pictures embedded: more would make a page too heavy to open on a phone or to send."""
 
 ROLES: Final = {
@@ -49,21 +65,21 @@ class Table:
     groups: dict[str, list[Row]]
 
 
-def pictures_needed(candidates: pl.DataFrame) -> list[str]:
+def edit_thumbnails_needed(candidates: pl.DataFrame) -> list[str]:
     """The image paths that `render` shows, `MOST_PICTURES` at most: sources, winners, finished ones, stopped ones."""
-    cards = _one_by_one(_complete(candidates))
+    cards = _batching_note(_complete(candidates))
     finished = cards.filter(pl.col("until") == pl.col("path"))
     paths = (cards["source_path"], cards.filter("chosen")["image_path"], finished["image_path"], cards["image_path"])
-    return pl.concat(paths).drop_nulls().unique(maintain_order=True).head(MOST_PICTURES).to_list()
+    return pl.concat(paths).drop_nulls().unique(maintain_order=True).head(MAX_THUMBNAILS).to_list()
 
 
-def render(
+def render_edit_report(
     candidates: pl.DataFrame,
     comparison: pl.DataFrame,
     levels: pl.DataFrame,
     thumbnails: Mapping[str, str],
     about: Mapping[str, str],
-    metrics: Sequence[Metric] = (),
+    metrics: Sequence[ComparedMetric] = (),
 ) -> str:
     """The report as one HTML document.
 
@@ -73,37 +89,39 @@ def render(
     `metrics` are those of the comparison: which way is better, and what is a tie in a single task.
     """
     candidates = _complete(candidates)
-    needed = pictures_needed(candidates)
-    pictures = Pictures(_fitting(needed, thumbnails))
-    steps, sides = _steps(candidates), _sides(candidates)
-    known = {metric.name: metric for metric in (*SELECTING, *metrics)}
+    needed = edit_thumbnails_needed(candidates)
+    pictures = CardImages(_fitting(needed, thumbnails))
+    steps, sides = _steps(candidates), _image_size(candidates)
+    known = {metric.name: metric for metric in (*SELECTING_ROLE, *metrics)}
     lower = {metric.name for metric in known.values() if not metric.higher_is_better}
-    compared = pairs(comparison)
+    compared = method_pairs(comparison)
     rows = compared[0].rows(comparison) if compared else []
-    lead = decisive(rows)
-    judge = known.get(lead["metric"], Metric(lead["metric"], lead["role"])) if lead else None
+    lead = decisive_row(rows)
+    judge = known.get(lead["metric"], ComparedMetric(lead["metric"], lead["role"])) if lead else None
     methods = [*dict.fromkeys([*sides, *levels["method"]])]
     beneath = [name for name in _metrics(candidates) if name != "potential"]
-    by_task = _one_by_one(candidates).partition_by(_TASK, maintain_order=True, include_key=True)
-    tasks = [shown(task, list(sides), beneath, judge, pictures) for task in by_task if task.height]
-    return template("edits/report/report.html.j2", {"named": named, "titled": titled, "counted": counted}).render(
-        answer=answer(candidates, comparison, levels, steps),
-        selecting=listed([label(row["metric"]) for row in rows if row["role"] == "selecting"]),
+    by_task = _batching_note(candidates).partition_by(_TASK, maintain_order=True, include_key=True)
+    tasks = [task_cards(task, list(sides), beneath, judge, pictures) for task in by_task if task.height]
+    return load_template(
+        "edits/report/report.html.j2", {"named": method_name, "titled": metric_title, "counted": format_count}
+    ).render(
+        answer=summarize_comparison(candidates, comparison, levels, steps),
+        selecting=join_words([metric_label(row["metric"]) for row in rows if row["role"] == "selecting"]),
         about=about,
         counts=_counts(candidates),
         tables=[_table(pair, comparison, levels, steps) for pair in compared],
-        fewest=FEWEST,
+        fewest=MIN_TASKS,
         lower=lower,
         methods=methods,
         curves=_curves(comparison, levels, lead, methods, lower, steps),
-        levels=[row | {"at": denoises(row["budget"], steps)} for row in levels.to_dicts()],
+        levels=[row | {"at": format_denoises(row["budget"], steps)} for row in levels.to_dicts()],
         budgets=levels["budget"].n_unique(),
         costs=_costs(candidates, steps),
         equality=_equality(candidates, compared),
-        local=_local(candidates, steps),
+        local=_local_stage_note(candidates, steps),
         tasks=tasks,
         all_tasks=candidates.select(_TASK).unique().height,
-        sides={named(method): denoises(budget, steps) for method, budget in sides.items()},
+        sides={method_name(method): format_denoises(budget, steps) for method, budget in sides.items()},
         other_budgets=candidates.select("method", "budget").unique().height > len(sides),
         left_out=len(pictures.missing - (set(needed) - thumbnails.keys())),
         unreadable=len(pictures.missing & (set(needed) - thumbnails.keys())),
@@ -114,7 +132,7 @@ def _fitting(needed: Sequence[str], thumbnails: Mapping[str, str]) -> dict[str, 
     """The first of the needed pictures that `MOST_BYTES` hold."""
     there = [path for path in needed if path in thumbnails]
     sizes = accumulate(len(thumbnails[path]) for path in there)
-    return {path: thumbnails[path] for path, size in zip(there, sizes, strict=True) if size <= MOST_BYTES}
+    return {path: thumbnails[path] for path, size in zip(there, sizes, strict=True) if size <= MAX_BYTES}
 
 
 # Candidates
@@ -122,7 +140,11 @@ def _fitting(needed: Sequence[str], thumbnails: Mapping[str, str]) -> dict[str, 
 
 def _complete(candidates: pl.DataFrame) -> pl.DataFrame:
     """All columns of `CANDIDATES`, and metrics as floats, null where they are not finite."""
-    absent = [pl.lit(None, dtype).alias(name) for name, dtype in CANDIDATES.items() if name not in candidates.columns]
+    absent = [
+        pl.lit(None, dtype).alias(name)
+        for name, dtype in EDIT_CANDIDATES_SCHEMA.items()
+        if name not in candidates.columns
+    ]
     floats = candidates.with_columns(*absent, pl.col(_metrics(candidates)).cast(pl.Float64))
     finite = [pl.when(pl.col(name).is_finite()).then(name).alias(name) for name in _metrics(candidates)]
     return floats.with_columns(*finite, pl.col("chosen").fill_null(False))
@@ -130,25 +152,29 @@ def _complete(candidates: pl.DataFrame) -> pl.DataFrame:
 
 def _metrics(candidates: pl.DataFrame) -> list[str]:
     found = candidates.schema.items()
-    return [name for name, dtype in found if name not in CANDIDATES and (dtype.is_numeric() or dtype == pl.Boolean)]
+    return [
+        name
+        for name, dtype in found
+        if name not in EDIT_CANDIDATES_SCHEMA and (dtype.is_numeric() or dtype == pl.Boolean)
+    ]
 
 
-def _sides(candidates: pl.DataFrame) -> dict[str, int]:
+def _image_size(candidates: pl.DataFrame) -> dict[str, int]:
     """The methods and the budget that they are shown at, one by one: the largest that all have, or each its largest."""
     there = set(candidates["method"])
-    methods = [*(name for name in NAMES if name in there), *sorted(there - NAMES.keys())]
+    methods = [*(name for name in METHOD_NAMES if name in there), *sorted(there - METHOD_NAMES.keys())]
     budgets = {method: set(candidates.filter(method=method)["budget"]) for method in methods}
     common = set.intersection(*budgets.values()) if budgets else set()
     return {method: max(common or own) for method, own in budgets.items()}
 
 
-def _one_by_one(candidates: pl.DataFrame) -> pl.DataFrame:
+def _batching_note(candidates: pl.DataFrame) -> pl.DataFrame:
     """The candidates that are shown, each once: as it was finished, or as it was when it was stopped.
 
     `nfe` and `elapsed_ms` are those of all its steps.
     """
-    tasks = candidates.select(_TASK).unique(maintain_order=True).head(MOST_TASKS)
-    budget = pl.col("method").replace_strict(_sides(candidates), default=None, return_dtype=pl.Int64)
+    tasks = candidates.select(_TASK).unique(maintain_order=True).head(MAX_TASKS)
+    budget = pl.col("method").replace_strict(_image_size(candidates), default=None, return_dtype=pl.Int64)
     own = [*_SEARCH, "name"]
     return (
         candidates.filter(pl.col("budget") == budget)
@@ -175,18 +201,18 @@ def _counts(candidates: pl.DataFrame) -> dict[str, int]:
 
 def _table(pair: Pair, comparison: pl.DataFrame, levels: pl.DataFrame, steps: int | None) -> Table:
     groups: dict[str, list[Row]] = {}
-    better = {"ahead": f"{named(pair.method)} better", "behind": f"{named(pair.rival)} better"}
+    better = {"ahead": f"{method_name(pair.method)} better", "behind": f"{method_name(pair.rival)} better"}
     words = better | {"open": "not shown", "unsaid": "cannot be said"}
     for row in sorted(pair.rows(comparison), key=lambda row: list(ROLES).index(row["role"])):
         apart = row["role"] == "selecting"
         said = {
-            "means": [mean(levels, row["metric"], *side) for side in pair.sides],
-            "gain": gain(row),
-            "strong": not apart and verdict(row) in better,
-            "says": "no evidence" if apart else words[verdict(row)],
+            "means": [mean_score(levels, row["metric"], *side) for side in pair.sides],
+            "gain": format_gain(row),
+            "strong": not apart and edit_verdict(row) in better,
+            "says": "no evidence" if apart else words[edit_verdict(row)],
         }
         groups.setdefault(ROLES[row["role"]], []).append(row | said)
-    ours, theirs = (f"{named(method)} at {denoises(budget, steps)}" for method, budget in pair.sides)
+    ours, theirs = (f"{method_name(method)} at {format_denoises(budget, steps)}" for method, budget in pair.sides)
     return Table(pair, f"{ours} against {theirs}", groups)
 
 
@@ -203,7 +229,7 @@ def _curves(
     if levels["budget"].n_unique() < 2:
         return found
     for (role, metric), rows in levels.group_by("role", "metric", maintain_order=True):
-        title, caption = titled(str(metric)), "Mean over tasks with its 95 % interval."
+        title, caption = metric_title(str(metric)), "Mean over tasks with its 95 % interval."
         lines = {
             place: _by_budget(rows.filter(method=method), "mean", "low", "high") for place, method in enumerate(methods)
         }
@@ -223,8 +249,8 @@ def _curves(
             )
             gains = _by_budget(equal.drop_nulls("gain"), "gain", "gain_low", "gain_high")
             if gains:
-                title += f": {named(ours)} against {named(theirs)}"
-                caption = f"Mean gain over tasks with its 95 % interval; above 0 {named(ours)} is better."
+                title += f": {method_name(ours)} against {method_name(theirs)}"
+                caption = f"Mean gain over tasks with its 95 % interval; above 0 {method_name(ours)} is better."
                 curves.append(curve(title, caption, {methods.index(ours): gains}, steps, zero=True))
     return found
 
@@ -254,7 +280,7 @@ def _costs(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
     rows = per_task.group_by("method", "budget").agg(
         pl.len().alias("tasks"), pl.min("nfe").alias("nfe_low"), pl.max("nfe").alias("nfe_high"), means
     )
-    return [row | {"at": denoises(row["budget"], steps)} for row in rows.sort("budget", "method").to_dicts()]
+    return [row | {"at": format_denoises(row["budget"], steps)} for row in rows.sort("budget", "method").to_dicts()]
 
 
 def _seconds(milliseconds: str) -> pl.Expr:
@@ -286,19 +312,19 @@ def _equality(candidates: pl.DataFrame, compared: Sequence[Pair]) -> str:
     if apart.is_empty():
         return (
             f"At equal budgets both methods ran the same number of denoising steps (NFE) in every task, "
-            f"previews included: {counted(both.height, 'pair')} of searches, {both['nfe'].sum():,} steps each."
+            f"previews included: {format_count(both.height, 'pair')} of searches, {both['nfe'].sum():,} steps each."
         )
     first = apart.row(0, named=True)
     return (
-        f"The costs are not equal: in {apart.height:,} of {counted(both.height, 'pair')} of searches the methods ran "
-        f"different numbers of denoising steps, first in {first['task_id']}, {named(first['method'])} {first['nfe']:,} "
-        f"and {named(first['method_right'])} {first['nfe_right']:,}."
+        f"The costs are not equal: in {apart.height:,} of {format_count(both.height, 'pair')} of searches the methods "
+        f"ran different numbers of denoising steps, first in {first['task_id']}, {method_name(first['method'])} "
+        f"{first['nfe']:,} and {method_name(first['method_right'])} {first['nfe_right']:,}."
     )
 
 
-def _local(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
+def _local_stage_note(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
     """A row a method and budget with a local stage: how alike child and parent are, and how often a child won."""
-    local = pl.col("stage").is_in(LOCAL) & pl.col("parent").is_not_null()
+    local = pl.col("stage").is_in(LOCAL_STAGES) & pl.col("parent").is_not_null()
     finished = candidates.filter(pl.col("until") == pl.col("path"), pl.col("image_path").is_not_null())
     found = []
     groups = (
@@ -311,9 +337,9 @@ def _local(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
             found.append(
                 {
                     "method": method,
-                    "at": denoises(int(str(budget)), steps),
+                    "at": format_denoises(int(str(budget)), steps),
                     "children": children.height,
-                    "alike": [_middle(children, metric) for metric in ("parent_cons", "parent_lpips")],
+                    "alike": [_median(children, metric) for metric in ("parent_cons", "parent_lpips")],
                     "of_finished": children.height / rows.height,
                     "won": won,
                     "winners": winners.height,
@@ -323,7 +349,7 @@ def _local(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
     return found
 
 
-def _middle(rows: pl.DataFrame, metric: str) -> list[float | None]:
+def _median(rows: pl.DataFrame, metric: str) -> list[float | None]:
     """A metric's median and the ends of the range that holds eight in ten."""
     values = rows[metric] if metric in rows.columns else pl.Series(dtype=pl.Float64)
     return [values.quantile(share, "linear") for share in (0.5, 0.1, 0.9)]

@@ -9,20 +9,20 @@ from typing import Any, Literal
 
 import polars as pl
 
-from flexy_assets.edits.comparison import Metric
-from flexy_assets.edits.labels import counted, label, named
-from flexy_assets.reporting.html import number
+from flexy_assets.edits.comparison import ComparedMetric
+from flexy_assets.edits.labels import format_count, method_name, metric_label
+from flexy_assets.reporting.html import format_number
 
-LOCAL = ("local", "stage2")
+LOCAL_STAGES = ("local", "stage2")
 """The stages that vary what an earlier one found."""
 
 Row = dict[str, Any]
-Won = Literal["first", "second", "tied", "unknown"]
-State = Literal["chosen", "stopped", "failed", ""]
+Winner = Literal["first", "second", "tied", "unknown"]
+CandidateState = Literal["chosen", "stopped", "failed", ""]
 
 
 @dataclass(frozen=True)
-class Picture:
+class CardImage:
     """A picture's place on the page: embedded where `uri` is set, repeated from there elsewhere.
 
     One without a `key` is nowhere on the page.
@@ -32,7 +32,7 @@ class Picture:
     uri: str | None = None
 
 
-class Pictures:
+class CardImages:
     """Gives each picture its place, so that each is embedded once; `missing` are the paths that had none to give."""
 
     def __init__(self, thumbnails: Mapping[str, str]) -> None:
@@ -40,26 +40,26 @@ class Pictures:
         self._keys: dict[str, int] = {}
         self.missing: set[str] = set()
 
-    def __call__(self, path: str | None) -> Picture:
+    def __call__(self, path: str | None) -> CardImage:
         """The next place of the picture at `path`."""
         if path is None:
-            return Picture()
+            return CardImage()
         if path not in self._thumbnails:
             self.missing.add(path)
-            return Picture()
+            return CardImage()
         embedded = path in self._keys
         key = self._keys.setdefault(path, len(self._keys))
-        return Picture(key, None if embedded else self._thumbnails[path])
+        return CardImage(key, None if embedded else self._thumbnails[path])
 
 
 @dataclass(frozen=True)
 class Card:
     """A candidate: `remark` says its state, `origin` where it comes from, `detail` what it takes to make it again."""
 
-    picture: Picture
+    picture: CardImage
     alt: str
     name: str
-    state: State
+    state: CandidateState
     remark: str
     origin: str
     potential: float | None
@@ -68,37 +68,41 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Shown:
+class TaskCard:
     """A task: by whom it was won (the first method, the second, neither, or not known), and that in words."""
 
     id: str
     prompt: str
-    source: Picture
-    won: Won
+    source: CardImage
+    won: Winner
     verdict: str
     winners: list[tuple[str, Card | None]]
     candidates: list[tuple[str, list[Card]]]
 
 
-def shown(
-    candidates: pl.DataFrame, methods: Sequence[str], metrics: Sequence[str], judge: Metric | None, pictures: Pictures
-) -> Shown:
+def task_cards(
+    candidates: pl.DataFrame,
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    judge: ComparedMetric | None,
+    pictures: CardImages,
+) -> TaskCard:
     """One task from its candidates; `judge` is the metric by which it is won, `metrics` are those beneath a picture."""
     rows = candidates.to_dicts()
     winners = {method: next((r for r in rows if r["chosen"] and r["method"] == method), None) for method in methods}
     won, verdict = _won(list(winners.items())[:2], judge)
     # Source and winners first: those on top are the ones that are embedded.
     source = pictures(rows[0]["source_path"])
-    return Shown(
+    return TaskCard(
         rows[0]["task_id"],
         rows[0]["prompt"] or "no prompt",
         source,
         won,
         verdict,
-        [(named(method), _card(row, metrics, pictures) if row else None) for method, row in winners.items()],
+        [(method_name(method), _card(row, metrics, pictures) if row else None) for method, row in winners.items()],
         [
             (
-                named(method),
+                method_name(method),
                 [_card(row, metrics, pictures) for row in sorted(rows, key=_place) if row["method"] == method],
             )
             for method in methods
@@ -108,38 +112,38 @@ def shown(
 
 def _place(row: Row) -> tuple[bool, list[int], str]:
     """Global ones first, g2 before g10."""
-    return row["stage"] in LOCAL, [int(digits) for digits in re.findall(r"\d+", row["name"])], row["name"]
+    return row["stage"] in LOCAL_STAGES, [int(digits) for digits in re.findall(r"\d+", row["name"])], row["name"]
 
 
-def _won(winners: Sequence[tuple[str, Row | None]], judge: Metric | None) -> tuple[Won, str]:
+def _won(winners: Sequence[tuple[str, Row | None]], judge: ComparedMetric | None) -> tuple[Winner, str]:
     if len(winners) < 2 or judge is None:
         return "unknown", "not compared"
     ours, theirs = (row.get(judge.name) if row else None for _, row in winners)
     if ours is None or theirs is None:
-        return "unknown", f"not known by {label(judge.name)}"
-    by = f"by {label(judge.name)}"
+        return "unknown", f"not known by {metric_label(judge.name)}"
+    by = f"by {metric_label(judge.name)}"
     gain = ours - theirs if judge.higher_is_better else theirs - ours
     if abs(gain) <= judge.tie:
-        return "tied", f"tied {by}, {number(ours)} against {number(theirs)}"
+        return "tied", f"tied {by}, {format_number(ours)} against {format_number(theirs)}"
     if gain > 0:
-        return "first", f"{named(winners[0][0])} won {by}, {number(ours)} against {number(theirs)}"
-    return "second", f"{named(winners[1][0])} won {by}, {number(theirs)} against {number(ours)}"
+        return "first", f"{method_name(winners[0][0])} won {by}, {format_number(ours)} against {format_number(theirs)}"
+    return "second", f"{method_name(winners[1][0])} won {by}, {format_number(theirs)} against {format_number(ours)}"
 
 
-def _card(row: Row, metrics: Sequence[str], pictures: Pictures) -> Card:
+def _card(row: Row, metrics: Sequence[str], pictures: CardImages) -> Card:
     state, remark = _state(row)
     parent = "" if row["parent"] is None else f", from {row['parent']}"
     strength = f" at strength {row['strength']:g}" if parent and row["strength"] < 1 else ""
     detail = [
         f"seed {row['seed']}",
         f"noise moved {row['moves']}" if row["moves"] not in (None, "[]") else "",
-        f"{counted(row['nfe'], 'step')} run",
-        "" if row["elapsed_ms"] is None else f"{number(row['elapsed_ms'] / 1000)} s",
+        f"{format_count(row['nfe'], 'step')} run",
+        "" if row["elapsed_ms"] is None else f"{format_number(row['elapsed_ms'] / 1000)} s",
         row["error"] or "",
     ]
     return Card(
         picture=pictures(row["image_path"]),
-        alt=", ".join(filter(None, [f"{named(row['method'])} {row['name']}", row["stage"], remark])),
+        alt=", ".join(filter(None, [f"{method_name(row['method'])} {row['name']}", row["stage"], remark])),
         name=row["name"],
         state=state,
         remark=remark,
@@ -150,7 +154,7 @@ def _card(row: Row, metrics: Sequence[str], pictures: Pictures) -> Card:
     )
 
 
-def _state(row: Row) -> tuple[State, str]:
+def _state(row: Row) -> tuple[CandidateState, str]:
     if row["chosen"]:
         return "chosen", "winner"
     if row["image_path"] is None:
@@ -162,5 +166,5 @@ def _state(row: Row) -> tuple[State, str]:
 
 def _score(metric: str, value: float) -> str:
     if metric in ("carried_out", "preserved") and value in (0, 1):
-        return f"{label(metric)}: {'yes' if value else 'no'}"
-    return f"{label(metric)} {number(value)}"
+        return f"{metric_label(metric)}: {'yes' if value else 'no'}"
+    return f"{metric_label(metric)} {format_number(value)}"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flexy_assets.edits.labels import denoises
-from flexy_assets.reporting.html import number
+from flexy_assets.edits.labels import format_denoises
+from flexy_assets.reporting.html import format_number
 
 Level = tuple[int, float, float | None, float | None]
 """A budget (NFE), a mean there and the ends of its interval."""
@@ -64,9 +64,9 @@ def curve(
 
     def point(level: Level, aside: float) -> Point:
         budget, mean, bottom, top = level
-        between = "" if bottom is None else f" ({number(bottom)} to {number(top)})"
+        between = "" if bottom is None else f" ({format_number(bottom)} to {format_number(top)})"
         low_end, high_end = (y(mean if end is None else end) for end in (bottom, top))
-        words = f"{denoises(budget, steps)}: {number(mean)}{between}"
+        words = f"{format_denoises(budget, steps)}: {format_number(mean)}{between}"
         return Point(x(budget) + aside, y(mean), low_end, high_end, words)
 
     return Curve(

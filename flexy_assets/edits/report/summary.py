@@ -13,15 +13,15 @@ from typing import Any, Final, Literal
 import polars as pl
 from markupsafe import Markup
 
-from flexy_assets.edits.labels import counted, denoises, label, named
-from flexy_assets.reporting.html import listed, number
+from flexy_assets.edits.labels import format_count, format_denoises, method_name, metric_label
+from flexy_assets.reporting.html import format_number, join_words
 
-FEWEST: Final = 10
+MIN_TASKS: Final = 10
 """Below so many tasks nothing is said to be better: a bootstrap of fewer is too sure of itself."""
 
 Row = dict[str, Any]
 """A row of `comparison.COMPARISON`."""
-Verdict = Literal["ahead", "behind", "open", "unsaid"]
+EditVerdict = Literal["ahead", "behind", "open", "unsaid"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Pair:
         return comparison.filter(**asdict(self)).to_dicts()
 
 
-def pairs(comparison: pl.DataFrame) -> list[Pair]:
+def method_pairs(comparison: pl.DataFrame) -> list[Pair]:
     """Every pair, the one that the answer is about first.
 
     That is of the two methods that come first, at their largest equal budget, or if there is none at the largest.
@@ -65,20 +65,20 @@ def pairs(comparison: pl.DataFrame) -> list[Pair]:
     return sorted(found, key=rank, reverse=True)
 
 
-def decisive(rows: Sequence[Row]) -> Row | None:
+def decisive_row(rows: Sequence[Row]) -> Row | None:
     """The row that decides: the truth's, or else that of the first metric that had no part in choosing."""
     evidence = [row for row in rows if row["role"] != "selecting" and row["n"]]
     return min(evidence, key=lambda row: (row["metric"] != "truth", row["role"] != "truth"), default=None)
 
 
-def verdict(row: Row) -> Verdict:
+def edit_verdict(row: Row) -> EditVerdict:
     """Whether the method is better, worse, not shown to be either, or too few tasks were compared to say so."""
-    if row["gain_low"] is None or row["n"] < FEWEST:
+    if row["gain_low"] is None or row["n"] < MIN_TASKS:
         return "unsaid"
     return "ahead" if row["gain_low"] > 0 else "behind" if row["gain_high"] < 0 else "open"
 
 
-def signed(values: Sequence[float]) -> list[str]:
+def format_signed(values: Sequence[float]) -> list[str]:
     """The numbers with their signs, to as many decimals as their spread deserves; none but 0 is rounded to it."""
     spread = max(values) - min(values) or abs(values[0]) or 1.0
     least = min((abs(value) for value in values if value), default=1.0)
@@ -86,29 +86,31 @@ def signed(values: Sequence[float]) -> list[str]:
     return [f"{round(value, decimals) + 0.0:+,.{decimals}f}".replace("-", "−") for value in values]
 
 
-def gain(row: Row) -> list[str]:
+def format_gain(row: Row) -> list[str]:
     """A gain and the ends of its interval in words; without the ends, or without either, where there are none."""
     known = [row[name] for name in ("gain", "gain_low", "gain_high") if row[name] is not None]
-    return signed(known) if known else []
+    return format_signed(known) if known else []
 
 
-def mean(levels: pl.DataFrame, metric: str, method: str, budget: int) -> float | None:
+def mean_score(levels: pl.DataFrame, metric: str, method: str, budget: int) -> float | None:
     """A method's mean at a budget (`comparison.LEVELS`), if it was measured."""
     found = levels.filter(metric=metric, method=method, budget=budget)["mean"]
     return found[0] if len(found) else None
 
 
-def answer(candidates: pl.DataFrame, comparison: pl.DataFrame, levels: pl.DataFrame, steps: int | None) -> list[Markup]:
+def summarize_comparison(
+    candidates: pl.DataFrame, comparison: pl.DataFrame, levels: pl.DataFrame, steps: int | None
+) -> list[Markup]:
     """Whose edits are better, by what that is said, and whether a smaller budget is enough.
 
     `candidates` are the report's; `steps` are those of a full denoise, None where they are not all alike.
     """
     if comparison.is_empty():
         return [Markup("<strong>Nothing can be said yet:</strong> no task has been compared.")]
-    headline, *rest = pairs(comparison)
+    headline, *rest = method_pairs(comparison)
     rows = headline.rows(comparison)
-    lead = decisive(rows)
-    ours, theirs = named(headline.method), named(headline.rival)
+    lead = decisive_row(rows)
+    ours, theirs = method_name(headline.method), method_name(headline.rival)
     if lead is None:
         text = Markup("<strong>It cannot be said whose edits are better, {}’s or {}’s:</strong> {}.")
         return [text.format(ours, theirs, "no task has both values of a metric that had no part in choosing")]
@@ -127,26 +129,26 @@ def answer(candidates: pl.DataFrame, comparison: pl.DataFrame, levels: pl.DataFr
 
 
 def _claim(pair: Pair, lead: Row, levels: pl.DataFrame, steps: int | None) -> Markup:
-    ours, theirs = named(pair.method), named(pair.rival)
-    found = verdict(lead)
-    few = f"{counted(lead['n'], 'task')} {'is' if lead['n'] == 1 else 'are'} too few"
+    ours, theirs = method_name(pair.method), method_name(pair.rival)
+    found = edit_verdict(lead)
+    few = f"{format_count(lead['n'], 'task')} {'is' if lead['n'] == 1 else 'are'} too few"
     claim = {
         "ahead": f"{ours}’s edits are better than {theirs}’s",
         "behind": f"{theirs}’s edits are better than {ours}’s",
         "open": f"it is not shown whose edits are better, {ours}’s or {theirs}’s",
         "unsaid": f"it cannot be said whose edits are better, {ours}’s or {theirs}’s: {few}",
     }[found]
-    means = [mean(levels, lead["metric"], *side) for side in pair.sides]
+    means = [mean_score(levels, lead["metric"], *side) for side in pair.sides]
     return Markup("<strong>At {}{} {}.</strong> By {}{}: {}{}{} over {}; {:,} won, {:,} tied, {:,} lost.").format(
-        denoises(pair.budget, steps),
-        "" if pair.equal else f" against {denoises(pair.rival_budget, steps)}",
+        format_denoises(pair.budget, steps),
+        "" if pair.equal else f" against {format_denoises(pair.rival_budget, steps)}",
         claim,
-        "the truth" if lead["metric"] == "truth" else label(lead["metric"]),
+        "the truth" if lead["metric"] == "truth" else metric_label(lead["metric"]),
         ", which had no part in choosing" if lead["role"] == "held-out" else "",
-        "" if None in means else f"{number(means[0])} against {number(means[1])}, ",
+        "" if None in means else f"{format_number(means[0])} against {format_number(means[1])}, ",
         _with_interval(lead),
         ", which includes 0," if found == "open" else "",
-        counted(lead["n"], "task"),
+        format_count(lead["n"], "task"),
         lead["wins"],
         lead["ties"],
         lead["losses"],
@@ -154,30 +156,33 @@ def _claim(pair: Pair, lead: Row, levels: pl.DataFrame, steps: int | None) -> Ma
 
 
 def _others(rows: Sequence[Row], ours: str, theirs: str) -> Markup:
-    beginnings: dict[Verdict, str] = {
+    beginnings: dict[EditVerdict, str] = {
         "ahead": f"{ours} is ahead by",
         "behind": f"{theirs} is ahead by",
         "open": "no difference is shown by",
         "unsaid": "too few tasks have",
     }
-    by = {each: listed([label(row["metric"]) for row in rows if verdict(row) == each]) for each in beginnings}
+    by = {
+        each: join_words([metric_label(row["metric"]) for row in rows if edit_verdict(row) == each])
+        for each in beginnings
+    }
     words = "; ".join(f"{beginning} {by[each]}" for each, beginning in beginnings.items() if by[each])
     return Markup("Of what else had no part in choosing: {}.").format(words)
 
 
 def _unequal(pair: Pair, row: Row, steps: int | None) -> Markup:
     words = {
-        "ahead": f"{named(pair.method)}’s are {'still ' if pair.budget < pair.rival_budget else ''}better",
-        "behind": f"{named(pair.rival)}’s are better",
+        "ahead": f"{method_name(pair.method)}’s are {'still ' if pair.budget < pair.rival_budget else ''}better",
+        "behind": f"{method_name(pair.rival)}’s are better",
         "open": "neither’s are shown to be better",
         "unsaid": "too few tasks to say whose are better",
-    }[verdict(row)]
-    ours, theirs = (f"{named(method)} at {denoises(budget, steps)}" for method, budget in pair.sides)
+    }[edit_verdict(row)]
+    ours, theirs = (f"{method_name(method)} at {format_denoises(budget, steps)}" for method, budget in pair.sides)
     return Markup("{} against {}: {}, {}.").format(ours, theirs, _with_interval(row), words)
 
 
 def _with_interval(row: Row) -> str:
-    written = gain(row)
+    written = format_gain(row)
     return written[0] if len(written) == 1 else "{} (95 % interval {} to {})".format(*written)
 
 

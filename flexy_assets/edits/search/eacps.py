@@ -6,14 +6,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 
-from flexy_assets.edits.search.protocol import Proposal, Search, Seeds, Told, crossed, denoises, full, moved
+from flexy_assets.edits.search.protocol import (
+    Observations,
+    Proposal,
+    Search,
+    Seeds,
+    blended_noise,
+    full_denoise,
+    full_denoises_nfe,
+    perturbed_noise,
+)
 from flexy_assets.edits.search.selectors import Selector, edit_potential
-from resources.engines import Noise
+from resources.engines import EditNoise
 from resources.errors import BadInputError
 
 
 @dataclass(frozen=True)
-class Parameters:
+class EacpsParameters:
     """How EACPS spends its budget.
 
     - `scouts`: the denoises that fresh seeds get before a local stage gets any. After four, variants were measured
@@ -43,7 +52,7 @@ class Parameters:
     strength: float = 1.0
 
     @classmethod
-    def of(cls, config: object) -> Parameters:
+    def of(cls, config: object) -> EacpsParameters:
         """Those that a config has among its own settings, by the same names; the others by default."""
         return cls(**{each.name: getattr(config, each.name) for each in fields(cls) if hasattr(config, each.name)})
 
@@ -75,7 +84,7 @@ class Previews:
 
 
 @cache
-def previews(count: int, steps: int, preview: float, keep: float) -> Previews:
+def plan_previews(count: int, steps: int, preview: float, keep: float) -> Previews:
     """The global stage nearest to `preview` and `keep` that costs exactly `count` denoises of `steps`.
 
     With K of `count` denoises finished, the steps of the others pay for previews of P steps of as many seeds as
@@ -105,39 +114,41 @@ class Eacps(Search):
     steps: int
     budget: int
     selector: Selector = field(default_factory=edit_potential)
-    parameters: Parameters = Parameters()
+    parameters: EacpsParameters = EacpsParameters()
 
     def __post_init__(self) -> None:
-        denoises(self.budget, self.steps)
+        full_denoises_nfe(self.budget, self.steps)
 
-    def rounds(self, told: Told) -> Iterator[list[Proposal]]:
-        count = denoises(self.budget, self.steps)
+    def rounds(self, observations: Observations) -> Iterator[list[Proposal]]:
+        count = full_denoises_nfe(self.budget, self.steps)
         local = max(round((count - self.parameters.scouts) * self.parameters.local_share), 0)
         finished: list[Proposal] = []
-        for proposals in self._global(count - local, told):
+        for proposals in self._global(count - local, observations):
             yield proposals
             finished += [proposal for proposal in proposals if proposal.finishes]
-        yield from self._local(local * self.steps, finished, told)
+        yield from self._local(local * self.steps, finished, observations)
 
-    def _global(self, count: int, told: Told) -> Iterator[list[Proposal]]:
-        stage = previews(count, self.steps, self.parameters.preview, self.parameters.keep)
+    def _global(self, count: int, observations: Observations) -> Iterator[list[Proposal]]:
+        stage = plan_previews(count, self.steps, self.parameters.preview, self.parameters.keep)
         names = [f"g{index}" for index in range(stage.seeds)]
         fresh = [
-            Proposal(name, "global", Noise(self.seeds(name)), None, 1.0, start=0, until=stage.until, path=self.steps)
+            Proposal(
+                name, "global", EditNoise(self.seeds(name)), None, 1.0, start=0, until=stage.until, path=self.steps
+            )
             for name in names
         ]
         yield fresh
         if stage.until < self.steps:
-            kept = self.best(fresh, told)[: stage.kept]
+            kept = self.best(fresh, observations)[: stage.kept]
             yield [replace(proposal, start=stage.until, until=self.steps) for proposal in kept]
 
-    def _local(self, nfe: int, finished: list[Proposal], told: Told) -> Iterator[list[Proposal]]:
+    def _local(self, nfe: int, finished: list[Proposal], observations: Observations) -> Iterator[list[Proposal]]:
         """Variants run for `strength`, or for as much more as it takes to spend `nfe` to the step."""
         wanted = self.parameters
         count = nfe // max(1, round(self.steps * wanted.strength))
         asked = 0
         while asked < count:
-            best = self.best(finished, told)
+            best = self.best(finished, observations)
             parents = best[: wanted.m_global]
             variants = []
             for place in range(min(len(parents) * wanted.k_local, count - asked)):
@@ -146,7 +157,9 @@ class Eacps(Search):
                 # Each of a parent's variants has another mate, the best of the others first.
                 mates = [each for each in best if each.name != parent.name] or [parent]
                 mate = mates[place // len(parents) % len(mates)]
-                noise = moved(crossed(parent.noise, mate.noise, wanted.cross), wanted.t, self.seeds(name))
+                noise = perturbed_noise(
+                    blended_noise(parent.noise, mate.noise, wanted.cross), wanted.t, self.seeds(name)
+                )
                 strength = path / self.steps
                 variants.append(Proposal(name, "local", noise, parent.name, strength, start=0, until=path, path=path))
             yield variants
@@ -173,7 +186,7 @@ class Reproduce(Search):
 
     def __post_init__(self) -> None:
         """Raises `BadInputError` for settings that cannot be."""
-        denoises(self.budget, self.steps)
+        full_denoises_nfe(self.budget, self.steps)
         if self.first_seed < 0 or self.num_samples < 1 or self.m_global < 0 or self.k_local < 0:
             raise BadInputError("a first seed, m_global or k_local below 0 or num_samples below 1 cannot be")
 
@@ -182,13 +195,20 @@ class Reproduce(Search):
         """Denoising steps (NFE)."""
         return (self.num_samples + min(self.m_global, self.num_samples) * self.k_local) * self.steps
 
-    def rounds(self, told: Told) -> Iterator[list[Proposal]]:
+    def rounds(self, observations: Observations) -> Iterator[list[Proposal]]:
         first = [
-            full(f"g{index}", "stage1", Noise(self.first_seed + index), self.steps) for index in range(self.num_samples)
+            full_denoise(f"g{index}", "stage1", EditNoise(self.first_seed + index), self.steps)
+            for index in range(self.num_samples)
         ]
         yield first
         yield [
-            full(f"{parent.name}.{j}", "stage2", Noise((parent.noise.seed + 1) * 100_000 + j), self.steps, parent.name)
-            for parent in self.best(first, told)[: self.m_global]
+            full_denoise(
+                f"{parent.name}.{j}",
+                "stage2",
+                EditNoise((parent.noise.seed + 1) * 100_000 + j),
+                self.steps,
+                parent.name,
+            )
+            for parent in self.best(first, observations)[: self.m_global]
             for j in range(self.k_local)
         ]

@@ -1,4 +1,4 @@
-"""The protocol of a search: asked what to make next, told what came of it, and at last which one it chooses.
+"""The protocol of a search: asked what to make next, given what was observed, and at last which one it chooses.
 
 A search decides by what was made and nothing else, so one that was interrupted goes on by being asked again,
 and many tasks' searches can be asked in step, their candidates made and scored together.
@@ -13,8 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flexy_assets.edits.search.selectors import Scores, Selector, best_first
-from resources.engines import Noise
+from flexy_assets.edits.search.selectors import CandidateScores, Selector, rank_candidates
+from resources.engines import EditNoise
 from resources.errors import BadInputError
 
 
@@ -43,12 +43,12 @@ class Proposal:
     Its path is the `path` steps from its noise to its picture: all the steps of a denoise where `strength` is
     1, and where it is less only the last `path` of them, from the finished picture of `parent` re-noised.
     It is to be run from step `start` of its path (0: it is new) until step `until`. Where that is not the end,
-    what is told is a preview: the scores of the clean picture as predicted there.
+    the observation is a preview: the scores of the clean picture as predicted there.
     """
 
     name: str
     stage: str
-    noise: Noise
+    noise: EditNoise
     parent: str | None
     strength: float
     start: int
@@ -66,16 +66,16 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Made:
+class SearchCandidate:
     """What came of a proposal: the scores of candidate `name` at step `until`, and the steps run for them."""
 
     name: str
     until: int
     nfe: int
-    scores: Scores
+    scores: CandidateScores
 
 
-Told = Mapping[tuple[str, int], Scores]
+Observations = Mapping[tuple[str, int], CandidateScores]
 """Scores by candidate and step."""
 
 
@@ -90,16 +90,16 @@ class Search(ABC):
     selector: Selector
 
     @abstractmethod
-    def rounds(self, told: Told) -> Iterator[list[Proposal]]:
-        """The rounds of the search, each decided by what was told about those before it."""
+    def rounds(self, observations: Observations) -> Iterator[list[Proposal]]:
+        """The rounds of the search, each decided by the observations of those before it."""
 
-    def ask(self, made: Sequence[Made]) -> list[Proposal]:
+    def ask(self, made: Sequence[SearchCandidate]) -> list[Proposal]:
         """What to make next, in any order; nothing where the search is at its end."""
-        told = _told(made)
-        *_, last = self._begun(told)
-        return [proposal for proposal in last if (proposal.name, proposal.until) not in told]
+        observations = _observations(made)
+        *_, last = self._begun(observations)
+        return [proposal for proposal in last if (proposal.name, proposal.until) not in observations]
 
-    def choose(self, made: Sequence[Made]) -> Made | None:
+    def choose(self, made: Sequence[SearchCandidate]) -> SearchCandidate | None:
         """The best of the finished candidates; of equal ones, the one that was asked for first.
 
         One that has no value is chosen only where none has; None where nothing is finished.
@@ -107,27 +107,27 @@ class Search(ABC):
         by_key = {(each.name, each.until): each for each in made}
         finished = [
             by_key[proposal.name, proposal.until]
-            for proposals in self._begun(_told(made))
+            for proposals in self._begun(_observations(made))
             for proposal in proposals
             if proposal.finishes and (proposal.name, proposal.until) in by_key
         ]
-        order = best_first(self.selector, [each.scores for each in finished])
+        order = rank_candidates(self.selector, [each.scores for each in finished])
         return finished[order[0]] if order else None
 
-    def _begun(self, told: Told) -> Iterator[list[Proposal]]:
+    def _begun(self, observations: Observations) -> Iterator[list[Proposal]]:
         """The rounds up to the first that is not wholly made: later ones cannot be decided yet."""
-        for proposals in self.rounds(told):
+        for proposals in self.rounds(observations):
             yield proposals
-            if any((proposal.name, proposal.until) not in told for proposal in proposals):
+            if any((proposal.name, proposal.until) not in observations for proposal in proposals):
                 return
 
-    def best(self, proposals: Sequence[Proposal], told: Told) -> list[Proposal]:
-        """The proposals by what was told of them, best first."""
-        order = best_first(self.selector, [told[proposal.name, proposal.until] for proposal in proposals])
+    def best(self, proposals: Sequence[Proposal], observations: Observations) -> list[Proposal]:
+        """The proposals by their observations, best first."""
+        order = rank_candidates(self.selector, [observations[proposal.name, proposal.until] for proposal in proposals])
         return [proposals[index] for index in order]
 
 
-def denoises(budget: int, steps: int) -> int:
+def full_denoises_nfe(budget: int, steps: int) -> int:
     """How many full denoises of `steps` a budget (NFE) pays for; raises `BadInputError` where it is no whole number.
 
     So every search can run exactly its budget, and no two are compared at unequal ones.
@@ -139,17 +139,17 @@ def denoises(budget: int, steps: int) -> int:
     return budget // steps
 
 
-def full(name: str, stage: str, noise: Noise, steps: int, parent: str | None = None) -> Proposal:
+def full_denoise(name: str, stage: str, noise: EditNoise, steps: int, parent: str | None = None) -> Proposal:
     """A candidate from noise alone, run to its end in one go."""
     return Proposal(name, stage, noise, parent, strength=1.0, start=0, until=steps, path=steps)
 
 
-def moved(noise: Noise, t: float, seed: int) -> Noise:
+def perturbed_noise(noise: EditNoise, t: float, seed: int) -> EditNoise:
     """`noise` moved once more on its sphere: t of its own direction, √(1−t²) of a random one."""
     return replace(noise, moves=(*noise.moves, (t, seed)))
 
 
-def crossed(noise: Noise, mate: Noise, share: float) -> Noise:
+def blended_noise(noise: EditNoise, mate: EditNoise, share: float) -> EditNoise:
     """`noise` with `mate` mixed in: √(1 − share) of the one's direction and √share of the other's."""
     weights: dict[int, float] = {}
     for each, scale in ((noise, math.sqrt(1 - share)), (mate, math.sqrt(share))):
@@ -160,8 +160,8 @@ def crossed(noise: Noise, mate: Noise, share: float) -> Noise:
     for seed, weight in others:
         before, length = length, math.hypot(length, weight)
         moves.append((before / length, seed))
-    return Noise(first, tuple(moves))
+    return EditNoise(first, tuple(moves))
 
 
-def _told(made: Sequence[Made]) -> Told:
+def _observations(made: Sequence[SearchCandidate]) -> Observations:
     return {(each.name, each.until): each.scores for each in made}

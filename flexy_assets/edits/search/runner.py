@@ -18,24 +18,24 @@ import numpy as np
 
 from flexy_assets.edits import metrics
 from flexy_assets.edits.canvas import Canvas
-from flexy_assets.edits.search.protocol import Made, Proposal, Search
-from flexy_assets.scoring.missing_scores import Scoring
+from flexy_assets.edits.search.protocol import Proposal, Search, SearchCandidate
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
-from flexy_assets.storage.edits import Candidate, Task
-from resources.engines import Editor, EditRequest, Partial
+from flexy_assets.storage.edits import CandidateRow, EditTaskRow
+from resources.engines import Editor, EditRequest, PartialEdit
 from resources.errors import FlexyError
 from resources.models import registry
-from resources.models.compute import Halving
+from resources.models.compute import HalvingBatches
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 @dataclass(frozen=True)
-class Asked:
+class DenoiseRequest:
     """What the search of one task at one budget (NFE) asks for."""
 
-    task: Task
+    task: EditTaskRow
     budget: int
     proposal: Proposal
 
@@ -46,16 +46,16 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Result:
+class DenoiseResult:
     """What a call of the editor made of one."""
 
-    edit: Partial
+    edit: PartialEdit
     nfe: int
     elapsed_ms: int
     images_in_call: int
 
 
-class Plan(Protocol):
+class SearchPlan(Protocol):
     """How tasks are searched; `nfe` are the budgets in denoising steps."""
 
     @property
@@ -74,21 +74,21 @@ class Plan(Protocol):
 
 
 @dataclass(frozen=True)
-class Searching:
+class SearchRunner:
     """The searches by one method, of some tasks.
 
     Their pictures lie in `folder` of the image root; `measure` measures what the searches choose by.
     """
 
-    work: Scoring
-    plan: Plan
+    work: Work
+    plan: SearchPlan
     method: str
-    tasks: Sequence[Task]
+    tasks: Sequence[EditTaskRow]
     folder: str = "edits"
-    measure: Callable[[Scoring, Sequence[Task], Sequence[Candidate]], None] = metrics.measure
+    measure: Callable[[Work, Sequence[EditTaskRow], Sequence[CandidateRow]], None] = metrics.score_selecting
 
-    def run(self, told: Callable[[int], Any]) -> None:
-        """Carry every search to its end; `told` hears how many denoising steps each call of the editor ran."""
+    def run(self, on_progress: Callable[[int], Any]) -> None:
+        """Run every search to its end; `on_progress` is called with the denoising steps of each call of the editor."""
         for batch in {task.batch for task in self.tasks}:
             self.work.store.discard_unfinished(self._folder(batch))
         while True:
@@ -97,67 +97,71 @@ class Searching:
             asked = list(self.asked(made))
             if not asked:
                 return
-            self.make(asked, made, told)
+            self.make(asked, made, on_progress)
 
-    def made(self) -> list[Candidate]:
+    def made(self) -> list[CandidateRow]:
         """What was made, with what was measured of it."""
         with self.work.database.begin(reading=True) as connection:
-            found = edits.candidates(connection, {task.batch for task in self.tasks}, self.method)
+            found = edits.edit_candidates_of(connection, {task.batch for task in self.tasks}, self.method)
         mine = {task.id for task in self.tasks}
         return [candidate for candidate in found if candidate.task in mine]
 
-    def asked(self, made: Sequence[Candidate]) -> Iterator[Asked]:
+    def asked(self, made: Sequence[CandidateRow]) -> Iterator[DenoiseRequest]:
         """What the searches want next."""
         for task, budget, of_search in self._searches(made):
-            for proposal in self.plan.search(self.method, budget, task.name, task.position).ask(_told(of_search)):
-                yield Asked(task, budget, proposal)
+            for proposal in self.plan.search(self.method, budget, task.name, task.position).ask(
+                _observations_of(of_search)
+            ):
+                yield DenoiseRequest(task, budget, proposal)
 
-    def winners(self, made: Sequence[Candidate]) -> Iterator[Candidate]:
+    def winners(self, made: Sequence[CandidateRow]) -> Iterator[CandidateRow]:
         """Whom each search chooses; nobody where nothing is finished."""
         for task, budget, of_search in self._searches(made):
-            best = self.plan.search(self.method, budget, task.name, task.position).choose(_told(of_search))
+            best = self.plan.search(self.method, budget, task.name, task.position).choose(_observations_of(of_search))
             yield from (c for c in of_search if best and (c.name, c.until) == (best.name, best.until))
 
-    def _searches(self, made: Sequence[Candidate]) -> Iterator[tuple[Task, int, list[Candidate]]]:
-        by_search: dict[tuple[UUID, int], list[Candidate]] = {}
+    def _searches(self, made: Sequence[CandidateRow]) -> Iterator[tuple[EditTaskRow, int, list[CandidateRow]]]:
+        by_search: dict[tuple[UUID, int], list[CandidateRow]] = {}
         for candidate in made:
             by_search.setdefault((candidate.task, candidate.budget), []).append(candidate)
         for task in self.tasks:
             for budget in self.plan.nfe:
                 yield task, budget, by_search.get((task.id, budget), [])
 
-    def make(self, asked: Sequence[Asked], made: Sequence[Candidate], told: Callable[[int], Any]) -> None:
+    def make(
+        self, asked: Sequence[DenoiseRequest], made: Sequence[CandidateRow], on_progress: Callable[[int], Any]
+    ) -> None:
         """Make what was asked for, one call of the editor after another; `made` is what there was before."""
         self.work.store.check()
-        editor: Editor = self.work.slot.get(registry.editor(self.plan.editor, self.work.settings))
-        halving = Halving(editor.images_a_call)
+        editor: Editor = self.work.slot.get(registry.find_editor(self.plan.editor, self.work.settings))
+        halving = HalvingBatches(editor.batch_size)
         finished = {(c.task, c.budget, c.name): c for c in made if c.until == c.path}
         for _, group in groupby(sorted(asked, key=lambda each: each.call), key=lambda each: each.call):
             alike = list(group)
-            for first in range(0, len(alike), editor.images_a_call):
-                some, before = alike[first : first + editor.images_a_call], editor.steps_run
+            for first in range(0, len(alike), editor.batch_size):
+                some, before = alike[first : first + editor.batch_size], editor.steps_run
                 rows = list(self._rows(editor, halving, some, finished))
                 with self.work.database.begin() as connection:
                     edits.add_candidates(connection, rows)
-                told(editor.steps_run - before)
+                on_progress(editor.steps_run - before)
 
     def _rows(
         self,
         editor: Editor,
-        halving: Halving,
-        some: Sequence[Asked],
-        finished: dict[tuple[UUID, int, str], Candidate],
+        halving: HalvingBatches,
+        some: Sequence[DenoiseRequest],
+        finished: dict[tuple[UUID, int, str], CandidateRow],
     ) -> Iterator[dict[str, Any]]:
         """The rows of what the editor made in one call, or why it could not."""
 
-        def timed(begun: Sequence[EditRequest | Partial]) -> list[Result]:
+        def timed(begun: Sequence[EditRequest | PartialEdit]) -> list[DenoiseResult]:
             began, before = time.perf_counter(), editor.steps_run
             until = begun[0].step + some[0].proposal.nfe
             edits = editor.denoise(begun, until)
             elapsed_ms = round(1000 * (time.perf_counter() - began) / len(begun))
             # By the editor's own count; a call runs as many steps for each.
             nfe = (editor.steps_run - before) // len(begun)
-            return [Result(edit, nfe, elapsed_ms, len(begun)) for edit in edits]
+            return [DenoiseResult(edit, nfe, elapsed_ms, len(begun)) for edit in edits]
 
         try:
             canvas = Canvas.of(some[0].task, self.work.store)
@@ -170,18 +174,18 @@ class Searching:
 
     def _begun(
         self,
-        some: Sequence[Asked],
-        finished: dict[tuple[UUID, int, str], Candidate],
+        some: Sequence[DenoiseRequest],
+        finished: dict[tuple[UUID, int, str], CandidateRow],
         canvas: Canvas,
         mask: Image | None,
-    ) -> list[EditRequest | Partial]:
+    ) -> list[EditRequest | PartialEdit]:
         """What the editor is to go on from. Raises `FlexyError` where a picture or latents are lost."""
         store, task = self.work.store, some[0].task
         source = canvas.shown(canvas.source)
         previews = {each: self._id(each, each.proposal.start) for each in some if each.proposal.start}
         with self.work.database.begin(reading=True) as connection:
-            kept = edits.latents(connection, previews.values())
-        begun: list[EditRequest | Partial] = []
+            kept = edits.latents_of(connection, previews.values())
+        begun: list[EditRequest | PartialEdit] = []
         for each in some:
             proposal, parent = each.proposal, None
             if proposal.strength < 1:
@@ -202,7 +206,7 @@ class Searching:
                 begun.append(request)
             elif previews[each] in kept:
                 latents = np.load(io.BytesIO(kept[previews[each]]), allow_pickle=False)
-                begun.append(Partial(request, request.step + proposal.start, latents, source))
+                begun.append(PartialEdit(request, request.step + proposal.start, latents, source))
             else:
                 raise FlexyError(f"the latents of {proposal.name} are gone: it cannot be carried on")
         return begun
@@ -210,10 +214,10 @@ class Searching:
     def _folder(self, batch: str) -> str:
         return f"{self.folder}/{batch}/{self.method}"
 
-    def _id(self, asked: Asked, until: int) -> UUID:
+    def _id(self, asked: DenoiseRequest, until: int) -> UUID:
         return edits.candidate_id(asked.task.id, self.method, asked.budget, asked.proposal.name, until)
 
-    def _row(self, asked: Asked) -> dict[str, Any]:
+    def _row(self, asked: DenoiseRequest) -> dict[str, Any]:
         """The row of `edit_candidates`, nothing made yet."""
         proposal, task = asked.proposal, asked.task
         return {
@@ -232,7 +236,7 @@ class Searching:
             **dict.fromkeys(("image_path", "image_sha256", "latents", "error", "elapsed_ms", "images_in_call")),
         }
 
-    def _made(self, asked: Asked, result: Result | FlexyError, canvas: Canvas) -> dict[str, Any]:
+    def _made(self, asked: DenoiseRequest, result: DenoiseResult | FlexyError, canvas: Canvas) -> dict[str, Any]:
         """What a row says of what was made; the picture is written first, so that a row never lacks its file."""
         if isinstance(result, FlexyError):
             return {"nfe": 0, "error": str(result)}
@@ -252,5 +256,5 @@ class Searching:
         }
 
 
-def _told(made: Sequence[Candidate]) -> list[Made]:
-    return [Made(c.name, c.until, c.nfe, c.scores) for c in made]
+def _observations_of(made: Sequence[CandidateRow]) -> list[SearchCandidate]:
+    return [SearchCandidate(c.name, c.until, c.nfe, c.scores) for c in made]

@@ -11,17 +11,17 @@ import numpy as np
 
 from resources.errors import BadInputError
 
-Scores = Mapping[str, float | None]
+CandidateScores = Mapping[str, float | None]
 """Metric to score; None, or no entry, where it could not be measured."""
 
-MOST_WEIGHT = 1e6
+MAX_WEIGHT = 1e6
 """Beyond this a sum of scores loses the digits that tell candidates apart."""
 
 
 class Selector(Protocol):
     """Says how good candidates are."""
 
-    def values(self, candidates: Sequence[Scores]) -> list[float | None]:
+    def values(self, candidates: Sequence[CandidateScores]) -> list[float | None]:
         """A number each, higher is better, to be compared within this call; None where a score is missing."""
         ...
 
@@ -35,7 +35,7 @@ class Potential:
 
     weights: Mapping[str, float]
 
-    def of(self, scores: Scores) -> float | None:
+    def of(self, scores: CandidateScores) -> float | None:
         """The sum; None where a score is missing or not finite. Nothing stands in for it."""
         total = 0.0
         for metric, weight in self.weights.items():
@@ -47,7 +47,7 @@ class Potential:
             total += weight * score
         return total
 
-    def values(self, candidates: Sequence[Scores]) -> list[float | None]:
+    def values(self, candidates: Sequence[CandidateScores]) -> list[float | None]:
         return [self.of(scores) for scores in candidates]
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class RankSum:
 
     weights: Mapping[str, float]
 
-    def values(self, candidates: Sequence[Scores]) -> list[float | None]:
+    def values(self, candidates: Sequence[CandidateScores]) -> list[float | None]:
         plain = Potential(self.weights)
         whole = [index for index, scores in enumerate(candidates) if plain.of(scores) is not None]
         found: list[float | None] = [None] * len(candidates)
@@ -87,7 +87,7 @@ class RankSum:
 
 
 @dataclass(frozen=True)
-class Following:
+class PromptFollowing:
     """By ranks, but first those that follow the prompt, then those that do not.
 
     Most metrics of an edit say how much was kept, so a picture in which nothing was done would win by them. A candidate
@@ -97,7 +97,7 @@ class Following:
 
     ranks: RankSum
 
-    def values(self, candidates: Sequence[Scores]) -> list[float | None]:
+    def values(self, candidates: Sequence[CandidateScores]) -> list[float | None]:
         gains = Potential({"pf_gain": 1.0}).values(candidates)
         best = max((gain for gain in gains if gain is not None), default=0.0)
         wanted = best / 2 if best > 0 else -math.inf
@@ -128,7 +128,7 @@ def inpaint_potential(alpha: float | str = 1.0, beta: float | str = 1.0, gamma: 
     return Potential(weights | {"identity": _weight("gamma", gamma)})
 
 
-def best_first(selector: Selector, candidates: Sequence[Scores]) -> list[int]:
+def rank_candidates(selector: Selector, candidates: Sequence[CandidateScores]) -> list[int]:
     """Indices of the candidates, best first; equal ones in their order, those that have no value at the end."""
     values = selector.values(candidates)
     ranks = [-math.inf if value is None else value for value in values]
@@ -141,6 +141,6 @@ def _weight(name: str, value: float | str) -> float:
     except ValueError:
         weight = math.nan
     # NaN fails every comparison.
-    if not abs(weight) <= MOST_WEIGHT:
-        raise BadInputError(f"{name} {value!r} is no weight: write a number such as 10, at most {MOST_WEIGHT:g}")
+    if not abs(weight) <= MAX_WEIGHT:
+        raise BadInputError(f"{name} {value!r} is no weight: write a number such as 10, at most {MAX_WEIGHT:g}")
     return weight

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from flexy_assets.edits.search.protocol import Proposal, Search, Seeds, Told, denoises, full, moved
+from flexy_assets.edits.search.protocol import (
+    Observations,
+    Proposal,
+    Search,
+    Seeds,
+    full_denoise,
+    full_denoises_nfe,
+    perturbed_noise,
+)
 from flexy_assets.edits.search.selectors import Potential, Selector
-from resources.engines import Noise
+from resources.engines import EditNoise
 from resources.errors import BadInputError
 
 PF = Potential({"pf": 1.0})
@@ -27,11 +35,11 @@ class RandomSearch(Search):
     selector: Selector = PF
 
     def __post_init__(self) -> None:
-        denoises(self.budget, self.steps)
+        full_denoises_nfe(self.budget, self.steps)
 
-    def rounds(self, told: Told) -> Iterator[list[Proposal]]:
-        names = [f"g{index}" for index in range(denoises(self.budget, self.steps))]
-        yield [full(name, "global", Noise(self.seeds(name)), self.steps) for name in names]
+    def rounds(self, observations: Observations) -> Iterator[list[Proposal]]:
+        names = [f"g{index}" for index in range(full_denoises_nfe(self.budget, self.steps))]
+        yield [full_denoise(name, "global", EditNoise(self.seeds(name)), self.steps) for name in names]
 
 
 @dataclass(frozen=True)
@@ -51,20 +59,22 @@ class ZeroOrderSearch(Search):
 
     def __post_init__(self) -> None:
         """Raises `BadInputError` for settings that cannot be."""
-        denoises(self.budget, self.steps)
+        full_denoises_nfe(self.budget, self.steps)
         if self.neighbours < 1:
             raise BadInputError(f"{self.neighbours} neighbours a round find nothing: use 1 or more")
         if not 0 <= self.t < 1:
             raise BadInputError(f"t {self.t} makes no neighbour: use 0 (anywhere) to below 1 (the noise itself)")
 
-    def rounds(self, told: Told) -> Iterator[list[Proposal]]:
-        base = full("g0", "global", Noise(self.seeds("g0")), self.steps)
+    def rounds(self, observations: Observations) -> Iterator[list[Proposal]]:
+        base = full_denoise("g0", "global", EditNoise(self.seeds("g0")), self.steps)
         yield [base]
-        for first in range(1, denoises(self.budget, self.steps), self.neighbours):
+        for first in range(1, full_denoises_nfe(self.budget, self.steps), self.neighbours):
             names = [f"n{index}" for index in range(first, first + self.neighbours)]
             neighbours = [
-                full(name, "local", moved(base.noise, self.t, self.seeds(name)), self.steps, parent=base.name)
-                for name in names[: denoises(self.budget, self.steps) - first]
+                full_denoise(
+                    name, "local", perturbed_noise(base.noise, self.t, self.seeds(name)), self.steps, parent=base.name
+                )
+                for name in names[: full_denoises_nfe(self.budget, self.steps) - first]
             ]
             yield neighbours
-            base = self.best([base, *neighbours], told)[0]
+            base = self.best([base, *neighbours], observations)[0]

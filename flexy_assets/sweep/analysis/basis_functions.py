@@ -17,7 +17,7 @@ DEGREE: Final = 3
 """Of the splines, and the highest of the polynomials."""
 
 
-def coordinates(steps: ArrayLike, guidance: ArrayLike) -> Floats:
+def to_coordinates(steps: ArrayLike, guidance: ArrayLike) -> Floats:
     """(..., 2) log2 of steps and of effective guidance, broadcast; none counts as switched off, a constant.
 
     Both are factors: a response that rises fast from guidance 1 to 2 and falls slowly to 12 has one shape in the
@@ -30,7 +30,7 @@ def coordinates(steps: ArrayLike, guidance: ArrayLike) -> Floats:
 
 
 @dataclass(frozen=True)
-class Form:
+class BasisForm:
     """A linear model's columns over standardised log2(steps) and log2(effective guidance).
 
     A polynomial of `degree` in both together and `degrees` in each; or, with `knots` of each, B-splines of
@@ -79,7 +79,7 @@ class Form:
         return [(i, j) for i, j in pairs if i <= self.degrees[0] and j <= self.degrees[1]]
 
 
-def form_of(settings: Floats, name: str, degree: int = DEGREE, pieces: int = 0, crossed: bool = False) -> Form:
+def make_form(settings: Floats, name: str, degree: int = DEGREE, pieces: int = 0, crossed: bool = False) -> BasisForm:
     """A form fit for settings (n, 2): of no higher degree than they have distinct values for.
 
     `pieces` are each setting's splines'; where `crossed`, guidance's alone.
@@ -87,24 +87,24 @@ def form_of(settings: Floats, name: str, degree: int = DEGREE, pieces: int = 0, 
     spread = settings.std(axis=0)
     mean, std = settings.mean(axis=0), np.where(np.ptp(settings, axis=0) > 0, spread, 1.0)
     z = (settings - mean) / std
-    return Form(
+    return BasisForm(
         name,
         (float(mean[0]), float(mean[1])),
         (float(std[0]), float(std[1])),
         degree,
-        (degree_of(z[:, 0]), degree_of(z[:, 1])),
-        (knots_of(z[:, 0], 1 if crossed else pieces), knots_of(z[:, 1], pieces)) if pieces else None,
+        (degree_for(z[:, 0]), degree_for(z[:, 1])),
+        (place_knots(z[:, 0], 1 if crossed else pieces), place_knots(z[:, 1], pieces)) if pieces else None,
         name == "additive" or crossed,
         crossed,
     )
 
 
-def degree_of(values: Floats) -> int:
+def degree_for(values: Floats) -> int:
     """The highest degree that values (n,) bear: two distinct ones a line, three a parabola."""
     return min(DEGREE, len(np.unique(values)) - 1)
 
 
-def knots_of(values: Floats, pieces: int) -> tuple[float, ...]:
+def place_knots(values: Floats, pieces: int) -> tuple[float, ...]:
     """At most `pieces + 1` knots from the lowest to the highest of the values (n,).
 
     They stand midway between even ones and quantiles: uniform steps crowd the upper end of their logarithm

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-LEAST_PROMPTS: Final = 6
+MIN_REPEATED_PROMPTS: Final = 6
 """With fewer prompts, what other prompts would do cannot be learnt from these: images are resampled within them."""
-MOST_CLUSTERS: Final = 1000
+MAX_CLUSTERS: Final = 1000
 """More are pooled at random into so many, and a draw costs the same for any number of images."""
-DRAWS: Final = 500
-FLAT_DRAWS: Final = 999
-LEVEL: Final = 0.95
+BOOTSTRAP_DRAWS: Final = 500
+PERMUTATION_DRAWS: Final = 999
+CONFIDENCE_LEVEL: Final = 0.95
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Clusters:
         """Student's quantile for two-sided intervals at `LEVEL`, with one degree of freedom fewer than clusters."""
         from scipy.stats import t
 
-        return float(t.ppf((1 + LEVEL) / 2, max(self.count - 1, 1)))
+        return float(t.ppf((1 + CONFIDENCE_LEVEL) / 2, max(self.count - 1, 1)))
 
     @property
     def normal(self) -> float:
         """The same quantile with any number of clusters."""
         from scipy.stats import norm
 
-        return float(norm.ppf((1 + LEVEL) / 2))
+        return float(norm.ppf((1 + CONFIDENCE_LEVEL) / 2))
 
     def sums(self, values: Floats) -> Floats:
         """(count, …) each cluster's sum of values (n, …)."""
@@ -54,7 +54,7 @@ class Clusters:
         starts = np.searchsorted(self.of[order], np.arange(self.count))
         return np.add.reduceat(values[order], starts, axis=0)
 
-    def weights(self, seed: int, draws: int = DRAWS) -> Floats:
+    def weights(self, seed: int, draws: int = BOOTSTRAP_DRAWS) -> Floats:
         """(draws, count) of the Bayesian bootstrap (Rubin 1981), 1 on average: no cluster is ever left out whole."""
         drawn = np.random.default_rng(seed).exponential(size=(draws, self.count))
         return drawn / drawn.mean(axis=1, keepdims=True)
@@ -65,16 +65,16 @@ class Clusters:
         return float(np.sqrt((self.count + 1) / max(self.count - 1, 1)))
 
 
-def clusters(rows: pl.DataFrame, seed: int = 0) -> Clusters:
+def find_clusters(rows: pl.DataFrame, seed: int = 0) -> Clusters:
     """The clusters of one engine's images (n rows): prompts where at least `LEAST_PROMPTS` of them repeat."""
     n = rows.height
     alone = pl.when(pl.col("prompt").is_null()).then(pl.int_range(pl.len()))
     named = rows.select(pl.struct("prompt", alone.alias("alone")).rank("dense")).to_series()
     prompts = named.to_numpy().astype(np.int64) - 1
     distinct = int(prompts.max()) + 1 if n else 0
-    by = "prompt" if LEAST_PROMPTS <= distinct < n else "image"
+    by = "prompt" if MIN_REPEATED_PROMPTS <= distinct < n else "image"
     of, count = (prompts, distinct) if by == "prompt" else (np.arange(n), n)
-    if count > MOST_CLUSTERS:
-        pooled = np.random.default_rng(seed).permutation(count) % MOST_CLUSTERS
-        of, count = pooled[of], MOST_CLUSTERS
+    if count > MAX_CLUSTERS:
+        pooled = np.random.default_rng(seed).permutation(count) % MAX_CLUSTERS
+        of, count = pooled[of], MAX_CLUSTERS
     return Clusters(of, count, by, prompts)

@@ -9,22 +9,22 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from flexy_assets.sweep.analysis.clusters import Clusters, clusters
+from flexy_assets.sweep.analysis.clusters import Clusters, find_clusters
 from flexy_assets.sweep.analysis.rows import (
-    METRICS,
-    SETTINGS,
+    METRIC_LABELS,
+    SETTING_LABELS,
     Floats,
     Row,
-    by_engine,
     effective_guidance,
-    floats,
-    frame,
-    measured,
-    said,
-    tried,
+    float_column,
+    make_frame,
+    measured_images,
+    split_by_engine,
+    summary_columns,
+    tried_images,
 )
 
-CORRELATIONS: Final[dict[str, pl.DataType]] = {
+CORRELATIONS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "engine": pl.String(),
     "left": pl.String(),
     "right": pl.String(),
@@ -43,7 +43,7 @@ CORRELATIONS: Final[dict[str, pl.DataType]] = {
     "clusters_by": pl.String(),
     "note": pl.String(),
 }
-COMPONENTS: Final[dict[str, pl.DataType]] = {
+COMPONENTS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "engine": pl.String(),
     "component": pl.Int64(),
     "n": pl.Int64(),
@@ -57,7 +57,7 @@ COMPONENTS: Final[dict[str, pl.DataType]] = {
 }
 
 
-def correlations(scores: pl.DataFrame) -> pl.DataFrame:
+def correlate_metrics(scores: pl.DataFrame) -> pl.DataFrame:
     """Pearson and Spearman with 95 % intervals for every two metrics and every setting there is with every metric.
 
     `within` is Pearson's among the images of one prompt, prompts' own means set aside; `within_n` counts the images of
@@ -67,18 +67,18 @@ def correlations(scores: pl.DataFrame) -> pl.DataFrame:
     Returns `CORRELATIONS`.
     """
     found = []
-    for engine, rows in by_engine(measured(scores)):
-        pairs = [*combinations(METRICS, 2), *product([*tried(rows), "elapsed_ms"], METRICS)]
-        columns = {name: floats(rows, name) for name in (*METRICS, *SETTINGS)}
+    for engine, rows in split_by_engine(measured_images(scores)):
+        pairs = [*combinations(METRIC_LABELS, 2), *product([*tried_images(rows), "elapsed_ms"], METRIC_LABELS)]
+        columns = {name: float_column(rows, name) for name in (*METRIC_LABELS, *SETTING_LABELS)}
         columns["guidance"] = effective_guidance(columns["guidance"])
         for left, right in pairs:
             both = np.isfinite(columns[left]) & np.isfinite(columns[right])
             pair = _pair(columns[left][both], columns[right][both], rows.filter(both))
             found.append({"engine": engine, "left": left, "right": right, **pair})
-    return frame(found, CORRELATIONS)
+    return make_frame(found, CORRELATIONS_SCHEMA)
 
 
-def components(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
+def principal_components(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     """Principal components of the metrics' z-scores: how much each explains, and which metrics it is made of.
 
     `share` of the variance, 0 to 1; a loading is the metric's correlation with the component, -1 to 1, the largest
@@ -88,9 +88,9 @@ def components(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     `note` where there is none.
     """
     found = []
-    for engine, rows in by_engine(measured(scores)):
+    for engine, rows in split_by_engine(measured_images(scores)):
         found += [{"engine": engine, **row} for row in _components(rows, seed)]
-    return frame(found, COMPONENTS)
+    return make_frame(found, COMPONENTS_SCHEMA)
 
 
 def _pair(x: Floats, y: Floats, rows: pl.DataFrame) -> Row:
@@ -99,7 +99,7 @@ def _pair(x: Floats, y: Floats, rows: pl.DataFrame) -> Row:
         return {"n": n, "note": f"too few images with both ({n})"}
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return {"n": n, "note": "one of the two never varies"}
-    drawn = clusters(rows)
+    drawn = find_clusters(rows)
     row: Row = {"n": n, "clusters": drawn.count, "clusters_by": drawn.by}
     row |= _interval("pearson", *_pearson(x, y), drawn)
     row |= _interval("spearman", *_spearman(x, y), drawn)
@@ -108,8 +108,8 @@ def _pair(x: Floats, y: Floats, rows: pl.DataFrame) -> Row:
     if repeated.sum() < 4:
         return row | {"note": "no prompt has images enough for a correlation within it"}
     inside = rows.filter(repeated)
-    of = clusters(inside)
-    left, right = (_less_means(values[repeated], of.prompts) for values in (x, y))
+    of = find_clusters(inside)
+    left, right = (_centre_within(values[repeated], of.prompts) for values in (x, y))
     if min(np.ptp(left), np.ptp(right)) <= 1e-12 * max(np.ptp(x), np.ptp(y)):
         return row | {"note": "one of the two never varies within a prompt"}
     few = None if of.by == "prompt" else f"{of.prompts.max() + 1} prompts: what is said holds for these alone"
@@ -159,21 +159,21 @@ def _above(order: Floats, values: Floats) -> Floats:
     return (sums.sum() - np.cumsum(sums) + sums / 2)[place] / len(values)
 
 
-def _less_means(values: Floats, groups: NDArray[np.int64]) -> Floats:
+def _centre_within(values: Floats, groups: NDArray[np.int64]) -> Floats:
     return values - (np.bincount(groups, values) / np.bincount(groups))[groups]
 
 
 def _components(rows: pl.DataFrame, seed: int) -> list[Row]:
-    there = [metric for metric in METRICS if rows[metric].count()]
+    there = [metric for metric in METRIC_LABELS if rows[metric].count()]
     complete = rows.drop_nulls(there) if there else rows.clear()
     vary = [metric for metric in there if complete[metric].n_unique() > 1]
     n = complete.height
     if n < 4 or len(vary) < 2:
         reason = f"too few images with every score ({n})" if n < 4 else "fewer than two metrics vary"
         return [{"n": n, "note": reason}]
-    z = np.stack([floats(complete, metric) for metric in vary], axis=1)
+    z = np.stack([float_column(complete, metric) for metric in vary], axis=1)
     z = (z - z.mean(axis=0)) / z.std(axis=0)
-    of = clusters(complete, seed)
+    of = find_clusters(complete, seed)
     moments = np.concatenate([np.ones((n, 1)), z, np.einsum("ni,nj->nij", z, z).reshape(n, -1)], axis=1)
     drawn = of.weights(seed) @ of.sums(moments)
     k = len(vary)
@@ -188,14 +188,14 @@ def _components(rows: pl.DataFrame, seed: int) -> list[Row]:
         of.t * of.widening * np.sqrt(((many - whole) ** 2).mean(axis=0))
         for many, whole in ((many_shares, shares[0]), (many_loadings, loadings[0]))
     )
-    left_out = [METRICS[metric] for metric in METRICS if metric not in vary]
+    left_out = [METRIC_LABELS[metric] for metric in METRIC_LABELS if metric not in vary]
     missing = f"without {', '.join(left_out)}" if left_out else None
     found: list[Row] = []
     for c in range(k):
         apart = [other for other in (c - 1, c + 1) if 0 <= other < k and _alike(shares[0], many_shares, c, other, of)]
         alike = f"cannot be told from component {' and '.join(str(other + 1) for other in apart)}" if apart else None
         ends = np.clip(shares[0, c] + np.array([-1, 1]) * reach_shares[c], 0, 1)
-        row: Row = {"component": c + 1, "n": n, "share": float(shares[0, c]), "note": said(alike, missing)}
+        row: Row = {"component": c + 1, "n": n, "share": float(shares[0, c]), "note": summary_columns(alike, missing)}
         row |= {"share_low": float(ends[0]), "share_high": float(ends[1])}
         row["loadings"] = [
             {

@@ -11,18 +11,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from flexy_assets.sweep.analysis import METRICS
+from flexy_assets.sweep.analysis import METRIC_LABELS
 
-SHOWN: Final = 12
+SHOWN_PAIRS: Final = 12
 """Pairs of images found for two metrics."""
-CANDIDATES: Final = 64
+CANDIDATE_PAIRS: Final = 64
 """Images a prompt, at each end of the difference of two metrics, among which pairs are looked for."""
 DRAWS: Final = 20
 """Pairs that each image is part of where the share of disagreements is estimated."""
 
 
 @dataclass(frozen=True)
-class Disagreement:
+class MetricDisagreement:
     """Two metrics: the share of image pairs that they order oppositely, and the pairs furthest apart.
 
     `share` is null where no two images can be compared; `pairs` are the id of the image that `left` prefers, and the
@@ -36,32 +36,32 @@ class Disagreement:
     pairs: list[tuple[str, str]]
 
 
-def same_prompt(overall: pl.DataFrame) -> pl.Series:
+def are_same_prompt(overall: pl.DataFrame) -> pl.Series:
     """Whether each image's engine has two images of one prompt, so that pairs are taken within prompts."""
     repeats = (pl.len().over("engine", "prompt") > 1) & pl.col("prompt").is_not_null()
     return overall.select(repeats.any().over("engine")).to_series()
 
 
-def disagreements(overall: pl.DataFrame, seed: int = 0) -> list[Disagreement]:
+def find_disagreements(overall: pl.DataFrame, seed: int = 0) -> list[MetricDisagreement]:
     """Every two metrics, those that disagree most first.
 
     Scores are compared in standard deviations (z) within their engine. A pair of images is as far apart as the weaker
     of the two preferences: min(z_left(a) − z_left(b), z_right(b) − z_right(a)). No image is in two pairs of the same
     metrics. Pairs are within one engine and, where prompts repeat in it, within one prompt.
     """
-    prompt = pl.when(same_prompt(overall)).then(pl.col("prompt").fill_null(pl.concat_str(pl.lit("\0"), "image_id")))
+    prompt = pl.when(are_same_prompt(overall)).then(pl.col("prompt").fill_null(pl.concat_str(pl.lit("\0"), "image_id")))
     groups = overall.select(pl.struct("engine", prompt.alias("prompt")).rank("dense")).to_series().to_numpy()
-    z = {metric: _z(overall, metric) for metric in METRICS}
+    z = {metric: _z(overall, metric) for metric in METRIC_LABELS}
     ids = overall["image_id"].fill_null("").to_list()
     neighbours = list(_neighbours(groups, seed))
     found = []
-    for left, right in combinations(METRICS, 2):
+    for left, right in combinations(METRIC_LABELS, 2):
         opposite = compared = 0
         for a, b in neighbours:
             signs = np.sign(z[left][a] - z[left][b]) * np.sign(z[right][a] - z[right][b])
             opposite, compared = opposite + int((signs < 0).sum()), compared + int((np.abs(signs) > 0).sum())
         pairs = [(ids[a], ids[b]) for a, b in _furthest(z[left], z[right], groups)]
-        found.append(Disagreement(left, right, opposite / compared if compared else None, compared, pairs))
+        found.append(MetricDisagreement(left, right, opposite / compared if compared else None, compared, pairs))
     return sorted(found, key=lambda pair: -1.0 if pair.share is None else pair.share, reverse=True)
 
 
@@ -86,13 +86,13 @@ def _furthest(left: NDArray[np.float64], right: NDArray[np.float64], groups: NDA
     order = there[np.lexsort((left[there] - right[there], groups[there]))]
     found: list[tuple[float, int, int]] = []
     for group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        a, b = group[-CANDIDATES:], group[:CANDIDATES]
+        a, b = group[-CANDIDATE_PAIRS:], group[:CANDIDATE_PAIRS]
         apart = np.minimum(left[a][:, None] - left[b], right[b] - right[a][:, None])
-        best = np.argsort(-apart, axis=None, kind="stable")[: 4 * SHOWN]
+        best = np.argsort(-apart, axis=None, kind="stable")[: 4 * SHOWN_PAIRS]
         found += [(float(apart.flat[k]), int(a[k // b.size]), int(b[k % b.size])) for k in best if apart.flat[k] > 0]
     used: set[int] = set()
     for _, one, other in sorted(found, key=lambda pair: -pair[0]):
-        if len(used) == 2 * SHOWN:
+        if len(used) == 2 * SHOWN_PAIRS:
             return
         if not used & {one, other}:
             used |= {one, other}

@@ -9,24 +9,30 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from flexy_assets.sweep.analysis.basis_functions import Form, coordinates, form_of
-from flexy_assets.sweep.analysis.clusters import clusters
-from flexy_assets.sweep.analysis.regression import FOLDS, Sample, fit, flatness, out_of_fold
+from flexy_assets.sweep.analysis.basis_functions import BasisForm, make_form, to_coordinates
+from flexy_assets.sweep.analysis.clusters import find_clusters
+from flexy_assets.sweep.analysis.regression import (
+    CV_FOLDS,
+    RegressionSample,
+    fit_least_squares,
+    flatness_p_value,
+    predict_out_of_fold,
+)
 from flexy_assets.sweep.analysis.rows import (
-    LEAST_IMAGES,
-    METRICS,
+    METRIC_LABELS,
+    MIN_IMAGES,
     NO_GUIDANCE,
     Floats,
     Row,
-    by_engine,
-    floats,
-    frame,
-    measured,
-    said,
-    tried,
+    float_column,
+    make_frame,
+    measured_images,
+    split_by_engine,
+    summary_columns,
+    tried_images,
 )
 
-REGRESSION: Final[dict[str, pl.DataType]] = {
+REGRESSION_SCHEMA: Final[dict[str, pl.DataType]] = {
     "engine": pl.String(),
     "metric": pl.String(),
     "model": pl.String(),
@@ -57,21 +63,21 @@ MODELS: Final = ("mean", "linear", "quadratic", "additive", "spline")
 """Simplest first: the polynomials of degree 0 to 2, a sum of two splines, a spline surface."""
 PIECES: Final = (1, 2, 4, 6)
 """Polynomial pieces in each direction of the spline surfaces that are tried; more need more images."""
-WIDER: Final = {"mean": 0, "linear": 0, "quadratic": 0, "additive": 2, "spline1": 2, "spline2": 4}
+WIDER_MODEL: Final = {"mean": 0, "linear": 0, "quadratic": 0, "additive": 2, "spline1": 2, "spline2": 4}
 """Pieces of the surface that bands rest on, one size up from the chosen model; 0 is a cubic, its guidance in two.
 
 A model chosen for its error in prediction leaves about as much bias as noise, which no bootstrap sees.
 With more terms than that the bias is small beside the bands (undersmoothing: Hall 1992, Annals of Statistics).
 """
-MORE: Final = {5_000: 2, 20_000: 4}
+MORE_PIECES: Final = {5_000: 2, 20_000: 4}
 """The least pieces bands rest on from so many images on: noise fades with images, the bias of a form does not."""
-IMAGES_A_TERM: Final = 5
+IMAGES_PER_TERM: Final = 5
 """Fewer bear no form: its fit would follow each of them."""
-FLAT: Final = 0.05
+FLAT_MODEL: Final = 0.05
 """A metric is called flat unless a response such as its own were rarer than this by chance."""
 
 
-def regression(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
+def fit_models(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     """Each metric on log2(steps) and log2(effective guidance) by the `MODELS`, from a mean to a spline surface.
 
     `r2` and `rmse` are out of fold: five folds, whole prompts left out where there are five or more, against
@@ -83,31 +89,31 @@ def regression(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     that bands rest on. Returns `REGRESSION`, five rows an engine and metric.
     """
     found = []
-    for engine, rows in by_engine(measured(scores)):
-        for metric in METRICS:
+    for engine, rows in split_by_engine(measured_images(scores)):
+        for metric in METRIC_LABELS:
             found += [{"engine": engine, "metric": metric, **row} for row in _models(rows, metric, seed)]
-    return frame(found, REGRESSION)
+    return make_frame(found, REGRESSION_SCHEMA)
 
 
-def predict(model_row: Mapping[str, Any], steps: ArrayLike, guidance: ArrayLike) -> Floats:
+def predict_score(model_row: Mapping[str, Any], steps: ArrayLike, guidance: ArrayLike) -> Floats:
     """The metric that one row of `regression` expects at these settings (broadcast); NaN without a fit.
 
     For an engine without guidance, NaN is its guidance.
     """
-    settings, model = coordinates(steps, guidance), read(model_row)
+    settings, model = to_coordinates(steps, guidance), read_model(model_row)
     if model is None:
         return np.full(settings.shape[:-1], np.nan)
     form, values = model
     return np.asarray(form.columns(settings.reshape(-1, 2)) @ values).reshape(settings.shape[:-1])
 
 
-def read(model_row: Mapping[str, Any]) -> tuple[Form, Floats] | None:
+def read_model(model_row: Mapping[str, Any]) -> tuple[BasisForm, Floats] | None:
     """The form of one row of `regression` and its coefficients (p,); None without a fit."""
     row = model_row
     values = [coefficient["value"] for coefficient in row["coefficients"] or []]
     if not values:
         return None
-    form = Form(
+    form = BasisForm(
         row["model"],
         (row["steps_mean"], row["guidance_mean"]),
         (row["steps_std"], row["guidance_std"]),
@@ -119,60 +125,60 @@ def read(model_row: Mapping[str, Any]) -> tuple[Form, Floats] | None:
     return form, np.array(values)
 
 
-def sample_of(rows: pl.DataFrame, target: str, seed: int) -> tuple[pl.DataFrame, Sample]:
-    usable = rows.drop_nulls([target, *tried(rows)])
-    settings = coordinates(floats(usable, "steps"), floats(usable, "guidance"))
-    return usable, Sample(settings, floats(usable, target), clusters(usable, seed))
+def make_sample(rows: pl.DataFrame, target: str, seed: int) -> tuple[pl.DataFrame, RegressionSample]:
+    usable = rows.drop_nulls([target, *tried_images(rows)])
+    settings = to_coordinates(float_column(usable, "steps"), float_column(usable, "guidance"))
+    return usable, RegressionSample(settings, float_column(usable, target), find_clusters(usable, seed))
 
 
-def why_not(rows: pl.DataFrame, target: str, sample: Sample) -> str | None:
+def reason_not_fitted(rows: pl.DataFrame, target: str, sample: RegressionSample) -> str | None:
     """Why no model can be fitted to the images; None where one can."""
     n = len(sample.y)
-    if n < LEAST_IMAGES:
+    if n < MIN_IMAGES:
         lacking = rows.height - rows[target].count()
         what = "one of the scores, or none of them varies" if target == "overall" else "the score"
         left = f", {lacking} lack {what}" if lacking else ""
-        return f"too few images ({n}; {LEAST_IMAGES} needed{left})"
+        return f"too few images ({n}; {MIN_IMAGES} needed{left})"
     if np.ptp(sample.y) == 0:
         return "every image has the same score"
     return None
 
 
-def constants(rows: pl.DataFrame, settings: Floats) -> list[str]:
+def constant_settings(rows: pl.DataFrame, settings: Floats) -> list[str]:
     """What of the settings teaches nothing."""
-    names = tried(rows)
+    names = tried_images(rows)
     constant = np.ptp(settings, axis=0) == 0 if len(settings) else (False, False)
     notes = [f"{name} never varies" for name, same in zip(names, constant, strict=False) if same]
     return notes if "guidance" in names else [*notes, NO_GUIDANCE]
 
 
 def _models(rows: pl.DataFrame, metric: str, seed: int) -> list[Row]:
-    _, sample = sample_of(rows, metric, seed)
+    _, sample = make_sample(rows, metric, seed)
     n = len(sample.y)
-    reason = why_not(rows, metric, sample)
-    shared: Row = {"n": n, "note": said(reason, *constants(rows, sample.settings))}
+    reason = reason_not_fitted(rows, metric, sample)
+    shared: Row = {"n": n, "note": summary_columns(reason, *constant_settings(rows, sample.settings))}
     if not n:
         return [{"model": model, "chosen": model == "mean", **shared} for model in MODELS]
-    forms = {name: form_of(sample.settings, name, degree) for degree, name in enumerate(MODELS[:3])}
-    forms["additive"] = form_of(sample.settings, "additive", pieces=2)
-    splines = {f"spline{pieces}": form_of(sample.settings, "spline", pieces=pieces) for pieces in PIECES}
+    forms = {name: make_form(sample.settings, name, degree) for degree, name in enumerate(MODELS[:3])}
+    forms["additive"] = make_form(sample.settings, "additive", pieces=2)
+    splines = {f"spline{pieces}": make_form(sample.settings, "spline", pieces=pieces) for pieces in PIECES}
     errors: dict[str, Floats] = {}
     chosen, sized = "mean", "spline1"
     if reason is None:
-        shared["folds_by"] = "prompt" if sample.clusters.prompts.max() + 1 >= FOLDS else "image"
+        shared["folds_by"] = "prompt" if sample.clusters.prompts.max() + 1 >= CV_FOLDS else "image"
         folds = _folds(sample, shared["folds_by"], seed)
-        room = {k: f for k, f in (forms | splines).items() if len(f.terms()) <= max(n / IMAGES_A_TERM, 3)}
+        room = {k: f for k, f in (forms | splines).items() if len(f.terms()) <= max(n / IMAGES_PER_TERM, 3)}
         whitened = {}
         for name, form in room.items():
-            errors[name], whitened[name] = out_of_fold(form, sample, folds)
+            errors[name], whitened[name] = predict_out_of_fold(form, sample, folds)
         loss = {name: float((error**2).mean()) for name, error in whitened.items()}
         sized = min((name for name in splines if name in loss), key=loss.__getitem__, default=sized)
         bending = min((name for name in loss if name != "mean"), key=loss.__getitem__, default="mean")
-        shared["flat_p"] = flatness(sample, tested(sample.settings), forms["mean"], seed)
-        chosen = bending if shared["flat_p"] < FLAT else "mean"
-        least = max((pieces for images, pieces in MORE.items() if n >= images), default=0)
-        pieces = max(WIDER.get(bending, int(sized.removeprefix("spline"))), least)
-        shared["band_pieces"] = affordable(sample, pieces)
+        shared["flat_p"] = flatness_p_value(sample, model_forms(sample.settings), forms["mean"], seed)
+        chosen = bending if shared["flat_p"] < FLAT_MODEL else "mean"
+        least = max((pieces for images, pieces in MORE_PIECES.items() if n >= images), default=0)
+        pieces = max(WIDER_MODEL.get(bending, int(sized.removeprefix("spline"))), least)
+        shared["band_pieces"] = max_pieces(sample, pieces)
         shared |= {"prompt_share": sample.within if sample.clusters.prompts.max() + 1 < n else None}
         shared |= {"clusters": sample.clusters.count, "clusters_by": sample.clusters.by}
     forms["spline"] = splines[sized]
@@ -180,7 +186,7 @@ def _models(rows: pl.DataFrame, metric: str, seed: int) -> list[Row]:
         errors["spline"] = errors[sized]
     found = []
     for model, form in forms.items():
-        values = fit(form, sample).coefficients
+        values = fit_least_squares(form, sample).coefficients
         row = shared | {"model": model, "chosen": model == ("spline" if chosen.startswith("spline") else chosen)}
         row["coefficients"] = [
             {"term": term, "value": float(value)} for term, value in zip(form.terms(), values, strict=True)
@@ -198,26 +204,32 @@ def _models(rows: pl.DataFrame, metric: str, seed: int) -> list[Row]:
     return found
 
 
-def _folds(sample: Sample, by: str, seed: int) -> NDArray[np.int64]:
+def _folds(sample: RegressionSample, by: str, seed: int) -> NDArray[np.int64]:
     """(n,) five folds of about equal size; a prompt seen in training would flatter a model."""
     groups = sample.clusters.prompts if by == "prompt" else np.arange(len(sample.y))
     shuffled = np.random.default_rng(seed).permutation(groups.max() + 1)
     sizes = np.bincount(groups)[shuffled]
     middle = np.cumsum(sizes) - sizes / 2
-    fold = np.minimum((middle * FOLDS / sizes.sum()).astype(np.int64), FOLDS - 1)
+    fold = np.minimum((middle * CV_FOLDS / sizes.sum()).astype(np.int64), CV_FOLDS - 1)
     of_group = np.empty_like(fold)
     of_group[shuffled] = fold
     return of_group[groups]
 
 
-def tested(settings: Floats) -> list[Form]:
+def model_forms(settings: Floats) -> list[BasisForm]:
     """The shapes that a flat response is held against."""
-    return [form_of(settings, "linear", 1), form_of(settings, "quadratic", 2), form_of(settings, "spline", pieces=1)]
+    return [
+        make_form(settings, "linear", 1),
+        make_form(settings, "quadratic", 2),
+        make_form(settings, "spline", pieces=1),
+    ]
 
 
-def affordable(sample: Sample, pieces: int) -> int:
+def max_pieces(sample: RegressionSample, pieces: int) -> int:
     """The most pieces, at most these, whose surface has enough images a term."""
     sizes = [size for size in PIECES if size <= pieces]
     n = len(sample.y)
-    fits = [size for size in sizes if len(form_of(sample.settings, "spline", pieces=size).terms()) * IMAGES_A_TERM <= n]
+    fits = [
+        size for size in sizes if len(make_form(sample.settings, "spline", pieces=size).terms()) * IMAGES_PER_TERM <= n
+    ]
     return max(fits, default=0)

@@ -16,20 +16,20 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flexy_assets.sweep.analysis.basis_functions import Form
-from flexy_assets.sweep.analysis.clusters import FLAT_DRAWS, Clusters
+from flexy_assets.sweep.analysis.basis_functions import BasisForm
+from flexy_assets.sweep.analysis.clusters import PERMUTATION_DRAWS, Clusters
 
 Floats = NDArray[np.float64]
 
-FOLDS: Final = 5
-RANK: Final = 1e-6
+CV_FOLDS: Final = 5
+RANK_TOLERANCE: Final = 1e-6
 """Directions with less than this share of the largest singular value are not in the data."""
-LEAN: Final = 0.05
+RIDGE_PENALTY: Final = 0.05
 """A cluster that holds nearly all there is of a direction is not blown up beyond this."""
 
 
 @dataclass(frozen=True)
-class Sample:
+class RegressionSample:
     """One engine's images with one score: `settings` (n, 2) coordinates, `y` (n,), and their clusters."""
 
     settings: Floats
@@ -71,13 +71,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Fit:
+class RegressionFit:
     """A form fitted to a sample: `coefficients` (p,) and `drawn` (draws, p), refits to resampled clusters.
 
     `drawn` are already as wide as their degrees of freedom ask: a band of Student's `t` times their deviation.
     """
 
-    form: Form
+    form: BasisForm
     coefficients: Floats
     drawn: Floats
     t: float
@@ -87,20 +87,20 @@ class Fit:
         return self.form.columns(settings) @ self.coefficients
 
 
-def basis(form: Form, sample: Sample) -> tuple[Floats, Floats]:
+def basis_matrix(form: BasisForm, sample: RegressionSample) -> tuple[Floats, Floats]:
     """(n, r) orthonormal whitened columns of the form, and (p, r) what makes them from its own columns."""
     u, s, vt = np.linalg.svd(sample.whitened(form.columns(sample.settings)), full_matrices=False)
-    kept = s > RANK * s[0]
+    kept = s > RANK_TOLERANCE * s[0]
     return u[:, kept], vt[kept].T / s[kept]
 
 
-def fit(form: Form, sample: Sample, weights: Floats | None = None) -> Fit:
+def fit_least_squares(form: BasisForm, sample: RegressionSample, weights: Floats | None = None) -> RegressionFit:
     """The form fitted to all images, and refitted under each row of cluster weights (draws, clusters)."""
-    columns, back = basis(form, sample)
+    columns, back = basis_matrix(form, sample)
     y = sample.whitened(sample.y)
     best = columns.T @ y
     if weights is None:
-        return Fit(form, back @ best, np.empty((0, len(back))), sample.clusters.t)
+        return RegressionFit(form, back @ best, np.empty((0, len(back))), sample.clusters.t)
     order = np.argsort(sample.clusters.of, kind="stable")
     ends = np.cumsum(np.bincount(sample.clusters.of, minlength=sample.clusters.count))[:-1]
     parts, rests = np.split(columns[order], ends), np.split((y - columns @ best)[order], ends)
@@ -108,17 +108,17 @@ def fit(form: Form, sample: Sample, weights: Floats | None = None) -> Fit:
     pulls = np.array([part.T @ rest for part, rest in zip(parts, rests, strict=True)])
     # A fit leans towards the clusters it is judged by: what it leaves of each is stretched by that much again.
     leaning, axes = np.linalg.eigh(grams)
-    turned = np.einsum("gij,gi->gj", axes, pulls) / np.maximum(1 - leaning, LEAN)
+    turned = np.einsum("gij,gi->gj", axes, pulls) / np.maximum(1 - leaning, RIDGE_PENALTY)
     pulls = np.einsum("gij,gj->gi", axes, turned)
     r = len(best)
     weighted = (weights @ grams.reshape(len(grams), -1)).reshape(-1, r, r)
     moved = np.linalg.solve(weighted, (weights @ pulls)[..., None])[..., 0] * sample.clusters.widening
-    return Fit(form, back @ best, (best + moved) @ back.T, sample.clusters.t)
+    return RegressionFit(form, back @ best, (best + moved) @ back.T, sample.clusters.t)
 
 
-def out_of_fold(form: Form, sample: Sample, folds: NDArray[np.int64]) -> tuple[Floats, Floats]:
+def predict_out_of_fold(form: BasisForm, sample: RegressionSample, folds: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """(n,) errors of each image by a fit to the other folds: as they are, and less the prompt's share of them."""
-    columns, back = basis(form, sample)
+    columns, back = basis_matrix(form, sample)
     y = sample.whitened(sample.y)
     raw = form.columns(sample.settings) @ back
     misses, whitened = np.empty_like(y), np.empty_like(y)
@@ -132,24 +132,26 @@ def out_of_fold(form: Form, sample: Sample, folds: NDArray[np.int64]) -> tuple[F
     return misses, whitened
 
 
-def flatness(sample: Sample, tested: Sequence[Form], given: Form, seed: int) -> float:
+def flatness_p_value(sample: RegressionSample, tested: Sequence[BasisForm], given: BasisForm, seed: int) -> float:
     """The probability of a response as large as this one, were nothing there beyond `given`.
 
     The largest of one score statistic a form, each by its own wild cluster bootstrap of what `given` leaves
     (Cameron, Gelbach and Miller 2008, with Webb's six weights), so that a trend is found by its few terms
     and a bump by its many. Between 0.001 and 1.
     """
-    null, _ = basis(given, sample)
+    null, _ = basis_matrix(given, sample)
     y = sample.whitened(sample.y)
     rest = y - null @ (null.T @ y)
     webb = np.sqrt([0.5, 1.0, 1.5])
-    signs = np.random.default_rng(seed).choice(np.concatenate([webb, -webb]), (FLAT_DRAWS, sample.clusters.count))
+    signs = np.random.default_rng(seed).choice(
+        np.concatenate([webb, -webb]), (PERMUTATION_DRAWS, sample.clusters.count)
+    )
     ranks = []
     for form in tested:
-        columns, _ = basis(form, sample)
+        columns, _ = basis_matrix(form, sample)
         beyond = columns - null @ (null.T @ columns)
         u, s, _ = np.linalg.svd(beyond, full_matrices=False)
-        pulls = sample.clusters.sums(u[:, s > RANK] * rest[:, None])
+        pulls = sample.clusters.sums(u[:, s > RANK_TOLERANCE] * rest[:, None])
         sizes = np.concatenate([[(pulls.sum(axis=0) ** 2).sum()], ((signs @ pulls) ** 2).sum(axis=1)])
         # Each statistic's own p-value, that of the draws among themselves.
         ranks.append(1 - (np.argsort(np.argsort(sizes)) + 0.5) / len(sizes))

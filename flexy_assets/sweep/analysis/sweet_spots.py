@@ -9,20 +9,20 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from flexy_assets.sweep.analysis.clusters import LEVEL
-from flexy_assets.sweep.analysis.confidence_bands import Fitted, Grid, fitted, grid, near
+from flexy_assets.sweep.analysis.clusters import CONFIDENCE_LEVEL
+from flexy_assets.sweep.analysis.confidence_bands import FittedResponse, Grid, fit_responses, images_nearby, make_grid
 from flexy_assets.sweep.analysis.rows import (
-    TARGETS,
+    TARGET_LABELS,
     Floats,
     Row,
-    floats,
-    frame,
-    said,
-    weight_shares,
+    float_column,
+    make_frame,
+    normalize_weights,
+    summary_columns,
 )
-from flexy_assets.sweep.analysis.times import timed
+from flexy_assets.sweep.analysis.times import fit_times
 
-SPOTS: Final[dict[str, pl.DataType]] = {
+SWEET_SPOTS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "engine": pl.String(),
     "target": pl.String(),
     "n": pl.Int64(),
@@ -45,7 +45,7 @@ SPOTS: Final[dict[str, pl.DataType]] = {
     "said": pl.String(),
     "note": pl.String(),
 }
-PARETO: Final[dict[str, pl.DataType]] = {
+PARETO_SCHEMA: Final[dict[str, pl.DataType]] = {
     "engine": pl.String(),
     "target": pl.String(),
     "steps": pl.Int64(),
@@ -61,15 +61,15 @@ PARETO: Final[dict[str, pl.DataType]] = {
 VALUE_TOLERANCE: Final = 0.1
 """What the value setting may lose against the best, in standard deviations between images (a small effect
 is 0.2 by Cohen's convention; half of it is hard to see)."""
-MOST_LOSS: Final = 1.0
+MAX_LOSS: Final = 1.0
 """A setting that may lose so many standard deviations between images is no advice."""
 FRONT_STEPS: Final = 12
 FRONT_GUIDANCE: Final = 7
-LEAST_STAY: Final = 0.05
+MIN_FRONT_PROBABILITY: Final = 0.05
 """Points on the front of fewer refits are not worth a row."""
 
 
-def sweet_spots(
+def find_sweet_spots(
     scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
 ) -> pl.DataFrame:
     """The best settings for each metric, for the weighted mean of all ("overall") and for the time ("value").
@@ -86,14 +86,14 @@ def sweet_spots(
     in for seconds. A target that cannot be told from flat has no setting, and a `note`. Raises `BadInputError` for
     weights that cannot be. Returns `SPOTS`, six rows an engine.
     """
-    shares = weight_shares(weights or {})
+    shares = normalize_weights(weights or {})
     found = []
-    for engine, targets in fitted(scores, regression, weights or {}, seed):
+    for engine, targets in fit_responses(scores, regression, weights or {}, seed):
         found += [{"engine": engine, **row} for row in _spots(targets, shares, seed)]
-    return frame(found, SPOTS)
+    return make_frame(found, SWEET_SPOTS_SCHEMA)
 
 
-def pareto_front(
+def find_pareto_front(
     scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
 ) -> pl.DataFrame:
     """Settings that no other beats in both score and seconds, and how often each stays so when images are resampled.
@@ -103,13 +103,13 @@ def pareto_front(
     Returns `PARETO`; a target without a front has one row whose `note` says why.
     """
     found = []
-    for engine, targets in fitted(scores, regression, weights or {}, seed):
+    for engine, targets in fit_responses(scores, regression, weights or {}, seed):
         for one in targets:
             found += [{"engine": engine, "target": one.target, **row} for row in _front(one, seed)]
-    return frame(found, PARETO)
+    return make_frame(found, PARETO_SCHEMA)
 
 
-def region(one: Fitted, here: Grid) -> NDArray[np.bool_]:
+def best_region(one: FittedResponse, here: Grid) -> NDArray[np.bool_]:
     """(a·b,) which settings of the grid that have an image near cannot be told from the best at the 95 % level."""
     assert one.sample is not None
     supported = _supported(one, here)
@@ -135,15 +135,15 @@ def region(one: Fitted, here: Grid) -> NDArray[np.bool_]:
         # Rivals that are plainly behind cannot be what a test of this setting stumbles over.
         close = ahead >= min(-slack, ahead.max())
         largest = (apart[:, other][:, close] / error[other][close]).max(axis=1)
-        kept[index] = ahead.max() <= level * np.quantile(largest, LEVEL)
+        kept[index] = ahead.max() <= level * np.quantile(largest, CONFIDENCE_LEVEL)
     kept[best] = True
     return kept
 
 
-def _supported(one: Fitted, here: Grid) -> NDArray[np.bool_]:
+def _supported(one: FittedResponse, here: Grid) -> NDArray[np.bool_]:
     """(a·b,) which settings of the grid have an image near them: of the others a fit says what it likes."""
     steps, guidance = here.flat()
-    return near(one.rows, steps, guidance if here.guided else None) > 0
+    return images_nearby(one.rows, steps, guidance if here.guided else None) > 0
 
 
 def _every_second(count: int) -> list[int]:
@@ -151,41 +151,41 @@ def _every_second(count: int) -> list[int]:
     return sorted({*range(0, count, 2 if count > 4 else 1), count - 1})
 
 
-def _spots(targets: list[Fitted], shares: Mapping[str, float], seed: int) -> list[Row]:
+def _spots(targets: list[FittedResponse], shares: Mapping[str, float], seed: int) -> list[Row]:
     found: list[Row] = []
     for one in targets:
         row: Row = {"target": one.target, "n": one.rows.height, "flat_p": one.flat_p}
         weighed = ""
         if one.target == "overall":
             weighed = "over " + ", ".join(
-                f"{TARGETS[metric]}{f' × {share:.2g}' if len(set(shares.values())) > 1 else ''}"
+                f"{TARGET_LABELS[metric]}{f' × {share:.2g}' if len(set(shares.values())) > 1 else ''}"
                 for metric, share in shares.items()
                 if share
             )
-        row["note"] = said(weighed, one.flat, one.note)
+        row["note"] = summary_columns(weighed, one.flat, one.note)
         value: Row = row | {"target": "value"}
         if one.moves:
             found_here, quickest = _best(one, seed)
             row |= found_here
-            row["note"] = said(weighed, row.pop("edge"), one.note)
+            row["note"] = summary_columns(weighed, row.pop("edge"), one.note)
             value |= quickest
-            value["note"] = said(weighed, one.note)
+            value["note"] = summary_columns(weighed, one.note)
         found.append(row)
         if one.target == "overall":
             found.append(value)
     return found
 
 
-def _best(one: Fitted, seed: int) -> tuple[Row, Row]:
-    here = grid(one.rows)
+def _best(one: FittedResponse, seed: int) -> tuple[Row, Row]:
+    here = make_grid(one.rows)
     steps, guidance = here.flat()
     columns = one.columns(here.pairs)
     expected, low, high = one.bands(columns)
     tried_here = _supported(one, here)
     at = int(np.where(tried_here, expected, -np.inf).argmax())
-    kept = region(one, here)
+    kept = best_region(one, here)
     kept[at] = True
-    clock = timed(one.rows, seed)
+    clock = fit_times(one.rows, seed)
     seconds = clock.at(steps, guidance) if clock else None
     cost = steps if seconds is None else seconds
 
@@ -228,26 +228,28 @@ def _best(one: Fitted, seed: int) -> tuple[Row, Row]:
         edges.append("guidance of 1 and less is one setting: off")
     cheap = quickest(kept)
     found = spot(at)
-    best = found | extent | against_the_best(cheap) | {"edge": said(*edges)}
+    best = found | extent | against_the_best(cheap) | {"edge": summary_columns(*edges)}
     quick = quickest(tried_here & (expected >= expected[at] - VALUE_TOLERANCE))
     value = spot(quick) | extent | against_the_best(quick)
-    best["said"] = _said(one, found, spot(cheap), best, "time" if clock else "steps")
-    value["said"] = _said(one, found, spot(quick), value, "time" if clock else "steps", f"within {VALUE_TOLERANCE} SD")
+    best["said"] = _summary_sentence(one, found, spot(cheap), best, "time" if clock else "steps")
+    value["said"] = _summary_sentence(
+        one, found, spot(quick), value, "time" if clock else "steps", f"within {VALUE_TOLERANCE} SD"
+    )
     return best, value
 
 
-def _said(one: Fitted, best: Row, quick: Row, row: Row, cost: str, near: str = "") -> str:
+def _summary_sentence(one: FittedResponse, best: Row, quick: Row, row: Row, cost: str, near: str = "") -> str:
     """What a quicker setting saves against the best and may lose, in words; `near` where it need only be near."""
     unit = " SD" if one.target == "overall" else ""
-    spread = 1.0 if unit else float(np.std(floats(one.rows, one.target)))
+    spread = 1.0 if unit else float(np.std(float_column(one.rows, one.target)))
     first, second = _setting(best), _setting(quick)
     loss, most = (f"{max(row[name], 0):.2g}{unit}" for name in ("loss", "loss_high"))
     takes = "" if row["seconds_share"] is None else f"takes {row['seconds_share']:.0%} of its {cost}"
     if first == second:
         return f"nothing quicker {f'is expected {near} of' if near else 'is as good as'} {first}"
-    if row["loss_high"] > MOST_LOSS * spread:
+    if row["loss_high"] > MAX_LOSS * spread:
         return (
-            f"too few images to say whether {second} is as good as {first}: it may be more than {MOST_LOSS:g} SD worse"
+            f"too few images to say whether {second} is as good as {first}: it may be more than {MAX_LOSS:g} SD worse"
         )
     if near:
         return f"{second} is expected to be {loss} worse than {first} (at most {most}){takes and f' and {takes}'}"
@@ -258,11 +260,11 @@ def _setting(row: Row) -> str:
     return f"{row['steps']} steps" + ("" if row["guidance"] is None else f" at guidance {row['guidance']:.1f}")
 
 
-def _front(one: Fitted, seed: int) -> list[Row]:
+def _front(one: FittedResponse, seed: int) -> list[Row]:
     if one.fit is None:
         return [{"note": one.note}]
-    clock = timed(one.rows, seed)
-    here = grid(one.rows)
+    clock = fit_times(one.rows, seed)
+    here = make_grid(one.rows)
     thin = Grid(_thinned(here.steps, FRONT_STEPS), _thinned(here.guidance, FRONT_GUIDANCE), here.guided)
     steps, guidance = thin.flat()
     columns = one.columns(thin.pairs)
@@ -274,7 +276,7 @@ def _front(one: Fitted, seed: int) -> list[Row]:
         axis=0
     )
     order = np.lexsort((-expected, seconds))
-    note = said(
+    note = summary_columns(
         one.note,
         one.flat,
         None if clock else "no image was timed: fewest steps count as quickest",
@@ -292,7 +294,7 @@ def _front(one: Fitted, seed: int) -> list[Row]:
             "note": note,
         }
         for index in order
-        if now[index] or stays[index] >= LEAST_STAY
+        if now[index] or stays[index] >= MIN_FRONT_PROBABILITY
     ]
 
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, fields, replace
 
 import polars as pl
 
-from flexy_assets.sweep.analysis.comparison import comparison
-from flexy_assets.sweep.analysis.correlations import components, correlations
-from flexy_assets.sweep.analysis.model_selection import regression
-from flexy_assets.sweep.analysis.response import diminishing_returns, effects, response
-from flexy_assets.sweep.analysis.sweet_spots import pareto_front, sweet_spots
-from flexy_assets.sweep.analysis.times import times
+from flexy_assets.sweep.analysis.comparison import compare_groups
+from flexy_assets.sweep.analysis.correlations import correlate_metrics, principal_components
+from flexy_assets.sweep.analysis.model_selection import fit_models
+from flexy_assets.sweep.analysis.response import diminishing_returns_table, effects_table, response_table
+from flexy_assets.sweep.analysis.sweet_spots import find_pareto_front, find_sweet_spots
+from flexy_assets.sweep.analysis.times import times_table
 
 
 @dataclass(frozen=True)
-class Tables:
+class AnalysisTables:
     """One of each; `returns` is of `diminishing_returns`, `front` of `pareto_front`, `spots` of `sweet_spots`."""
 
     correlations: pl.DataFrame
@@ -36,23 +36,23 @@ class Tables:
         scores: pl.DataFrame,
         weights: Mapping[str, float] | None = None,
         least_gain: Mapping[str, float] | None = None,
-    ) -> Tables:
+    ) -> AnalysisTables:
         """Every table, made anew from the scores."""
-        models = regression(scores)
+        models = fit_models(scores)
         return cls(
-            correlations=correlations(scores),
-            components=components(scores),
-            times=times(scores),
+            correlations=correlate_metrics(scores),
+            components=principal_components(scores),
+            times=times_table(scores),
             regression=models,
-            response=response(scores, models, weights),
-            effects=effects(scores, models, weights),
-            returns=diminishing_returns(scores, models, weights, least_gain),
-            front=pareto_front(scores, models, weights),
-            spots=sweet_spots(scores, models, weights),
-            comparison=comparison(scores, models, weights),
+            response=response_table(scores, models, weights),
+            effects=effects_table(scores, models, weights),
+            returns=diminishing_returns_table(scores, models, weights, least_gain),
+            front=find_pareto_front(scores, models, weights),
+            spots=find_sweet_spots(scores, models, weights),
+            comparison=compare_groups(scores, models, weights),
         )
 
-    def of_engine(self, engine: str) -> Tables:
+    def of_engine(self, engine: str) -> AnalysisTables:
         """The rows of one engine."""
         rows = pl.col("engine") == engine
         return replace(self, **{field.name: getattr(self, field.name).filter(rows) for field in fields(self)})

@@ -8,10 +8,18 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from flexy_assets.sweep.analysis.clusters import DRAWS, LEVEL, MOST_CLUSTERS
-from flexy_assets.sweep.analysis.rows import LEAST_IMAGES, Floats, Row, by_engine, floats, frame, measured
+from flexy_assets.sweep.analysis.clusters import BOOTSTRAP_DRAWS, CONFIDENCE_LEVEL, MAX_CLUSTERS
+from flexy_assets.sweep.analysis.rows import (
+    MIN_IMAGES,
+    Floats,
+    Row,
+    float_column,
+    make_frame,
+    measured_images,
+    split_by_engine,
+)
 
-TIMES: Final[dict[str, pl.DataType]] = {
+TIMES_SCHEMA: Final[dict[str, pl.DataType]] = {
     "engine": pl.String(),
     "n": pl.Int64(),
     "base": pl.Float64(),
@@ -33,7 +41,7 @@ OUTLIER: Final = 4.0
 
 
 @dataclass(frozen=True)
-class Times:
+class TimeModel:
     """Seconds an image: `base` + steps · `a_step`, and steps · `guided_step` more where guidance is on.
 
     `drawn` (draws, 3) are refits to resampled images; `n` were timed, `outliers` of them far off the line.
@@ -55,17 +63,17 @@ class Times:
         return np.maximum(self.drawn @ _columns(steps, guidance).T, 0.0)
 
 
-def timed(rows: pl.DataFrame, seed: int = 0) -> Times | None:
+def fit_times(rows: pl.DataFrame, seed: int = 0) -> TimeModel | None:
     """One engine's times; None where no image was timed."""
     known = rows.drop_nulls(["elapsed_ms", "steps"])
     n = known.height
     if not n:
         return None
-    steps, guidance = floats(known, "steps"), floats(known, "guidance")
-    seconds = floats(known, "elapsed_ms") / 1000
+    steps, guidance = float_column(known, "steps"), float_column(known, "guidance")
+    seconds = float_column(known, "elapsed_ms") / 1000
     columns, notes = _columns(steps, guidance), []
     guided = guidance > 1
-    both = min(guided.sum(), (~guided).sum()) >= LEAST_IMAGES and bool(np.isfinite(guidance).any())
+    both = min(guided.sum(), (~guided).sum()) >= MIN_IMAGES and bool(np.isfinite(guidance).any())
     used = [0]
     if np.ptp(steps) > 0:
         used += [1, 2] if both else [1]
@@ -75,13 +83,13 @@ def timed(rows: pl.DataFrame, seed: int = 0) -> Times | None:
         notes.append(f"too few images were timed ({n})")
         used = [0]
     weights, rest, scale = _huber(columns[:, used], seconds)
-    pool = np.random.default_rng(seed).permutation(n) % min(n, MOST_CLUSTERS)
-    drawn = np.random.default_rng(seed).exponential(size=(DRAWS, pool.max() + 1))
+    pool = np.random.default_rng(seed).permutation(n) % min(n, MAX_CLUSTERS)
+    drawn = np.random.default_rng(seed).exponential(size=(BOOTSTRAP_DRAWS, pool.max() + 1))
     refits = []
     for counts in drawn:
         weighted = columns[:, used] * (weights * counts[pool])[:, None]
         refits.append(np.linalg.lstsq(weighted.T @ columns[:, used], weighted.T @ seconds, rcond=None)[0])
-    full, spread = np.zeros(3), np.zeros((DRAWS, 3))
+    full, spread = np.zeros(3), np.zeros((BOOTSTRAP_DRAWS, 3))
     weighted = columns[:, used] * weights[:, None]
     full[used] = np.linalg.lstsq(weighted.T @ columns[:, used], weighted.T @ seconds, rcond=None)[0]
     spread[:, used] = refits
@@ -90,30 +98,30 @@ def timed(rows: pl.DataFrame, seed: int = 0) -> Times | None:
         notes.append(f"{outliers} images took far longer or shorter than the line says and count less")
     total = float(((seconds - np.average(seconds, weights=weights)) ** 2 * weights).sum())
     r2 = 1 - float((rest**2 * weights).sum()) / total if total > 0 and len(used) > 1 else None
-    return Times(full, spread, n, r2, outliers, "; ".join(notes) or None)
+    return TimeModel(full, spread, n, r2, outliers, "; ".join(notes) or None)
 
 
-def times(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
+def times_table(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     """Seconds an image costs: a `base`, `a_step`, and `guided_step` more a step where guidance is on.
 
     95 % intervals are a bootstrap over images. `guided_step` is null where too few images were made without
     guidance, or with it, to tell; `a_step` is then that of the images there are. Returns `TIMES`, one row an engine.
     """
     found: list[Row] = []
-    for engine, rows in by_engine(measured(scores)):
-        fitted = timed(rows, seed)
+    for engine, rows in split_by_engine(measured_images(scores)):
+        fitted = fit_times(rows, seed)
         if fitted is None:
             found.append({"engine": engine, "n": 0, "note": "no image was timed"})
             continue
         row: Row = {"engine": engine, "n": fitted.n, "r2": fitted.r2, "outliers": fitted.outliers, "note": fitted.note}
-        lows, highs = np.quantile(fitted.drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        lows, highs = np.quantile(fitted.drawn, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2], axis=0)
         for name, value, low, high in zip(
             ("base", "a_step", "guided_step"), fitted.coefficients, lows, highs, strict=True
         ):
             if value or name == "base":
                 row |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
         found.append(row)
-    return frame(found, TIMES)
+    return make_frame(found, TIMES_SCHEMA)
 
 
 def _columns(steps: Floats, guidance: Floats) -> Floats:

@@ -7,19 +7,19 @@ from typing import Any, Final
 
 import polars as pl
 
-from flexy_assets.reporting.html import number
-from flexy_assets.sweep.analysis import METRICS
+from flexy_assets.reporting.html import format_number
+from flexy_assets.sweep.analysis import METRIC_LABELS
 
-ENDS: Final = 10
+AXIS_ENDS: Final = 10
 """Runs or prompts shown from the top, and as many from the bottom."""
-ROOM: Final = 4.0
+AXIS_MARGIN: Final = 4.0
 """Percent of a panel's width left free on either side."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Panel:
+class ComparisonPanel:
     """One target of several engines, runs or prompts, best first, on one axis from `low` to `high`.
 
     `bars` are rows of `COMPARISON` with `at`: percent of the width at which `adjusted`, `adjusted_low`,
@@ -36,51 +36,51 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Part:
+class PanelGroup:
     """The panels by engine, run or prompt: those in sight, and those that are folded away."""
 
     by: str
-    open: list[Panel]
-    folded: list[Panel]
+    open: list[ComparisonPanel]
+    folded: list[ComparisonPanel]
 
 
-def side_by_side(comparison: pl.DataFrame) -> list[Part]:
+def comparison_panels(comparison: pl.DataFrame) -> list[PanelGroup]:
     """What there are several of; none of them where there is one engine, one run and one prompt.
 
     Engines are compared by each metric, runs and prompts within an engine. Of runs the overall score is in sight;
     their metrics, and prompts, are folded away.
     """
     there = comparison.drop_nulls("mean")
-    engines = [panel for metric in METRICS if (panel := _panel(there, "engine", metric))]
-    parts = [Part("engine", engines, [])] if engines else []
+    engines = [panel for metric in METRIC_LABELS if (panel := _panel(there, "engine", metric))]
+    parts = [PanelGroup("engine", engines, [])] if engines else []
     for by in ("run", "prompt"):
         panels = [
             panel
-            for target in ("overall", *METRICS)
+            for target in ("overall", *METRIC_LABELS)
             for engine in there["engine"].unique().sort()
             if (panel := _panel(there, by, target, engine))
         ]
         opened = [panel for panel in panels if by == "run" and panel.target == "overall"]
         if panels:
-            parts.append(Part(by, opened, [panel for panel in panels if panel not in opened]))
+            parts.append(PanelGroup(by, opened, [panel for panel in panels if panel not in opened]))
     return parts
 
 
-def _panel(there: pl.DataFrame, by: str, target: str, engine: str = "") -> Panel | None:
+def _panel(there: pl.DataFrame, by: str, target: str, engine: str = "") -> ComparisonPanel | None:
     """None where there are no two to compare."""
     alike = there.filter(by=by, target=target)
     rows = alike.filter(engine=engine) if engine else alike
     if rows.height < 2:
         return None
     ranked = rows.sort(pl.coalesce("adjusted", "mean"), descending=True)
-    between = max(ranked.height - 2 * ENDS, 0)
-    bars = pl.concat([ranked.head(ENDS), ranked.tail(ENDS)]) if between else ranked
+    between = max(ranked.height - 2 * AXIS_ENDS, 0)
+    bars = pl.concat([ranked.head(AXIS_ENDS), ranked.tail(AXIS_ENDS)]) if between else ranked
     # Of all engines, so that panels of one target can be compared by eye.
     ends = alike.select(
         low=pl.min_horizontal("adjusted_low", "mean").min(), high=pl.max_horizontal("adjusted_high", "mean").max()
     )
     low, high = ends.row(0)
-    return Panel(
+    return ComparisonPanel(
         target,
         engine,
         _engines_words(ranked) if by == "engine" else "",
@@ -94,7 +94,7 @@ def _panel(there: pl.DataFrame, by: str, target: str, engine: str = "") -> Panel
 def _places(row: Row, low: float, high: float) -> Row:
     width = (high - low) or 1.0
     return {
-        name: None if row[name] is None else round(ROOM + (100 - 2 * ROOM) * (row[name] - low) / width, 2)
+        name: None if row[name] is None else round(AXIS_MARGIN + (100 - 2 * AXIS_MARGIN) * (row[name] - low) / width, 2)
         for name in ("adjusted", "adjusted_low", "adjusted_high", "mean")
     }
 
@@ -120,5 +120,6 @@ def shared_settings(comparison: pl.DataFrame) -> str:
     guidance = comparison.filter(by="engine").drop_nulls(["adjusted", "guidance_from"])
     words = f"{row['steps_from']} to {row['steps_to']} steps"
     if guidance.height:
-        words += f" and guidance {number(guidance['guidance_from'][0], 2)} to {number(guidance['guidance_to'][0], 2)}"
+        low, high = (format_number(guidance[end][0], 2) for end in ("guidance_from", "guidance_to"))
+        words += f" and guidance {low} to {high}"
     return words

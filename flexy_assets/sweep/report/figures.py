@@ -13,23 +13,30 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from flexy_assets.reporting.html import number
-from flexy_assets.sweep.analysis import METRICS, SETTINGS, TARGETS, Tables, effective_guidance, tried
+from flexy_assets.reporting.html import format_number
+from flexy_assets.sweep.analysis import (
+    METRIC_LABELS,
+    SETTING_LABELS,
+    TARGET_LABELS,
+    AnalysisTables,
+    effective_guidance,
+    tried_images,
+)
 from flexy_assets.sweep.report.points import Numbers
-from flexy_assets.sweep.report.summary import setting
+from flexy_assets.sweep.report.summary import format_setting
 
 # Both scales keep to middle lightness, so that they can be read on white and on black.
 SEQUENTIAL: Final = ("#2f6fb7", "#7a67c7", "#c25c9c", "#e2705a", "#e6a23c")
 # Half transparent, because figures are written on it.
 DIVERGING: Final = ((0.0, "rgba(59,125,196,0.55)"), (0.5, "rgba(128,128,128,0.1)"), (1.0, "rgba(217,101,59,0.55)"))
 
-OFF_THE_FRONT: Final = "#8a8a84"
+DOMINATED_COLOUR: Final = "#8a8a84"
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Figure:
+class ReportFigure:
     """One plot: its words, and Plotly's `data` and `layout`; `key` is its element's id.
 
     `part` is where it stands: "best", "response", "surface" or "correlations". `points` are the images drawn below
@@ -45,14 +52,14 @@ class Figure:
     points: Row
 
 
-def figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: Tables) -> list[Figure]:
+def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: AnalysisTables) -> list[ReportFigure]:
     """The plots of one engine, whose images are `rows`, on the axes of all engines (`axes_of`)."""
-    placed = rows.drop_nulls(tried(rows))
+    placed = rows.drop_nulls(tried_images(rows))
     found = []
     if placed.height:
         best = {row["target"]: row for row in tables.spots.iter_rows(named=True) if row["steps"] is not None}
-        both = placed["steps"].n_unique() > 1 and np.ptp(guidance_ends(placed)) > 0
-        for target in ("overall", *METRICS):
+        both = placed["steps"].n_unique() > 1 and np.ptp(guidance_axis_range(placed)) > 0
+        for target in ("overall", *METRIC_LABELS):
             surface = tables.response.filter(target=target, curve="surface").drop_nulls("predicted")
             if target in best and both and surface.height:
                 found.append(_surface(f"{key}-{target}-surface", target, surface, best[target], axes))
@@ -60,7 +67,7 @@ def figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: Table
         if "overall" in best and front["on_front"].sum() > 1:
             found.append(_front(f"{key}-front", front, axes))
         # What moves comes first.
-        for metric in sorted(METRICS, key=lambda metric: metric not in best):
+        for metric in sorted(METRIC_LABELS, key=lambda metric: metric not in best):
             if placed[metric].count():
                 found += _responses(f"{key}-{metric}", placed, metric, axes, tables.response, metric not in best)
         if placed["elapsed_ms"].count():
@@ -70,7 +77,7 @@ def figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: Table
     return found
 
 
-def with_common_colours(found: Sequence[Figure]) -> None:
+def share_colour_scale(found: Sequence[ReportFigure]) -> None:
     """Give the surfaces of one target one scale of colours, so that engines can be compared by eye."""
     surfaces: dict[str, list[Row]] = {}
     for figure in found:
@@ -82,11 +89,11 @@ def with_common_colours(found: Sequence[Figure]) -> None:
             trace |= {"zmin": min(z), "zmax": max(z), "zauto": False}
 
 
-def axes_of(overall: pl.DataFrame) -> dict[str, Row]:
+def axis_ranges(overall: pl.DataFrame) -> dict[str, Row]:
     """Plotly's axis by column, the same for all engines: steps, guidance, seconds and each metric."""
     steps = _steps_axis(overall)
     found = {"steps": steps} if steps else {}
-    columns = {**METRICS, "overall": "Overall, SD", "guidance": "Guidance", "seconds": "Seconds an image"}
+    columns = {**METRIC_LABELS, "overall": "Overall, SD", "guidance": "Guidance", "seconds": "Seconds an image"}
     values = overall.with_columns(seconds=pl.col("elapsed_ms") / 1000, guidance=pl.col("guidance").clip(1))
     for column, label in columns.items():
         there = _numbers(values, column)
@@ -95,7 +102,7 @@ def axes_of(overall: pl.DataFrame) -> dict[str, Row]:
     return found
 
 
-def ends(values: Numbers) -> tuple[float, float]:
+def value_range(values: Numbers) -> tuple[float, float]:
     """The lowest and the highest, or 1 and 1 of nothing."""
     return (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
 
@@ -104,16 +111,16 @@ def _numbers(rows: pl.DataFrame, name: str) -> Numbers:
     return rows[name].drop_nulls().cast(pl.Float64).to_numpy()
 
 
-def guidance_ends(rows: pl.DataFrame) -> tuple[float, float]:
+def guidance_axis_range(rows: pl.DataFrame) -> tuple[float, float]:
     """The lowest and the highest effective guidance of these images."""
-    return ends(effective_guidance(_numbers(rows, "guidance")))
+    return value_range(effective_guidance(_numbers(rows, "guidance")))
 
 
 def _steps_axis(rows: pl.DataFrame) -> Row:
     steps = _numbers(rows, "steps").clip(1)
     if not steps.size:
         return {}
-    low, high = ends(steps)
+    low, high = value_range(steps)
     ticks = sorted({low, high, *(float(t) for t in (1, 2, 4, 8, 16, 32, 64, 128, 256) if low * 1.3 < t < high / 1.3)})
     return {
         "title": {"text": "Steps"},
@@ -136,9 +143,9 @@ def _points(rows: pl.DataFrame, x: str, y: str) -> Row:
 
 def _responses(
     key: str, rows: pl.DataFrame, metric: str, axes: Mapping[str, Row], response: pl.DataFrame, flat: bool
-) -> list[Figure]:
+) -> list[ReportFigure]:
     """A metric's images by steps and, where that varies, by guidance: each with the mean and its band."""
-    guided = np.ptp(guidance_ends(rows)) > 0
+    guided = np.ptp(guidance_axis_range(rows)) > 0
     found = []
     for along, other, suffix in (("steps", "guidance", ""), ("guidance", "steps", "-guidance")):
         if along == "guidance" and not guided:
@@ -151,9 +158,11 @@ def _responses(
             caption += f" Line: the mean{over}; band: its 95 % interval"
             caption += ". It cannot be told from flat." if flat else "."
         layout = {"xaxis": axes[along], "yaxis": axes[metric]}
-        title = f"{METRICS[metric]} by {along}"
+        title = f"{METRIC_LABELS[metric]} by {along}"
         traces = _band(curve, along) if curve.height > 1 else []
-        found.append(Figure("response", key + suffix, title, caption, traces, layout, _points(rows, along, metric)))
+        found.append(
+            ReportFigure("response", key + suffix, title, caption, traces, layout, _points(rows, along, metric))
+        )
     return found
 
 
@@ -182,7 +191,7 @@ def _scale(colours: Sequence[str]) -> list[tuple[float, str]]:
     return [(index / (len(colours) - 1), colour) for index, colour in enumerate(colours)]
 
 
-def _surface(key: str, target: str, surface: pl.DataFrame, best: Row, axes: Mapping[str, Row]) -> Figure:
+def _surface(key: str, target: str, surface: pl.DataFrame, best: Row, axes: Mapping[str, Row]) -> ReportFigure:
     """The expectation at each setting that has images near, the region that cannot be told from the best, and that."""
     steps, guidance = (surface[name].unique().sort().to_list() for name in ("steps", "guidance"))
     cells = {(row["steps"], row["guidance"]): row for row in surface.iter_rows(named=True)}
@@ -193,7 +202,7 @@ def _surface(key: str, target: str, surface: pl.DataFrame, best: Row, axes: Mapp
     for g in guidance:
         line = [cells[s, g] for s in steps]
         z.append([float(f"{row['predicted']:.5g}") if row["images"] else None for row in line])
-        words.append([f"<b>{number(row['predicted'])}{unit}</b> ({_range(row)})" for row in line])
+        words.append([f"<b>{format_number(row['predicted'])}{unit}</b> ({_range(row)})" for row in line])
     predicted = {
         "type": "contour",
         "x": steps,
@@ -226,45 +235,48 @@ def _surface(key: str, target: str, surface: pl.DataFrame, best: Row, axes: Mapp
         "y": [best["guidance"]],
         "marker": {"symbol": "circle-open", "size": 15, "line": {"width": 3}},
         "meta": "ink",
-        "hovertemplate": f"{setting(best)}<extra></extra>",
+        "hovertemplate": f"{format_setting(best)}<extra></extra>",
     }
     caption = (
         f"Outlined: cannot be told from the best ({best['region_share']:.0%} of what was tried). "
-        f"Ring: the best, {setting(best)}, predicted {number(best['predicted'])}{unit} ({_range(best)})."
+        f"Ring: the best, {format_setting(best)}, predicted {format_number(best['predicted'])}{unit} ({_range(best)})."
     )
     if any(value is None for line in z for value in line):
         caption += " Blank: no image near."
     layout = {"xaxis": {**axes["steps"], "showgrid": False}, "yaxis": {**axes["guidance"], "showgrid": False}}
     part = "best" if target == "overall" else "surface"
-    return Figure(part, key, f"{TARGETS[target]}: predicted", caption, [predicted, outline, spot], layout, {})
+    return ReportFigure(
+        part, key, f"{TARGET_LABELS[target]}: predicted", caption, [predicted, outline, spot], layout, {}
+    )
 
 
 def _range(row: Row) -> str:
-    return f"{number(row['low'])} to {number(row['high'])}"
+    return f"{format_number(row['low'])} to {format_number(row['high'])}"
 
 
-def _seconds(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], times: pl.DataFrame) -> Figure:
+def _seconds(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], times: pl.DataFrame) -> ReportFigure:
     caption = f"One dot an image{', coloured by guidance' if rows['guidance'].count() else ''}."
     row = next(times.drop_nulls("a_step").iter_rows(named=True), None)
     if row:
-        guided = f" ({number(row['a_step'] + row['guided_step'], 2)} with guidance)" if row["guided_step"] else ""
-        caption += (
-            f" An image takes {number(max(row['base'], 0), 2)} s and {number(row['a_step'], 2)} s a step{guided}."
+        guided = (
+            f" ({format_number(row['a_step'] + row['guided_step'], 2)} with guidance)" if row["guided_step"] else ""
         )
+        base, step = format_number(max(row["base"], 0), 2), format_number(row["a_step"], 2)
+        caption += f" An image takes {base} s and {step} s a step{guided}."
     # Time is a straight line in steps.
     layout = {"xaxis": {"title": {"text": "Steps"}}, "yaxis": axes["seconds"]}
-    return Figure("response", key, "Seconds by steps", caption, [], layout, _points(rows, "steps", "seconds"))
+    return ReportFigure("response", key, "Seconds by steps", caption, [], layout, _points(rows, "steps", "seconds"))
 
 
-def _front(key: str, front: pl.DataFrame, axes: Mapping[str, Row]) -> Figure:
+def _front(key: str, front: pl.DataFrame, axes: Mapping[str, Row]) -> ReportFigure:
     """Quality against seconds, or steps where nothing was timed; sure points are large and plain."""
     timed = bool(front["seconds"].count())
     x = "seconds" if timed else "steps"
 
     def trace(points: pl.DataFrame) -> Row:
         words = [
-            f"{setting(row)}{', ' + number(row['seconds'], 2) + ' s' if timed else ''}<br>"
-            f"<b>{number(row['predicted'], 2)} SD</b> ({_range(row)})<br>"
+            f"{format_setting(row)}{', ' + format_number(row['seconds'], 2) + ' s' if timed else ''}<br>"
+            f"<b>{format_number(row['predicted'], 2)} SD</b> ({_range(row)})<br>"
             f"on the front in {row['stays']:.0%} of resamples"
             for row in points.iter_rows(named=True)
         ]
@@ -279,7 +291,7 @@ def _front(key: str, front: pl.DataFrame, axes: Mapping[str, Row]) -> Figure:
     on, off = front.filter("on_front").sort(x), front.filter(~pl.col("on_front"))
     others = trace(off) | {
         "mode": "markers",
-        "marker": {"symbol": "circle-open", "size": (5 + 11 * off["stays"]).to_list(), "color": OFF_THE_FRONT},
+        "marker": {"symbol": "circle-open", "size": (5 + 11 * off["stays"]).to_list(), "color": DOMINATED_COLOUR},
     }
     beaten = trace(on) | {
         "mode": "lines+markers",
@@ -306,21 +318,23 @@ def _front(key: str, front: pl.DataFrame, axes: Mapping[str, Row]) -> Figure:
     across = "Seconds an image" if timed else "Steps"
     # As far as images reach: where there are few, an interval may be ten times that.
     layout = {"xaxis": {"title": {"text": across}}, "yaxis": axes["overall"]}
-    return Figure("best", key, title, caption, [others, beaten], layout, {})
+    return ReportFigure("best", key, title, caption, [others, beaten], layout, {})
 
 
-def _correlation_map(key: str, correlations: pl.DataFrame) -> Figure:
+def _correlation_map(key: str, correlations: pl.DataFrame) -> ReportFigure:
     pairs = {(row["left"], row["right"]): row for row in correlations.iter_rows(named=True)}
-    labels = METRICS | {name: label for name, label in SETTINGS.items() if name in set(correlations["left"])}
+    labels = METRIC_LABELS | {
+        name: label for name, label in SETTING_LABELS.items() if name in set(correlations["left"])
+    }
     z: list[list[float | None]] = []
     words: list[list[str]] = []
     for left in reversed(labels):
-        found = [pairs.get((left, right)) or pairs.get((right, left)) for right in METRICS]
+        found = [pairs.get((left, right)) or pairs.get((right, left)) for right in METRIC_LABELS]
         z.append([row["spearman"] if row else None for row in found])
         words.append([_pair_words(row) if row else "" for row in found])
     trace = {
         "type": "heatmap",
-        "x": list(METRICS.values()),
+        "x": list(METRIC_LABELS.values()),
         "y": [labels[left] for left in reversed(labels)],
         "z": z,
         "zmin": -1,
@@ -329,7 +343,7 @@ def _correlation_map(key: str, correlations: pl.DataFrame) -> Figure:
         "showscale": False,
         "xgap": 2,
         "ygap": 2,
-        "text": [[number(value, 2) if value is not None else "" for value in row] for row in z],
+        "text": [[format_number(value, 2) if value is not None else "" for value in row] for row in z],
         "texttemplate": "%{text}",
         "hovertext": words,
         "hovertemplate": "%{hovertext}<extra></extra>",
@@ -337,14 +351,14 @@ def _correlation_map(key: str, correlations: pl.DataFrame) -> Figure:
     }
     layout = {"xaxis": {"showgrid": False}, "yaxis": {"showgrid": False, "automargin": True}}
     caption = "Spearman’s ρ between images; point at a cell for its 95 % intervals, or open the table below."
-    return Figure("correlations", key, "Which metrics and settings move together", caption, [trace], layout, {})
+    return ReportFigure("correlations", key, "Which metrics and settings move together", caption, [trace], layout, {})
 
 
 def _pair_words(row: Row) -> str:
-    labels = METRICS | SETTINGS
+    labels = METRIC_LABELS | SETTING_LABELS
     lines = [f"{labels[row['left']]} and {labels[row['right']]}, {row['n']:,} images"]
     for name, label in (("spearman", "Spearman"), ("pearson", "Pearson")):
         low, high = row[f"{name}_low"], row[f"{name}_high"]
-        lines.append(f"{label} {number(row[name], 2)} ({number(low, 2)} to {number(high, 2)})")
+        lines.append(f"{label} {format_number(row[name], 2)} ({format_number(low, 2)} to {format_number(high, 2)})")
     # Plotly reads a little HTML in labels and hover texts.
     return "<br>".join(html.escape(line) for line in lines)

@@ -9,50 +9,50 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from flexy_assets.sweep.analysis import METRICS, effective_guidance
-from flexy_assets.sweep.analysis.disagreement import Disagreement
+from flexy_assets.sweep.analysis import METRIC_LABELS, effective_guidance
+from flexy_assets.sweep.analysis.disagreement import MetricDisagreement
 
-MOST_POINTS: Final = 2400
+MAX_POINTS: Final = 2400
 """Images on one page. A browser on a phone stutters above a few thousand points, and each has a picture."""
-MOST_BYTES: Final = 8_900_000
+MAX_BYTES: Final = 8_900_000
 """Of WebP on one page; as base64, with all else, that makes some 14 MB."""
-EXTREMES: Final = 4
+KEPT_EXTREMES: Final = 4
 """Pictures kept at each end of a metric, an engine."""
 BINS: Final = 5
 """Bins of steps and of guidance in the grid of pictures."""
-LONGEST: Final = 400
+MAX_PROMPT_CHARACTERS: Final = 400
 """Characters of a prompt that the page holds."""
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def sampled(overall: pl.DataFrame, found: Sequence[Disagreement], seed: int = 0) -> pl.DataFrame:
+def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], seed: int = 0) -> pl.DataFrame:
     """The rows of `with_overall` that the page shows: all, or `MOST_POINTS`.
 
     Those are the best and worst of every metric, the pairs that metrics disagree on, and a random sample with as equal
     a share for every engine as there are images.
     """
-    if overall.height <= MOST_POINTS:
+    if overall.height <= MAX_POINTS:
         return overall
     paired = [image_id for pair in found for ids in pair.pairs for image_id in ids]
     kept = pl.col("image_id").is_in(paired)
-    for metric in METRICS:
+    for metric in METRIC_LABELS:
         for descending in (True, False):
-            kept |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= EXTREMES
+            kept |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= KEPT_EXTREMES
     shuffled = overall.with_columns(
         kept=kept.fill_null(False),
         place=pl.lit(np.random.default_rng(seed).permutation(overall.height)),
     ).sort("place")
     # The first of every engine, then the second of every engine: who has fewer leaves room to the others.
     turn = pl.int_range(pl.len()).over("engine")
-    chosen = shuffled.with_columns(turn=turn).sort(~pl.col("kept"), "turn", "place").head(MOST_POINTS)
+    chosen = shuffled.with_columns(turn=turn).sort(~pl.col("kept"), "turn", "place").head(MAX_POINTS)
     return chosen.sort("engine", "image_id").select(overall.columns)
 
 
-def data(
+def point_data(
     points: pl.DataFrame,
     overall: pl.DataFrame,
-    found: Sequence[Disagreement],
+    found: Sequence[MetricDisagreement],
     thumbnails: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """What the page's script reads, ready for JSON: names, columns (one entry an image), pictures and pairs.
@@ -64,7 +64,7 @@ def data(
     place = {image_id: index for index, image_id in enumerate(ids)}
     columns: dict[str, list[Any]] = {"id": ids, "path": points["image_path"].to_list()}
     names = {}
-    shown = points.with_columns(pl.col("prompt").str.slice(0, LONGEST))
+    shown = points.with_columns(pl.col("prompt").str.slice(0, MAX_PROMPT_CHARACTERS))
     for name in ("engine", "run_id", "prompt"):
         counts = shown[name].drop_nulls().value_counts(name="images")
         frequent = [-pl.col("images").cast(pl.Int64)] if name == "prompt" else []
@@ -73,12 +73,12 @@ def data(
         columns[name] = [index.get(value) for value in shown[name]]
     columns["steps"] = points["steps"].to_list()
     columns["seed"] = points["seed"].cast(pl.String).to_list()  # JavaScript would round large ones
-    columns |= {name: _rounded(points[name]) for name in ("guidance", "overall", *METRICS)}
+    columns |= {name: _rounded(points[name]) for name in ("guidance", "overall", *METRIC_LABELS)}
     columns["seconds"] = _rounded(points["elapsed_ms"] / 1000)
     across, steps = _bins(points["steps"], overall["steps"], "{:.0f}".format)
     down, guidance = _bins(_effective(points), _effective(overall), _guidance)
     spread = overall.group_by("engine").agg(
-        pl.concat_list(pl.col(metric).mean(), pl.col(metric).std()).alias(metric) for metric in METRICS
+        pl.concat_list(pl.col(metric).mean(), pl.col(metric).std()).alias(metric) for metric in METRIC_LABELS
     )
     return {
         "names": names,
@@ -134,7 +134,7 @@ def _bins(points: pl.Series, values: pl.Series, write: Callable[[float], str]) -
     return [numbers[int(at)] if np.isfinite(x) else None for at, x in zip(found, placed, strict=True)], labels
 
 
-def raw_failures(scores: pl.DataFrame) -> dict[str, int]:
+def failed_images(scores: pl.DataFrame) -> dict[str, int]:
     """How many scores of each metric are NaN or infinite: `measured` counts them as missing."""
-    floats = scores.select(pl.col(metric).cast(pl.Float64, strict=False) for metric in METRICS)
-    return {metric: int((~floats[metric].is_finite()).sum()) for metric in METRICS}
+    floats = scores.select(pl.col(metric).cast(pl.Float64, strict=False) for metric in METRIC_LABELS)
+    return {metric: int((~floats[metric].is_finite()).sum()) for metric in METRIC_LABELS}

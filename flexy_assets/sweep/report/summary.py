@@ -8,24 +8,24 @@ from typing import Any, Final
 import polars as pl
 from markupsafe import Markup
 
-from flexy_assets.reporting.html import listed, number
-from flexy_assets.sweep.analysis import METRICS, SETTINGS, TARGETS, VALUE_TOLERANCE, tried
-from flexy_assets.sweep.report.points import raw_failures
+from flexy_assets.reporting.html import format_number, join_words
+from flexy_assets.sweep.analysis import METRIC_LABELS, SETTING_LABELS, TARGET_LABELS, VALUE_TOLERANCE, tried_images
+from flexy_assets.sweep.report.points import failed_images
 
-WEAK_R2: Final = 0.1
+LOW_R2: Final = 0.1
 """Below this share of the variance explained, advice is called a hint (a correlation of about 0.3)."""
 
-SURE: Final = 0.05
+MIN_PROBABILITY: Final = 0.05
 """The probability by chance from which on an effect is not one."""
-MOST_OF_IT: Final = 0.9
+LARGE_SHARE: Final = 0.9
 """Of the metrics' variance: directions that together hold less are not all there is."""
-STRONG: Final = 0.5
+STRONG_CORRELATION: Final = 0.5
 """A correlation with a component from which on a metric is named for it."""
 
 Row = dict[str, Any]
 
 
-def answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list[Markup]:
+def summarize_sweep(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list[Markup]:
     """Two to four sentences: what to use, what to use in a hurry, and how far to trust it."""
     rows = {row["target"]: row for row in spots.iter_rows(named=True)}
     chosen = {row["metric"]: row for row in regression.filter("chosen").iter_rows(named=True)}
@@ -34,7 +34,7 @@ def answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list
     if best is None or value is None or best["steps"] is None:
         if not tested:
             return [Markup("<strong>No advice yet:</strong> there are too few scored images, or all score alike.")]
-        names = listed([METRICS[metric] for metric in tested])
+        names = join_words([METRIC_LABELS[metric] for metric in tested])
         return [
             Markup(
                 "<strong>No setting stands out.</strong> {} cannot be told from flat over the {} "
@@ -43,7 +43,7 @@ def answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list
         ]
     said = [
         Markup("Best overall: <strong>{}</strong>{}; {} images cannot tell it from others within {}{}.").format(
-            setting(best), _at(best["seconds"]), f"{best['n']:,}", between(best), _share(best)
+            format_setting(best), _at(best["seconds"]), f"{best['n']:,}", format_between(best), _share(best)
         )
     ]
     if (value["steps"], value["guidance"]) == (best["steps"], best["guidance"]):
@@ -52,23 +52,23 @@ def answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list
         saved = 1 - value["seconds"] / best["seconds"] if value["seconds"] and best["seconds"] else None
         said.append(
             Markup("Best value: <strong>{}</strong>{}{}, expected within {} SD of the best{}.").format(
-                setting(value),
+                format_setting(value),
                 _at(value["seconds"]),
                 f", {saved:.0%} less time" if saved else "",
                 VALUE_TOLERANCE,
-                f" (at most {number(value['loss_high'], 2)} below)" if value["loss_high"] is not None else "",
+                f" (at most {format_number(value['loss_high'], 2)} below)" if value["loss_high"] is not None else "",
             )
         )
     moving = {metric: row["r2"] for metric, row in chosen.items() if row["model"] != "mean"}
-    flat = [METRICS[metric] for metric in tested if metric not in moving]
-    shares = listed([f"{max(r2, 0):.0%} ({METRICS[metric]})" for metric, r2 in moving.items()])
-    weak = max(moving.values(), default=0) < WEAK_R2
+    flat = [METRIC_LABELS[metric] for metric in tested if metric not in moving]
+    shares = join_words([f"{max(r2, 0):.0%} ({METRIC_LABELS[metric]})" for metric, r2 in moving.items()])
+    weak = max(moving.values(), default=0) < LOW_R2
     said.append(
         Markup("{}{} explain {} of the variance{}; the rest is prompt, seed and noise.").format(
             Markup("<strong>Weak evidence, a hint and not a rule.</strong> ") if weak else "",
             settings.capitalize(),
             shares,
-            f", none measurable for {listed(flat)}" if flat else "",
+            f", none measurable for {join_words(flat)}" if flat else "",
         )
     )
     note, off = best["note"] or "", best["guidance"] is not None and best["guidance"] <= 1
@@ -78,7 +78,7 @@ def answer(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list
     return said
 
 
-def shortfalls(
+def list_shortfalls(
     scores: pl.DataFrame, overall: pl.DataFrame, correlations: pl.DataFrame, regression: pl.DataFrame
 ) -> list[str]:
     """One sentence for everything that could not be done, with its reason.
@@ -86,16 +86,16 @@ def shortfalls(
     `scores` are as they came, `overall` as `with_overall` has them; the tables are those of `analysis`.
     """
     said = [
-        f"{count:,} of {scores.height:,} values of {METRICS[metric]} are NaN or infinite, and count as missing."
-        for metric, count in raw_failures(scores).items()
+        f"{count:,} of {scores.height:,} values of {METRIC_LABELS[metric]} are NaN or infinite, and count as missing."
+        for metric, count in failed_images(scores).items()
         if count
     ]
     if overall.is_empty():
         return [*said, "Nothing could be fitted, correlated or shown: there is no image."]
-    complete = overall.drop_nulls(METRICS).height
+    complete = overall.drop_nulls(METRIC_LABELS).height
     if complete < overall.height:
         none = "No image has" if not complete else f"{complete:,} of {overall.height:,} images have"
-        said.append(f"{none} all {len(METRICS)} scores; each figure rests on the images that have what it needs.")
+        said.append(f"{none} all {len(METRIC_LABELS)} scores; each figure rests on the images that have what it needs.")
     several = overall["engine"].n_unique() > 1
     for rows in overall.partition_by("engine", maintain_order=True):
         name = rows["engine"][0]
@@ -106,18 +106,19 @@ def shortfalls(
 
 
 def _of_engine(rows: pl.DataFrame, correlations: pl.DataFrame, regression: pl.DataFrame) -> Iterator[str]:
-    for setting in tried(rows):
+    for setting in tried_images(rows):
         values = rows[setting].drop_nulls().unique()
         if values.is_empty():
             yield f"no image has {setting}, so nothing can be said of them, and no plot by {setting} is drawn."
         elif len(values) == 1:
             yield f"{setting} never varies (always {values[0]:g}): its effect cannot be told, and no surface is drawn."
-    for metric, label in METRICS.items():
+    for metric, label in METRIC_LABELS.items():
         if rows[metric].count() and rows[metric].n_unique() - (rows[metric].null_count() > 0) == 1:
-            yield f"{label} is the same for every image ({number(rows[metric].drop_nulls()[0])}): it ranks nothing."
+            value = format_number(rows[metric].drop_nulls()[0])
+            yield f"{label} is the same for every image ({value}): it ranks nothing."
     unfitted = regression.filter(pl.col("chosen") & pl.col("r2").is_null())
     for reason, metrics in _by_note(unfitted, "metric").items():
-        yield f"no model of {listed(metrics)}, and no sweet spot: {reason}."
+        yield f"no model of {join_words(metrics)}, and no sweet spot: {reason}."
     uncorrelated = correlations.filter(pl.col("spearman").is_null())
     for reason, lefts in _by_note(uncorrelated, "left").items():
         yield f"{len(lefts)} of {correlations.height} correlations could not be computed: {reason}."
@@ -125,14 +126,14 @@ def _of_engine(rows: pl.DataFrame, correlations: pl.DataFrame, regression: pl.Da
 
 def _by_note(rows: pl.DataFrame, column: str) -> dict[str, list[str]]:
     """The column's names in words, by the reason their rows give."""
-    labels: Mapping[str, str] = METRICS | SETTINGS
+    labels: Mapping[str, str] = METRIC_LABELS | SETTING_LABELS
     found: dict[str, list[str]] = {}
     for row in rows.iter_rows(named=True):
         found.setdefault(row["note"] or "no reason is given", []).append(labels[row[column]])
     return found
 
 
-def front_words(front: pl.DataFrame, moves: bool) -> str:
+def describe_front(front: pl.DataFrame, moves: bool) -> str:
     """The two ends of one engine's front of overall quality against time, or why there is none."""
     overall = front.filter(target="overall")
     on = overall.filter("on_front")
@@ -143,8 +144,10 @@ def front_words(front: pl.DataFrame, moves: bool) -> str:
         return "Overall quality cannot be told from flat: no setting is worth more seconds than the quickest."
     quick, best = on.row(0, named=True), on.row(-1, named=True)
     if on.height == 1:
-        return f"{setting(best)} is both the quickest and the best: nothing is gained by waiting longer."
-    ends = [f"{setting(row)}{_at(row['seconds'])}, {number(row['predicted'], 2)} SD" for row in (quick, best)]
+        return f"{format_setting(best)} is both the quickest and the best: nothing is gained by waiting longer."
+    ends = [
+        f"{format_setting(row)}{_at(row['seconds'])}, {format_number(row['predicted'], 2)} SD" for row in (quick, best)
+    ]
     return (
         f"Of the settings that no other beats in both quality and time, the quickest is {ends[0]}, and the best "
         f"{ends[1]}. When the images are resampled, these stay unbeaten in {quick['stays']:.0%} and "
@@ -152,7 +155,7 @@ def front_words(front: pl.DataFrame, moves: bool) -> str:
     )
 
 
-EFFECTS_WORDS: Final[Mapping[str, tuple[str, str, str, str]]] = {
+EFFECT_NAMES: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "steps": ("more raise it", "more lower it", "it moves, not one way", "no effect can be told"),
     "guidance": ("more raises it", "more lowers it", "it moves, not one way", "no effect can be told"),
     "interaction": (
@@ -165,7 +168,7 @@ EFFECTS_WORDS: Final[Mapping[str, tuple[str, str, str, str]]] = {
 """What an effect is called that is above 0, below 0, there but neither, or cannot be told."""
 
 
-def effects_table(effects: pl.DataFrame, guided: bool) -> tuple[dict[str, str], list[Row]]:
+def format_effects(effects: pl.DataFrame, guided: bool) -> tuple[dict[str, str], list[Row]]:
     """One engine's effects in words: a heading for each effect, and a row a target with a cell for each."""
     there = effects.drop_nulls("change")
     heads = {}
@@ -178,7 +181,7 @@ def effects_table(effects: pl.DataFrame, guided: bool) -> tuple[dict[str, str], 
     for (target,), of_target in there.group_by("target", maintain_order=True):
         by_effect = {row["effect"]: row for row in of_target.iter_rows(named=True)}
         cells = [_effect(by_effect[effect]) if effect in by_effect else None for effect in heads]
-        rows.append({"label": TARGETS[str(target)], "unit": " SD" if target == "overall" else "", "cells": cells})
+        rows.append({"label": TARGET_LABELS[str(target)], "unit": " SD" if target == "overall" else "", "cells": cells})
     return heads, rows
 
 
@@ -189,71 +192,77 @@ def _ends(row: Row, effect: str) -> str:
 
 
 def _effect(row: Row) -> Row:
-    up, down, bent, none = EFFECTS_WORDS[row["effect"]]
+    up, down, bent, none = EFFECT_NAMES[row["effect"]]
     words = (
-        none if row["p"] is None or row["p"] >= SURE else up if row["low"] > 0 else down if row["high"] < 0 else bent
+        none
+        if row["p"] is None or row["p"] >= MIN_PROBABILITY
+        else up
+        if row["low"] > 0
+        else down
+        if row["high"] < 0
+        else bent
     )
     p = None if row["p"] is None else "p ≤ 0.001" if row["p"] <= 0.001 else f"p = {row['p']:.3f}"
     return row | {"words": words, "p": p, "sure": words != none}
 
 
-def components_words(components: pl.DataFrame) -> str:
+def describe_components(components: pl.DataFrame) -> str:
     """How many different things the metrics of one engine measure, or why that cannot be said."""
     known = components.drop_nulls("share").sort("component").to_dicts()
     if not known:
         reason = next(iter(components["note"]), None) or "no image"
         return f"How many different things the metrics measure cannot be said: {reason}."
     held, count = 0.0, 0
-    while held < MOST_OF_IT and count < len(known):
+    while held < LARGE_SHARE and count < len(known):
         held += known[count]["share"]
         count += 1
     things = [
-        f"{row['share']:.0%} ({row['share_low']:.0%} to {row['share_high']:.0%}) is mostly {loading_words(row)}"
+        f"{row['share']:.0%} ({row['share_low']:.0%} to {row['share_high']:.0%}) is mostly {describe_loadings(row)}"
         for row in known[:count]
     ]
     return f"{count} of {len(known)} directions hold {held:.0%} of what the metrics tell apart: {'; '.join(things)}."
 
 
-def loading_words(component: Row) -> str:
+def describe_loadings(component: Row) -> str:
     """A component by the metrics that have most to do with it."""
-    strong = [loading for loading in component["loadings"] if abs(loading["loading"]) >= STRONG]
+    strong = [loading for loading in component["loadings"] if abs(loading["loading"]) >= STRONG_CORRELATION]
     together, against = (
-        listed([METRICS[one["metric"]] for one in strong if (one["loading"] > 0) == positive])
+        join_words([METRIC_LABELS[one["metric"]] for one in strong if (one["loading"] > 0) == positive])
         for positive in (True, False)
     )
     return f"{together} against {against}" if against and together else together or against or "a little of each"
 
 
-def guidance_words(value: float | None) -> str:
+def format_guidance(value: float | None) -> str:
     """A guidance as it is shown; diffusers switches it off at 1 and below."""
     return "–" if value is None else "1 (off)" if value <= 1 else f"{value:.1f}"
 
 
 def _at(seconds: float | None) -> str:
-    return "" if seconds is None else f", about {number(seconds, 2)} s an image"
+    return "" if seconds is None else f", about {format_number(seconds, 2)} s an image"
 
 
 def _share(spot: Row) -> str:
     return "" if spot["region_share"] is None else f" ({spot['region_share']:.0%} of what was tried)"
 
 
-def setting(spot: Row) -> str:
-    guidance = "" if spot["guidance"] is None else f" at guidance {guidance_words(spot['guidance'])}"
+def format_setting(spot: Row) -> str:
+    guidance = "" if spot["guidance"] is None else f" at guidance {format_guidance(spot['guidance'])}"
     return f"{spot['steps']} steps{guidance}"
 
 
-def between(spot: Row) -> str:
+def format_between(spot: Row) -> str:
     """How far the settings reach that cannot be told from a spot, in words."""
-    guidance = guidance_range(spot)
-    steps = span(f"{spot['steps_low']}", f"{spot['steps_high']}")
+    guidance = format_guidance_range(spot)
+    steps = format_span(f"{spot['steps_low']}", f"{spot['steps_high']}")
     return f"{steps} steps" + (f" and guidance {guidance}" if guidance else "")
 
 
-def guidance_range(spot: Row) -> str:
+def format_guidance_range(spot: Row) -> str:
     if spot["guidance"] is None:
         return ""
-    return span(f"{spot['guidance_low']:.1f}", f"{spot['guidance_high']:.1f}")
+    return format_span(f"{spot['guidance_low']:.1f}", f"{spot['guidance_high']:.1f}")
 
 
-def span(low: str, high: str) -> str:
+def format_span(low: str, high: str) -> str:
     return low if low == high else f"{low}–{high}"

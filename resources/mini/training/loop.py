@@ -46,7 +46,7 @@ STAGES = {
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One worker of a training run: where it writes, and who it is."""
 
     out: Path
@@ -72,7 +72,9 @@ class Run:
         tqdm.write(f"{name}: {json.dumps(values)}")
 
 
-def fit(run: Run, name: str, model: nn.Module, loss: Callable[[Generator], Tensor], average: float = 0.0) -> None:
+def train_model(
+    run: TrainingRun, name: str, model: nn.Module, loss: Callable[[Generator], Tensor], average: float = 0.0
+) -> None:
     """Train `model` in place for its stage; `average` > 0 ends with an exponential average of the weights.
 
     Gradients are averaged over the workers. Resumes from `<work>/<name>.pt`, written every 100 steps.
@@ -148,6 +150,6 @@ def _share_gradients(params: list[nn.Parameter], workers: int) -> None:
             at += p.numel()
 
 
-def pixels(pictures: list[np.ndarray]) -> Tensor:
+def pixel_tensor(pictures: list[np.ndarray]) -> Tensor:
     """uint8 (h, w, 3) pictures to float32 (n, 3, h, w) in −1 to 1."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)

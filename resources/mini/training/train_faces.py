@@ -22,8 +22,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from resources.faces.alignment import ARCFACE, SWAP_TEMPLATE, cut, similarity
-from resources.faces.insight import DETECTOR, PACK, RECOGNISER, SWAPPER, FaceSwapper
+from resources.faces.alignment import ARCFACE, SWAP_TEMPLATE, crop_face, similarity_transform
+from resources.faces.insight import DETECTOR, PACK_NAME, RECOGNISER, SWAPPER, FaceSwapper
 from resources.mini import face_figures
 from resources.mini.face_architecture import (
     ANCHORS,
@@ -31,10 +31,10 @@ from resources.mini.face_architecture import (
     EMBEDDING,
     STRIDES,
     SWAP_CROP,
-    Detector,
+    FaceDetectorNet,
+    FaceRecognizerNet,
+    FaceSwapperNet,
     OneByOne,
-    Recogniser,
-    Swapper,
 )
 from resources.mini.faces import (
     EYES,
@@ -45,18 +45,18 @@ from resources.mini.faces import (
     NOSES,
     SIDE,
     UNSEEN,
-    Figure,
+    FaceFigure,
+    FaceScene,
     Person,
     Pose,
-    Scene,
-    draw,
-    expression,
-    light,
-    mask,
-    person,
-    scene,
+    draw_faces,
+    face_mask,
+    make_expression,
+    make_light,
+    make_person,
+    make_scene,
 )
-from resources.mini.training.loop import STAGES, Run, fit, pixels
+from resources.mini.training.loop import STAGES, TrainingRun, pixel_tensor, train_model
 
 REACHES = ((0, 44, 72), (72, 100, 140), (140, 190, 10_000))
 """For each stride, which sizes of faces (the root of a box's area, in pixels) its first and second anchor find."""
@@ -65,15 +65,15 @@ ALIKE = 6
 """Of a batch, so many swapped faces are shown to the recogniser."""
 
 
-def somebody(rng: Generator) -> Person:
+def random_person(rng: Generator) -> Person:
     """Somebody to train on."""
-    return person(int(rng.integers(UNSEEN)))
+    return make_person(int(rng.integers(UNSEEN)))
 
 
-def crowd(rng: Generator) -> Scene:
+def face_scene(rng: Generator) -> FaceScene:
     """A scene to find faces in: mostly one or several, some at the edge or very near, some with none."""
     count = int(rng.choice(4, p=(0.15, 0.45, 0.25, 0.15)))
-    found = scene([somebody(rng) for _ in range(count)], rng, at_edge=rng.random() < 0.25)
+    found = make_scene([random_person(rng) for _ in range(count)], rng, at_edge=rng.random() < 0.25)
     if count == 1 and rng.random() < 0.25:
         size = float(rng.uniform(1.2, 2.1))
         x, y = (float(v) for v in SIDE / 2 + rng.uniform(-20, 20, 2))
@@ -82,7 +82,7 @@ def crowd(rng: Generator) -> Scene:
     return found if rng.random() < 0.8 else replace(found, things=0)
 
 
-def worn(picture: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
+def degrade_image(picture: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
     """The picture as others may hand it over: one in two with a little noise."""
     if rng.random() < 0.5:
         return picture
@@ -90,18 +90,20 @@ def worn(picture: NDArray[np.uint8], rng: Generator) -> NDArray[np.uint8]:
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 
 
-def train_detector(run: Run) -> None:
-    model = Detector()
+def train_detector(run: TrainingRun) -> None:
+    model = FaceDetectorNet()
 
     def loss(rng: Generator) -> Tensor:
-        scenes = [crowd(rng) for _ in range(STAGES["face_detector"].batch)]
-        return detection_loss(model, pixels([worn(draw(s), rng) for s in scenes]), [s.figures for s in scenes])
+        scenes = [face_scene(rng) for _ in range(STAGES["face_detector"].batch)]
+        return detection_loss(
+            model, pixel_tensor([degrade_image(draw_faces(s), rng) for s in scenes]), [s.figures for s in scenes]
+        )
 
-    fit(run, "face_detector", model, loss)
+    train_model(run, "face_detector", model, loss)
     names = [f"{kind}_{stride}" for kind in ("scores", "boxes", "points") for stride in STRIDES]
     axes = {"picture": {2: "height", 3: "width"}} | {name: {0: f"anchors_{name}"} for name in names}
     picture = torch.zeros(1, 3, SIDE, SIDE)
-    folder = run.out / "faces" / PACK
+    folder = run.out / "faces" / PACK_NAME
     _export(OneByOne(model), (picture,), folder / DETECTOR, ["picture"], names, axes)
     (folder / "config.json").write_text(json.dumps({"det_size": SIDE}) + "\n")
     _record(run)
@@ -113,7 +115,7 @@ def _cells(stride: int) -> NDArray[np.float32]:
     return (np.stack([x, y], axis=-1).reshape(-1, 2) * stride).astype(np.float32)
 
 
-def detection_loss(model: Detector, pictures: Tensor, figures: Sequence[Sequence[Figure]]) -> Tensor:
+def detection_loss(model: FaceDetectorNet, pictures: Tensor, figures: Sequence[Sequence[FaceFigure]]) -> Tensor:
     """Focal loss of the scores, and where a face is, how far box (GIoU) and key points are off."""
     found = model(pictures)
     truths = [
@@ -136,7 +138,9 @@ def detection_loss(model: Detector, pictures: Tensor, figures: Sequence[Sequence
     return total
 
 
-def _truth(level: int, figures: Sequence[Figure]) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+def _truth(
+    level: int, figures: Sequence[FaceFigure]
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
     """For each anchor of a level: 1 for a face, 0 for none, −1 for neither; its sides and key points, in strides."""
     stride, reach = STRIDES[level], REACHES[level]
     cells = _cells(stride)
@@ -175,7 +179,7 @@ def _box_loss(sides: Tensor, wanted: Tensor) -> Tensor:
     return 2 - area(inner) / union - union / area(outer)
 
 
-def facts(people: Sequence[Person]) -> Tensor:
+def person_features(people: Sequence[Person]) -> Tensor:
     """(n, facts) in 0 to 1: all that tells faces apart, what is one of several as so many yes or no."""
     rows = []
     for features in (who.features for who in people):
@@ -196,74 +200,74 @@ _KINDS: dict[str, Sequence[object]] = {
 }
 
 
-def cousin(who: Person, rng: Generator) -> Person:
+def similar_person(who: Person, rng: Generator) -> Person:
     """Somebody who shares half of their features."""
-    other = somebody(rng)
+    other = random_person(rng)
     names = [field.name for field in fields(who.features) if rng.random() < 0.5]
     return replace(who, features=replace(who.features, **{name: getattr(other.features, name) for name in names}))
 
 
-def sitting(who: Person, rng: Generator) -> Scene:
+def photo_scene(who: Person, rng: Generator) -> FaceScene:
     """A small picture of one person in any hair, clothes, pose, mood and light; one in ten reaches over the edge."""
     size = float(rng.uniform(0.4, 1.4))
     side = int(150 * size)
     out = rng.uniform(-45, 45, 2) * size * (rng.random() < 0.1)
     x, y = (float(v) for v in (0.5 * side, 0.53 * side) + rng.uniform(-6, 6, 2) * size + out)
-    dressed = replace(somebody(rng), features=who.features)
+    dressed = replace(random_person(rng), features=who.features)
     pose = Pose(x, y, size, float(rng.uniform(-0.35, 0.35)), float(rng.uniform(-1, 1)))
-    return Scene(
-        (Figure(dressed, pose, expression(rng)),),
+    return FaceScene(
+        (FaceFigure(dressed, pose, make_expression(rng)),),
         ground=int(rng.integers(len(GROUNDS))),
         seed=int(rng.integers(2**31)),
         things=int(rng.integers(0, 4)),
-        light=light(rng),
+        light=make_light(rng),
         side=side,
     )
 
 
-def slipping(figure: Figure, slip: float, rng: Generator) -> NDArray[np.float32]:
+def misaligned_landmarks(figure: FaceFigure, slip: float, rng: Generator) -> NDArray[np.float32]:
     """A figure's landmarks as a detector has them, `slip` pixels of ArcFace's crop beside the truth."""
     return figure.landmarks + rng.normal(0, slip * figure.pose.size, (5, 2)).astype(np.float32)
 
 
-def aligned(scenes: Sequence[Scene], rng: Generator) -> list[NDArray[np.uint8]]:
+def aligned_faces(scenes: Sequence[FaceScene], rng: Generator) -> list[NDArray[np.uint8]]:
     """The first face of each scene as insightface cuts it out for ArcFace: what lies beyond the edge is black."""
     crops = []
     for sat in scenes:
-        move = similarity(slipping(sat.figures[0], 1.0, rng), ARCFACE)
-        crops.append(cv2.warpAffine(worn(draw(sat), rng), move, (CROP, CROP)).astype(np.uint8))
+        move = similarity_transform(misaligned_landmarks(sat.figures[0], 1.0, rng), ARCFACE)
+        crops.append(cv2.warpAffine(degrade_image(draw_faces(sat), rng), move, (CROP, CROP)).astype(np.uint8))
     return crops
 
 
-def train_recogniser(run: Run) -> None:
+def train_recogniser(run: TrainingRun) -> None:
     """Faces of one person together and others apart (supervised contrast, Khosla et al. 2020), and what tells them."""
-    model = Recogniser()
-    lesson = nn.ModuleDict({"model": model, "tell": nn.Linear(EMBEDDING, facts([person(0)]).shape[1])})
+    model = FaceRecognizerNet()
+    lesson = nn.ModuleDict({"model": model, "tell": nn.Linear(EMBEDDING, person_features([make_person(0)]).shape[1])})
     looks = 3
 
     def loss(rng: Generator) -> Tensor:
-        people = [somebody(rng) for _ in range(STAGES["face_recogniser"].batch // looks // 2)]
-        people += [cousin(who, rng) for who in people]
-        crops = aligned([sitting(who, rng) for who in people for _ in range(looks)], rng)
-        seen = F.normalize(model(pixels(crops)))
+        people = [random_person(rng) for _ in range(STAGES["face_recogniser"].batch // looks // 2)]
+        people += [similar_person(who, rng) for who in people]
+        crops = aligned_faces([photo_scene(who, rng) for who in people for _ in range(looks)], rng)
+        seen = F.normalize(model(pixel_tensor(crops)))
         who = torch.arange(len(people)).repeat_interleave(looks)
         likeness = (seen @ seen.T * 16).fill_diagonal_(-1e4)
         same = (who[:, None] == who[None]).float().fill_diagonal_(0)
         apart = -(likeness.log_softmax(1) * same).sum(1).mean() / (looks - 1)
         told = lesson["tell"](seen * EMBEDDING**0.5)
-        return apart + 4 * F.binary_cross_entropy_with_logits(told, facts(people).repeat_interleave(looks, 0))
+        return apart + 4 * F.binary_cross_entropy_with_logits(told, person_features(people).repeat_interleave(looks, 0))
 
-    fit(run, "face_recogniser", lesson, loss)
+    train_model(run, "face_recogniser", lesson, loss)
     axes = {"face": {0: "faces"}, "embedding": {0: "faces"}}
     face = torch.zeros(1, 3, CROP, CROP)
-    _export(model, (face,), run.out / "faces" / PACK / RECOGNISER, ["face"], ["embedding"], axes)
+    _export(model, (face,), run.out / "faces" / PACK_NAME / RECOGNISER, ["face"], ["embedding"], axes)
     _record(run)
 
 
-def trained_recogniser(run: Run) -> Recogniser:
+def trained_recogniser(run: TrainingRun) -> FaceRecognizerNet:
     """The one that is shipped: it was written with its tensors under their names."""
-    graph = onnx.load(run.out / "faces" / PACK / RECOGNISER).graph
-    model = Recogniser()
+    graph = onnx.load(run.out / "faces" / PACK_NAME / RECOGNISER).graph
+    model = FaceRecognizerNet()
     state = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
     # What it lacks are the norms' counts of batches, which are of no use any more.
     lacking = model.load_state_dict(state, strict=False).missing_keys
@@ -271,9 +275,9 @@ def trained_recogniser(run: Run) -> Recogniser:
     return model.eval().requires_grad_(False)
 
 
-def train_swapper(run: Run) -> None:
+def train_swapper(run: TrainingRun) -> None:
     """Pairs that the world draws for free: the same sitting, once with the one face and once with the other."""
-    model = Swapper()
+    model = FaceSwapperNet()
     knows = trained_recogniser(run)
 
     def seen(faces: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -284,18 +288,21 @@ def train_swapper(run: Run) -> None:
         return F.normalize(knows.embed(found[-1])), [found[layer] for layer in (1, 3, 5, 7)]
 
     def loss(rng: Generator, stage: str, alike: float, deep: float) -> Tensor:
-        scenes = [sitting(somebody(rng), rng) for _ in range(STAGES[stage].batch)]
-        moves = [similarity(slipping(sat.figures[0], 0.7, rng), SWAP_TEMPLATE) for sat in scenes]
-        targets = [cut(worn(draw(sat), rng), move, SWAP_CROP) for sat, move in zip(scenes, moves, strict=True)]
+        scenes = [photo_scene(random_person(rng), rng) for _ in range(STAGES[stage].batch)]
+        moves = [similarity_transform(misaligned_landmarks(sat.figures[0], 0.7, rng), SWAP_TEMPLATE) for sat in scenes]
+        targets = [
+            crop_face(degrade_image(draw_faces(sat), rng), move, SWAP_CROP)
+            for sat, move in zip(scenes, moves, strict=True)
+        ]
         wanted, weights = [], []
         # Each is to become the next one.
         for sat, other, move in zip(scenes, scenes[1:] + scenes[:1], moves, strict=True):
             figure = sat.figures[0]
             swapped = replace(figure, person=replace(figure.person, features=other.figures[0].person.features))
-            wanted.append(cut(draw(replace(sat, figures=(swapped,))), move, SWAP_CROP))
-            covers = [np.asarray(mask(either, sat.side)) for either in (figure, swapped)]
-            weights.append(cut(np.maximum(*covers), move, SWAP_CROP))
-        target, truth = ((pixels(pictures) + 1) / 2 for pictures in (targets, wanted))
+            wanted.append(crop_face(draw_faces(replace(sat, figures=(swapped,))), move, SWAP_CROP))
+            covers = [np.asarray(face_mask(either, sat.side)) for either in (figure, swapped)]
+            weights.append(crop_face(np.maximum(*covers), move, SWAP_CROP))
+        target, truth = ((pixel_tensor(pictures) + 1) / 2 for pictures in (targets, wanted))
         weight = 0.15 + torch.from_numpy(np.stack(weights)).float()[:, None] / 255
         with torch.no_grad():
             source = seen(target)[0].roll(-1, 0)
@@ -313,11 +320,11 @@ def train_swapper(run: Run) -> None:
 
     places = nn.ModuleList([model.finer_place, model.finest_place])
     places.requires_grad_(False)
-    fit(run, "face_swapper", model, partial(loss, stage="face_swapper", alike=0.2, deep=0.0), average=0.998)
+    train_model(run, "face_swapper", model, partial(loss, stage="face_swapper", alike=0.2, deep=0.0), average=0.998)
     # Then it learns where things are to the pixel, and what the recogniser sees on its way counts too: of eyes,
     # freckles and glasses, pixels alone make a blur.
     places.requires_grad_(True)
-    fit(run, "face_details", model, partial(loss, stage="face_details", alike=1.0, deep=0.5), average=0.995)
+    train_model(run, "face_details", model, partial(loss, stage="face_details", alike=1.0, deep=0.5), average=0.995)
     face = torch.zeros(1, 3, SWAP_CROP, SWAP_CROP)
     path = run.out / "faces" / SWAPPER
     _export(model, (face, torch.ones(1, EMBEDDING)), path, ["target", "source"], ["output"], {})
@@ -328,11 +335,11 @@ def train_swapper(run: Run) -> None:
     _record(run)
 
 
-def _record(run: Run) -> None:
+def _record(run: TrainingRun) -> None:
     """Measure the face models together, once all are there."""
     folder = run.out / "faces"
-    if all((folder / file).exists() for file in (SWAPPER, f"{PACK}/{DETECTOR}", f"{PACK}/{RECOGNISER}")):
-        run.record("faces", face_figures.summary(FaceSwapper(folder), face_figures.held_out(90)))
+    if all((folder / file).exists() for file in (SWAPPER, f"{PACK_NAME}/{DETECTOR}", f"{PACK_NAME}/{RECOGNISER}")):
+        run.record("faces", face_figures.swap_summary(FaceSwapper(folder), face_figures.held_out_faces(90)))
 
 
 def _export(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resources.engines import EditRequest, Noise
+from resources.engines import EditNoise, EditRequest
 from resources.errors import FlexyError
 
 from .pictures import half_mask, picture
@@ -21,7 +21,7 @@ Loaded = Callable[..., Any]
 INPAINTERS = ["flux_kontext", "qwen_image_edit", "qwen_image_edit_plus"]
 EDITORS = [*INPAINTERS, "instruct_pix2pix"]
 
-REQUEST = EditRequest(picture(0), "make it night", None, 2, 3.0, Noise(1))
+REQUEST = EditRequest(picture(0), "make it night", None, 2, 3.0, EditNoise(1))
 
 
 def apart(one: Image.Image, other: Image.Image) -> int:
@@ -32,7 +32,7 @@ def apart(one: Image.Image, other: Image.Image) -> int:
 @pytest.mark.parametrize("name", EDITORS)
 def test_an_edit_depends_on_its_own_request_alone(name: str, loaded: Loaded) -> None:
     editor = loaded(name)
-    requests = [replace(REQUEST, noise=Noise(seed)) for seed in (1, 2, 3)]
+    requests = [replace(REQUEST, noise=EditNoise(seed)) for seed in (1, 2, 3)]
     together = editor.edit(requests)
     alone = [editor.edit([request])[0] for request in requests]
     assert [(edit.size, edit.mode) for edit in together] == [((96, 128), "RGB")] * 3
@@ -45,7 +45,7 @@ def test_an_edit_depends_on_its_own_request_alone(name: str, loaded: Loaded) -> 
 @pytest.mark.parametrize("name", ["flux_kontext", "qwen_image_edit"])
 def test_an_inpainting_changes_what_the_mask_lets_it(name: str, loaded: Loaded) -> None:
     editor = loaded(name)
-    requests = [replace(REQUEST, mask=half_mask(), steps=1, noise=Noise(seed)) for seed in (1, 2)]
+    requests = [replace(REQUEST, mask=half_mask(), steps=1, noise=EditNoise(seed)) for seed in (1, 2)]
     edits = editor.edit(requests)
     for edit in edits:
         source = np.asarray(REQUEST.image, int)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from resources.engines import ImageRequest
 from resources.engines.hidream import HiDreamEngine
-from resources.engines.pipeline import place, placement
+from resources.engines.pipeline import choose_placement, place_pipeline
 from resources.engines.sd3 import Sd3Engine
 from resources.engines.sdxl import SdxlEngine
 from resources.errors import FlexyError
@@ -123,7 +123,7 @@ def test_half_precision_makes_nearly_the_same_image(name: str, loaded: Loaded) -
     ],
 )
 def test_placement_leaves_room_to_work_in(needed: int, largest: int, free: int, where: str) -> None:
-    assert placement(needed * GB, largest * GB, free * GB) == where
+    assert choose_placement(needed * GB, largest * GB, free * GB) == where
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_pipeline_is_placed_by_the_size_of_its_networks(free: int, calls: list
             enable_slicing=lambda: called.append("slicing"), enable_tiling=lambda: called.append("tiling")
         ),
     )
-    place(pipeline, free)
+    place_pipeline(pipeline, free)
     assert called == calls
 
 

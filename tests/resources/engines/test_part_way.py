@@ -16,9 +16,9 @@ import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from resources.engines import EditRequest, Noise, Partial
+from resources.engines import EditNoise, EditRequest, PartialEdit
 from resources.engines.flux import KontextEditor
-from resources.engines.partial_denoising import stretch
+from resources.engines.partial_denoising import partial_scheduler
 from resources.errors import FlexyError
 
 from .pictures import half_mask, picture
@@ -28,8 +28,8 @@ Loaded = Callable[..., Any]
 EDITORS = ["flux_kontext", "qwen_image_edit", "qwen_image_edit_plus", "instruct_pix2pix"]
 INPAINTERS = ["flux_kontext", "qwen_image_edit"]
 
-REQUEST = EditRequest(picture(0), "make it night", None, 4, 3.0, Noise(1))
-OTHER = replace(REQUEST, noise=Noise(2))
+REQUEST = EditRequest(picture(0), "make it night", None, 4, 3.0, EditNoise(1))
+OTHER = replace(REQUEST, noise=EditNoise(2))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +57,7 @@ def alike(one: Image.Image, other: Image.Image) -> bool:
     return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max()) <= 2
 
 
-def kept(partial: Partial, folder: Path) -> Partial:
+def kept(partial: PartialEdit, folder: Path) -> PartialEdit:
     """The same, from disk."""
     np.save(folder / "latents.npy", partial.latents, allow_pickle=False)
     return replace(partial, latents=np.load(folder / "latents.npy", allow_pickle=False))
@@ -126,7 +126,7 @@ def test_a_preview_is_the_clean_image_as_predicted_there(scheduler: Any, predict
             latents = part.step(velocity if prediction == "v" else known, t, latents, return_dict=False)[0]
         return latents
 
-    part = stretch(scheduler)
+    part = partial_scheduler(scheduler)
     for start in (0, 4):
         assert torch.allclose(run(start, 7, None), clean, atol=1e-4)
         stopped = part.reached
@@ -141,7 +141,7 @@ def drawn(seed: int) -> np.ndarray:
 
 
 def moved(*moves: tuple[float, int]) -> np.ndarray:
-    return Noise(1, moves).move(drawn(1), drawn)
+    return EditNoise(1, moves).move(drawn(1), drawn)
 
 
 def test_moved_noise_keeps_its_norm_and_so_much_of_its_direction() -> None:
@@ -155,11 +155,11 @@ def test_moved_noise_keeps_its_norm_and_so_much_of_its_direction() -> None:
     assert np.allclose(moved((0.5, 1)), drawn(1)), "its own direction leads nowhere"
     one, other = moved((0.5, 2)), moved((0.5, 3))
     assert float(np.vdot(one, other)) / norm**2 == pytest.approx(0.25, abs=0.05)
-    assert np.allclose(moved((0.5, 2), (0.5, 3)), Noise(1, ((0.5, 3),)).move(one, drawn), atol=1e-5)
+    assert np.allclose(moved((0.5, 2), (0.5, 3)), EditNoise(1, ((0.5, 3),)).move(one, drawn), atol=1e-5)
 
 
 def test_its_weights_say_what_a_moved_noise_is_made_of() -> None:
-    noise = Noise(1, ((0.8, 2), (0.6, 3)))
+    noise = EditNoise(1, ((0.8, 2), (0.6, 3)))
     assert noise.weights == pytest.approx({1: 0.48, 2: 0.36, 3: 0.8})
     mixture = sum(weight * drawn(seed) for seed, weight in noise.weights.items())
     ours = noise.move(drawn(1), drawn)
@@ -168,7 +168,7 @@ def test_its_weights_say_what_a_moved_noise_is_made_of() -> None:
 
 @pytest.mark.parametrize("name", EDITORS)
 def test_the_nearer_the_noise_the_more_alike_the_edits(name: str, loaded: Loaded) -> None:
-    near = [Noise(1), *(Noise(1, ((t, 5),)) for t in (1.0, 0.99, 0.9, 0.5))]
+    near = [EditNoise(1), *(EditNoise(1, ((t, 5),)) for t in (1.0, 0.99, 0.9, 0.5))]
     edit, same, *moved = loaded(name).edit([replace(REQUEST, noise=noise) for noise in near])
     assert same == edit
     distances = [unlike(edit, image) for image in moved]
@@ -195,7 +195,8 @@ def test_an_edit_does_not_depend_on_those_it_is_run_with(name: str, loaded: Load
     editor = loaded(name)
     child = replace(REQUEST, parent=picture(3), strength=0.5)
     together = editor.denoise(
-        editor.denoise([child, replace(child, noise=Noise(1, ((0.5, 5),))), replace(child, parent=picture(4))], 3), 4
+        editor.denoise([child, replace(child, noise=EditNoise(1, ((0.5, 5),))), replace(child, parent=picture(4))], 3),
+        4,
     )
     for partial in together:
         # The latents: so small a decoder makes several levels of what is rounding there.
@@ -214,7 +215,7 @@ def test_an_inpainting_is_stopped_moved_and_re_noised_alike(name: str, loaded: L
     assert np.array_equal(whole.latents, continued.latents)
     assert whole.image == continued.image
     assert editor.steps_run - before == 8
-    near, far, child = editor.edit([replace(asked, noise=Noise(1, ((t, 5),))) for t in (0.99, 0.5)]) + editor.edit(
+    near, far, child = editor.edit([replace(asked, noise=EditNoise(1, ((t, 5),))) for t in (0.99, 0.5)]) + editor.edit(
         [replace(asked, parent=whole.image, strength=0.5)]
     )
     assert editor.steps_run - before == 8 + 4 + 4 + 2
@@ -228,7 +229,7 @@ def test_an_inpainting_is_stopped_moved_and_re_noised_alike(name: str, loaded: L
 @pytest.mark.parametrize("t", [-0.1, 1.1, float("nan")])
 def test_noise_is_not_moved_out_of_its_sphere(t: float) -> None:
     with pytest.raises(ValueError, match="a move's t is"):
-        Noise(1, ((t, 2),))
+        EditNoise(1, ((t, 2),))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_a_request_that_cannot_be_is_refused_at_once(changes: dict[str, Any], re
 
 def test_steps_that_cannot_be_run_are_refused(loaded: Loaded) -> None:
     editor = loaded("flux_kontext")
-    begun = Partial(REQUEST, 2, np.zeros((234, 16), np.float32), picture(0))
+    begun = PartialEdit(REQUEST, 2, np.zeros((234, 16), np.float32), picture(0))
     before = editor.steps_run
     child = replace(REQUEST, parent=picture(3), strength=0.5)
     for edits, until, reason in (

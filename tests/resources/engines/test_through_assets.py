@@ -10,13 +10,11 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
 from flexy_assets.sweep import assets
-from resources.database import Database
-from resources.images import ImageStore
 from resources.models import registry
 from resources.models.registry import METRICS
-from resources.models.slot import ModelSlot
 from resources.parquet import ParquetTables
 from resources.settings import Settings
 from tests.support import references
@@ -55,21 +53,18 @@ def settings(
 
 
 def test_every_engine_of_the_published_set_is_tried_here() -> None:
-    assert TINY.keys() == set(registry.models("engine", Settings.read({"FLEXY_MODELS": "full"})))
+    assert TINY.keys() == set(registry.model_names("engine", Settings.read({"FLEXY_MODELS": "full"})))
 
 
 @pytest.mark.parametrize("engine", TINY)
 def test_a_published_engine_makes_images_that_are_scored(engine: str, settings: Settings) -> None:
     resources: dict[str, Any] = {
-        "settings": settings,
-        "database": Database(settings.database_url),
-        "images": ImageStore(settings.images),
-        "slot": ModelSlot(),
+        "work": Work.from_settings(settings),
         "io_manager": ParquetTables(settings.tables),
     }
     config = {"engine": engine, "images": 3, "steps": "2", "prompts": ["a red circle", "a blue square"]}
     config |= {"width": 64, "height": 64}
-    batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORES]
+    batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORE_ASSETS]
     with dg.DagsterInstance.ephemeral() as instance:
         planned = dg.materialize(
             [assets.sweep_plan],
@@ -87,13 +82,13 @@ def test_a_published_engine_makes_images_that_are_scored(engine: str, settings: 
             partition_key=batch,
         )
         assert done.success
-    with resources["database"].begin(reading=True) as connection:
-        rows = queries.scores(connection, Settings.read())
+    with resources["work"].database.begin(reading=True) as connection:
+        rows = queries.scores_table(connection, Settings.read())
     assert rows["engine"].to_list() == [engine] * 3
     assert rows.select(*METRICS).null_count().sum_horizontal().item() == 0
     # What the engine ignores is recorded as such.
     ignores = registry.MODELS[engine].ignores
     assert (rows["guidance"].null_count() == 3) is ("guidance" in ignores)
-    pictures = [resources["images"].read(path) for path in rows["image_path"]]
+    pictures = [resources["work"].store.read(path) for path in rows["image_path"]]
     assert all(picture.size == (64, 64) for picture in pictures)
     assert np.abs(np.asarray(pictures[0], int) - np.asarray(pictures[1], int)).max() > 0

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from resources.faces.insight import FaceSwapper
-from resources.mini.faces import Task, task
+from resources.mini.faces import FaceTask, face_task
 from resources.models import registry
 from resources.settings import Settings
 
 
 @pytest.fixture(scope="session")
 def swapper() -> FaceSwapper:
-    model = registry.face_swapper(Settings.read({})).load()
+    model = registry.find_face_swapper(Settings.read({})).load()
     assert isinstance(model, FaceSwapper)
     return model
 
 
 @pytest.fixture
-def given() -> dict[str, Task]:
+def given() -> dict[str, FaceTask]:
     """A task of each kind."""
     rng = np.random.default_rng(11)
-    return {kind: task(kind, rng) for kind in ("one", "several", "edge", "none")}
+    return {kind: face_task(kind, rng) for kind in ("one", "several", "edge", "none")}

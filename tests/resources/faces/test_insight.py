@@ -16,33 +16,42 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from resources.errors import FlexyError
-from resources.faces import Face, identity, largest, middle, nearest
+from resources.faces import Face, identity_similarity, largest_face, mask_centre, nearest_face
 from resources.faces.insight import FaceFinder, FaceSwapper
 from resources.faces.restore import FaceRestorer
-from resources.mini.face_figures import overlap
-from resources.mini.faces import Figure, Pose, Scene, Task, draw, mask, person, portrait
+from resources.mini.face_figures import box_iou
+from resources.mini.faces import (
+    FaceFigure,
+    FaceScene,
+    FaceTask,
+    Pose,
+    draw_faces,
+    face_mask,
+    make_person,
+    make_portrait,
+)
 from resources.models.weights import MINI_WEIGHTS
 
 FACES = MINI_WEIGHTS / "faces"
 PACK = FACES / "buffalo_l"
 
 
-def picture(scene: Scene) -> Image.Image:
-    return Image.fromarray(draw(scene))
+def picture(scene: FaceScene) -> Image.Image:
+    return Image.fromarray(draw_faces(scene))
 
 
-def meant(swapper: FaceSwapper, task: Task) -> Face:
+def meant(swapper: FaceSwapper, task: FaceTask) -> Face:
     """The face in the task's mask."""
     assert task.figure is not None
-    point = middle(mask(task.figure))
+    point = mask_centre(face_mask(task.figure))
     assert point is not None
-    face = nearest(swapper.faces(picture(task.scene)), point)
+    face = nearest_face(swapper.faces(picture(task.scene)), point)
     assert face is not None
     return face
 
 
-def character(swapper: FaceSwapper, task: Task) -> Face:
-    face = largest(swapper.faces(picture(portrait(task.character))))
+def character(swapper: FaceSwapper, task: FaceTask) -> Face:
+    face = largest_face(swapper.faces(picture(make_portrait(task.character))))
     assert face is not None
     return face
 
@@ -55,7 +64,7 @@ def changed(before: Image.Image, after: Image.Image) -> NDArray[np.bool_]:
 
 
 def test_insightfaces_own_analysis_finds_the_same_in_the_same_files(
-    swapper: FaceSwapper, given: dict[str, Task]
+    swapper: FaceSwapper, given: dict[str, FaceTask]
 ) -> None:
     from insightface.app import FaceAnalysis
 
@@ -76,7 +85,7 @@ def test_insightfaces_own_analysis_finds_the_same_in_the_same_files(
         assert np.linalg.norm(one.embedding) == pytest.approx(1, abs=1e-5)
 
 
-def test_where_there_are_no_faces_none_are_found(swapper: FaceSwapper, given: dict[str, Task]) -> None:
+def test_where_there_are_no_faces_none_are_found(swapper: FaceSwapper, given: dict[str, FaceTask]) -> None:
     assert swapper.faces(picture(given["none"].scene)) == []
     for size in ((1, 1), (1, 4000), (4000, 3), (300, 7)):
         assert swapper.faces(Image.new("RGB", size, "white")) == []
@@ -84,18 +93,18 @@ def test_where_there_are_no_faces_none_are_found(swapper: FaceSwapper, given: di
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "L"])
 def test_a_picture_of_any_mode_and_size_is_searched(swapper: FaceSwapper, mode: str) -> None:
-    seen = picture(portrait(person(3)))
+    seen = picture(make_portrait(make_person(3)))
     (face,) = swapper.faces(seen.convert(mode).resize((600, 600)))
     (plain,) = swapper.faces(seen)
-    assert overlap(face.box / 600, plain.box / 256) > 0.7
+    assert box_iou(face.box / 600, plain.box / 256) > 0.7
 
 
-def test_a_face_at_the_edge_says_so(swapper: FaceSwapper, given: dict[str, Task]) -> None:
+def test_a_face_at_the_edge_says_so(swapper: FaceSwapper, given: dict[str, FaceTask]) -> None:
     assert meant(swapper, given["edge"]).at_edge
-    (whole,) = swapper.faces(picture(portrait(person(3))))
+    (whole,) = swapper.faces(picture(make_portrait(make_person(3))))
     assert not whole.at_edge
     for x, y in ((15, 128), (241, 128), (128, 30), (128, 232)):
-        (cut,) = swapper.faces(picture(Scene((Figure(person(3), Pose(x, y, 0.9)),))))
+        (cut,) = swapper.faces(picture(FaceScene((FaceFigure(make_person(3), Pose(x, y, 0.9)),))))
         assert cut.at_edge
 
 
@@ -103,14 +112,14 @@ def test_a_face_at_the_edge_says_so(swapper: FaceSwapper, given: dict[str, Task]
 
 
 def test_the_face_in_the_mask_is_swapped_and_its_neighbours_are_not(
-    swapper: FaceSwapper, given: dict[str, Task]
+    swapper: FaceSwapper, given: dict[str, FaceTask]
 ) -> None:
     task = given["several"]
     before, target, source = picture(task.scene), meant(swapper, task), character(swapper, task)
     after = swapper.swap(before, target, source)
-    found = nearest(swapper.faces(after), target.centre)
+    found = nearest_face(swapper.faces(after), target.centre)
     assert found is not None
-    assert identity(source, found) > identity(source, target) + 0.2
+    assert identity_similarity(source, found) > identity_similarity(source, target) + 0.2
     others = [face for face in swapper.faces(before) if face.centre != target.centre]
     assert others
     for other in others:
@@ -119,7 +128,7 @@ def test_the_face_in_the_mask_is_swapped_and_its_neighbours_are_not(
 
 
 def test_away_from_the_face_not_a_pixel_changes_and_the_original_is_left_alone(
-    swapper: FaceSwapper, given: dict[str, Task]
+    swapper: FaceSwapper, given: dict[str, FaceTask]
 ) -> None:
     task = given["one"]
     before, target = picture(task.scene), meant(swapper, task)
@@ -135,17 +144,17 @@ def test_away_from_the_face_not_a_pixel_changes_and_the_original_is_left_alone(
     assert rows.min() >= top - reach and rows.max() <= bottom + reach
 
 
-def test_a_face_at_the_edge_is_swapped_as_far_as_it_is_seen(swapper: FaceSwapper, given: dict[str, Task]) -> None:
+def test_a_face_at_the_edge_is_swapped_as_far_as_it_is_seen(swapper: FaceSwapper, given: dict[str, FaceTask]) -> None:
     task = given["edge"]
     before, target, source = picture(task.scene), meant(swapper, task), character(swapper, task)
     after = swapper.swap(before, target, source)
     assert after.size == before.size
     assert changed(before, after).any()
-    found = nearest(swapper.faces(after), target.centre)
-    assert found is not None and identity(source, found) > identity(source, target)
+    found = nearest_face(swapper.faces(after), target.centre)
+    assert found is not None and identity_similarity(source, found) > identity_similarity(source, target)
 
 
-def test_the_crop_is_painted_as_insightface_paints_it(swapper: FaceSwapper, given: dict[str, Task]) -> None:
+def test_the_crop_is_painted_as_insightface_paints_it(swapper: FaceSwapper, given: dict[str, FaceTask]) -> None:
     from insightface.app.common import Face as Theirs
 
     task = given["one"]
@@ -159,7 +168,7 @@ def test_the_crop_is_painted_as_insightface_paints_it(swapper: FaceSwapper, give
     assert abs(again.astype(int) - crop[40:100, 34:94]).mean() <= 6
 
 
-def test_the_same_swap_gives_the_same_picture(swapper: FaceSwapper, given: dict[str, Task]) -> None:
+def test_the_same_swap_gives_the_same_picture(swapper: FaceSwapper, given: dict[str, FaceTask]) -> None:
     task = given["one"]
     arguments = picture(task.scene), meant(swapper, task), character(swapper, task)
     assert not changed(swapper.swap(*arguments), swapper.swap(*arguments)).any()
@@ -188,7 +197,7 @@ def restorer(folder: Path, side: int = 512, weighed: bool = False) -> Path:
 
 @pytest.mark.parametrize(("weighed", "darker"), [(False, 0.5 * 127.5), (True, 0.7 * 127.5)])
 def test_a_restorer_goes_over_the_face_and_nothing_else(
-    tmp_path: Path, swapper: FaceSwapper, given: dict[str, Task], weighed: bool, darker: float
+    tmp_path: Path, swapper: FaceSwapper, given: dict[str, FaceTask], weighed: bool, darker: float
 ) -> None:
     model = FaceRestorer(restorer(tmp_path / "restorer", weighed=weighed))
     face = meant(swapper, given["one"])
@@ -199,7 +208,7 @@ def test_a_restorer_goes_over_the_face_and_nothing_else(
     assert after.getpixel((0, 0)) == after.getpixel((255, 255)) == (200, 190, 180)
 
 
-def test_the_swapper_takes_a_restorer_and_leaves_it_out_where_told(tmp_path: Path, given: dict[str, Task]) -> None:
+def test_the_swapper_takes_a_restorer_and_leaves_it_out_where_told(tmp_path: Path, given: dict[str, FaceTask]) -> None:
     both = FaceSwapper(FACES, restorer=restorer(tmp_path / "restorer"))
     task = given["one"]
     arguments = picture(task.scene), meant(both, task), character(both, task)
@@ -263,7 +272,7 @@ def test_nothing_is_fetched_where_a_file_is_missing(own: Path, monkeypatch: pyte
     assert not (own / ".insightface").exists()
 
 
-def test_loading_and_swapping_say_nothing(given: dict[str, Task], capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_and_swapping_say_nothing(given: dict[str, FaceTask], capfd: pytest.CaptureFixture[str]) -> None:
     loud = FaceSwapper(FACES)
     task = given["one"]
     loud.swap(picture(task.scene), meant(loud, task), character(loud, task))

@@ -31,38 +31,38 @@ def settings(own: Path, *names: str) -> Settings:
 
 def test_without_files_of_ones_own_there_are_no_face_models_and_one_line_says_what_to_do(own: Path) -> None:
     with pytest.raises(FlexyError) as caught:
-        registry.face_swapper(settings(own)).load()
+        registry.find_face_swapper(settings(own)).load()
     message = str(caught.value)
     assert message.startswith("no weights for inswapper_128: they are not handed out, so they are never fetched: ")
     assert "inswapper_128.onnx" in message and "FLEXY_MODEL_REGISTRY" in message and "\n" not in message
     with pytest.raises(FlexyError, match="no weights for buffalo_l: they are not handed out"):
-        registry.face_swapper(settings(own, "inswapper_128")).load()
+        registry.find_face_swapper(settings(own, "inswapper_128")).load()
     (own / "buffalo_l" / "det_10g.onnx").unlink()
     with pytest.raises(
         FlexyError, match=f"no weights for buffalo_l: {own}/buffalo_l has no det_10g.onnx: put it there"
     ):
-        registry.face_finder(settings(own, "buffalo_l")).load()
+        registry.find_face_finder(settings(own, "buffalo_l")).load()
 
 
 def test_files_of_ones_own_are_used_from_where_they_lie(own: Path) -> None:
     (own / "buffalo_l" / "config.json").unlink()
-    finder = registry.face_finder(settings(own, "buffalo_l")).load()
+    finder = registry.find_face_finder(settings(own, "buffalo_l")).load()
     assert isinstance(finder, FaceFinder)
     assert finder.det_size == 640
-    swapper = registry.face_swapper(settings(own, "inswapper_128", "buffalo_l")).load()
+    swapper = registry.find_face_swapper(settings(own, "inswapper_128", "buffalo_l")).load()
     assert isinstance(swapper, FaceSwapper)
     assert swapper.restorer is None
 
 
 def test_a_restorer_that_the_user_names_is_taken_along(own: Path) -> None:
-    model = registry.face_swapper(settings(own, "inswapper_128", "buffalo_l", "face_restorer"))
+    model = registry.find_face_swapper(settings(own, "inswapper_128", "buffalo_l", "face_restorer"))
     assert model.needs.keys() == {"pack", "restorer"}
     assert model.fingerprint.count("@") == 3
 
 
 def test_the_fingerprint_is_of_the_files_that_are_read_and_of_no_others(own: Path) -> None:
     def mark() -> str:
-        return registry.face_swapper(settings(own, "inswapper_128", "buffalo_l")).fingerprint
+        return registry.find_face_swapper(settings(own, "inswapper_128", "buffalo_l")).fingerprint
 
     before = mark()
     swapper, pack = before.split("+")
@@ -75,5 +75,5 @@ def test_the_fingerprint_is_of_the_files_that_are_read_and_of_no_others(own: Pat
 
 
 def test_mini_models_have_a_name_and_a_hash_of_their_own() -> None:
-    mini = registry.face_swapper(Settings.read({}))
+    mini = registry.find_face_swapper(Settings.read({}))
     assert mini.fingerprint.startswith("mini_inswapper_128@") and not mini.needs

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resources.judges import Judge, Question
-from resources.judges.client import Client, Limits
+from resources.judges import Judge, JudgeQuestion
+from resources.judges.client import JudgeClient, JudgeLimits
 from resources.judges.gemini import Gemini
 from resources.judges.moondream import Moondream
 from tests.support.servers import Service, running
@@ -27,10 +27,10 @@ class World:
     service: Service
     home: Path
 
-    def client(self, path: str = "", **limits: Any) -> Client:
+    def client(self, path: str = "", **limits: Any) -> JudgeClient:
         header = "X-Moondream-Auth" if path else "x-goog-api-key"
         url, turns = self.service.url + path, self.home / "turns"
-        return Client(url, header, KEY, "check the key", turns, Limits(**{"backoff": 0.01} | limits))
+        return JudgeClient(url, header, KEY, "check the key", turns, JudgeLimits(**{"backoff": 0.01} | limits))
 
     def judge(self, kind: str = "gemini", **limits: Any) -> Judge:
         backend = Gemini(self.client(**limits)) if kind == "gemini" else Moondream(self.client("/v1", **limits))
@@ -44,9 +44,9 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def question() -> Question:
+def question() -> JudgeQuestion:
     pictures = ("the original", "the edited picture")
-    return Question("twins", 1, "How alike, how sharp?", pictures, {"likeness": (0, 10), "sharpness": (0, 10)})
+    return JudgeQuestion("twins", 1, "How alike, how sharp?", pictures, {"likeness": (0, 10), "sharpness": (0, 10)})
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image
 
 from resources import judges
 from resources.errors import BadInputError, FlexyError
-from resources.judges import Answer, Cost, Judge, Question, Verdict
+from resources.judges import Judge, JudgeAnswer, JudgeCost, Judgement, JudgeQuestion
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from tests.support.servers import GOOD, Reply
@@ -30,10 +30,10 @@ Pair = list[Image.Image]
 ASKING = """
 import json, sys
 from PIL import Image
-from resources.judges import Question, judge
+from resources.judges import JudgeQuestion, make_judge
 from resources.settings import Settings
-asked = Question("twins", 1, "How alike?", ("one", "two"), {"likeness": (0, 10)})
-verdict = judge(Settings.read()).ask(asked, [Image.new("RGB", (8, 8), name) for name in ("red", "blue")])
+asked = JudgeQuestion("twins", 1, "How alike?", ("one", "two"), {"likeness": (0, 10)})
+verdict = make_judge(Settings.read()).ask(asked, [Image.new("RGB", (8, 8), name) for name in ("red", "blue")])
 print(json.dumps([verdict.values, verdict.reason, verdict.cost.requests]))
 """
 
@@ -58,18 +58,18 @@ def printed(process: subprocess.Popen[str]) -> Any:
     return json.loads(output)
 
 
-def test_readings_are_averaged_and_their_spread_is_kept(world: World, question: Question, pair: Pair) -> None:
+def test_readings_are_averaged_and_their_spread_is_kept(world: World, question: JudgeQuestion, pair: Pair) -> None:
     world.service.script = [says(8), says(6), says(7), says(9, sharpness=1)]
     verdict = world.judge().ask(question, pair)
     assert verdict.values == {"likeness": 7.5, "sharpness": 4.0}
     assert verdict.spread == pytest.approx({"likeness": 1.25**0.5, "sharpness": 3**0.5})
     assert verdict.reason is None
     assert len(verdict.raw) == 4
-    assert verdict.cost == Cost(requests=4, tokens_in=4000, tokens_out=400)
+    assert verdict.cost == JudgeCost(requests=4, tokens_in=4000, tokens_out=400)
 
 
 def test_a_reading_that_fails_leaves_no_values_and_the_next_run_asks_for_it_alone(
-    world: World, question: Question, pair: Pair
+    world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
     world.service.script = [says(8), says(6), Reply("I would rather not.")]
     verdict = world.judge().ask(question, pair)
@@ -83,17 +83,17 @@ def test_a_reading_that_fails_leaves_no_values_and_the_next_run_asks_for_it_alon
     assert len(world.service.requests) == 5
 
 
-def test_what_was_answered_is_not_asked_again(world: World, question: Question, pair: Pair) -> None:
+def test_what_was_answered_is_not_asked_again(world: World, question: JudgeQuestion, pair: Pair) -> None:
     first = world.judge().ask(question, pair)
     again = world.judge().ask(question, [picture.copy() for picture in pair])
     assert len(world.service.requests) == 4
     assert (again.values, again.spread, again.raw) == (first.values, first.spread, first.raw)
-    assert again.cost == Cost(), "what is kept costs nothing"
+    assert again.cost == JudgeCost(), "what is kept costs nothing"
     assert len(list((world.home / "judgements").rglob("*.json"))) == 4
 
 
 def test_another_picture_order_question_version_model_or_reading_is_asked(
-    world: World, question: Question, pair: Pair, picture: Callable[[int], Image.Image]
+    world: World, question: JudgeQuestion, pair: Pair, picture: Callable[[int], Image.Image]
 ) -> None:
     parts = vars(question)
     world.judge().ask(question, pair, readings=1)
@@ -101,11 +101,11 @@ def test_another_picture_order_question_version_model_or_reading_is_asked(
         (question, pair[::-1]),
         (question, [pair[0], picture(2)]),
         (question, [pair[0], pair[1].resize((24, 32))]),
-        (Question(**parts | {"version": 2}), pair),
-        (Question(**parts | {"name": "others"}), pair),
-        (Question(**parts | {"text": "How alike? How sharp?"}), pair),
-        (Question(**parts | {"pictures": ("the one", "the other")}), pair),
-        (Question(**parts | {"scales": {"likeness": (0, 10), "sharpness": (0, 5)}}), pair),
+        (JudgeQuestion(**parts | {"version": 2}), pair),
+        (JudgeQuestion(**parts | {"name": "others"}), pair),
+        (JudgeQuestion(**parts | {"text": "How alike? How sharp?"}), pair),
+        (JudgeQuestion(**parts | {"pictures": ("the one", "the other")}), pair),
+        (JudgeQuestion(**parts | {"scales": {"likeness": (0, 10), "sharpness": (0, 5)}}), pair),
     ):
         before = len(world.service.requests)
         assert world.judge().ask(asked, pictures, readings=1).values
@@ -118,7 +118,7 @@ def test_another_picture_order_question_version_model_or_reading_is_asked(
     "content", ["", "{", "[]", "null", '{"answer": 7}', '{"answer": "no"}', json.dumps({"answer": '{"likeness": 99}'})]
 )
 def test_a_kept_answer_that_cannot_be_used_is_asked_for_anew(
-    world: World, question: Question, pair: Pair, content: str
+    world: World, question: JudgeQuestion, pair: Pair, content: str
 ) -> None:
     assert world.judge().ask(question, pair, readings=1).values
     (kept,) = (world.home / "judgements").rglob("*.json")
@@ -148,13 +148,13 @@ def test_two_processes_that_want_the_same_ask_once(world: World) -> None:
 
 
 def test_a_judge_that_fails_three_times_in_ten_invents_nothing_and_is_healed_by_the_next_run(
-    world: World, question: Question, picture: Callable[[int], Image.Image]
+    world: World, question: JudgeQuestion, picture: Callable[[int], Image.Image]
 ) -> None:
     bad = [Reply("nonsense"), Reply(status=403), Reply.json({"candidates": []})]
     world.service.script = [reply for i in range(10) for reply in (says(i), says(i), bad[i % 3])][:20] + [says(1)] * 10
     pictures = [[picture(i)] * 2 for i in range(30)]
 
-    def run() -> list[Verdict]:
+    def run() -> list[Judgement]:
         judging = world.judge()
         return [judging.ask(question, pair, readings=1) for pair in pictures]
 
@@ -170,7 +170,7 @@ def test_a_judge_that_fails_three_times_in_ten_invents_nothing_and_is_healed_by_
 
 
 def test_a_question_about_other_pictures_than_are_shown_is_refused(
-    world: World, question: Question, pair: Pair
+    world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
     with pytest.raises(BadInputError, match="question twins is about 2 pictures and there are 1: show the original, "):
         world.judge().ask(question, pair[:1])
@@ -179,7 +179,7 @@ def test_a_question_about_other_pictures_than_are_shown_is_refused(
     assert world.service.requests == []
 
 
-def test_a_folder_that_cannot_be_written_is_named(world: World, question: Question, pair: Pair) -> None:
+def test_a_folder_that_cannot_be_written_is_named(world: World, question: JudgeQuestion, pair: Pair) -> None:
     (world.home / "judgements").write_text("not a folder")
     with pytest.raises(FlexyError, match="cannot keep answers in"):
         world.judge().ask(question, pair)
@@ -191,8 +191,8 @@ class Coin:
 
     mark = "coin"
 
-    def answer(self, question: Question, pictures: Sequence[Image.Image]) -> Answer:
-        return Answer(GOOD)
+    def answer(self, question: JudgeQuestion, pictures: Sequence[Image.Image]) -> JudgeAnswer:
+        return JudgeAnswer(GOOD)
 
 
 def coin(settings: Settings, slot: ModelSlot) -> Coin:
@@ -201,10 +201,12 @@ def coin(settings: Settings, slot: ModelSlot) -> Coin:
 
 
 def test_another_judge_is_one_file_and_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: Question, pair: Pair
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: JudgeQuestion, pair: Pair
 ) -> None:
     monkeypatch.setitem(judges.JUDGES, "coin", f"{__name__}:coin")
-    judging = judges.judge(Settings.read({"FLEXY_HOME": str(tmp_path), "FLEXY_JUDGE": "coin", "COIN_API_KEY": "heads"}))
+    judging = judges.make_judge(
+        Settings.read({"FLEXY_HOME": str(tmp_path), "FLEXY_JUDGE": "coin", "COIN_API_KEY": "heads"})
+    )
     assert isinstance(judging, Judge)
     verdict = judging.ask(question, pair)
     assert (verdict.judge, verdict.values) == ("coin", {"likeness": 7.5, "sharpness": 4.0})
@@ -212,10 +214,10 @@ def test_another_judge_is_one_file_and_one_line(
 
 def test_naming_a_judge_imports_no_model_library() -> None:
     program = (
-        "import sys; from resources.judges import judge; from resources.settings import Settings;"
+        "import sys; from resources.judges import make_judge; from resources.settings import Settings;"
         "import resources.judges.questions;"
         "settings = {'FLEXY_JUDGE': 'gemini', 'GEMINI_API_KEY': 'k', 'FLEXY_HOME': '/nowhere'};"
-        "judge(Settings.read(settings)); judge(Settings.read(settings | {'FLEXY_JUDGE': 'local'}));"
+        "make_judge(Settings.read(settings)); make_judge(Settings.read(settings | {'FLEXY_JUDGE': 'local'}));"
         "print(*{'torch', 'diffusers', 'transformers', 'PIL'} & sys.modules.keys())"
     )
     done = subprocess.run(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resources.judges import Judge, Question, judge, local_vlm
+from resources.judges import Judge, JudgeQuestion, local_vlm, make_judge
 from resources.judges.local_vlm import VisionLanguageModel
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
@@ -21,7 +21,7 @@ TEMPLATE = (
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ASKED = Question("same", 1, "Same?", ("one", "two"), {"m": (0, 10)})
+ASKED = JudgeQuestion("same", 1, "Same?", ("one", "two"), {"m": (0, 10)})
 PICTURES = [Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")]
 
 
@@ -129,7 +129,7 @@ def judging(home: Path, folder: Path) -> Judge:
     registry = home / "models.toml"
     registry.write_text(f'[models]\nqwen25_vl_7b = "{folder}"\n')
     settings = {"FLEXY_HOME": str(home), "FLEXY_JUDGE": "local", "FLEXY_MODEL_REGISTRY": str(registry)}
-    made = judge(Settings.read(settings), ModelSlot())
+    made = make_judge(Settings.read(settings), ModelSlot())
     assert made is not None
     return made
 
@@ -162,7 +162,7 @@ def test_a_model_that_answers_is_read_kept_and_not_asked_again(tmp_path: Path, m
 
 
 def test_pictures_are_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_vlm, "NEW_TOKENS", 16)
+    monkeypatch.setattr(local_vlm, "MAX_NEW_TOKENS", 16)
     model = VisionLanguageModel(folder)
     heard = []
     for pictures in (PICTURES, PICTURES[::-1]):

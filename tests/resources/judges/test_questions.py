@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from resources.judges import Question, UnansweredError
-from resources.judges.questions import editing, inpainting, overall, quality
+from resources.judges import JudgeQuestion, UnansweredError
+from resources.judges.questions import editing_question, inpainting_question, overall_score, quality_question
 from tests.support.servers import GOOD
 
 VALUES = {"likeness": 7.5, "sharpness": 4.0}
@@ -25,7 +25,7 @@ VALUES = {"likeness": 7.5, "sharpness": 4.0}
         GOOD.replace("as it was", "a } and a { and a \\u2013 in it"),
     ],
 )
-def test_one_json_object_is_an_answer_with_or_without_words_around_it(question: Question, answer: str) -> None:
+def test_one_json_object_is_an_answer_with_or_without_words_around_it(question: JudgeQuestion, answer: str) -> None:
     assert question.values(answer) == VALUES
 
 
@@ -66,7 +66,7 @@ def test_one_json_object_is_an_answer_with_or_without_words_around_it(question: 
     ids=range(30),
 )
 def test_anything_else_is_no_answer_and_says_why_on_one_short_line(
-    question: Question, answer: str, reason: str
+    question: JudgeQuestion, answer: str, reason: str
 ) -> None:
     with pytest.raises(UnansweredError) as caught:
         question.values(answer)
@@ -76,12 +76,14 @@ def test_anything_else_is_no_answer_and_says_why_on_one_short_line(
     assert caught.value.raw == answer
 
 
-def test_the_ends_of_a_scale_are_on_it(question: Question) -> None:
+def test_the_ends_of_a_scale_are_on_it(question: JudgeQuestion) -> None:
     assert question.values('{"likeness": 0, "sharpness": 10}') == {"likeness": 0.0, "sharpness": 10.0}
 
 
-@pytest.mark.parametrize("asked", [editing("make the bear wear a hat"), quality(), inpainting()])
-def test_a_prompt_names_every_picture_and_every_number_with_its_scale(asked: Question) -> None:
+@pytest.mark.parametrize(
+    "asked", [editing_question("make the bear wear a hat"), quality_question(), inpainting_question()]
+)
+def test_a_prompt_names_every_picture_and_every_number_with_its_scale(asked: JudgeQuestion) -> None:
     for i, picture in enumerate(asked.pictures, 1):
         assert f"Picture {i}: {picture}." in asked.prompt
     for name in asked.scales:
@@ -92,12 +94,12 @@ def test_a_prompt_names_every_picture_and_every_number_with_its_scale(asked: Que
 
 
 def test_an_edit_is_asked_about_with_its_own_instruction() -> None:
-    assert "«make the {bear} wear a hat»" in editing("make the {bear} wear a hat").prompt
+    assert "«make the {bear} wear a hat»" in editing_question("make the {bear} wear a hat").prompt
 
 
 def test_an_edit_is_as_good_as_the_worse_of_its_sides() -> None:
     edit, made = {"prompt_following": 9.0, "consistency": 4.0}, {"naturalness": 8.0, "clean": 9.0}
-    assert overall(edit, made) == pytest.approx(math.sqrt(4 * 8))
-    assert overall(edit | {"prompt_following": 0.0}, made) == 0
-    assert overall(edit, made | {"clean": 0.0}) == 0
-    assert overall(dict.fromkeys(edit, 10.0), dict.fromkeys(made, 10.0)) == 10
+    assert overall_score(edit, made) == pytest.approx(math.sqrt(4 * 8))
+    assert overall_score(edit | {"prompt_following": 0.0}, made) == 0
+    assert overall_score(edit, made | {"clean": 0.0}) == 0
+    assert overall_score(dict.fromkeys(edit, 10.0), dict.fromkeys(made, 10.0)) == 10

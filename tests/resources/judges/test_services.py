@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from resources.errors import BadInputError
-from resources.judges import Cost, Judge, Question, UnansweredError, judge
-from resources.judges.moondream import side_by_side
+from resources.judges import Judge, JudgeCost, JudgeQuestion, UnansweredError, make_judge
+from resources.judges.moondream import tile_side_by_side
 from resources.settings import Settings
 from tests.support.servers import GOOD, Reply, gemini_says
 
@@ -38,11 +38,11 @@ def decoded(data: str) -> Image.Image:
 
 
 def test_gemini_is_sent_each_picture_as_it_is_with_what_it_is_and_the_form_of_the_answer(
-    world: World, question: Question, pair: Pair
+    world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
     verdict = world.judge().ask(question, pair, readings=1)
     assert verdict.values == {"likeness": 7.5, "sharpness": 4.0}
-    assert verdict.cost == Cost(requests=1, tokens_in=1000, tokens_out=100)
+    assert verdict.cost == JudgeCost(requests=1, tokens_in=1000, tokens_out=100)
     assert verdict.judge == "gemini/gemini-3.5-flash"
     (request,) = world.service.requests
     assert request.path == "/v1beta/models/gemini-3.5-flash:generateContent"
@@ -73,10 +73,10 @@ def test_gemini_is_sent_each_picture_as_it_is_with_what_it_is_and_the_form_of_th
     }
 
 
-def test_moondream_is_sent_the_pictures_side_by_side(world: World, question: Question, pair: Pair) -> None:
+def test_moondream_is_sent_the_pictures_side_by_side(world: World, question: JudgeQuestion, pair: Pair) -> None:
     verdict = world.judge("moondream").ask(question, pair, readings=1)
     assert verdict.values == {"likeness": 7.5, "sharpness": 4.0}
-    assert verdict.cost == Cost(requests=1, tokens_in=735, tokens_out=20)
+    assert verdict.cost == JudgeCost(requests=1, tokens_in=735, tokens_out=20)
     assert verdict.judge == "moondream@127.0.0.1"
     (request,) = world.service.requests
     assert (request.path, request.headers["x-moondream-auth"]) == ("/v1/query", KEY)
@@ -90,14 +90,14 @@ def test_moondream_is_sent_the_pictures_side_by_side(world: World, question: Que
 
 def test_one_picture_is_shown_to_moondream_as_it_is(picture: Callable[[int], Image.Image]) -> None:
     one = picture(3)
-    assert side_by_side([one]) is one
-    sheet = side_by_side([Image.new("RGB", (10, 20), "red"), Image.new("RGB", (40, 20), "blue")])
+    assert tile_side_by_side([one]) is one
+    sheet = tile_side_by_side([Image.new("RGB", (10, 20), "red"), Image.new("RGB", (40, 20), "blue")])
     assert (sheet.getpixel((5, 5)), sheet.getpixel((sheet.width - 5, 5))) == ((255, 0, 0), (0, 0, 255))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_large_picture_is_made_smaller_and_what_was_given_stays_as_it_was(
-    world: World, question: Question, kind: str
+    world: World, question: JudgeQuestion, kind: str
 ) -> None:
     large = [Image.new("L", (3000, 1500), 90), Image.new("RGBA", (50, 60))]
     assert world.judge(kind).ask(question, large, readings=1).values
@@ -135,7 +135,7 @@ def test_a_large_picture_is_made_smaller_and_what_was_given_stays_as_it_was(
     ],
 )
 def test_what_gemini_blocks_or_cuts_short_has_no_values_and_is_not_asked_twice(
-    world: World, question: Question, pair: Pair, document: Any, reason: str
+    world: World, question: JudgeQuestion, pair: Pair, document: Any, reason: str
 ) -> None:
     world.service.script = [Reply.json(document)]
     verdict = world.judge().ask(question, pair, readings=1)
@@ -154,7 +154,7 @@ def test_what_gemini_blocks_or_cuts_short_has_no_values_and_is_not_asked_twice(
     ],
 )
 def test_what_moondream_cannot_answer_has_no_values(
-    world: World, question: Question, pair: Pair, document: Any, reason: str
+    world: World, question: JudgeQuestion, pair: Pair, document: Any, reason: str
 ) -> None:
     world.service.script = [Reply.json(document)]
     verdict = world.judge("moondream").ask(question, pair, readings=1)
@@ -167,7 +167,7 @@ def test_what_moondream_cannot_answer_has_no_values(
     "says", ["I'm sorry, I can't compare faces.", GOOD.replace("7.5", "NaN"), GOOD.replace("4", "11")]
 )
 def test_nonsense_is_paid_for_shown_and_no_value(
-    world: World, question: Question, pair: Pair, kind: str, says: str
+    world: World, question: JudgeQuestion, pair: Pair, kind: str, says: str
 ) -> None:
     world.service.script = [Reply(says)]
     verdict = world.judge(kind).ask(question, pair, readings=1)
@@ -182,7 +182,7 @@ def test_nonsense_is_paid_for_shown_and_no_value(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_an_error_that_may_pass_is_tried_again(
-    world: World, question: Question, pair: Pair, kind: str, status: int
+    world: World, question: JudgeQuestion, pair: Pair, kind: str, status: int
 ) -> None:
     world.service.script = [Reply.json({"error": {"code": status, "message": "busy"}}, status)] * 2
     verdict = world.judge(kind).ask(question, pair, readings=1)
@@ -193,7 +193,7 @@ def test_an_error_that_may_pass_is_tried_again(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 413])
 def test_an_error_that_stays_is_not_tried_again(
-    world: World, question: Question, pair: Pair, kind: str, status: int
+    world: World, question: JudgeQuestion, pair: Pair, kind: str, status: int
 ) -> None:
     message = {"error": {"code": status, "message": "Nothing\nfor you here."}}
     world.service.script = [Reply.json(message, status, Location=f"{world.service.url}/elsewhere")]
@@ -203,7 +203,7 @@ def test_an_error_that_stays_is_not_tried_again(
     assert verdict.cost.requests == len(world.service.requests) == 1
 
 
-def test_waits_grow_until_the_last_try(world: World, question: Question, pair: Pair) -> None:
+def test_waits_grow_until_the_last_try(world: World, question: JudgeQuestion, pair: Pair) -> None:
     world.service.script = [Reply(status=500)] * 9
     verdict = world.judge(backoff=0.1, attempts=4).ask(question, pair, readings=1)
     assert verdict.reason == "127.0.0.1 answers with status 500, tried 4 times: run again later"
@@ -223,7 +223,7 @@ def test_waits_grow_until_the_last_try(world: World, question: Question, pair: P
     ids=["header", "Google's"],
 )
 def test_a_service_that_asks_to_wait_is_given_the_time(
-    world: World, question: Question, pair: Pair, reply: Reply
+    world: World, question: JudgeQuestion, pair: Pair, reply: Reply
 ) -> None:
     world.service.script = [reply]
     assert world.judge().ask(question, pair, readings=1).values
@@ -232,7 +232,7 @@ def test_a_service_that_asks_to_wait_is_given_the_time(
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_a_wait_that_is_too_long_ends_it(world: World, question: Question, pair: Pair, form: str) -> None:
+def test_a_wait_that_is_too_long_ends_it(world: World, question: JudgeQuestion, pair: Pair, form: str) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     header = date if form == "date" else "3600"
     world.service.script = [Reply(status=429, headers={"Retry-After": header})]
@@ -242,7 +242,7 @@ def test_a_wait_that_is_too_long_ends_it(world: World, question: Question, pair:
     assert len(world.service.requests) == 1
 
 
-def test_a_wait_in_the_past_or_in_no_form_is_as_good_as_none(world: World, question: Question, pair: Pair) -> None:
+def test_a_wait_in_the_past_or_in_no_form_is_as_good_as_none(world: World, question: JudgeQuestion, pair: Pair) -> None:
     past = format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)
     world.service.script = [Reply(status=503, headers={"Retry-After": value}) for value in (past, "-5", "soon", "")]
     assert world.judge().ask(question, pair, readings=1).values
@@ -250,7 +250,7 @@ def test_a_wait_in_the_past_or_in_no_form_is_as_good_as_none(world: World, quest
 
 @pytest.mark.parametrize("reply", [Reply(after=0.6), Reply(drips=True)], ids=["silent", "dripping"])
 def test_an_answer_that_does_not_come_in_time_is_asked_for_again(
-    world: World, question: Question, pair: Pair, reply: Reply
+    world: World, question: JudgeQuestion, pair: Pair, reply: Reply
 ) -> None:
     world.service.script = [reply]
     assert world.judge(timeout=0.3).ask(question, pair, readings=1).values
@@ -262,7 +262,7 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(
 
 
 def test_a_connection_that_breaks_off_is_tried_again_and_one_that_there_is_not_is_named(
-    world: World, question: Question, pair: Pair
+    world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
     world.service.script = [Reply(breaks_off=True)]
     assert world.judge().ask(question, pair, readings=1).values
@@ -277,14 +277,16 @@ def test_a_connection_that_breaks_off_is_tried_again_and_one_that_there_is_not_i
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("body", [b"", b"<html>please log in</html>", b"\xff\xfe", GOOD.encode()[:-5], b"[" * 100_000])
-def test_what_is_not_json_is_no_answer(world: World, question: Question, pair: Pair, kind: str, body: bytes) -> None:
+def test_what_is_not_json_is_no_answer(
+    world: World, question: JudgeQuestion, pair: Pair, kind: str, body: bytes
+) -> None:
     world.service.script = [Reply(body=body)]
     verdict = world.judge(kind).ask(question, pair, readings=1)
     assert verdict.reason == "127.0.0.1 answers with what is not JSON: check the key"
     assert len(world.service.requests) == 1
 
 
-def test_a_huge_answer_is_not_read_to_its_end(world: World, question: Question, pair: Pair) -> None:
+def test_a_huge_answer_is_not_read_to_its_end(world: World, question: JudgeQuestion, pair: Pair) -> None:
     world.service.script = [Reply(body=b" " * 50_000_000)]
     verdict = world.judge(answer_bytes=100_000).ask(question, pair, readings=1)
     assert verdict.reason == "127.0.0.1 answers with more than 100000 bytes: check the key"
@@ -295,20 +297,20 @@ def test_a_huge_answer_is_not_read_to_its_end(world: World, question: Question, 
 
 
 def test_a_service_that_stays_down_is_given_up_on_until_the_next_run(
-    world: World, question: Question, picture: Callable[[int], Image.Image]
+    world: World, question: JudgeQuestion, picture: Callable[[int], Image.Image]
 ) -> None:
     world.service.script = [Reply(status=403)] * 3
     judging = world.judge()
     verdicts = [judging.ask(question, [picture(i), picture(i)], readings=1) for i in range(20)]
     assert len(world.service.requests) == 3
     assert all(verdict.values is None for verdict in verdicts)
-    assert verdicts[-1].cost == Cost()
+    assert verdicts[-1].cost == JudgeCost()
     assert str(verdicts[-1].reason).startswith("not asked, as 3 questions in a row were left unanswered: 127.0.0.1 ans")
     assert all(world.judge().ask(question, [picture(i), picture(i)], readings=1).values for i in range(3))
 
 
 def test_a_service_that_answers_now_and_then_is_not_given_up_on(
-    world: World, question: Question, picture: Callable[[int], Image.Image]
+    world: World, question: JudgeQuestion, picture: Callable[[int], Image.Image]
 ) -> None:
     world.service.script = [Reply(status=status) for status in (403, 403, 200, 403, 403, 200)]
     judging = world.judge()
@@ -319,7 +321,7 @@ def test_a_service_that_answers_now_and_then_is_not_given_up_on(
 # Rate and budget
 
 
-def test_threads_and_processes_together_keep_to_the_rate(world: World, question: Question) -> None:
+def test_threads_and_processes_together_keep_to_the_rate(world: World, question: JudgeQuestion) -> None:
     # Each has a client of its own, as each process has, and nothing in common but the file.
     judges = [world.judge(a_minute=1200) for _ in range(3)]
     pictures = [[Image.new("RGB", (8, 8), (i, 0, 0))] * 2 for i in range(12)]
@@ -333,7 +335,7 @@ def test_threads_and_processes_together_keep_to_the_rate(world: World, question:
 
 @pytest.mark.parametrize("content", ["", "nonsense", "nan", "inf", "9e99", "-1"])
 def test_a_rate_file_that_makes_no_sense_holds_nobody_up(
-    world: World, question: Question, pair: Pair, content: str
+    world: World, question: JudgeQuestion, pair: Pair, content: str
 ) -> None:
     (world.home / "turns").write_text(content)
     begun = time.monotonic()
@@ -342,7 +344,7 @@ def test_a_rate_file_that_makes_no_sense_holds_nobody_up(
 
 
 def test_a_budget_that_is_spent_ends_it_with_a_reason_and_keeps_what_was_answered(
-    world: World, question: Question, pair: Pair
+    world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
     verdict = world.judge(requests=3).ask(question, pair)
     assert verdict.values is None
@@ -353,7 +355,7 @@ def test_a_budget_that_is_spent_ends_it_with_a_reason_and_keeps_what_was_answere
     assert world.judge(requests=1).ask(question, pair).values, "one reading was left"
 
 
-def test_tries_count_towards_the_budget(world: World, question: Question, pair: Pair) -> None:
+def test_tries_count_towards_the_budget(world: World, question: JudgeQuestion, pair: Pair) -> None:
     world.service.script = [Reply(status=500)] * 9
     verdict = world.judge(requests=2).ask(question, pair, readings=1)
     assert str(verdict.reason).startswith("the budget of 2 requests is spent")
@@ -365,7 +367,7 @@ def test_tries_count_towards_the_budget(world: World, question: Question, pair: 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_key_is_in_no_message_log_repr_answer_or_file(
-    world: World, question: Question, pair: Pair, kind: str, caplog: pytest.LogCaptureFixture
+    world: World, question: JudgeQuestion, pair: Pair, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     echo = {"error": {"message": f"Consumer 'api_key:{KEY}' has been suspended."}}
@@ -402,7 +404,7 @@ def test_the_key_is_in_no_message_log_repr_answer_or_file(
 
 
 def configured(world: World, **variables: str) -> Judge | None:
-    return judge(Settings.read({"FLEXY_HOME": str(world.home), **variables}))
+    return make_judge(Settings.read({"FLEXY_HOME": str(world.home), **variables}))
 
 
 def test_without_a_judge_named_there_is_none(world: World) -> None:
@@ -412,7 +414,7 @@ def test_without_a_judge_named_there_is_none(world: World) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_settings_say_who_is_asked_where_with_which_key_and_how_often(
-    world: World, question: Question, pair: Pair, kind: str
+    world: World, question: JudgeQuestion, pair: Pair, kind: str
 ) -> None:
     variables = {
         "FLEXY_JUDGE": kind,
@@ -435,7 +437,7 @@ def test_the_settings_say_who_is_asked_where_with_which_key_and_how_often(
 
 
 def test_a_server_of_ones_own_needs_no_key_and_the_published_one_does(
-    world: World, question: Question, pair: Pair
+    world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
     own = configured(world, FLEXY_JUDGE="moondream", FLEXY_JUDGE_URL=f"{world.service.url}/v1", GEMINI_API_KEY=KEY)
     assert own is not None and own.ask(question, pair, readings=1).values
@@ -451,7 +453,9 @@ def test_a_judge_nobody_knows_is_answered_with_those_there_are(world: World) -> 
         configured(world, FLEXY_JUDGE="local", FLEXY_JUDGE_MODEL="gpt")
 
 
-def test_many_threads_share_a_judge(world: World, question: Question, picture: Callable[[int], Image.Image]) -> None:
+def test_many_threads_share_a_judge(
+    world: World, question: JudgeQuestion, picture: Callable[[int], Image.Image]
+) -> None:
     judging = world.judge()
     barrier = threading.Barrier(8)
 

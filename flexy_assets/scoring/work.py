@@ -1,0 +1,70 @@
+"""What assets, ops and sensors work with: database, image store, model slot and settings, as one resource."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flexy_assets.storage import queries
+from flexy_assets.storage.queries import PendingImages
+from resources.database import Database
+from resources.images import ImageStore
+from resources.models import registry
+from resources.models.entry import LocalModel
+from resources.models.slot import ModelSlot
+from resources.scorers import Metric
+from resources.scorers.preprocessing import PREPROCESSING_VERSION
+from resources.settings import Settings
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every asset and op works with: the one Dagster resource `work`."""
+
+    database: Database
+    store: ImageStore
+    slot: ModelSlot
+    settings: Settings
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Work:
+        """Return the database, image store and an empty model slot that `settings` name; nothing is opened yet."""
+        return cls(Database(settings.database_url), ImageStore(settings.images), ModelSlot(), settings)
+
+    def model(self, name: str) -> LocalModel:
+        """Return the scorer `name` of this model set, not loaded."""
+        return registry.find_scorer(name, self.settings)
+
+    def fingerprint(self, name: str) -> str:
+        """Return what scores by the scorer `name` are recorded with: weights, precision, preprocessing."""
+        return f"{self.model(name).fingerprint}/pixels{PREPROCESSING_VERSION}"
+
+    def pending_embeddings(self, encoder: str = "clip", needed_for: Collection[str] = ()) -> PendingImages:
+        """Return the images that `encoder` has still to embed; see `storage.queries.pending_embeddings`."""
+        return queries.pending_embeddings(self.fingerprint(encoder), self.settings, needed_for)
+
+    def pending_scores(self, metric: Metric) -> PendingImages:
+        """Return the images that still need a score of `metric`."""
+        encoder = self.fingerprint(metric.reads) if metric.reads else None
+        return queries.pending_scores(metric.name, self.settings, encoder)
+
+    def embed_prompts(self, prompts: Collection[str], encoder: str = "clip") -> dict[str, NDArray[np.float32]]:
+        """Return each prompt's L2-normalised vector (width,), read from the table or computed and stored."""
+        fingerprint = self.fingerprint(encoder)
+        with self.database.begin(reading=True) as connection:
+            vectors = queries.text_vectors(connection, fingerprint, prompts)
+        missing = sorted(set(prompts) - vectors.keys())
+        if missing:
+            computed = dict(zip(missing, self.slot.get(self.model(encoder)).texts(missing), strict=True))
+            with self.database.begin() as connection:
+                queries.record_text_embeddings(connection, fingerprint, computed)
+            vectors |= computed
+        return vectors
+
+    def count_pending(self, pending: PendingImages, batches: Sequence[str]) -> int:
+        """Return how many of `pending` are in these batches."""
+        with self.database.begin(reading=True) as connection:
+            return pending.count(connection, batches)

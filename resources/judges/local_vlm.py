@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -107,7 +106,7 @@ class LocalJudge:
 
 def make_local_vlm(settings: Settings, slot: ModelSlot) -> LocalJudge:
     """The judge of the registry that FLEXY_JUDGE_MODEL names, by default its first, whatever FLEXY_MODELS is."""
-    full = replace(settings, models="full")
+    full = settings.with_models("full")
     known = registry.model_names("judge", full)
     name = settings.judge_model or known[0]
     if name not in known:

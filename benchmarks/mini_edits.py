@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.mini_quality import difference
-from resources.mini import figures
 from resources.mini.edits import CHANGES
+from resources.mini.evaluation import accuracy
 from resources.models import registry
 from resources.settings import Settings
 
@@ -37,12 +37,12 @@ def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
     model, entry = registry.find_editor("mini_instruct", settings), registry.MODELS["mini_instruct"]
     editor, steps, guidance = model.load(), entry.steps, entry.guidance
 
-    chosen_on = figures.asked_edits(tuning, turn=1)
+    chosen_on = accuracy.asked_edits(tuning, turn=1)
     grid = []
     for image_guidance in IMAGE_GUIDANCES:
         keen = replace(model, options={**model.options, "image_guidance": image_guidance}).load()
         for text_guidance in GUIDANCES:
-            shares = figures.edit_accuracy(keen, chosen_on, steps, text_guidance, first_seed=1_000_000)
+            shares = accuracy.edit_accuracy(keen, chosen_on, steps, text_guidance, first_seed=1_000_000)
             grid.append({"guidance": text_guidance, "image_guidance": image_guidance} | shares)
     result: dict[str, Any] = {
         "steps": steps,
@@ -52,25 +52,25 @@ def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
         "best_guidances": max(grid, key=lambda row: row["score"]),
     }
 
-    edits = figures.asked_edits(count)
+    edits = accuracy.asked_edits(count)
     began = time.perf_counter()
-    single = [tries[0] for tries in figures.edit_truths(editor, edits, steps, guidance, first_seed=0)]
+    single = [tries[0] for tries in accuracy.edit_truths(editor, edits, steps, guidance, first_seed=0)]
     result["seconds_an_edit"] = (time.perf_counter() - began) / count
-    result["edits"] = figures.edit_shares(single)
+    result["edits"] = accuracy.edit_shares(single)
     result["by_kind"] = {
-        kind: figures.edit_shares([t for t, edit in zip(single, edits, strict=True) if edit.kind == kind])
+        kind: accuracy.edit_shares([t for t, edit in zip(single, edits, strict=True) if edit.kind == kind])
         for kind in CHANGES
     }
-    result["by_steps"] = {tried: figures.edit_accuracy(editor, edits, tried, guidance) for tried in STEPS}
+    result["by_steps"] = {tried: accuracy.edit_accuracy(editor, edits, tried, guidance) for tried in STEPS}
 
     began = time.perf_counter()
-    many = figures.edit_truths(editor, edits[:searched], steps, guidance, first_seed=2_000_000, tries=TRIES)
+    many = accuracy.edit_truths(editor, edits[:searched], steps, guidance, first_seed=2_000_000, tries=TRIES)
     result["seconds_an_edit_among_others"] = (time.perf_counter() - began) / (searched * TRIES)
     scores = np.array([[t.score for t in tries] for tries in many])
     result["tries"] = {
         "edits": searched,
-        "single": figures.edit_shares([t for tries in many for t in tries]),
-        "best": figures.edit_shares([max(tries, key=lambda t: t.score) for tries in many]),
+        "single": accuracy.edit_shares([t for tries in many for t in tries]),
+        "best": accuracy.edit_shares([max(tries, key=lambda t: t.score) for tries in many]),
         "spread_within_an_edit": float(scores.std(axis=1).mean()),
         "spread_between_edits": float(scores.mean(axis=1).std()),
         "gained": difference(scores.max(axis=1), scores.mean(axis=1)),

@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from resources.mini import face_figures
-from resources.mini.face_figures import GALLERY
+from resources.mini.evaluation import face_accuracy
+from resources.mini.evaluation.face_accuracy import GALLERY
 from resources.mini.faces import KINDS
 from resources.models import registry
 from resources.settings import Settings
@@ -28,19 +28,19 @@ BARS = {"risen": 0.95, "recognised": 0.90, "nearer": 0.90}
 def measure(count: int) -> dict[str, Any]:
     """All figures, over `count` tasks; every sixth is a scene without a face, where there is nothing to swap."""
     swapper = registry.find_face_swapper(Settings.read({})).load()
-    given = face_figures.held_out_faces(count)
-    found = face_figures.detection_figures(swapper.finder, [task.scene for task in given])
+    given = face_accuracy.held_out_faces(count)
+    found = face_accuracy.detection_figures(swapper.finder, [task.scene for task in given])
     began = time.perf_counter()
-    swaps = face_figures.swap_faces_of(swapper, given)
+    swaps = face_accuracy.swap_faces_of(swapper, given)
     seconds = (time.perf_counter() - began) / count
     kinds = [KINDS[index % len(KINDS)] for index in range(count)]
     return {
         "tasks": count,
         "seconds_a_task": seconds,
         "detection": asdict(found),
-        "swaps": face_figures.swap_shares([swap for swap in swaps if swap]),
+        "swaps": face_accuracy.swap_shares([swap for swap in swaps if swap]),
         "by_kind": {
-            kind: face_figures.swap_shares([s for s, k in zip(swaps, kinds, strict=True) if s and k == kind])
+            kind: face_accuracy.swap_shares([s for s, k in zip(swaps, kinds, strict=True) if s and k == kind])
             for kind in dict.fromkeys(KINDS)
             if kind != "none"
         },

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resources.mini import figures
+from resources.mini.evaluation import accuracy
 from resources.models import registry
 from resources.settings import Settings
 
@@ -40,33 +40,33 @@ def measure(count: int, tuning: int) -> dict[str, Any]:
         registry.find_scorer(name, settings).load() for name in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
     )
     result: dict[str, Any] = {
-        "clip": figures.clip_accuracy(clip),
-        "aesthetic": figures.aesthetic_correlation(clip, v1, v2),
-        "hps": figures.hps_correlation(hps),
+        "clip": accuracy.clip_accuracy(clip),
+        "aesthetic": accuracy.aesthetic_correlation(clip, v1, v2),
+        "hps": accuracy.hps_correlation(hps),
     }
     engine = registry.find_engine("mini_sdxl", settings).load()
 
-    chosen_on = figures.asked_scenes(tuning, turn=1)
+    chosen_on = accuracy.asked_scenes(tuning, turn=1)
     tried = {}
     for guidance in GUIDANCES:
-        found = figures.readings(engine, chosen_on, 20, guidance, first_seed=1_000_000)
-        tried[guidance] = float(figures.accuracy(chosen_on, found)["mean"].mean())
+        found = accuracy.readings(engine, chosen_on, 20, guidance, first_seed=1_000_000)
+        tried[guidance] = float(accuracy.accuracy(chosen_on, found)["mean"].mean())
     best = max(tried, key=lambda guidance: tried[guidance])
     result |= {"mean_accuracy_by_guidance": tried, "best_guidance": best}
 
-    scenes = figures.asked_scenes(count)
+    scenes = accuracy.asked_scenes(count)
     began = time.perf_counter()
-    at_best = figures.readings(engine, scenes, 20, best, first_seed=0)
+    at_best = accuracy.readings(engine, scenes, 20, best, first_seed=0)
     result["seconds_a_picture"] = (time.perf_counter() - began) / count
-    shares = figures.accuracy(scenes, at_best)
+    shares = accuracy.accuracy(scenes, at_best)
     result["pictures"] = {name: float(values.mean()) for name, values in shares.items()}
     result["pictures"]["deviation"] = float(np.mean([r.deviation for r in at_best]))
 
     for name, steps, guidance in (("4_steps", 4, best), ("guidance_1", 20, 1.0), ("guidance_12", 20, 12.0)):
-        found = figures.readings(engine, scenes, steps, guidance, first_seed=0)
-        accuracy = difference(shares["mean"], figures.accuracy(scenes, found)["mean"])
+        found = accuracy.readings(engine, scenes, steps, guidance, first_seed=0)
+        accuracy_gain = difference(shares["mean"], accuracy.accuracy(scenes, found)["mean"])
         deviation = difference(np.array([r.deviation for r in found]), np.array([r.deviation for r in at_best]))
-        result[f"best_against_{name}"] = {"accuracy_gained": accuracy, "deviation_saved": deviation}
+        result[f"best_against_{name}"] = {"accuracy_gained": accuracy_gain, "deviation_saved": deviation}
     return result
 
 

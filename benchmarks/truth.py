@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from flexy_assets.sweep.analysis.response import MIN_GAIN_SD
 from resources.engines import Engine
-from resources.mini import figures
+from resources.mini.evaluation import accuracy
 from resources.models import registry
 from resources.settings import Settings
 
@@ -41,11 +41,11 @@ ALIKE = ("--engine", "mini_sdxl", "--images", "120", "--steps", "4:40:4", "--sam
 
 def marks(engine: Engine, settings: list[tuple[int, float]], pictures: int, turn: int) -> Floats:
     """(settings, 2, pictures) agreement and minus deviation; picture i has the same scene and seed everywhere."""
-    scenes = figures.asked_scenes(pictures, turn)
+    scenes = accuracy.asked_scenes(pictures, turn)
     found = []
     for steps, guidance in settings:
-        readings = figures.readings(engine, scenes, steps, guidance, first_seed=2_000_000 + turn * pictures)
-        agreement = figures.accuracy(scenes, readings)["mean"]
+        readings = accuracy.readings(engine, scenes, steps, guidance, first_seed=2_000_000 + turn * pictures)
+        agreement = accuracy.accuracy(scenes, readings)["mean"]
         found.append([agreement, -np.array([reading.deviation for reading in readings])])
     return np.array(found)
 

@@ -1,245 +1,360 @@
-"""Where things are, from the environment: the one place that reads `FLEXY_*`."""
+"""The settings of Flexy: environment variables, then `.env` and `flexy.toml` in the working directory."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
+
 from resources.errors import BadInputError
 
-MODEL_SETS = ("mini", "full")
-PRECISIONS = ("auto", "fp32", "fp16", "bf16")
+ModelSet = Literal["mini", "full"]
+MODEL_SETS: tuple[str, ...] = get_args(ModelSet)
 PROMPT_TABLES = ("bench_run_results", "bench_runs")
+JUDGE_KEY = "JUDGE_API_KEY"
+"""Stands for the variable that holds the key of the judge: GEMINI_API_KEY or MOONDREAM_API_KEY."""
+
+Sources = Mapping[str, Mapping[str, Any]]
+"""The variables that each source sets, by the source's name; the first source that sets a variable wins."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """`home` holds everything by default; the others may be pointed elsewhere.
+class _InvalidPartError(ValueError):
+    """One entry of a list is invalid: the message names it and not the whole list."""
 
-    `database_url` is SQLAlchemy's; it may hold a password, so it is never shown (see `Database`).
-    `images` is a folder or an fsspec URL. `files_url` is where `make ui` serves `tables`, so that the
-    UI can link to the report. `precision` is what models compute in (`auto`: half on a GPU, fp32 on a CPU),
-    `model_registry` a TOML file that names folders of models, `hps_root` the HPS checkpoint's folder.
+    def __init__(self, part: str, remedy: str) -> None:
+        super().__init__(remedy)
+        self.part = part
 
-    For a table that was there before: `prompt_column` is where its prompts are, COLUMN or TABLE.COLUMN, and
-    `batch_size` how many of its images make a batch. `nightly` is the cron line at which missing scores are
-    looked for, in `timezone`; new rows are looked for every `watch_seconds`, and with `score_new` scored as they
-    come. `failure_webhook` is told of failed runs; it is as good as a password, so it is never shown.
 
-    `judge` names who judges pictures (`none`, or one of `resources.judges.JUDGES`), `judge_model` which of its models,
-    `judge_url` where it is asked if not at its published address. Of `judge_rpm` requests a minute and
-    `judge_max_calls` requests a process, None is without limit; an answer may take `judge_timeout` seconds.
+def _expand_path(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("write the path in full") from None
 
-    `allowed_hosts` are hosts that pictures are downloaded from wherever they are, each at a port, or, with None, at 80
-    and 443. `label_studio_url` is where Label Studio is, "" for nowhere, `label_studio_key` the token for it,
-    `label_studio_project` the project there whose new tasks are taken up by themselves.
 
-    `owners` are whom the UI names beside each asset: e-mail addresses and `team:` names.
-    """
+def _check_digits(value: Any) -> Any:
+    # pydantic also takes " 500", "1_000" and "500.0".
+    if isinstance(value, bool) or (isinstance(value, str) and not re.fullmatch("[0-9]{1,9}", value)):
+        raise ValueError("")
+    return value
 
-    home: Path
-    database_url: str = field(repr=False)
-    images: str
-    models: str
-    files_url: str
-    precision: str = "auto"
-    model_registry: Path | None = None
-    hps_root: Path | None = None
-    prompt_column: tuple[str, str] | None = None
-    batch_size: int = 500
-    nightly: str = "0 2 * * *"
-    timezone: str = "UTC"
-    score_new: bool = False
-    watch_seconds: int = 60
-    failure_webhook: str = field(default="", repr=False)
-    judge: str = "none"
-    judge_model: str = ""
-    judge_url: str = ""
-    judge_key: str = field(default="", repr=False)
-    judge_rpm: int | None = None
-    judge_max_calls: int | None = None
-    judge_timeout: int = 120
-    allowed_hosts: frozenset[tuple[str, int | None]] = frozenset()
-    label_studio_url: str = ""
-    label_studio_key: str = field(default="", repr=False)
-    label_studio_project: int | None = None
-    owners: tuple[str, ...] = ("team:flexy",)
+
+def _parse_switch(value: Any) -> bool:
+    if value not in ("0", "1", 0, 1):
+        raise ValueError("choose 1 or 0")
+    return value in ("1", 1)
+
+
+def _parse_column(name: Any) -> tuple[str, str]:
+    table, _, column = str(name).rpartition(".")
+    table = table or PROMPT_TABLES[0]
+    if table not in PROMPT_TABLES or not column:
+        raise ValueError(f"write COLUMN, for one of {PROMPT_TABLES[0]}, or {PROMPT_TABLES[1]}.COLUMN")
+    return table, column
+
+
+def _check_timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("write a name like Europe/Berlin") from None
+    return name
+
+
+def _check_key(key: SecretStr) -> SecretStr:
+    if not re.fullmatch("[!-~]*", key.get_secret_value()):
+        raise ValueError("must be printable ASCII without spaces")
+    return key
+
+
+def _split_url(url: str) -> SplitResult | None:
+    """Return the parts of an HTTP URL; None for any other text."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.split() == [url]
+    except ValueError:
+        return None
+    return parts if valid else None
+
+
+def _check_webhook(url: SecretStr) -> SecretStr:
+    if not _split_url(url.get_secret_value()):
+        raise ValueError("write https://HOST/PATH")
+    return url
+
+
+def _check_service_url(url: str) -> str:
+    parts = _split_url(url)
+    if not parts or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("write https://HOST/PATH without user, key or query")
+    return url.rstrip("/")
+
+
+def _split_list(value: Any) -> Iterable[str]:
+    """Return the entries of a comma-separated text, or of a list as TOML has it."""
+    entries = value if isinstance(value, list) else str(value).split(",")
+    return (str(entry).strip() for entry in entries if str(entry).strip())
+
+
+def _parse_owners(value: Any) -> tuple[str, ...]:
+    owners = tuple(_split_list(value))
+    # Dagster accepts no other owners, and reports one in a page of traceback.
+    pattern = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:[\w. -]+"
+    for owner in owners or (str(value),):
+        if not re.fullmatch(pattern, owner):
+            raise _InvalidPartError(owner, "write e-mail addresses or team:NAME, separated by commas")
+    return owners
+
+
+def _parse_hosts(value: Any) -> frozenset[tuple[str, int | None]]:
+    return frozenset(map(_parse_host, _split_list(value)))
+
+
+def _parse_host(text: str) -> tuple[str, int | None]:
+    """Return a host as URLs spell it, in lower case and IPv6 in brackets and compressed, and its port."""
+    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(?::([0-9]{1,5}))?", text.lower())
+    try:
+        if not match or not 0 < int(match[2] or 80) < 65536:
+            raise ValueError
+        host = f"[{ipaddress.IPv6Address(match[1][1:-1])}]" if match[1].startswith("[") else match[1]
+    except ValueError:
+        raise _InvalidPartError(text, "write HOST or HOST:PORT, separated by commas") from None
+    return host, int(match[2]) if match[2] else None
+
+
+Integer = Annotated[int, BeforeValidator(_check_digits)]
+Folder = Annotated[Path, AfterValidator(_expand_path)]
+ServiceUrl = Annotated[str, AfterValidator(_check_service_url)]
+Key = Annotated[SecretStr, AfterValidator(_check_key)]
+
+
+class Settings(BaseSettings):
+    """All settings, checked. Each field's alias is the environment variable that sets it."""
+
+    model_config = SettingsConfigDict(frozen=True, case_sensitive=True, validate_default=False)
+
+    home: Annotated[Folder, AfterValidator(Path.absolute)] = Field(
+        Path(".flexy"),
+        validate_default=True,
+        alias="FLEXY_HOME",
+        description="Folder of everything Flexy writes, unless another setting says otherwise.",
+    )
+    database_url: str = Field(
+        default_factory=lambda values: f"sqlite:///{values.get('home', Path()) / 'flexy.sqlite'}",
+        alias="FLEXY_DATABASE_URL",
+        repr=False,
+        description="Database of the results: `postgresql://USER:PASSWORD@HOST/NAME` or `sqlite:///FILE`.",
+    )
+    images: str = Field(
+        default_factory=lambda values: str(values.get("home", Path()) / "images"),
+        alias="FLEXY_IMAGES",
+        description="Root of the image files: a folder or an fsspec URL such as `s3://BUCKET/PATH`.",
+    )
+    models: ModelSet = Field(
+        "mini",
+        alias="FLEXY_MODELS",
+        description="Model set: `mini`, which is embedded, or `full`, the published weights.",
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto",
+        alias="FLEXY_PRECISION",
+        description="Precision of the models of `full`; `auto` is half precision on a GPU and fp32 on a CPU.",
+    )
+    model_registry: Folder | None = Field(
+        None, alias="FLEXY_MODEL_REGISTRY", description="TOML file that maps models to local folders."
+    )
+    hps_root: Folder | None = Field(
+        None, alias="HPS_ROOT", description="Folder of `HPS_v2.1_compressed.pt`, as the hpsv2 package uses it."
+    )
+    prompt_column: Annotated[tuple[str, str] | None, BeforeValidator(_parse_column)] = Field(
+        None,
+        alias="FLEXY_PROMPT_COLUMN",
+        description="Column of the prompts in an existing table: `COLUMN` of bench_run_results, or"
+        " `bench_runs.COLUMN`; without it, `prompt`.",
+    )
+    batch_size: Integer = Field(
+        500, ge=1, le=10_000, alias="FLEXY_BATCH_SIZE", description="Images of an existing table in a seed batch."
+    )
+    nightly: str = Field(
+        "0 2 * * *", alias="FLEXY_NIGHTLY", description="Cron schedule of the nightly backfill of missing scores."
+    )
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = Field(
+        "UTC", alias="FLEXY_TIMEZONE", description="Time zone of the nightly backfill."
+    )
+    score_new: Annotated[bool, BeforeValidator(_parse_switch)] = Field(
+        False, alias="FLEXY_SCORE_NEW", description="1: score new rows at once. 0: leave them to the nightly backfill."
+    )
+    watch_seconds: Integer = Field(
+        60, ge=1, le=99_999, alias="FLEXY_WATCH_SECONDS", description="Seconds between two looks for new rows or tasks."
+    )
+    failure_webhook: Annotated[SecretStr, AfterValidator(_check_webhook)] = Field(
+        SecretStr(""), alias="FLEXY_FAILURE_WEBHOOK", description="URL that failed Dagster runs are posted to, as JSON."
+    )
+    files_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))] = Field(
+        "http://127.0.0.1:3001",
+        alias="FLEXY_FILES_URL",
+        description="URL of the server of report, CSV and tables, for links in the UI.",
+    )
+    owners: Annotated[tuple[str, ...], BeforeValidator(_parse_owners)] = Field(
+        ("team:flexy",),
+        alias="FLEXY_OWNERS",
+        description="Owners of each asset in the UI: e-mail addresses or `team:NAME`, separated by commas.",
+    )
+    judge: str = Field(
+        "none", alias="FLEXY_JUDGE", description="Vision-language judge: `none`, `gemini`, `moondream` or `local`."
+    )
+    judge_model: str = Field(
+        "", alias="FLEXY_JUDGE_MODEL", description="Model of the judge; without it, the judge's own default."
+    )
+    judge_url: ServiceUrl = Field(
+        "", alias="FLEXY_JUDGE_URL", description="URL of the judge; without it, the published one."
+    )
+    judge_key: Key = Field(
+        SecretStr(""), alias="JUDGE_API_KEY", description="API key of the judge; each is read for its own judge only."
+    )
+    judge_rpm: Integer | None = Field(
+        None, ge=1, le=999_999_999, alias="FLEXY_JUDGE_RPM", description="Requests to the judge a minute, at most."
+    )
+    judge_max_calls: Integer | None = Field(
+        None,
+        ge=1,
+        le=999_999_999,
+        alias="FLEXY_JUDGE_MAX_CALLS",
+        description="Requests to the judge by one process, at most.",
+    )
+    judge_timeout: Integer = Field(
+        120, ge=1, le=99_999, alias="FLEXY_JUDGE_TIMEOUT", description="Seconds an answer of the judge may take."
+    )
+    label_studio_url: ServiceUrl = Field("", alias="LABEL_STUDIO_URL", description="URL of a Label Studio server.")
+    label_studio_key: Key = Field(
+        SecretStr(""), alias="LABEL_STUDIO_API_KEY", description="Token for Label Studio, legacy or personal."
+    )
+    label_studio_project: Integer | None = Field(
+        None,
+        ge=0,
+        le=999_999_999,
+        alias="FLEXY_LABEL_STUDIO_PROJECT",
+        description="Number of the Label Studio project whose new tasks are imported automatically.",
+    )
+    allowed_hosts: Annotated[frozenset[tuple[str, int | None]], BeforeValidator(_parse_hosts)] = Field(
+        frozenset(),
+        alias="FLEXY_ALLOWED_HOSTS",
+        description="Hosts of the private network that images may be downloaded from: `HOST`, for ports 80 and 443,"
+        " or `HOST:PORT`, separated by commas.",
+    )
 
     @property
     def tables(self) -> Path:
-        """Finished tables, reports and CSVs, one file an asset."""
+        """The folder of finished tables, reports and CSVs, one file per asset."""
         return self.home / "assets"
 
     @property
     def judge_key_variable(self) -> str:
-        """The variable that holds the judge's key, GEMINI_API_KEY for one."""
-        return _key_variable(self.judge)
+        """The variable of the judge's key, for example GEMINI_API_KEY."""
+        return _judge_key_variable(self.judge)
+
+    def with_models(self, models: str) -> Settings:
+        """Return these settings with another model set."""
+        return self.model_copy(update={"models": models})
 
     @classmethod
-    def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
-        """Settings from the variables of the README's table.
+    def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Return the settings in `environment` alone; without it, those of all sources.
 
-        Raises `BadInputError` naming the one that cannot be.
+        Raises `BadInputError` naming the first variable that is invalid.
         """
-        home = Path(environment.get("FLEXY_HOME") or ".flexy").expanduser().absolute()
-        models = environment.get("FLEXY_MODELS") or "mini"
-        if models not in MODEL_SETS:
-            raise BadInputError(f"FLEXY_MODELS={models} is no model set: use {' or '.join(MODEL_SETS)}")
-        precision = environment.get("FLEXY_PRECISION") or "auto"
-        if precision not in PRECISIONS:
-            raise BadInputError(f"FLEXY_PRECISION={precision} is no precision: use {', '.join(PRECISIONS)}")
-        judge = environment.get("FLEXY_JUDGE") or "none"
-        registry, hps_root = (environment.get(name) for name in ("FLEXY_MODEL_REGISTRY", "HPS_ROOT"))
-        return cls(
-            home=home,
-            database_url=environment.get("FLEXY_DATABASE_URL") or f"sqlite:///{home / 'flexy.sqlite'}",
-            images=environment.get("FLEXY_IMAGES") or str(home / "images"),
-            models=models,
-            files_url=(environment.get("FLEXY_FILES_URL") or "http://127.0.0.1:3001").rstrip("/"),
-            precision=precision,
-            model_registry=Path(registry).expanduser() if registry else None,
-            hps_root=Path(hps_root).expanduser() if hps_root else None,
-            prompt_column=_column(environment.get("FLEXY_PROMPT_COLUMN") or ""),
-            batch_size=_batch_size(environment.get("FLEXY_BATCH_SIZE") or "500"),
-            nightly=environment.get("FLEXY_NIGHTLY") or "0 2 * * *",
-            timezone=_timezone(environment.get("FLEXY_TIMEZONE") or "UTC"),
-            score_new=_switch("FLEXY_SCORE_NEW", environment.get("FLEXY_SCORE_NEW") or "0"),
-            watch_seconds=_seconds("FLEXY_WATCH_SECONDS", environment.get("FLEXY_WATCH_SECONDS") or "60"),
-            failure_webhook=_webhook(environment.get("FLEXY_FAILURE_WEBHOOK") or ""),
-            judge=judge,
-            judge_model=environment.get("FLEXY_JUDGE_MODEL") or "",
-            judge_url=_service_url("FLEXY_JUDGE_URL", environment.get("FLEXY_JUDGE_URL") or ""),
-            judge_key=_key(_key_variable(judge), environment.get(_key_variable(judge)) or ""),
-            judge_rpm=_count("FLEXY_JUDGE_RPM", environment.get("FLEXY_JUDGE_RPM") or ""),
-            judge_max_calls=_count("FLEXY_JUDGE_MAX_CALLS", environment.get("FLEXY_JUDGE_MAX_CALLS") or ""),
-            judge_timeout=_seconds("FLEXY_JUDGE_TIMEOUT", environment.get("FLEXY_JUDGE_TIMEOUT") or "120"),
-            allowed_hosts=_hosts(environment.get("FLEXY_ALLOWED_HOSTS") or ""),
-            label_studio_url=_service_url("LABEL_STUDIO_URL", environment.get("LABEL_STUDIO_URL") or "").rstrip("/"),
-            label_studio_key=_key("LABEL_STUDIO_API_KEY", environment.get("LABEL_STUDIO_API_KEY") or ""),
-            label_studio_project=_project(environment.get("FLEXY_LABEL_STUDIO_PROJECT") or ""),
-            owners=_owners(environment.get("FLEXY_OWNERS") or "team:flexy"),
-        )
+        return cls.merge(read_sources() if environment is None else {"environment": environment})
+
+    @classmethod
+    def merge(cls, sources: Sources) -> Settings:
+        """Return the settings in `sources`. Raises `BadInputError` naming the first variable that is invalid."""
+        values = {variable: value for variable, (value, _) in set_variables(sources).items()}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise BadInputError(_error_message(error.errors()[0], values.get("FLEXY_JUDGE"))) from None
+
+    @classmethod
+    def settings_customise_sources(cls, *arguments: Any, **sources: Any) -> tuple[Any, ...]:
+        # Only what `merge` passes: tests read settings from a mapping alone.
+        return (sources["init_settings"],)
 
 
-def _column(name: str) -> tuple[str, str] | None:
-    if not name:
-        return None
-    table, _, column = name.rpartition(".")
-    table = table or PROMPT_TABLES[0]
-    if table not in PROMPT_TABLES or not column:
-        raise BadInputError(
-            f"FLEXY_PROMPT_COLUMN={name} names no column: write COLUMN, for one of {PROMPT_TABLES[0]},"
-            f" or {PROMPT_TABLES[1]}.COLUMN"
-        )
-    return table, column
+def read_sources() -> dict[str, Mapping[str, Any]]:
+    """Return the variables set in the environment, `.env` and `flexy.toml`, in this order.
 
-
-def _batch_size(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 10_000:
-        raise BadInputError(f"FLEXY_BATCH_SIZE={text} is out of bounds: use 1 to 10000 images a batch")
-    return int(text)
-
-
-def _seconds(variable: str, text: str) -> int:
-    if not re.fullmatch("[0-9]{1,5}", text) or int(text) < 1:
-        raise BadInputError(f"{variable}={text} is out of bounds: use 1 to 99999 seconds")
-    return int(text)
-
-
-def _timezone(name: str) -> str:
+    Raises `BadInputError` for a file that cannot be parsed.
+    """
     try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise BadInputError(f"FLEXY_TIMEZONE={name} is no time zone: write one as in Europe/Berlin") from None
-    return name
+        dotenv = DotEnvSettingsSource(Settings, env_file=".env").env_vars
+        document = tomllib.loads(Path("flexy.toml").read_text("utf-8")) if Path("flexy.toml").exists() else {}
+    except UnicodeDecodeError:
+        raise BadInputError("cannot read .env or flexy.toml: not UTF-8 text: save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInputError(f'invalid flexy.toml: {error}: write one setting a line, as in models = "full"') from None
+    names = {_toml_key(variable): variable for variable in [*variable_names(), *_JUDGE_KEYS]}
+    if unknown := document.keys() - names.keys():
+        raise BadInputError(f"invalid flexy.toml: unknown setting {min(unknown)!r}: choose from {', '.join(names)}")
+    return {
+        "environment": os.environ,
+        ".env": dotenv,
+        "flexy.toml": {names[key]: value for key, value in document.items()},
+    }
 
 
-def _switch(variable: str, text: str) -> bool:
-    if text not in ("0", "1"):
-        raise BadInputError(f"{variable}={text} is neither on nor off: use 1 or 0")
-    return text == "1"
+def set_variables(sources: Sources) -> dict[str, tuple[Any, str]]:
+    """Return the value and the source of each variable that is set; one that is empty is not set."""
+
+    def look_up(variable: str) -> tuple[Any, str] | None:
+        found = ((values.get(variable), name) for name, values in sources.items())
+        return next(((value, name) for value, name in found if value not in (None, "")), None)
+
+    judge = look_up("FLEXY_JUDGE")
+    aliases = {JUDGE_KEY: _judge_key_variable(str(judge[0]))} if judge else {}
+    values = {variable: look_up(aliases.get(variable, variable)) for variable in variable_names()}
+    return {variable: found for variable, found in values.items() if found}
 
 
-def _count(variable: str, text: str) -> int | None:
-    if not text:
-        return None
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
-        raise BadInputError(f"{variable}={text} is out of bounds: use 1 to 999999999, or leave it out for no limit")
-    return int(text)
+def variable_names() -> list[str]:
+    """Return the variable of each setting; `JUDGE_KEY` stands for the variable of the judge's key."""
+    return [str(field.alias) for field in Settings.model_fields.values()]
 
 
-def _project(text: str) -> int | None:
-    if text and not re.fullmatch("[0-9]{1,9}", text):
-        raise BadInputError(f"FLEXY_LABEL_STUDIO_PROJECT={text} is no project: write the number in its address")
-    return int(text) if text else None
+_JUDGE_KEYS = ("GEMINI_API_KEY", "MOONDREAM_API_KEY")
 
 
-def _owners(text: str) -> tuple[str, ...]:
-    owners = tuple(each.strip() for each in text.split(",") if each.strip())
-    # Dagster takes no others, and says so in a page of traceback.
-    kinds = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}|team:[\w. -]+"
-    wrong = next((owner for owner in owners if not re.fullmatch(kinds, owner)), None)
-    if wrong or not owners:
-        raise BadInputError(
-            f"FLEXY_OWNERS: {wrong or text!r} is no owner: write e-mail addresses or team:NAME, with commas between"
-        )
-    return owners
-
-
-def _key_variable(judge: str) -> str:
+def _judge_key_variable(judge: str) -> str:
     return f"{judge.upper()}_API_KEY"
 
 
-def _key(variable: str, key: str) -> str:
-    if not re.fullmatch("[!-~]*", key):
-        raise BadInputError(f"{variable} holds what no key can: set it to a valid one")
-    return key
+def _toml_key(variable: str) -> str:
+    return variable.removeprefix("FLEXY_").lower()
 
 
-def _address(url: str) -> SplitResult | None:
-    """The parts of a URL over HTTP; None where it is no such URL."""
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.split() == [url]
-    except ValueError:
-        return None
-    return parts if sound else None
-
-
-def _webhook(url: str) -> str:
-    if url and not _address(url):
-        # The address is as good as a password, so it is not repeated.
-        raise BadInputError("FLEXY_FAILURE_WEBHOOK is no address: write https://HOST/PATH")
-    return url
-
-
-def _service_url(variable: str, url: str) -> str:
-    parts = _address(url)
-    if url and (not parts or parts.query or parts.fragment or "@" in parts.netloc):
-        # What is too much in it may be a key, so it is not repeated.
-        raise BadInputError(f"{variable} is no address without user, key or query: write https://HOST/PATH")
-    return url
-
-
-def _hosts(text: str) -> frozenset[tuple[str, int | None]]:
-    return frozenset(_host(each.strip()) for each in text.split(",") if each.strip())
-
-
-def _host(text: str) -> tuple[str, int | None]:
-    """A host as addresses name it: in small letters, IPv6 in brackets and short."""
-    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+?)\.?(?::([0-9]{1,5}))?", text.lower())
-    try:
-        if not found or not 0 < int(found[2] or 80) < 65536:
-            raise ValueError
-        host = f"[{ipaddress.IPv6Address(found[1][1:-1])}]" if found[1].startswith("[") else found[1]
-    except ValueError:
-        raise BadInputError(
-            f"FLEXY_ALLOWED_HOSTS: {text!r} is no host: write HOST or HOST:PORT, with commas between"
-        ) from None
-    return host, int(found[2]) if found[2] else None
+def _error_message(error: ErrorDetails, judge: str | None) -> str:
+    """Return the thing, the value unless it may hold a secret, and the remedy."""
+    (field,) = (each for each in Settings.model_fields.values() if each.alias == error["loc"][0])
+    variable = _judge_key_variable(str(judge)) if field.alias == JUDGE_KEY else field.alias
+    cause = error.get("ctx", {}).get("error")
+    if bounds := [getattr(each, name) for each in field.metadata for name in ("ge", "le") if hasattr(each, name)]:
+        remedy = f"must be an integer from {bounds[0]} to {bounds[1]}"
+    elif error["type"] == "literal_error":
+        *most, last = get_args(field.annotation)
+        remedy = f"choose {', '.join(most)} or {last}"
+    else:
+        remedy = str(cause) if cause else "must be text"
+    value = cause.part if isinstance(cause, _InvalidPartError) else str(error["input"])
+    # An address may hold a key where it is invalid.
+    secret = field.annotation is SecretStr or str(field.alias).endswith("_URL")
+    return f"invalid {variable}{'' if secret else f' {value[:80]!r}'}: {remedy}"

@@ -21,7 +21,8 @@ def failed_runs(context: dg.RunFailureSensorContext, work: dg.ResourceParam[Work
     context.log.error(text)
     if work.settings.failure_webhook:
         answer = post_failure(
-            work.settings.failure_webhook, {"run": run.run_id, "job": run.job_name, "error": error, "text": text}
+            work.settings.failure_webhook.get_secret_value(),
+            {"run": run.run_id, "job": run.job_name, "error": error, "text": text},
         )
         if answer:
             context.log.warning(answer)

@@ -152,7 +152,7 @@ def test_a_run_must_exist_and_be_the_only_one_that_is_meant(
 @pytest.mark.parametrize("command", [["status"], ["demo"], ["sweep", "new", "--engine", "mini_sdxl", "--images", "2"]])
 def test_a_model_set_that_is_none_is_refused(flexy: Flexy, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
     monkeypatch.setenv("FLEXY_MODELS", "nonsense")
-    assert "FLEXY_MODELS=nonsense is no model set: use mini or full" in refused(flexy(*command))
+    assert "invalid FLEXY_MODELS 'nonsense': choose mini or full" in refused(flexy(*command))
 
 
 def test_an_engine_of_another_model_set_is_refused(flexy: Flexy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from flexy_assets.reporting.html import format_count
 from flexy_assets.sweep.analysis import METRIC_LABELS
 
 METHOD_NAMES: Final = {"eacps": "EACPS", "ttflux": "TTFLUX"}
@@ -40,8 +41,3 @@ def metric_title(metric: str) -> str:
 def format_denoises(nfe: int, steps: int | None) -> str:
     """A budget as in `8 denoises`, or as in `60 NFE` where it is no whole number of `steps`, a full denoise's."""
     return f"{nfe:,} NFE" if not steps or nfe % steps else format_count(nfe // steps, "denoise")
-
-
-def format_count(count: int, noun: str) -> str:
-    """As in `1 task` and `1,200 tasks`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -8,11 +8,11 @@ from typing import Any
 
 import polars as pl
 
-from flexy_assets.edits.labels import format_count
 from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets, run_job, step_failures
 from flexy_assets.inpaint import assets
+from flexy_assets.reporting.html import format_count
 from flexy_assets.reporting.text_tables import format_text_table
-from flexy_assets.storage import labels, swaps
+from flexy_assets.storage import labels
 from flexy_assets.storage.labels import LabelTaskRow
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
@@ -101,7 +101,7 @@ def run_inpainting(
         selected = {each.task.id: each for each in labels.selected_images(connection, batches)}
         unscored = labels.judgement_failures(connection, plan.run_id, potential.weights)
         reasons = {each.task: f"no candidate could be scored: {each.reason}" for each in unscored}
-        reasons |= swaps.swap_errors(connection, tasks)
+        reasons |= labels.swap_errors(connection, tasks)
     mine = {task.id for task in tasks}
     unanswered = {each.candidate for each in unscored if each.task in mine} if judged else set()
     left = {

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from flexy_assets.edits.canvas import Canvas
 from flexy_assets.edits.metrics import cosine_similarities, map_in_batches, record_metric_outcomes
+from flexy_assets.edits.search.canvas import Canvas
 from flexy_assets.inpaint.face_swap import face_at_mask
 from flexy_assets.scoring.missing_scores import CHUNK_IMAGES
 from flexy_assets.scoring.work import Work

@@ -14,6 +14,7 @@ from urllib.parse import urljoin
 from uuid import UUID
 from xml.etree import ElementTree
 
+from flexy_assets.inpaint.plan import InpaintPlan
 from flexy_assets.storage import labels
 from flexy_assets.storage.labels import SelectedImage, SentPrediction
 from resources.database import Database
@@ -63,7 +64,7 @@ def prediction_score(chosen: SelectedImage) -> float | None:
 
     It refuses others where predictions are imported as a file.
     """
-    potential, (lowest, highest) = chosen.scores.get("potential"), chosen.plan.bounds
+    potential, (lowest, highest) = chosen.scores.get("potential"), InpaintPlan.from_json(chosen.plan).bounds
     if potential is None or lowest == highest:
         return None
     return min(1.0, max(0.0, (potential - lowest) / (highest - lowest)))
@@ -98,7 +99,7 @@ def _versions(chosen: Sequence[SelectedImage], model_version: str) -> list[tuple
     """Each with the version it is sent as; the last of those that would be sent as the same."""
     last: dict[tuple[UUID, str], SelectedImage] = {}
     for one in sorted(chosen, key=lambda each: each.selected_at):
-        last[one.task.id, model_version or f"flexy/{one.plan.editor}"] = one
+        last[one.task.id, model_version or f"flexy/{one.plan['editor']}"] = one
     found = [(one, version) for (_, version), one in last.items()]
     return sorted(found, key=lambda each: (each[0].task.batch, each[0].task.position, each[1]))
 

@@ -13,11 +13,10 @@ from flexy_assets.inpaint import metrics
 from flexy_assets.inpaint.face_swap import swap_face_at_mask
 from flexy_assets.inpaint.plan import INPAINT_METHOD, SWAP_NAME, InpaintPlan
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import edits, queries, swaps
+from flexy_assets.storage import edits, labels, queries
 from flexy_assets.storage.edits import CandidateRow, EditTaskRow, candidate_id
-from flexy_assets.storage.labels import LabelTaskRow as LabelTask
+from flexy_assets.storage.labels import SKIPPED, SWAPPED, LabelTaskRow, SwapRow
 from flexy_assets.storage.queries import ScoredImage
-from flexy_assets.storage.swaps import SKIPPED, SWAPPED, SwapRow
 from resources import masks
 from resources.errors import FlexyError
 from resources.models import registry
@@ -25,23 +24,23 @@ from resources.models import registry
 INPAINT_FOLDER = "labels"
 
 
-def swap_faces(work: Work, tasks: Sequence[LabelTask], on_progress: Callable[[int], Any]) -> dict[Any, SwapRow]:
+def swap_faces(work: Work, tasks: Sequence[LabelTaskRow], on_progress: Callable[[int], Any]) -> dict[Any, SwapRow]:
     """Return the swap of each task whose images are here, by task; `on_progress` is called for each new swap."""
     model = registry.find_face_swapper(work.settings)
     mark = model.fingerprint
     with work.database.begin(reading=True) as connection:
-        known = swaps.read_swaps(connection, tasks, mark)
+        known = labels.read_swaps(connection, tasks, mark)
     for task in tasks:
         if task.error or task.id in known:
             continue
         known[task.id] = _swap(work, task, work.slot.get(model), mark)
         with work.database.begin() as connection:
-            swaps.record_swap(connection, known[task.id])
+            labels.record_swap(connection, known[task.id])
         on_progress(1)
     return known
 
 
-def _swap(work: Work, task: LabelTask, swapper: Any, mark: str) -> SwapRow:
+def _swap(work: Work, task: LabelTaskRow, swapper: Any, mark: str) -> SwapRow:
     began = time.perf_counter()
     try:
         scene, mask, character = (
@@ -76,11 +75,11 @@ def _swap(work: Work, task: LabelTask, swapper: Any, mark: str) -> SwapRow:
     )
 
 
-def plan_tasks(work: Work, plan: InpaintPlan, tasks: Sequence[LabelTask]) -> list[EditTaskRow]:
+def plan_tasks(work: Work, plan: InpaintPlan, tasks: Sequence[LabelTaskRow]) -> list[EditTaskRow]:
     """The swapped tasks as rows of this plan, kept with the unrefined swap as each one's first candidate."""
     mark = registry.find_face_swapper(work.settings).fingerprint
     with work.database.begin(reading=True) as connection:
-        found = swaps.read_swaps(connection, tasks, mark)
+        found = labels.read_swaps(connection, tasks, mark)
     rows, firsts = [], []
     for task in tasks:
         swap = found.get(task.id)
@@ -112,7 +111,7 @@ def plan_tasks(work: Work, plan: InpaintPlan, tasks: Sequence[LabelTask]) -> lis
     return rows
 
 
-def _mask(work: Work, plan: InpaintPlan, task: LabelTask) -> tuple[str | None, str | None]:
+def _mask(work: Work, plan: InpaintPlan, task: LabelTaskRow) -> tuple[str | None, str | None]:
     """The mask that the editor works in, and its SHA-256: the task's own, or that widened."""
     if not plan.widen or task.mask_path is None:
         return task.mask_path, task.mask_sha256

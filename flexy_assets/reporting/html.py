@@ -42,6 +42,11 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return written.replace("-", "−") if float(written.replace(",", "")) else written.lstrip("-")
 
 
+def format_count(count: int, noun: str) -> str:
+    """As in `1 task` and `1,200 tasks`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def gzip_base64(script: str) -> str:
     """A script as gzip in base64, for a page that unpacks it; the same script is always the same text."""
     return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()

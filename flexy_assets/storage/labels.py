@@ -13,13 +13,13 @@ from uuid import UUID, uuid5
 import polars as pl
 from sqlalchemy import Connection, Row, case, func, or_, select, text, update
 
-from flexy_assets.inpaint.plan import InpaintPlan
 from flexy_assets.storage.queries import upsert, utc_now
 from flexy_assets.storage.tables import (
     edit_candidates,
     edit_runs,
     edit_selections,
     edit_tasks,
+    face_swaps,
     image_scores,
     label_pictures,
     label_predictions,
@@ -29,6 +29,10 @@ from resources.label_studio.export import ReviewVerdict
 
 PENDING_BATCH = "its pictures are still to be fetched: import it again"
 """The error of a task whose import has not come to it."""
+
+SWAPPED = "swapped"
+SKIPPED = "left as it was"
+"""The outcomes of a face swap."""
 
 _NAMESPACE = UUID("0c0b6f0e-51ce-5d0e-8f3c-2f4d9a5f6b1e")
 _IDS_PER_QUERY = 500
@@ -68,13 +72,13 @@ class LabelTaskRow:
 
 @dataclass(frozen=True)
 class SelectedImage:
-    """What was selected for a task, last: the candidate, its picture, its scores, and how it was made."""
+    """The candidate that was selected for a task last; `plan` is its inpainting plan as it was saved."""
 
     task: LabelTaskRow
     candidate: UUID
     image_path: str
     image_sha256: str | None
-    plan: InpaintPlan
+    plan: Mapping[str, Any]
     selected_at: datetime
     scores: Mapping[str, float]
 
@@ -224,6 +228,61 @@ def record_picture(connection: Connection, address: str, path: str, sha256: str)
     connection.execute(statement.on_conflict_do_update(index_elements=["address_sha256"], set_=values))
 
 
+# Face swaps
+
+
+@dataclass(frozen=True)
+class SwapRow:
+    """A row of `face_swaps`: what became of a task as it was at this digest.
+
+    The picture is None, and `reason` says why, where no face was swapped.
+    """
+
+    task: UUID
+    digest: str
+    outcome: str
+    model: str
+    reason: str | None = None
+    faces: int | None = None
+    at_edge: bool | None = None
+    box: tuple[float, ...] | None = None
+    identity_before: float | None = None
+    identity_after: float | None = None
+    image_path: str | None = None
+    image_sha256: str | None = None
+    elapsed_ms: int | None = None
+
+
+def read_swaps(connection: Connection, tasks: Collection[LabelTaskRow], model: str) -> dict[UUID, SwapRow]:
+    """What this model made of the tasks as they are now, by task."""
+    digests = {task.id: task.digest for task in tasks}
+    rows = connection.execute(
+        select(*(face_swaps.c[field.name] for field in fields(SwapRow))).where(
+            face_swaps.c.task.in_(list(digests)), face_swaps.c.model == model
+        )
+    )
+    found = [SwapRow(**row._asdict() | {"box": tuple(json.loads(row.box)) if row.box else None}) for row in rows]
+    return {swap.task: swap for swap in found if swap.digest == digests[swap.task]}
+
+
+def swap_errors(connection: Connection, tasks: Collection[LabelTaskRow]) -> dict[UUID, str]:
+    """Why no face was swapped in the tasks as they are now, by task, as far as none was."""
+    digests = {task.id: task.digest for task in tasks}
+    there = face_swaps.c
+    rows = connection.execute(
+        select(there.task, there.digest, there.reason).where(there.task.in_(list(digests)), there.reason.is_not(None))
+    )
+    return {task: reason for task, digest, reason in rows if digest == digests[task]}
+
+
+def record_swap(connection: Connection, swap: SwapRow) -> None:
+    """Keep what became of a task; what another model made of it before gives way."""
+    row = asdict(swap) | {"box": json.dumps(swap.box) if swap.box else None, "created_at": utc_now()}
+    statement = upsert(connection, face_swaps).values(row)
+    values = {name: statement.excluded[name] for name in row if name not in ("task", "digest")}
+    connection.execute(statement.on_conflict_do_update(index_elements=["task", "digest"], set_=values))
+
+
 # Predictions
 
 
@@ -259,13 +318,13 @@ def selected_images(connection: Connection, batches: Collection[str] | None = No
             row.id,
             row.image_path,
             row.image_sha256,
-            InpaintPlan.from_json(json.loads(row.plan)),
+            json.loads(row.plan),
             row.selected_at,
             measured.get(row.id, {}),
         )
         for (task, _), row in last.items()
     ]
-    return sorted(found, key=lambda each: (each.task.batch, each.task.position, each.plan.editor))
+    return sorted(found, key=lambda each: (each.task.batch, each.task.position, each.plan["editor"]))
 
 
 def inpaint_scores(connection: Connection, candidates: Sequence[UUID]) -> dict[UUID, dict[str, float]]:

@@ -7,8 +7,9 @@ from pathlib import Path
 from diffusers import HiDreamImagePipeline
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from resources.engines.pipeline import GuidedEngine, PerImageGuidance, load_tokenizer, load_weights
+from resources.engines.pipeline import GuidedEngine, PerImageGuidance
 from resources.models import compute
+from resources.models.loading import load_network, load_tokenizer
 
 
 class _HiDream(PerImageGuidance, HiDreamImagePipeline):
@@ -27,5 +28,5 @@ class HiDreamEngine(GuidedEngine):
             batch_size,
             precision,
             tokenizer_4=load_tokenizer(PreTrainedTokenizerFast, llama),
-            text_encoder_4=load_weights(LlamaForCausalLM, llama, compute.torch_dtype(precision)),
+            text_encoder_4=load_network(LlamaForCausalLM, llama, compute.torch_dtype(precision)),
         )

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers import ModelMixin
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from resources.engines import EditRequest, ImageRequest, PartialEdit
 from resources.engines.partial_denoising import cpu_generator, partial_pipeline, partial_scheduler
 from resources.errors import FlexyError
 from resources.models import compute
+from resources.models.loading import load_pipeline
 
 ACTIVATION_BYTES = 4 * 2**30
 """Bytes to leave beside the weights for a few images of a megapixel."""
@@ -56,93 +51,6 @@ def place_pipeline(pipeline: Any, free_bytes: int) -> None:
             pipeline.enable_sequential_cpu_offload()
     pipeline.vae.enable_slicing()
     pipeline.vae.enable_tiling()
-
-
-def load_pipeline(kind: Any, folder: Path, dtype: torch.dtype, **parts: Any) -> Any:
-    """The pipeline of class `kind` in `folder`; `parts` are components and settings that it does not hold.
-
-    Raises `FlexyError` naming what is missing, damaged or another model's.
-    """
-    # Its own bars and notes would drown the command's.
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    with _named_load_errors(folder):
-        for name, (library, class_name) in _components(folder / "model_index.json", kind).items():
-            # A folder may name code that it brings, which is not run: diffusers refuses it below.
-            known = library in ("diffusers", "transformers")
-            part = getattr(import_module(library), class_name, None) if known else None
-            if name in parts or not isinstance(part, type):
-                continue
-            if issubclass(part, (ModelMixin, PreTrainedModel)):
-                parts[name] = load_weights(part, folder / name, dtype)
-            elif issubclass(part, (PreTrainedTokenizerBase, ProcessorMixin)):
-                parts[name] = load_tokenizer(part, folder / name)
-        return kind.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, **parts)
-
-
-def _components(file: Path, kind: Any) -> dict[str, list[str]]:
-    """Library and class of each component that a pipeline's index names."""
-    with _named_load_errors(file):
-        index = json.loads(file.read_text("utf-8"))
-        # Our own classes only add to the published ones.
-        published = next(base.__name__ for base in kind.__mro__ if base.__module__.startswith("diffusers."))
-        if not isinstance(index, dict) or index.get("_class_name") != published:
-            raise ValueError(f"it does not describe a {published}")
-        return {name: value for name, value in index.items() if isinstance(value, list) and value[0]}
-
-
-def load_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """The network of class `kind` in `folder`, each of its weights read from there.
-
-    from_pretrained by itself makes random ones up for those that it does not find. Raises `FlexyError` then,
-    and where the files cannot be read.
-    """
-    with _named_load_errors(folder):
-        files = [path.name for path in folder.iterdir() if path.suffix == ".safetensors"]
-        model, found = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            variant="fp16" if files and all(".fp16" in name for name in files) else None,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            # transformers then lists those of another shape; diffusers names the first by itself.
-            **({"ignore_mismatched_sizes": True} if issubclass(kind, PreTrainedModel) else {}),
-        )
-        lacking = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
-        if lacking:
-            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            raise ValueError(f"it has no weights that fit {lacking[0]}{more}")
-    return model
-
-
-def load_tokenizer(kind: Any, folder: Path) -> Any:
-    """The tokenizer, or processor with one, of class `kind` in `folder`.
-
-    from_pretrained by itself makes do with a vocabulary of a few special tokens where the files of it are
-    missing. Raises `FlexyError` then, and where they cannot be read.
-    """
-    with _named_load_errors(folder):
-        files = {path.name for path in folder.iterdir()}
-        if not (files & {"tokenizer.json", "tokenizer.model", "spiece.model"} or files >= {"vocab.json", "merges.txt"}):
-            raise ValueError("it has no vocabulary")
-        return kind.from_pretrained(folder, local_files_only=True)
-
-
-@contextmanager
-def _named_load_errors(what: Path) -> Iterator[None]:
-    """Whatever keeps `what` from being loaded, in one line that names it."""
-    try:
-        yield
-    except FlexyError:
-        raise
-    except Exception as error:
-        if compute.is_out_of_memory(error):
-            raise
-        # The libraries go on, for many lines, about what else one might do.
-        said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
-        cause = said.splitlines()[0].split(". ")[0].rstrip(" .:!")
-        raise FlexyError(f"cannot load {what}: {cause}: restore its files") from error
 
 
 class PerImageGuidance:

@@ -21,7 +21,7 @@ from resources.faces import Face
 from resources.faces.alignment import SWAP_TEMPLATE, Pixels, paste_face
 from resources.faces.restore import FaceRestorer
 from resources.faces.runtime import session_arguments
-from resources.scorers.checkpoint import load_error, named_loading_errors
+from resources.models.loading import load_error, named_loading_errors
 
 DETECTOR, RECOGNISER, SWAPPER = "det_10g.onnx", "w600k_r50.onnx", "inswapper_128.onnx"
 PACK_NAME = "buffalo_l"

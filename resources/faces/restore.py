@@ -12,7 +12,7 @@ from resources.errors import FlexyError
 from resources.faces import Face
 from resources.faces.alignment import Pixels, paste_face
 from resources.faces.runtime import session_arguments
-from resources.scorers.checkpoint import load_error, named_loading_errors
+from resources.models.loading import load_error, named_loading_errors
 
 SIDE = 512
 TEMPLATE = np.array(

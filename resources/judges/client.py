@@ -94,7 +94,7 @@ class JudgeClient:
         return cls(
             settings.judge_url or url,
             header,
-            settings.judge_key,
+            settings.judge_key.get_secret_value(),
             remedy=f"check {variable}, FLEXY_JUDGE_MODEL and FLEXY_JUDGE_URL",
             turns=settings.home / "judgements" / f"{settings.judge}.turns",
             limits=JudgeLimits(settings.judge_rpm, settings.judge_max_calls, timeout=settings.judge_timeout),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -34,26 +33,11 @@ class VisionLanguageModel:
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        from resources.scorers.checkpoint import load_error, named_loading_errors
+        from resources.models.loading import load_network, load_tokenizer
 
-        with named_loading_errors(folder):
-            self.processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model: Any
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=compute.torch_dtype(precision),
-                local_files_only=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                # A configuration may name another, to be fetched from the hub as code.
-                attn_implementation="sdpa",
-            )
-        # transformers makes up what it does not find.
-        lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
-        if lacking:
-            raise load_error(folder, f"{len(lacking)} weights are missing or of another size, as {lacking[0]}")
-        self.model = model.eval().to(compute.compute_device())
+        self.processor: Any = load_tokenizer(AutoProcessor, folder)
+        network = load_network(AutoModelForImageTextToText, folder, compute.torch_dtype(precision))
+        self.model = network.eval().to(compute.compute_device())
 
     def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
         """One answer to `question` about RGB pictures, sampled anew each time."""
@@ -107,7 +91,7 @@ class LocalJudge:
 
 def make_local_vlm(settings: Settings, slot: ModelSlot) -> LocalJudge:
     """The judge of the registry that FLEXY_JUDGE_MODEL names, by default its first, whatever FLEXY_MODELS is."""
-    full = replace(settings, models="full")
+    full = settings.with_models("full")
     known = registry.model_names("judge", full)
     name = settings.judge_model or known[0]
     if name not in known:

@@ -118,7 +118,7 @@ class LabelStudioClient:
             raise BadInputError(
                 "no Label Studio is named: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (Account & Settings there)"
             )
-        return cls(settings.label_studio_url, settings.label_studio_key, limits)
+        return cls(settings.label_studio_url, settings.label_studio_key.get_secret_value(), limits)
 
     def __repr__(self) -> str:
         return f"LabelStudio({self.url!r})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from resources.models import registry, weights
@@ -29,7 +28,7 @@ def list_models(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
-    model = registry.local_model(entry, replace(settings, models=models))
+    model = registry.local_model(entry, settings.with_models(models))
     published = None if models == "mini" else entry.published
     weighty = published or model.brought
     missing = bool(model.folder and weights.missing_files(model.folder, model.published, model.brought))

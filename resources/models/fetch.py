@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -62,7 +62,7 @@ def fetch_models(names: Sequence[str], settings: Settings) -> Iterator[FetchedMo
     disable_progress_bars()
     if not re.fullmatch("[!-~]*", get_token() or ""):
         raise BadInputError("HF_TOKEN holds what no token can: set it to a valid one")
-    full = replace(settings, models="full")
+    full = settings.with_models("full")
     for name in _with_needed(names):
         model = registry.local_model(registry.MODELS[name], full)
         assert model.folder

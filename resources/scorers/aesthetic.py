@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resources.errors import FlexyError
-from resources.scorers import checkpoint
+from resources.models.loading import named_loading_errors, read_tensors
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
 # Where each version's head lies in its published file; a head by itself has no prefix.
@@ -69,10 +69,10 @@ def load_aesthetic(folder: Path, version: int) -> AestheticHead:
     The published files hold the whole image tower too: only the head is read. Raises `FlexyError` where
     there is no head in the file.
     """
-    state = {name: value.float() for name, value in checkpoint.read_tensors(folder, _FILES, _PREFIXES[version]).items()}
+    state = {name: value.float() for name, value in read_tensors(folder, _FILES, _PREFIXES[version]).items()}
     if state.keys() == {"weight", "bias"}:
         state = {f"0.{name}": value for name, value in state.items()}
-    with checkpoint.named_loading_errors(folder):
+    with named_loading_errors(folder):
         layers = sorted((int(n.partition(".")[0]), value) for n, value in state.items() if n.endswith("weight"))
         head = AestheticHead(tuple(value.shape[1] for _, value in layers))
         head.load_state_dict(state)

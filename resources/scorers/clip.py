@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from resources.models import compute
+from resources.models.loading import load_error, load_network, load_tokenizer, named_loading_errors
 from resources.scorers.aesthetic import normalize_embedding
-from resources.scorers.checkpoint import load_error, named_loading_errors
 from resources.scorers.preprocessing import Preprocessing
 
 
@@ -29,24 +28,10 @@ class ClipEncoder:
 
         Raises `FlexyError` where a file does not fit the model.
         """
-        with named_loading_errors(folder):
-            model, report = CLIPModel.from_pretrained(
-                folder,
-                dtype=compute.torch_dtype(precision),
-                local_files_only=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                # A configuration may name another, to be fetched from the hub as code.
-                attn_implementation="sdpa",
-            )
-        # transformers makes up what it does not find.
-        lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
-        if lacking:
-            raise load_error(folder, f"{len(lacking)} weights are missing or of another size, as {lacking[0]}")
+        model = load_network(CLIPModel, folder, compute.torch_dtype(precision))
         with named_loading_errors(folder / "preprocessor_config.json"):
             preprocessing = Preprocessing.read(folder / "preprocessor_config.json")
-        self._start(folder, model, load_tokenizer_folder(folder), preprocessing)
+        self._start(folder, model, load_tokenizer(CLIPTokenizer, folder), preprocessing)
 
     def _start(self, folder: Path, model: CLIPModel, words: CLIPTokenizer, preprocessing: Preprocessing) -> None:
         """Put the parts together. Raises `FlexyError` where they do not fit each other."""
@@ -88,17 +73,3 @@ class ClipEncoder:
     def embed(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
         """(n, width) vectors of RGB pictures of any size."""
         return self.images([self.prepare(picture) for picture in pictures])
-
-
-def load_tokenizer_folder(folder: Path) -> CLIPTokenizer:
-    """CLIP's tokenizer in `folder`. Raises `FlexyError` where it is not whole.
-
-    transformers makes do with a part of its files, or none, and then every text reads differently.
-    """
-    with named_loading_errors(folder):
-        words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        merges = len(json.loads(words.backend_tokenizer.to_str())["model"]["merges"])
-    # Every word is a byte (512, half of them at a word's end), begins or ends a text, or is made by a merge.
-    if merges != len(words) - 512 - 2:
-        raise load_error(folder, f"its tokenizer is not whole: {len(words)} words and {merges} merges")
-    return words

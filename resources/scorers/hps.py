@@ -17,11 +17,10 @@ import torch
 from ftfy import fix_text
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from resources.models import compute
-from resources.scorers import checkpoint, clip
-from resources.scorers.checkpoint import load_error, named_loading_errors
+from resources.models.loading import load_error, load_tokenizer, named_loading_errors, read_tensors
 from resources.scorers.clip import ClipEncoder
 from resources.scorers.preprocessing import Letterbox
 
@@ -43,9 +42,9 @@ class HpsScorer(ClipEncoder):
         if tokenizer is None:
             super().__init__(folder, precision)
             return
-        model = from_open_clip(checkpoint.read_tensors(folder, _FILES), folder, compute.torch_dtype(precision))
+        model = from_open_clip(read_tensors(folder, _FILES), folder, compute.torch_dtype(precision))
         side = model.config.vision_config.image_size
-        self._start(folder, model, clip.load_tokenizer_folder(tokenizer), Letterbox(side, _MEAN, _STD))
+        self._start(folder, model, load_tokenizer(CLIPTokenizer, tokenizer), Letterbox(side, _MEAN, _STD))
 
     def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """(n, width) vectors of prompts, cleaned as open_clip cleans them."""

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from resources.models import compute
-from resources.scorers import checkpoint
+from resources.models.loading import named_loading_errors, read_tensors
 
 _FILES = ("model.safetensors", "vgg16-397923af.pth")
 _HEADS = ("heads.safetensors", "vgg.pth")
@@ -76,9 +76,9 @@ class LpipsScorer:
         or at the `side` that its config.json says. Raises `FlexyError` where the weights do not fit.
         """
         self.device = compute.compute_device()
-        state = checkpoint.read_tensors(folder, _FILES, ("features.",))
-        heads = checkpoint.read_tensors(folder if (folder / _HEADS[0]).exists() else _PUBLISHED_HEADS, _HEADS, ("lin",))
-        with checkpoint.named_loading_errors(folder):
+        state = read_tensors(folder, _FILES, ("features.",))
+        heads = read_tensors(folder if (folder / _HEADS[0]).exists() else _PUBLISHED_HEADS, _HEADS, ("lin",))
+        with named_loading_errors(folder):
             config = folder / "config.json"
             self.side = int(json.loads(config.read_text()).get("side", 256)) if config.exists() else 256
             model = LpipsDistance(_widths(state))

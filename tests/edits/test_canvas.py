@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexy_assets.edits.canvas import Canvas
+from flexy_assets.edits.search.canvas import Canvas
 
 RNG = np.random.default_rng(0)
 SOURCE = Image.fromarray(RNG.integers(0, 256, (90, 120, 3), np.uint8))

@@ -18,8 +18,7 @@ from flexy_assets.inpaint.plan import INPAINT_METHOD, SWAP_NAME, InpaintPlan
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits, labels
 from flexy_assets.storage.edits import CandidateRow
-from flexy_assets.storage.labels import LabelTaskRow
-from flexy_assets.storage.swaps import SwapRow
+from flexy_assets.storage.labels import LabelTaskRow, SwapRow
 from flexy_assets.storage.tables import image_scores
 from resources import masks
 from resources.database import Database

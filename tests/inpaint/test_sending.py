@@ -20,7 +20,7 @@ from flexy_assets.storage.labels import LabelTaskRow, SelectedImage, SentPredict
 
 TASK = LabelTaskRow(label_task_id(3, "7001"), "7001", 3, 7101, "CHA-1", "Ada", "Ada at sea", "d" * 64)
 PLAN = InpaintPlan("mini_instruct", 4, 2.0)
-ONE = SelectedImage(TASK, uuid4(), "edits/a.png", None, PLAN, datetime(2025, 1, 1), {"potential": 30.0})
+ONE = SelectedImage(TASK, uuid4(), "edits/a.png", None, PLAN.to_json(), datetime(2025, 1, 1), {"potential": 30.0})
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,15 @@ def test_a_score_lies_between_what_the_weights_allow(
 ) -> None:
     plan = replace(PLAN, **dict(zip(("alpha", "beta", "gamma"), weights, strict=True)))
     of = [{} if value is None else {"potential": value} for value in potentials]
-    assert [prediction_score(replace(ONE, plan=plan, scores=each)) for each in of] == scores
+    assert [prediction_score(replace(ONE, plan=plan.to_json(), scores=each)) for each in of] == scores
 
 
 def test_the_file_has_the_last_choice_of_each_version() -> None:
     later = replace(
-        ONE, candidate=uuid4(), plan=replace(PLAN, editor="kontext"), selected_at=ONE.selected_at + timedelta(days=1)
+        ONE,
+        candidate=uuid4(),
+        plan=replace(PLAN, editor="kontext").to_json(),
+        selected_at=ONE.selected_at + timedelta(days=1),
     )
     nameless = replace(ONE, task=replace(TASK, id=uuid4(), label_studio_id=None))
     assert [each["model_version"] for each in prediction_document([ONE, later, nameless], [])] == [

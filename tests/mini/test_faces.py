@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from resources.faces import mask_centre
-from resources.mini import face_figures, faces
+from resources.mini import faces
+from resources.mini.evaluation import face_accuracy
 from resources.mini.faces import (
     KINDS,
     SIDE,
@@ -143,7 +144,7 @@ def test_a_mask_lies_over_its_face_and_no_other() -> None:
 def test_unseen_faces_are_found_and_nothing_else(swapper: Any) -> None:
     rng = np.random.default_rng(6)
     people = [[make_person(UNSEEN + 10 * i + j) for j in range(i % 4)] for i in range(80)]
-    found = face_figures.detection_figures(
+    found = face_accuracy.detection_figures(
         swapper.finder, [make_scene(some, rng, at_edge=i % 5 == 0) for i, some in enumerate(people)]
     )
     assert found.recall >= 0.97
@@ -152,9 +153,9 @@ def test_unseen_faces_are_found_and_nothing_else(swapper: Any) -> None:
 
 
 def test_a_swapped_face_is_the_characters_and_the_rest_stays(swapper: Any) -> None:
-    made = [swap for swap in face_figures.swap_faces_of(swapper, face_figures.held_out_faces(24, turn=1)) if swap]
+    made = [swap for swap in face_accuracy.swap_faces_of(swapper, face_accuracy.held_out_faces(24, turn=1)) if swap]
     assert len(made) == 20
-    shares = face_figures.swap_shares(made)
+    shares = face_accuracy.swap_shares(made)
     assert shares["risen"] >= 0.95
     assert shares["recognised"] >= 0.9
     assert shares["away"] == 0

@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from resources.faces.insight import FaceSwapper
-from resources.mini import architecture
-from resources.mini.training import loop, train
+from resources.mini.training import architecture, loop, train
 from resources.mini.world import CAPTIONED_SCENES
 
 
@@ -89,7 +88,7 @@ def test_the_face_models_are_trained_one_after_the_other_and_insightface_loads_t
     for part in (*parts, "face_details"):
         monkeypatch.setitem(loop.STAGES, part, loop.Stage(steps=10, batch=6, rate=1e-3))
     asked: list[FaceSwapper] = []
-    monkeypatch.setattr(train.train_faces.face_figures, "summary", lambda swapper, _: asked.append(swapper) or {})
+    monkeypatch.setattr(train.train_faces.face_accuracy, "swap_summary", lambda swapper, _: asked.append(swapper) or {})
     out, work = tmp_path / "weights", tmp_path / "work"
     out.mkdir()
     work.mkdir()
@@ -118,7 +117,7 @@ def test_one_part_is_trained_and_the_others_stay_as_they_are(tmp_path: Path, mon
     before = {path: path.read_bytes() for path in weight_files(out) if path.parent.name != "lpips"}
     monkeypatch.setitem(loop.STAGES, "perceptual", loop.Stage(steps=10, batch=8, rate=1e-3))
     monkeypatch.setattr(train, "PAIRS", 50)
-    monkeypatch.setattr(train.figures, "lpips_correlation", lambda lpips: {"side": lpips.side})
+    monkeypatch.setattr(train.accuracy, "lpips_correlation", lambda lpips: {"side": lpips.side})
     trained(out, work, "perceptual")
     assert all(path.read_bytes() == content for path, content in before.items())
     manifest = json.loads((out / "manifest.json").read_text())

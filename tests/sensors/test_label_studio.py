@@ -43,5 +43,5 @@ def test_what_keeps_the_sensor_from_looking_is_said_in_one_line(
 
 
 def test_a_project_is_a_number() -> None:
-    with pytest.raises(BadInputError, match="FLEXY_LABEL_STUDIO_PROJECT=faces is no project: write the number"):
+    with pytest.raises(BadInputError, match="invalid FLEXY_LABEL_STUDIO_PROJECT 'faces': must be an integer"):
         Settings.read({"FLEXY_LABEL_STUDIO_PROJECT": "faces"})

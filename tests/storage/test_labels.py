@@ -76,7 +76,7 @@ def test_what_was_chosen_last_of_each_editor_is_what_is_sent(database: Database)
         last = candidate(connection, one, "kontext", 2.0)
         failed = candidate(connection, other, "qwen", None)
         found = labels.selected_images(connection)
-        assert [(c.task.name, c.plan.editor, c.candidate) for c in found] == [
+        assert [(c.task.name, c.plan["editor"], c.candidate) for c in found] == [
             ("a", "kontext", last),
             ("b", "qwen", failed),
         ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from flexy_assets.edits.canvas import Canvas
+from flexy_assets.edits.search.canvas import Canvas
 from resources import masks
 from tests.support.servers import MARKS, Oracle, shown
 

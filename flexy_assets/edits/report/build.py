@@ -16,7 +16,6 @@ import polars as pl
 from flexy_assets.edits.comparison import SELECTING_ROLE, ComparedMetric
 from flexy_assets.edits.labels import (
     METHOD_NAMES,
-    format_count,
     format_denoises,
     method_name,
     metric_label,
@@ -34,7 +33,7 @@ from flexy_assets.edits.report.summary import (
     method_pairs,
     summarize_comparison,
 )
-from flexy_assets.reporting.html import join_words, load_template
+from flexy_assets.reporting.html import format_count, join_words, load_template
 from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
 
 MAX_TASKS: Final = 300

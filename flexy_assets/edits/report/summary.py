@@ -13,8 +13,8 @@ from typing import Any, Final, Literal
 import polars as pl
 from markupsafe import Markup
 
-from flexy_assets.edits.labels import format_count, format_denoises, method_name, metric_label
-from flexy_assets.reporting.html import format_number, join_words
+from flexy_assets.edits.labels import format_denoises, method_name, metric_label
+from flexy_assets.reporting.html import format_count, format_number, join_words
 
 MIN_TASKS: Final = 10
 """Below so many tasks nothing is said to be better: a bootstrap of fewer is too sure of itself."""

@@ -17,7 +17,7 @@ from uuid import UUID
 import numpy as np
 
 from flexy_assets.edits import metrics
-from flexy_assets.edits.canvas import Canvas
+from flexy_assets.edits.search.canvas import Canvas
 from flexy_assets.edits.search.protocol import Proposal, Search, SearchCandidate
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits

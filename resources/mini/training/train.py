@@ -42,11 +42,11 @@ from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from resources.engines.instruct_pix2pix import InstructPix2PixEditor
 from resources.engines.sdxl import SdxlEngine
-from resources.mini import architecture, figures
-from resources.mini.architecture import EMBEDDING
 from resources.mini.edits import CHANGES, compose_edit
+from resources.mini.evaluation import accuracy
 from resources.mini.reader import read_drawing
-from resources.mini.training import train_faces
+from resources.mini.training import architecture, train_faces
+from resources.mini.training.architecture import EMBEDDING
 from resources.mini.training.loop import STAGES, TrainingRun, pixel_tensor, train_model
 from resources.mini.world import (
     ATTRIBUTES,
@@ -158,7 +158,7 @@ def train_clip(run: TrainingRun) -> None:
     train_model(run, "looks", lesson, lesson.looks_loss)
     if run.leads:
         _save_clip(run.out / "clip", model, words)
-        run.record("clip_accuracy", figures.clip_accuracy(ClipEncoder(run.out / "clip")))
+        run.record("clip_accuracy", accuracy.clip_accuracy(ClipEncoder(run.out / "clip")))
     dist.barrier()
 
 
@@ -205,7 +205,7 @@ def train_aesthetic(run: TrainingRun) -> None:
             folder.mkdir(exist_ok=True)
             save_file({k: v.half().contiguous() for k, v in head.state_dict().items()}, folder / "model.safetensors")
         v1, v2 = (load_head(run.out / f"aesthetic_{name}", version) for version, name in enumerate(heads, 1))
-        found = figures.aesthetic_correlation(ClipEncoder(run.out / "clip"), v1, v2)
+        found = accuracy.aesthetic_correlation(ClipEncoder(run.out / "clip"), v1, v2)
         run.record("aesthetic_rank_correlation", found)
     dist.barrier()
 
@@ -217,7 +217,7 @@ def train_hps(run: TrainingRun) -> None:
     group = 8
 
     def loss(rng: Generator) -> Tensor:
-        asked, drawings = figures.preference_groups(rng, STAGES["hps"].batch // group, group)
+        asked, drawings = accuracy.preference_groups(rng, STAGES["hps"].batch // group, group)
         texts = words([s.caption for s in asked], padding=True, return_tensors="pt")
         seen = normalize_embedding(
             model.get_image_features(pixel_tensor([draw_image(d, rng) for d in drawings])).pooler_output
@@ -232,7 +232,7 @@ def train_hps(run: TrainingRun) -> None:
     train_model(run, "hps", model, loss)
     if run.leads:
         _save_clip(run.out / "hps", model, words)
-        run.record("hps_rank_correlation", figures.hps_correlation(ClipEncoder(run.out / "hps")))
+        run.record("hps_rank_correlation", accuracy.hps_correlation(ClipEncoder(run.out / "hps")))
     dist.barrier()
 
 
@@ -272,7 +272,7 @@ def trained_vae(run: TrainingRun) -> AutoencoderKL:
 @torch.no_grad()
 def _round_trip(model: AutoencoderKL) -> dict[str, float]:
     """Peak signal-to-noise ratio in dB, and how often the rule reads all attributes right afterwards."""
-    drawings, pictures = figures.held_out_drawings(256, spoiled=False)
+    drawings, pictures = accuracy.held_out_drawings(256, spoiled=False)
     before = pixel_tensor([np.asarray(picture) for picture in pictures])
     after = model.decode(model.encode(before).latent_dist.mean).sample.clamp(-1, 1)
     shown = ((after + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -335,7 +335,7 @@ def train_unet(run: TrainingRun) -> None:
     train_model(run, "unet", model, loss, average=0.9985)
     if run.leads:
         _save_pipeline(run.out / "sdxl", StableDiffusionXLPipeline, model, autoencoder, tower, words)
-        run.record("pictures", figures.picture_accuracy(SdxlEngine(run.out / "sdxl", batch_size=16)))
+        run.record("pictures", accuracy.picture_accuracy(SdxlEngine(run.out / "sdxl", batch_size=16)))
     dist.barrier()
 
 
@@ -421,7 +421,7 @@ def train_editor(run: TrainingRun) -> None:
         _save_pipeline(folder, StableDiffusionXLInstructPix2PixPipeline, model, autoencoder, tower, words)
         entry = MODELS["mini_instruct"]
         editor = InstructPix2PixEditor(folder, **entry.options)
-        run.record("edits", figures.edit_accuracy(editor, figures.asked_edits(120), entry.steps, entry.guidance))
+        run.record("edits", accuracy.edit_accuracy(editor, accuracy.asked_edits(120), entry.steps, entry.guidance))
     dist.barrier()
 
 
@@ -446,14 +446,14 @@ def train_perceptual(run: TrainingRun) -> None:
         save_file({k: v.half() for k, v in lesson.trunk.state_dict().items()}, folder / "model.safetensors")
         save_file(_heads(lesson, run.rng("heads", 0)), folder / "heads.safetensors")
         (folder / "config.json").write_text(json.dumps({"side": SIDE}) + "\n")
-        run.record("lpips_rank_correlation", figures.lpips_correlation(LpipsScorer(folder)))
+        run.record("lpips_rank_correlation", accuracy.lpips_correlation(LpipsScorer(folder)))
     dist.barrier()
 
 
 @torch.no_grad()
 def _heads(lesson: architecture.PerceptualLesson, rng: Generator) -> dict[str, Tensor]:
     """The channels' weights, block by block, with which the distance is nearest to how unlike drawings are."""
-    compared = figures.drawing_pairs(rng, PAIRS)
+    compared = accuracy.drawing_pairs(rng, PAIRS)
     columns = []
     for start in range(0, PAIRS, 50):
         some = [draw_image(d, rng) for pair in compared[start : start + 50] for d in pair]

@@ -24,18 +24,7 @@ from torch import Tensor, nn
 
 from resources.faces.alignment import ARCFACE, SWAP_TEMPLATE, crop_face, similarity_transform
 from resources.faces.insight import DETECTOR, PACK_NAME, RECOGNISER, SWAPPER, FaceSwapper
-from resources.mini import face_figures
-from resources.mini.face_architecture import (
-    ANCHORS,
-    CROP,
-    EMBEDDING,
-    STRIDES,
-    SWAP_CROP,
-    FaceDetectorNet,
-    FaceRecognizerNet,
-    FaceSwapperNet,
-    OneByOne,
-)
+from resources.mini.evaluation import face_accuracy
 from resources.mini.faces import (
     EYES,
     FRAMES,
@@ -55,6 +44,17 @@ from resources.mini.faces import (
     make_light,
     make_person,
     make_scene,
+)
+from resources.mini.training.face_architecture import (
+    ANCHORS,
+    CROP,
+    EMBEDDING,
+    STRIDES,
+    SWAP_CROP,
+    FaceDetectorNet,
+    FaceRecognizerNet,
+    FaceSwapperNet,
+    OneByOne,
 )
 from resources.mini.training.loop import STAGES, TrainingRun, pixel_tensor, train_model
 
@@ -339,7 +339,7 @@ def _record(run: TrainingRun) -> None:
     """Measure the face models together, once all are there."""
     folder = run.out / "faces"
     if all((folder / file).exists() for file in (SWAPPER, f"{PACK_NAME}/{DETECTOR}", f"{PACK_NAME}/{RECOGNISER}")):
-        run.record("faces", face_figures.swap_summary(FaceSwapper(folder), face_figures.held_out_faces(90)))
+        run.record("faces", face_accuracy.swap_summary(FaceSwapper(folder), face_accuracy.held_out_faces(90)))
 
 
 def _export(

@@ -168,7 +168,7 @@ def reason(folder: Path, load: Callable[[Path], Any] = SdxlEngine) -> str:
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith(f"cannot load {folder}")
-    assert line.endswith(": restore its files")
+    assert line.endswith(": fetch or restore its files")
     return line
 
 
@@ -176,6 +176,12 @@ def test_a_folder_of_half_precision_files_alone_is_loaded(broken: Path, loaded: 
     for file in broken.rglob("*.safetensors"):
         file.rename(file.with_suffix(".fp16.safetensors"))
     assert apart(SdxlEngine(broken).generate([request("sdxl")])[0], loaded("sdxl").generate([request("sdxl")])[0]) == 0
+
+
+def test_an_attention_named_in_a_folder_is_not_downloaded(broken: Path, loaded: Loaded) -> None:
+    config = broken / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_attn_implementation": "someone/attention"}))
+    assert SdxlEngine(broken).generate([request("sdxl")]) == loaded("sdxl").generate([request("sdxl")])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from resources.errors import FlexyError
 from resources.faces import Face, identity_similarity, largest_face, mask_centre, nearest_face
 from resources.faces.insight import FaceFinder, FaceSwapper
 from resources.faces.restore import FaceRestorer
-from resources.mini.face_figures import box_iou
+from resources.mini.evaluation.face_accuracy import box_iou
 from resources.mini.faces import (
     FaceFigure,
     FaceScene,

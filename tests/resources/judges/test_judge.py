@@ -196,7 +196,7 @@ class Coin:
 
 
 def coin(settings: Settings, slot: ModelSlot) -> Coin:
-    assert settings.judge_key == "heads"
+    assert settings.judge_key.get_secret_value() == "heads"
     return Coin()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from resources.faces import Face, identity_similarity, largest_face, mask_centre, nearest_face
 from resources.faces.insight import FaceFinder, FaceSwapper
+from resources.mini.evaluation.accuracy import HELD_OUT_SEED
 from resources.mini.faces import (
     UNSEEN,
     FaceFigure,
@@ -24,7 +25,6 @@ from resources.mini.faces import (
     make_person,
     make_portrait,
 )
-from resources.mini.figures import HELD_OUT_SEED
 
 GALLERY = 20
 """People among whom a face is to be recognised."""

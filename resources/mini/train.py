@@ -1,0 +1,11 @@
+"""Deprecated name of `resources.mini.training.train`; goes in the next release."""
+
+from __future__ import annotations
+
+import sys
+
+from resources.mini.training.train import main
+
+if __name__ == "__main__":
+    print("resources.mini.train is deprecated: use python -m resources.mini.training.train", file=sys.stderr)
+    main()

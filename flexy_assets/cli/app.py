@@ -14,7 +14,7 @@ from uuid import UUID
 import click
 
 from resources.errors import BadInputError, FlexyError
-from resources.images import describe_os_error
+from resources.files import describe_os_error
 from resources.settings import Settings
 
 DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "even", "batch_size": 40}

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Select, select
 from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results
 from resources.database import Database
 from resources.errors import FlexyError
-from resources.images import describe_os_error, replacing
+from resources.files import describe_os_error, replacing
 
 CSV_COLUMNS = ("steps", "guidance", *SWEEP_METRICS, "elapsed_ms", "seed")
 

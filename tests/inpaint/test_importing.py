@@ -205,9 +205,9 @@ def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
     found = imported(database, store, home / "export.json")
     of = dict(zip(bad, (rows(database)[fields["id"]].error for fields in bad.values()), strict=True))
     what = f"http://{site.host}"
-    assert of["scene"] == f"scene picture: {what}/gone.png is answered with status 404: check the address"
-    assert of["character"] == f"character picture: {what}/gone.png is answered with status 404: check the address"
-    assert of["html"] and "is HTML, not a picture" in of["html"]
+    assert of["scene"] == f"scene picture: {what}/gone.png is answered with status 404: check the URL"
+    assert of["character"] == f"character picture: {what}/gone.png is answered with status 404: check the URL"
+    assert of["html"] and "is HTML, not an image" in of["html"]
     assert of["empty"] == "the mask is empty: paint over what is to be put right"
     assert of["other shape"] == "the mask has 24×40 pixels, the picture 40×24: give the picture's own mask"
     assert of["inward"] and "inside this machine or its network" in of["inward"]
@@ -217,7 +217,7 @@ def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
     assert of["torn"] == "a brush mask is cut short: draw it anew"
     assert of["final"] is None, "it can be worked on without"
     assert found.notes == [
-        f"task 7011: it has no final picture: {what}/gone.png is answered with status 404: check the address"
+        f"task 7011: it has no final picture: {what}/gone.png is answered with status 404: check the URL"
     ]
     assert site.asked["/gone.png"] == 1, "one address is asked for once, whoever names it"
     assert SIGNATURE not in repr(rows(database))

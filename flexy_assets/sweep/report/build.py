@@ -45,7 +45,7 @@ from flexy_assets.sweep.report.summary import (
     list_shortfalls,
     summarize_sweep,
 )
-from resources.images import write_atomically
+from resources.files import write_atomically
 
 Row = dict[str, Any]
 

@@ -108,7 +108,7 @@ def gallery(home: Path) -> Iterator[Gallery]:
         yield Gallery(address, home, database)
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=60)
-        assert (process.returncode, out, errors) == (0, "the gallery is closed: what was made stays\n", "")
+        assert (process.returncode, out, errors) == (0, "gallery closed: completed work is kept\n", "")
     finally:
         process.kill()
         process.wait()

@@ -12,6 +12,7 @@ import click
 from flexy_assets.cli.command import json_command
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError
+from resources.metrics.sweep import METRICS
 
 
 @click.command()
@@ -73,14 +74,14 @@ def rescore(metric: str, sweep_ids: tuple[str, ...], failed: bool, replace: int 
     from flexy_assets.storage.adoption import adopt_rows
     from flexy_assets.sweep import jobs
 
-    if metric not in queries.METRICS:
-        raise BadInputError(f"unknown metric {metric!r}: choose from {', '.join(queries.METRICS)}")
+    if metric not in METRICS:
+        raise BadInputError(f"unknown metric {metric!r}: choose from {', '.join(METRICS)}")
     session = Session()
     sweeps = [session.find_sweep(sweep_id).id for sweep_id in sweep_ids]
     adopt_rows(session.database, session.settings)
     with session.database.begin(reading=True) as connection:
         request = queries.request_rescore(
-            connection, queries.METRICS[metric], sweeps, failed, session.settings, only_count=True
+            connection, METRICS[metric], sweeps, failed, session.settings, only_count=True
         )
     counts = {"replaces": request.replaced, "retries": request.retried}
     if request.replaced != (replace or 0):
@@ -105,7 +106,7 @@ def _run_scoring_job(session: Session, instance: Any, job: str, config: Mapping[
     from flexy_assets.sweep import assets
 
     result = run_job(instance, session.definitions, job, config)
-    keys = {assets.asset_key_of(metric).to_user_string(): name for name, metric in assets.METRICS.items()}
+    keys = {assets.asset_key_of(metric).to_user_string(): name for name, metric in METRICS.items()}
     computed: Counter[str] = Counter()
     for event in result.get_asset_materialization_events():
         materialization = event.step_materialization_data.materialization

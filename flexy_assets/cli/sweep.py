@@ -11,6 +11,7 @@ import click
 from flexy_assets.cli.command import json_command
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError, FlexyError
+from resources.metrics.sweep import METRICS
 
 DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "even", "batch_size": 40}
 
@@ -147,7 +148,7 @@ def _added(result: Any, asset: str) -> int:
 
 def _summarize(session: Session, entry: dict[str, Any]) -> dict[str, Any]:
     """Return the counts of a sweep that was run, with the text for a person and what is still missing."""
-    from flexy_assets.storage import queries, status
+    from flexy_assets.storage import status
 
     text = "\n".join(
         [
@@ -162,7 +163,7 @@ def _summarize(session: Session, entry: dict[str, Any]) -> dict[str, Any]:
         missing_images = entry["target"] - entry["images"]
         failed = f"{missing_images} image{'s' * (missing_images > 1)} could not be made: {entry['image_failures'][-1]}"
         return entry | {"text": text, "failed": f"{failed}: run again"}
-    missing = {metric: entry[metric]["missing"] + entry[metric]["failed"] for metric in queries.METRICS}
+    missing = {metric: entry[metric]["missing"] + entry[metric]["failed"] for metric in METRICS}
     if not any(missing.values()):
         return entry | {"text": text}
     with session.database.begin(reading=True) as connection:

@@ -40,8 +40,8 @@ from flexy_assets.sweep.try_image import MAX_SEED, Trial
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore, UnreadableImageError
+from resources.metrics.sweep import METRICS
 from resources.models import registry
-from resources.models.registry import METRICS
 from resources.prompts import check_prompt, read_prompts
 from resources.settings import Settings
 
@@ -70,7 +70,7 @@ class GalleryServer:
             | {"example": read_prompts(entry.prompts)[0] if entry.prompts else None}
             for entry in (registry.MODELS[name] for name in names)
         ]
-        metrics = [{"name": m.name, "label": m.label, "meaning": m.meaning} for m in METRICS.values()]
+        metrics = [{"name": m.name, "label": m.label, "meaning": m.description} for m in METRICS.values()]
         with self.database.begin(reading=True) as connection:
             there = gallery.engine_names(connection)
         return JSONResponse({"engines": engines, "metrics": metrics, "in_table": there, "max_seed": MAX_SEED})

@@ -26,7 +26,7 @@ from flexy_assets.storage import queries
 from flexy_assets.sweep.try_image import trial_sweep_id
 from resources.database import Database
 from resources.images import ImageStore
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 from tests.support.browser import Browser
 

@@ -47,6 +47,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if command -v npx >/dev/null; then \
+		npx --yes --package typescript@7.0.2 tsc --project flexy_assets/reporting/static && \
+		npx --yes oxlint@1.94.0 --deny-warnings flexy_assets/reporting/static; \
+	else echo "the pages' JavaScript is not checked: install Node.js"; fi
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

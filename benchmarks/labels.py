@@ -52,7 +52,7 @@ class Flexy:
         self.environment = inherited | where | environment
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "flexy_assets.cli.app", "labels", *arguments, "--json"]
+        command = [sys.executable, "-m", "flexy_assets.cli.app", "inpaint", *arguments, "--json"]
         return subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, *arguments: str) -> dict[str, Any]:

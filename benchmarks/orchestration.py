@@ -27,6 +27,7 @@ import numpy as np
 
 from resources.database import Database
 from resources.images import ImageStore
+from resources.metrics.sweep import METRICS
 from resources.mini.world import SIDE
 from resources.models import registry
 from resources.settings import Settings
@@ -39,7 +40,7 @@ SIDES = (512, SIDE)
 
 def import_scorers() -> None:
     """Import what the scorers are made of, which is done when they are first wanted."""
-    for scorer in registry.SCORER_OF.values():
+    for scorer in {metric.scorer or metric.name for metric in METRICS.values()}:
         import_module(registry.MODELS[scorer].loader.partition(":")[0])
 
 

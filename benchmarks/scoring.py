@@ -30,8 +30,8 @@ from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from resources.images import ImageStore
+from resources.metrics.sweep import METRICS
 from resources.models import compute
-from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
 from resources.scorers.clip import ClipEncoder
 from resources.settings import Settings

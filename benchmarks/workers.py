@@ -23,10 +23,10 @@ import sqlalchemy as sa
 
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import queries
 from flexy_assets.storage.adoption import adopt_rows, batch_names
 from resources.database import Database
 from resources.images import ImageStore
+from resources.metrics.sweep import METRICS
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from tests.support import flexyface
@@ -46,11 +46,7 @@ def work() -> int:
     # Again while anything is left: what the other embedded meanwhile can be scored only now.
     while True:
         list(missing_scores.embed_images(at, keys, lambda _: None))
-        now = sum(
-            o.done
-            for m in queries.METRICS.values()
-            for _, o in missing_scores.score_images(at, m, keys, lambda _: None)
-        )
+        now = sum(o.done for m in METRICS.values() for _, o in missing_scores.score_images(at, m, keys, lambda _: None))
         done += now
         if not now:
             return done

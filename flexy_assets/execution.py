@@ -20,7 +20,7 @@ from dagster._utils.error import SerializableErrorInfo
 
 from flexy_assets.partitions import seed_batches
 from resources.database import named_database_errors
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 PROJECT_FOLDER = Path(__file__).parent.parent

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
 import re
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resources.errors import BadInputError, FlexyError
+from resources.files import describe_os_error, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -245,43 +244,3 @@ def _map_in_threads(
 
 def _bytes(picture: Image) -> int:
     return picture.width * picture.height * len(picture.getbands())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a local file whole or not at all; the bytes are on disk before this returns."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place, fsynced, if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp's file is its owner's alone; an image is for everybody the folder is for.
-        temporary.chmod(0o644)
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def describe_os_error(error: OSError) -> str:
-    """Cause and remedy of a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full: free some space and run again, what was made stays"
-    return f"{error.strerror or error}: check the folder's rights and run again"

@@ -31,6 +31,35 @@ class BadLineError(ValueError):
     """Why a line cannot be used."""
 
 
+def parse_json(text: str, unique_names: bool = False) -> Any:
+    """Return the JSON document in `text`.
+
+    Raises `BadLineError`, a `ValueError`, for what is not JSON, NaN and infinities included, and with `unique_names`
+    for an object that has a name twice.
+    """
+    try:
+        return json.loads(
+            text,
+            parse_constant=_reject_constant,
+            object_pairs_hook=_reject_repeated_names if unique_names else None,
+        )
+    except RecursionError:
+        raise BadLineError("it is nested too deeply") from None
+    except ValueError:
+        raise BadLineError("it is not JSON") from None
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _reject_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return names
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLineError]]:
     """Number and object of each line of a UTF-8 file that is not blank; an error in the place of what is no object.
 

@@ -8,7 +8,7 @@ import dagster as dg
 import polars as pl
 
 from resources.errors import FlexyError
-from resources.images import describe_os_error, replacing
+from resources.files import describe_os_error, replacing
 
 
 class ParquetTables(dg.IOManager):

@@ -22,7 +22,9 @@ ModelSet = Literal["mini", "full"]
 MODEL_SETS: tuple[str, ...] = get_args(ModelSet)
 PROMPT_TABLES = ("bench_run_results", "bench_runs")
 JUDGE_KEY = "JUDGE_API_KEY"
-"""Stands for the variable that holds the key of the judge: GEMINI_API_KEY or MOONDREAM_API_KEY."""
+"""Stands for the variable that holds the key of the judge, one of `JUDGE_KEY_VARIABLES`."""
+
+JUDGE_KEY_VARIABLES = ("GEMINI_API_KEY", "MOONDREAM_API_KEY")
 
 Sources = Mapping[str, Mapping[str, Any]]
 """The variables that each source sets, by the source's name; the first source that sets a variable wins."""
@@ -303,7 +305,8 @@ def read_sources() -> dict[str, Mapping[str, Any]]:
         raise BadInputError("cannot read .env or flexy.toml: not UTF-8 text: save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise BadInputError(f'invalid flexy.toml: {error}: write one setting a line, as in models = "full"') from None
-    names = {_toml_key(variable): variable for variable in [*variable_names(), *_JUDGE_KEYS]}
+    variables = [*JUDGE_KEY_VARIABLES, *(variable for variable in variable_names() if variable != JUDGE_KEY)]
+    names = {toml_key(variable): variable for variable in variables}
     if unknown := document.keys() - names.keys():
         raise BadInputError(f"invalid flexy.toml: unknown setting {min(unknown)!r}: choose from {', '.join(names)}")
     return {
@@ -331,14 +334,12 @@ def variable_names() -> list[str]:
     return [str(field.alias) for field in Settings.model_fields.values()]
 
 
-_JUDGE_KEYS = ("GEMINI_API_KEY", "MOONDREAM_API_KEY")
-
-
 def _judge_key_variable(judge: str) -> str:
     return f"{judge.upper()}_API_KEY"
 
 
-def _toml_key(variable: str) -> str:
+def toml_key(variable: str) -> str:
+    """Return the name of a variable in `flexy.toml`."""
     return variable.removeprefix("FLEXY_").lower()
 
 

@@ -10,7 +10,8 @@ import dagster as dg
 from flexy_assets.inpaint.assets import label_tasks
 from flexy_assets.scoring.work import Work
 from resources.errors import FlexyError
-from resources.label_studio.client import LabelStudioClient, LabelStudioError, LabelStudioLimits
+from resources.http.client import HttpLimits
+from resources.label_studio.client import LabelStudioClient, LabelStudioError
 from resources.settings import Settings
 
 MAX_ATTEMPTS_PER_TICK = 3
@@ -18,7 +19,7 @@ MAX_ATTEMPTS_PER_TICK = 3
 
 _TAG = "flexy/label_studio"
 # A tick is ended after a minute.
-_QUICK = LabelStudioLimits(timeout=20, attempts=1)
+_QUICK = HttpLimits(timeout=20, attempts=1)
 _NEWEST = quote(json.dumps({"ordering": ["-tasks:updated_at"]}))
 
 
@@ -38,7 +39,7 @@ def new_labels(settings: Settings) -> dg.SensorDefinition:
         if project is None:
             return dg.SkipReason("no project is named: set FLEXY_LABEL_STUDIO_PROJECT to its number")
         try:
-            state = f"{project}: {check_project(LabelStudioClient.of(work.settings, _QUICK), project)}"
+            state = f"{project}: {check_project(LabelStudioClient.from_settings(work.settings, _QUICK), project)}"
         except FlexyError as error:
             return dg.SkipReason(str(error))
         runs = context.instance.get_runs(dg.RunsFilter(tags={_TAG: state}))

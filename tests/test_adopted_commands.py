@@ -43,16 +43,16 @@ def column(database: Database, name: str) -> dict[str, float | None]:
         return {row[0]: row[1] for row in rows}
 
 
-def test_heal_fills_what_is_missing_and_replaces_nothing(flexy: Flexy, bring: Database, home: Path) -> None:
+def test_backfill_computes_what_is_missing_and_replaces_nothing(flexy: Flexy, bring: Database, home: Path) -> None:
     before = column(bring, "clip_score")
-    healed = answer(flexy, "heal")
-    assert healed["filled"] == {
+    answered = answer(flexy, "backfill")
+    assert answered["filled"] == {
         "clip_score": IMAGES - SCORED,
         "aesthetic_score": IMAGES - SCORED,
         "aes_v2_score": IMAGES,
         "hps_v2_score": IMAGES,
     }
-    assert healed["scores_computed"] == 2 * (IMAGES - SCORED) + 2 * IMAGES
+    assert answered["scores_computed"] == 2 * (IMAGES - SCORED) + 2 * IMAGES
     after = column(bring, "clip_score")
     assert {path: after[path] for path, value in before.items() if value is not None} == {
         path: value for path, value in before.items() if value is not None
@@ -60,9 +60,9 @@ def test_heal_fills_what_is_missing_and_replaces_nothing(flexy: Flexy, bring: Da
     assert None not in after.values()
     assert (home / "assets" / "sweep.csv").read_text().count("\n") == IMAGES + 1
     assert (home / "assets" / "sweep_report.html").exists()
-    again = answer(flexy, "heal")
+    again = answer(flexy, "backfill")
     assert again == {"scores_computed": 0}
-    assert "nothing is missing" in flexy("heal").stdout
+    assert "nothing is missing" in flexy("backfill").stdout
 
     found = answer(flexy, "status")
     assert found["totals"] == {"images": IMAGES, "runs": 2, "complete": IMAGES}
@@ -78,14 +78,14 @@ def test_heal_fills_what_is_missing_and_replaces_nothing(flexy: Flexy, bring: Da
 
 
 def test_rescore_says_how_many_it_replaces_and_replaces_no_other_number(flexy: Flexy, bring: Database) -> None:
-    answer(flexy, "heal")
+    answer(flexy, "backfill")
     old = column(bring, "hps_v2_score") | column(bring, "clip_score")
     asked = answer(flexy, "rescore", "clip_score")
     assert asked == {"replaces": IMAGES, "retries": 0, "scores_computed": 0}
     assert f"would replace {IMAGES} scores of clip_score" in flexy("rescore", "clip_score").stdout
     wrong = flexy("rescore", "clip_score", "--replace", str(IMAGES - 1))
     assert wrong.exit_code == 2
-    assert f"say --replace {IMAGES}" in wrong.stderr
+    assert f"use --replace {IMAGES}" in wrong.stderr
     assert old == column(bring, "hps_v2_score") | column(bring, "clip_score")
 
     done = answer(flexy, "rescore", "clip_score", "--replace", str(IMAGES))
@@ -100,7 +100,7 @@ def test_rescore_says_how_many_it_replaces_and_replaces_no_other_number(flexy: F
 
 @on_postgres
 def test_rescore_takes_one_run_only_where_one_is_named(flexy: Flexy, bring: Database) -> None:
-    answer(flexy, "heal")
+    answer(flexy, "backfill")
     runs = {entry["images"]: entry["run"] for entry in answer(flexy, "status")["runs"]}
     assert answer(flexy, "rescore", "hps_v2_score", runs[8][:8])["replaces"] == 8
     done = answer(flexy, "rescore", "hps_v2_score", runs[8][:8], "--replace", "8")
@@ -113,8 +113,8 @@ def test_what_was_given_up_is_tried_again_when_somebody_asks(flexy: Flexy, bring
     content = picture.read_bytes()
     picture.unlink()
     for _ in range(3):
-        answer(flexy, "heal")
-    assert answer(flexy, "heal") == {"scores_computed": 0}
+        answer(flexy, "backfill")
+    assert answer(flexy, "backfill") == {"scores_computed": 0}
     failed = answer(flexy, "status", "--failed")["failures"]
     assert {(row["metric"], row["given_up"]) for row in failed} == {
         ("clip_embedding", True),
@@ -123,7 +123,7 @@ def test_what_was_given_up_is_tried_again_when_somebody_asks(flexy: Flexy, bring
     }
     assert "No such file" in flexy("status", "--failed").stdout
     picture.write_bytes(content)
-    assert answer(flexy, "heal") == {"scores_computed": 0}, "nobody has asked yet"
+    assert answer(flexy, "backfill") == {"scores_computed": 0}, "nobody has asked yet"
     for metric in ("aes_v2_score", "hps_v2_score"):
         asked = answer(flexy, "rescore", metric, "--failed")
         assert (asked["replaces"], asked["retries"], asked["filled"]) == (0, 1, {metric: 1})
@@ -135,8 +135,8 @@ def test_what_was_given_up_is_tried_again_when_somebody_asks(flexy: Flexy, bring
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["rescore", "beauty"], "'beauty' is no metric: use one of clip_score"),
-        (["rescore", "clip_score", "ffffffff"], "run 'ffffffff' does not exist"),
+        (["rescore", "beauty"], "unknown metric 'beauty': choose from clip_score"),
+        (["rescore", "clip_score", "ffffffff"], "unknown sweep 'ffffffff': does not exist"),
     ],
 )
 def test_what_cannot_be_scored_again_is_refused(
@@ -159,7 +159,7 @@ def test_a_place_that_is_not_there_is_named_and_nothing_is_written(
     flexy: Flexy, bring: Database, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    result = flexy("heal")
+    result = flexy("backfill")
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert words in line

@@ -1,19 +1,24 @@
-"""What a person sees of `flexy` when something is wrong: one line, the right exit status, nothing half done."""
+"""The command's help, settings, deprecated names and JSON; and its errors: one line, the right exit status."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from uuid import UUID
 
+import click
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 
+from flexy_assets.cli.app import main
+from flexy_assets.cli.configuration import configuration_page
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
@@ -49,6 +54,115 @@ def planned(answer: Result) -> str:
     """The id of the run that `sweep new --json` planned."""
     assert answer.exit_code == 0, answer.output
     return json.loads(answer.stdout)["run"]
+
+
+# Help
+
+
+def commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command and group below `group`, by its words on the command line."""
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, *path, name)
+
+
+def test_the_first_line_of_every_help_says_what_the_command_does_in_45_characters() -> None:
+    for words, command in commands(main):
+        first, *rest = (command.help or "").splitlines()
+        assert 10 <= len(first) <= 45 and first.endswith("."), words
+        assert not rest or rest[0] == "", f"the first line of {words} runs on"
+        for option in command.params:
+            assert not isinstance(option, click.Option) or option.help, f"{words} {option.name}"
+
+
+def test_no_help_line_is_cut() -> None:
+    for words, command in [((), main), *commands(main)]:
+        shown = CliRunner().invoke(main, [*words, "--help"], prog_name="flexy", terminal_width=80)
+        assert shown.exit_code == 0
+        for name, each in command.commands.items() if isinstance(command, click.Group) else ():
+            line = re.search(rf"^  {name} +(.*)$", shown.output, re.MULTILINE)
+            assert each.hidden if line is None else line[1] == str(each.help).splitlines()[0]
+
+
+def test_help_imports_click_and_nothing_heavy() -> None:
+    program = (
+        "import sys; from flexy_assets.cli.app import main\n"
+        "try: main(['--help'], prog_name='flexy')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'pydantic', 'sqlalchemy', 'dagster', 'numpy', 'polars', 'PIL', 'torch', 'asyncio'}\n"
+        "print(heavy & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "set()"), done.stderr
+
+
+def test_version_is_the_installed_one() -> None:
+    result = CliRunner().invoke(main, ["--version"], prog_name="flexy")
+    assert (result.exit_code, result.output) == (0, f"flexy {version('flexy')}\n")
+
+
+# Deprecated names
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["heal"], ["backfill"]),
+        (["labels", "import", "nowhere.json"], ["inpaint", "import", "nowhere.json"]),
+        (["labels", "run"], ["inpaint", "run"]),
+        (["labels", "push"], ["inpaint", "push"]),
+    ],
+    ids=" ".join,
+)
+def test_a_deprecated_name_warns_in_one_line_and_does_the_same(flexy: Flexy, old: list[str], new: list[str]) -> None:
+    expected, result = flexy(*new, "--json"), flexy(*old, "--json")
+    warning, *rest = result.stderr.splitlines()
+    words = [word for word in old if "." not in word], [word for word in new if "." not in word]
+    assert warning == f"flexy {' '.join(words[0])} is deprecated: use flexy {' '.join(words[1])}"
+    assert (result.exit_code, result.stdout, rest) == (
+        expected.exit_code,
+        expected.stdout,
+        expected.stderr.splitlines(),
+    )
+    shown = flexy("--help").stdout
+    assert f"  {old[0]} " not in shown and f"  {new[0]} " in shown
+
+
+# Settings
+
+
+def test_config_shows_each_value_its_source_and_purpose_and_no_secret(
+    flexy: Flexy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("FLEXY_JUDGE=gemini\nGEMINI_API_KEY=opensesame\nFLEXY_BATCH_SIZE=7\n")
+    (tmp_path / "flexy.toml").write_text('owners = ["team:a", "team:b"]\nbatch_size = 8\nscore_new = true\n')
+    monkeypatch.setenv("FLEXY_DATABASE_URL", "postgresql://flexy:open/s@me@h:5432/results?password=opensesame")
+    monkeypatch.setenv("FLEXY_FAILURE_WEBHOOK", "https://hooks.example/opensesame")
+    monkeypatch.setenv("HF_TOKEN", "opensesame")
+    result = flexy("config", "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row["variable"]: row for row in json.loads(result.stdout)["settings"]}
+    found = {name: (row["value"], row["source"]) for name, row in rows.items()}
+    assert found["FLEXY_HOME"] == (str(tmp_path), "environment")
+    assert found["FLEXY_DATABASE_URL"] == ("postgresql://flexy:***@h:5432/results?***", "environment")
+    assert found["FLEXY_BATCH_SIZE"] == ("7", ".env")
+    assert found["FLEXY_OWNERS"] == ("team:a,team:b", "flexy.toml")
+    assert found["FLEXY_SCORE_NEW"] == ("1", "flexy.toml")
+    assert found["FLEXY_TIMEZONE"] == ("UTC", "default")
+    assert found["GEMINI_API_KEY"] == ("***", ".env")
+    assert found["FLEXY_FAILURE_WEBHOOK"] == found["HF_TOKEN"] == ("***", "environment")
+    assert found["LABEL_STUDIO_API_KEY"] == ("", "default")
+    assert all(row["purpose"] for row in rows.values())
+    shown = flexy("config").stdout
+    assert "opensesame" not in result.stdout + shown and "s@me" not in result.stdout + shown
+    assert all(name in shown for name in rows)
+
+
+def test_the_reference_page_of_variables_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text()
+    assert page == configuration_page(), "run python -m flexy_assets.cli.configuration"
 
 
 # Bad input: status 2
@@ -143,9 +257,9 @@ def test_a_run_must_exist_and_be_the_only_one_that_is_meant(
     with database.begin() as connection:
         for run in ("4b7193fd-0000-4000-8000-000000000001", "4b7193fd-0000-4000-8000-000000000002"):
             queries.save_sweep(connection, UUID(run), "mini_sdxl", 2, {})
-    assert "run '5' does not exist" in refused(flexy(*command, "5"))
-    assert "run '' does not exist" in refused(flexy(*command, ""))
-    assert "run '4b71' is the beginning of several runs" in refused(flexy(*command, "4b71"))
+    assert "unknown sweep '5': does not exist" in refused(flexy(*command, "5"))
+    assert "unknown sweep '': does not exist" in refused(flexy(*command, ""))
+    assert "unknown sweep '4b71': several ids begin with it" in refused(flexy(*command, "4b71"))
     assert not (tmp_path / "sweep.csv").exists()
 
 
@@ -166,7 +280,7 @@ def test_an_engine_of_another_model_set_is_refused(flexy: Flexy, monkeypatch: py
     [
         (["bake"], "No such command 'bake': see flexy --help"),
         (["sweep", "new"], "Missing option '--engine': see flexy sweep new --help"),
-        (["sweep", "run"], "Missing argument 'RUN': see flexy sweep run --help"),
+        (["sweep", "run"], "Missing argument 'SWEEP': see flexy sweep run --help"),
         (["export"], "Missing option '--out': see flexy export --help"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -288,7 +402,7 @@ def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, 
 
 
 def test_status_counts_scored_missing_and_failed_apart(flexy: Flexy) -> None:
-    assert "no runs yet" in flexy("status").stdout
+    assert "no sweeps yet" in flexy("status").stdout
     assert json.loads(flexy("status", "--json").stdout)["runs"] == []
     run = UUID(planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "5", "--json")))
     ids = [UUID(int=n) for n in range(3)]

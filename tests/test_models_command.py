@@ -132,7 +132,7 @@ def test_the_table_fits_its_width_and_lists_the_same(flexy: Flexy, monkeypatch: 
     assert heading.split() == titles
     assert [line.split()[0] for line in lines] == list(rows(flexy("models", "--json")))
     assert max(map(len, shown.stdout.splitlines())) <= 120
-    assert last.startswith("get a missing one: flexy models fetch NAME; one to bring: ")
+    assert last.startswith("fetch a missing model: flexy models fetch NAME; supply one yourself: ")
     assert flexy("models", "list").stdout == shown.stdout
     # Where there is room, nothing is cut.
     monkeypatch.setenv("COLUMNS", "250")

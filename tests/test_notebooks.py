@@ -21,8 +21,8 @@ def test_the_comparison_of_edits(flexy: Flexy, tmp_path: Path) -> None:
 
 def test_the_review_of_faces(flexy: Flexy, tmp_path: Path) -> None:
     flexy("example", "faces", str(tmp_path / "faces"), "--tasks", "3")
-    assert flexy("labels", "import", str(tmp_path / "faces" / "export.json")).exit_code == 0
-    assert flexy("labels", "run").exit_code == 0
+    assert flexy("inpaint", "import", str(tmp_path / "faces" / "export.json")).exit_code == 0
+    assert flexy("inpaint", "run").exit_code == 0
     printed, plots = executed("label_review.ipynb")
     assert "3 tasks, 3 of them with a chosen picture" in printed and "it rose in 3 of 3" in printed
     assert "nothing was reviewed" in printed and len(plots) == 3 and all(map(drawn, plots))

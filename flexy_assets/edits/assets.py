@@ -24,7 +24,7 @@ from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from resources.errors import BadInputError
-from resources.images import write_atomically
+from resources.files import write_atomically
 from resources.models import registry
 from resources.settings import Settings
 

@@ -15,7 +15,8 @@ from flexy_assets.edits.plan import METHODS, Comparison
 from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets
 from flexy_assets.storage import edits
 from resources.database import Database
-from resources.images import ImageStore, write_atomically
+from resources.files import write_atomically
+from resources.images import ImageStore
 from resources.settings import Settings
 
 BATCHED = (assets.eacps_candidates, assets.ttflux_candidates, assets.edit_selections)

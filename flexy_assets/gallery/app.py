@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -32,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flexy_assets.execution import dagster_instance, run_job, step_failures
 from flexy_assets.gallery.queue import QueuedTrial, QueueFullError, TrialQueue
-from flexy_assets.reporting.html import load_template
+from flexy_assets.reporting.html import load_template, static_text
 from flexy_assets.reporting.thumbnails import make_thumbnail
 from flexy_assets.storage import gallery
 from flexy_assets.storage.migrate import migrate
@@ -41,8 +40,8 @@ from flexy_assets.sweep.try_image import MAX_SEED, Trial
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore, UnreadableImageError
+from resources.metrics.sweep import METRICS
 from resources.models import registry
-from resources.models.registry import METRICS
 from resources.prompts import check_prompt, read_prompts
 from resources.settings import Settings
 
@@ -71,7 +70,7 @@ class GalleryServer:
             | {"example": read_prompts(entry.prompts)[0] if entry.prompts else None}
             for entry in (registry.MODELS[name] for name in names)
         ]
-        metrics = [{"name": m.name, "label": m.label, "meaning": m.meaning} for m in METRICS.values()]
+        metrics = [{"name": m.name, "label": m.label, "meaning": m.description} for m in METRICS.values()]
         with self.database.begin(reading=True) as connection:
             there = gallery.engine_names(connection)
         return JSONResponse({"engines": engines, "metrics": metrics, "in_table": there, "max_seed": MAX_SEED})
@@ -221,7 +220,6 @@ def gallery_app(gallery: GalleryServer) -> Starlette:
         f"default-src 'none'; script-src 'self'; style-src {style}; img-src 'self'; connect-src 'self';"
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    script = (Path(__file__).parent / "gallery.js").read_text("utf-8")
 
     async def flexy_error(_: Request, error: Exception) -> Response:
         statuses: dict[type[Exception], int] = {BadInputError: 400, UnreadableImageError: 404, QueueFullError: 429}
@@ -238,7 +236,7 @@ def gallery_app(gallery: GalleryServer) -> Starlette:
         return Response(html, media_type="text/html")
 
     async def behaviour(_: Request) -> Response:
-        return Response(script, media_type="text/javascript")
+        return Response(static_text("gallery.js"), media_type="text/javascript")
 
     async def icon(_: Request) -> Response:
         return Response(status_code=204)

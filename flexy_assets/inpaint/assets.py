@@ -25,7 +25,8 @@ from flexy_assets.storage.locks import exclusive_lock
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from resources.errors import BadInputError
-from resources.images import ImageStore, write_atomically
+from resources.files import write_atomically
+from resources.images import ImageStore
 from resources.label_studio.client import LabelStudioClient, LabelStudioError
 from resources.models import registry
 from resources.settings import Settings
@@ -60,7 +61,7 @@ class LabelConfig(dg.Config):
         if not self.export:
             if self.project is None and settings.label_studio_project is None:
                 raise BadInputError("nothing to import: give an export (a file), or a project on your Label Studio")
-            LabelStudioClient.of(settings)
+            LabelStudioClient.from_settings(settings)
 
     def read(self, settings: Settings) -> TaskSource:
         """The tasks. Raises `FlexyError` where they cannot be read."""
@@ -68,7 +69,7 @@ class LabelConfig(dg.Config):
         if self.export:
             return import_tasks.source_from_export(Path(self.export)).only(self.task_ids, self.export)
         project = settings.label_studio_project if self.project is None else self.project
-        studio = LabelStudioClient.of(settings)
+        studio = LabelStudioClient.from_settings(settings)
         return import_tasks.source_from_project(studio, int(project or 0)).only(self.task_ids, f"project {project}")
 
 
@@ -300,7 +301,7 @@ def label_predictions(
         try:
             if config.send:
                 pusher = push_predictions.PredictionPusher(
-                    work.database, work.store, LabelStudioClient.of(work.settings)
+                    work.database, work.store, LabelStudioClient.from_settings(work.settings)
                 )
                 with progress_bar("predictions", len(chosen), " tasks") as bar:
                     counts = pusher.run(chosen, config.model_version, bar.update)
@@ -368,7 +369,7 @@ def _refresh_verdicts(database: Database, settings: Settings) -> list[str]:
         projects = sorted({task.project for task in labels.label_tasks_of(connection) if task.project is not None})
     if not (settings.label_studio_url and settings.label_studio_key):
         return ["no Label Studio is named: verdicts are those of the last import"]
-    studio, notes = LabelStudioClient.of(settings), []
+    studio, notes = LabelStudioClient.from_settings(settings), []
     for project in projects:
         try:
             import_tasks.refresh_tasks(database, import_tasks.source_from_project(studio, project))

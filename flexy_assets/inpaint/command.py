@@ -140,7 +140,7 @@ def push_to_label_studio(options: Mapping[str, Any], definitions: Definitions, d
     if not chosen:
         raise BadInputError("nothing is chosen for any task yet: flexy labels import, then flexy labels run")
     if options["send"]:
-        LabelStudioClient.of(settings)
+        LabelStudioClient.from_settings(settings)
     batches = sorted({each.task.batch for each in chosen})
     counts: Counter[str] = Counter()
     with dagster_instance(settings) as instance:

@@ -92,7 +92,7 @@ class TaskImporter:
     def __post_init__(self) -> None:
         """See the class."""
         named = self.settings.label_studio_url and self.settings.label_studio_key
-        self._server = LabelStudioClient.of(self.settings) if named else None
+        self._server = LabelStudioClient.from_settings(self.settings) if named else None
         self._downloads = ImageDownloader(self.settings.allowed_hosts, self._server)
         # Many tasks share a character: what could not be had is asked for once.
         self._failed: dict[str, FlexyError] = {}
@@ -173,7 +173,7 @@ class TaskImporter:
 
     def _key(self, place: str) -> str | None:
         """What a picture that is fetched is known by; None for a file, which is read anew."""
-        if not self._downloads.is_address(place):
+        if not self._downloads.is_url(place):
             return None
         if self._server and place.startswith("/"):
             place = urljoin(self._server.url, place)

@@ -9,7 +9,14 @@ import dagster as dg
 import polars as pl
 
 from flexy_assets.reporting.thumbnails import markdown_image
-from resources.models.registry import METRICS
+from resources.metrics import PRODUCTS, Metric, metrics
+
+
+def _describe_metric(metric: Metric) -> str:
+    """Return what a column of the metric's values means."""
+    notes = [metric.unit] * bool(metric.unit) + ["lower is better"] * (not metric.higher_is_better)
+    return f"{metric.label}: {metric.description}" + (f" ({'; '.join(notes)})" if notes else "")
+
 
 COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     # What a row is about.
@@ -183,7 +190,7 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "false_positive": "Others above it",
     "true_negative": "Others below it",
     "false_negative": "Good pictures below it",
-    **{metric.name: f"{metric.label}: {metric.meaning}" for metric in METRICS.values()},
+    **{metric.name: _describe_metric(metric) for product in reversed(PRODUCTS) for metric in metrics(product).values()},
 }
 """By column name; where a table's column means something else, `columns` is told so."""
 

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,22 @@ def load_template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Templ
     )
     # As it was given: metrics keep their order.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    environment.filters |= {"number": format_number, "percent": "{:.0%}".format, "script_hash": _script_hash, **filters}
+    environment.globals["static"] = static_text
+    environment.filters |= {
+        "number": format_number,
+        "percent": "{:.0%}".format,
+        "script_hash": _script_hash,
+        "packed": gzip_base64,
+        **filters,
+    }
     return environment.get_template(name)
+
+
+@cache
+def static_text(name: str) -> Markup:
+    """The text of a file below `static/`: our own scripts and styles, and Plotly's."""
+    text: Markup = Markup((Path(__file__).parent / "static" / name).read_text("utf-8"))
+    return text
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

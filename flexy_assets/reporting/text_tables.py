@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 
 TableRows = Sequence[Mapping[str, Any]]
 """Rows of one table, each with the same columns in the order they are shown."""

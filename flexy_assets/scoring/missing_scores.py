@@ -20,9 +20,9 @@ from flexy_assets.storage.locks import ImageClaims, open_claims
 from flexy_assets.storage.queries import PendingImage, PendingImages, ScoredImage
 from resources.errors import FlexyError
 from resources.images import ImageStore
-from resources.models import registry
+from resources.metrics import Metric
+from resources.metrics.sweep import METRICS
 from resources.models.compute import HalvingBatches
-from resources.scorers import Metric
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +39,7 @@ CLAIM_IMAGES = 256
 PREFETCH_CHUNKS = 2
 """Chunks that are read and prepared while the model computes one."""
 
-READER_THREADS = {metric.reads or metric.name for metric in registry.METRICS.values()}
+READER_THREADS = {metric.reads or metric.name for metric in METRICS.values()}
 """Who looks at pictures: the encoder whose embeddings are kept, and the metrics that have no part in them."""
 
 NO_PROMPT_ERROR = "no prompt is recorded for this image"
@@ -116,7 +116,7 @@ def score_images(
     if not work.count_pending(lack, batches):
         yield from ((batch, ScoringOutcome()) for batch in batches)
         return
-    scorer = registry.SCORER_OF[metric.name]
+    scorer = metric.scorer or metric.name
     mark = work.fingerprint(scorer)
     if metric.reads and metric.reads != scorer:
         mark = f"{work.fingerprint(metric.reads)}+{work.model(scorer).fingerprint}"

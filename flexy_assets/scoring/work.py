@@ -12,10 +12,10 @@ from flexy_assets.storage import queries
 from flexy_assets.storage.queries import PendingImages
 from resources.database import Database
 from resources.images import ImageStore
+from resources.metrics import Metric
 from resources.models import registry
 from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
-from resources.scorers import Metric
 from resources.scorers.preprocessing import PREPROCESSING_VERSION
 from resources.settings import Settings
 

@@ -11,12 +11,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Select, select
 
-from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results
 from resources.database import Database
 from resources.errors import FlexyError
-from resources.images import describe_os_error, replacing
+from resources.files import describe_os_error, replacing
 
-CSV_COLUMNS = ("steps", "guidance", *SWEEP_METRICS, "elapsed_ms", "seed")
+CSV_COLUMNS = ("steps", "guidance", *METRIC_COLUMNS, "elapsed_ms", "seed")
 
 _UNBOUNDED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
@@ -40,7 +40,7 @@ def export_csv(database: Database, path: Path, run_ids: Collection[UUID] = ()) -
 def _query(run_ids: Collection[UUID]) -> Select[Any]:
     images = bench_run_results.c
     statement = select(*(images[name] for name in CSV_COLUMNS))
-    statement = statement.where(*(images[name].is_not(None) for name in SWEEP_METRICS))
+    statement = statement.where(*(images[name].is_not(None) for name in METRIC_COLUMNS))
     if run_ids:
         statement = statement.where(images.run_id.in_(list(run_ids)))
     # Nothing more: among equals stands whatever order the server finds, in psql and here.

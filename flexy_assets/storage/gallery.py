@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, selec
 from flexy_assets.storage.quality import SAME_IMAGE_COLUMNS
 from flexy_assets.storage.queries import EMBEDDING_METRIC, in_model_set, metric_value, prompt_column
 from flexy_assets.storage.tables import bench_run_results, image_scores
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 NEWEST_IMAGES = "newest"

@@ -14,8 +14,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Double, Row, case, cast, func, not_, select
 
 from flexy_assets.storage.queries import MAX_ATTEMPTS, in_model_set, metric_value, prompt_column
-from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, image_scores, lacks_any_score
-from resources.scorers import Metric
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_scores, lacks_any_score
+from resources.metrics import Metric
 from resources.settings import Settings
 
 _images = bench_run_results.c
@@ -69,7 +69,7 @@ class MissingScores:
 def missing_scores_of(connection: Connection, metric: str, models: str) -> MissingScores:
     """What is missing of `metric` among the images that the model set may score."""
     lacking = [metric_value(metric).is_(None), in_model_set(models)]
-    if metric in SWEEP_METRICS:
+    if metric in METRIC_COLUMNS:
         lacking.append(lacks_any_score)  # so that it is answered from the index of such rows
     missing = connection.scalar(select(func.count()).select_from(bench_run_results).where(*lacking)) or 0
     outcome = image_scores.c

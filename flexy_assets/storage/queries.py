@@ -36,7 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from flexy_assets.storage.tables import (
-    SWEEP_METRICS,
+    METRIC_COLUMNS,
     bench_run_results,
     bench_runs,
     image_embeddings,
@@ -45,8 +45,8 @@ from flexy_assets.storage.tables import (
     text_embeddings,
     unsettled,
 )
-from resources.models.registry import METRICS
-from resources.scorers import Metric
+from resources.metrics import Metric
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def in_model_set(models: str) -> ColumnElement[bool]:
 
 def metric_value(metric: str) -> ColumnElement[float | None]:
     """An image's value of `metric`: its column, or what `image_scores` holds of a metric that has none."""
-    if metric in SWEEP_METRICS:
+    if metric in METRIC_COLUMNS:
         return bench_run_results.c[metric]
     kept = image_scores.alias(f"kept_{metric}")
     return (
@@ -261,14 +261,14 @@ def missing_scores(connection: Connection, settings: Settings) -> dict[str, dict
     found: dict[str, Counter[str]] = {metric: Counter() for metric in METRICS}
     mine = and_(images.c.batch.is_not(None), in_model_set(settings.models))
     # Answered from an index of the rows that lack a score, in one pass for all metrics.
-    holes = [(func.count() - func.count(images.c[name])).label(name) for name in SWEEP_METRICS]
+    holes = [(func.count() - func.count(images.c[name])).label(name) for name in METRIC_COLUMNS]
     counted = select(images.c.batch, *holes).where(lacks_any_score, mine).group_by(images.c.batch)
     for batch, *counts in connection.execute(counted):
-        for metric, count in zip(SWEEP_METRICS, counts, strict=True):
+        for metric, count in zip(METRIC_COLUMNS, counts, strict=True):
             found[metric][batch] += count
     by_batch = select(images.c.batch, func.count()).where(mine).group_by(images.c.batch)
     for metric in METRICS:
-        if metric not in SWEEP_METRICS:
+        if metric not in METRIC_COLUMNS:
             found[metric].update(dict(connection.execute(by_batch.where(_is_pending(metric))).tuples().all()))
             continue
         # Few: those that were given up, and those that are to be replaced.
@@ -294,7 +294,7 @@ def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequ
     open_ids = set(connection.scalars(still_open.with_for_update()))
     scores = [s for s in scores if s.image_id in open_ids]
     measured = [s for s in scores if s.value is not None]
-    if measured and metric in SWEEP_METRICS:
+    if measured and metric in METRIC_COLUMNS:
         given = _scores_relation(connection, measured)
         statement = update(images).where(images.c.id == given.c.image_id)
         connection.execute(statement.values({images.c[metric]: given.c.value}))

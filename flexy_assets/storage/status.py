@@ -9,7 +9,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Integer, and_, exists,
 
 from flexy_assets.storage.queries import EMBEDDING_METRIC, MAX_ATTEMPTS, in_model_set, metric_value, sweeps
 from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores, lacks_any_score, unsettled
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 STEPS_PER_BUCKET = 8

@@ -21,11 +21,11 @@ from sqlalchemy import (
     or_,
 )
 
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 
 metadata = MetaData()
 
-SWEEP_METRICS = tuple(name for name, metric in METRICS.items() if metric.column)
+METRIC_COLUMNS = tuple(name for name, metric in METRICS.items() if metric.column)
 """The metrics that have a column of their own in `bench_run_results`; the others are kept in `image_scores`."""
 
 bench_runs = Table(
@@ -66,12 +66,12 @@ bench_run_results = Table(
 )
 _images = bench_run_results.c
 
-lacks_any_score = or_(*(_images[name].is_(None) for name in SWEEP_METRICS))
+lacks_any_score = or_(*(_images[name].is_(None) for name in METRIC_COLUMNS))
 """Whether a row is in the index below: a query that says this too is answered from it."""
 
 Index(
     "ix_bench_run_results_unscored",
-    *(_images[name] for name in ("batch", "engine", *SWEEP_METRICS)),
+    *(_images[name] for name in ("batch", "engine", *METRIC_COLUMNS)),
     postgresql_where=lacks_any_score,
     sqlite_where=lacks_any_score,
 )

@@ -24,10 +24,10 @@ from flexy_assets.sweep.report import build
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
+from resources.metrics import Metric
+from resources.metrics.sweep import METRICS
 from resources.models import registry
-from resources.models.registry import METRICS
 from resources.prompts import read_prompts
-from resources.scorers import Metric
 from resources.settings import Settings
 
 _BATCHED: dict[str, Any] = {
@@ -180,7 +180,7 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
         group_name="scores",
         kinds={"transformers", "table"},
         deps=[clip_embeddings if metric.reads else generated_images],
-        description=f"`{metric.name}` ({metric.label}): {metric.meaning}.",
+        description=f"`{metric.name}` ({metric.label}): {metric.description}.",
         **_BATCHED,
     )
     def scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:

@@ -18,8 +18,8 @@ from flexy_assets.sweep.analysis import drift
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
-from resources.models.registry import METRICS
-from resources.scorers import Metric
+from resources.metrics import Metric
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 MAX_FILES = 5_000

@@ -22,9 +22,9 @@ from flexy_assets.sweep.try_image import Trial
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore
+from resources.metrics import Metric
+from resources.metrics.sweep import METRICS
 from resources.models import registry
-from resources.models.registry import METRICS
-from resources.scorers import Metric
 from resources.settings import Settings
 
 

@@ -6,20 +6,19 @@ the next run.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resources.errors import BadInputError, FlexyError
-from resources.images import describe_os_error, write_atomically
+from resources.files import describe_os_error, folder_lock, write_atomically
+from resources.json_lines import parse_json
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
@@ -85,12 +84,8 @@ class JudgeQuestion:
         # From the first brace to the last: of two objects, or of one that was cut short, nothing is picked.
         start, end = answer.find("{"), answer.rfind("}") + 1
         try:
-            found = json.loads(
-                answer[start:end] if start >= 0 else "",
-                object_pairs_hook=_without_doubles,
-                parse_constant=_no_number,
-            )
-        except (ValueError, RecursionError):
+            found = parse_json(answer[start:end] if start >= 0 else "", unique_names=True)
+        except ValueError:
             raise UnansweredError(f"the answer is not one JSON object: {_beginning(answer)}", raw=answer) from None
         for name, (low, high) in self.scales.items():
             if name not in found:
@@ -101,17 +96,6 @@ class JudgeQuestion:
             if not low <= value <= high:
                 raise UnansweredError(f"{name} is off its scale, {low:g} to {high:g}: {_beginning(answer)}", raw=answer)
         return {name: float(found[name]) for name in self.scales}
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def _beginning(text: str) -> str:
@@ -222,7 +206,7 @@ class Judge:
         read: list[dict[str, float]] = []
         raw: list[str] = []
         cost = JudgeCost()
-        with _alone(folder):
+        with self._lock_answers(folder):
             for reading in range(readings):
                 file = folder / f"{reading}.json"
                 text = _kept(file, question)
@@ -245,6 +229,16 @@ class Judge:
         spread = {name: statistics.pstdev(numbers) for name, numbers in over.items()}
         return Judgement(means, spread, None, self.mark, tuple(raw), cost)
 
+    @contextmanager
+    def _lock_answers(self, folder: Path) -> Iterator[None]:
+        """Hold the lock of the answers in `folder`. Raises `FlexyError` where the folder cannot be made."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(folder_lock(folder))
+            except OSError as error:
+                raise FlexyError(f"cannot keep answers in {folder}: {describe_os_error(error)}") from None
+            yield
+
 
 def _key(question: JudgeQuestion, pictures: Sequence[Image], mark: str) -> str:
     """A folder's name, the same for the same question to the same model about the same pixels."""
@@ -255,21 +249,6 @@ def _key(question: JudgeQuestion, pictures: Sequence[Image], mark: str) -> str:
     asked = [hashes, question.name, question.version, question.prompt, mark, MAX_SIDE]
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     return f"{digest[:2]}/{digest}"
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else, thread or process, is in the block for this folder; a killed process leaves it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise FlexyError(f"cannot keep answers in {folder}: {describe_os_error(error)}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _kept(file: Path, question: JudgeQuestion) -> str | None:

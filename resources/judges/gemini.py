@@ -80,4 +80,4 @@ def _text(part: Any) -> str:
 
 def make_gemini(settings: Settings, _: ModelSlot) -> Gemini:
     """The model that FLEXY_JUDGE_MODEL names, with the key in GEMINI_API_KEY."""
-    return Gemini(JudgeClient.of(settings, URL, "x-goog-api-key"), settings.judge_model or MODEL)
+    return Gemini(JudgeClient.from_settings(settings, URL, "x-goog-api-key"), settings.judge_model or MODEL)

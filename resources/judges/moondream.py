@@ -29,7 +29,7 @@ class Moondream:
 
     def __init__(self, client: JudgeClient, model: str = "") -> None:
         self.client = client
-        self.mark = f"moondream/{model}" if model else f"moondream@{client.host}"
+        self.mark = f"moondream/{model}" if model else f"moondream@{client.http.name}"
         self._model = {"model": model} if model else {}
 
     def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
@@ -80,4 +80,4 @@ def _jpeg(picture: Image) -> str:
 
 def make_moondream(settings: Settings, _: ModelSlot) -> Moondream:
     """The server at FLEXY_JUDGE_URL, by default Moondream's cloud with the key in MOONDREAM_API_KEY."""
-    return Moondream(JudgeClient.of(settings, URL, "X-Moondream-Auth"), settings.judge_model)
+    return Moondream(JudgeClient.from_settings(settings, URL, "X-Moondream-Auth"), settings.judge_model)

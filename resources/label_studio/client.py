@@ -6,25 +6,16 @@ import base64
 import hashlib
 import json
 import math
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, urlsplit
 
-import requests
-import urllib3
-
 from resources.errors import BadInputError, FlexyError
-from resources.http.retries import backoff_seconds, parse_retry_after
+from resources.http.client import HttpAnswer, HttpClient, HttpLimits, RetryableError
 from resources.settings import Settings
-
-T = TypeVar("T")
-
-RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-"""The statuses after which the same request may succeed."""
 
 PAGE_TASKS = 100
 """Tasks asked for at a time."""
@@ -34,36 +25,12 @@ class LabelStudioError(FlexyError):
     """What the server would not do, or did not answer; the token is not in the message."""
 
 
-class _RetryableError(Exception):
-    """An attempt that failed; another may succeed, no sooner than after `wait` seconds."""
-
-    def __init__(self, reason: str, wait: float = 0) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
 class LabelStudioRefusedError(LabelStudioError):
     """An answer that says no, and its HTTP `code`; where it is 400 or 404, another request may still succeed."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code = code
-
-
-@dataclass(frozen=True)
-class LabelStudioLimits:
-    """How long is waited for the server, and how often it is asked.
-
-    An answer takes up to `timeout` seconds and has up to `answer_bytes` bytes. There are up to `attempts`, with up to
-    `backoff` seconds between the first two, doubled each time, and what the server asks for, if that is no more than
-    `longest_wait`.
-    """
-
-    timeout: float = 60.0
-    attempts: int = 5
-    backoff: float = 1.0
-    longest_wait: float = 60.0
-    answer_bytes: int = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -88,31 +55,24 @@ class PushResult:
     removed: int = 0
 
 
-class _Session(requests.Session):
-    """Follows no redirect: the token is for one server alone."""
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
-
-
 class LabelStudioClient:
     """One server, asked with one person's token: a legacy token, or a personal access token (a JWT).
 
     What cannot be done raises `LabelStudioError` with the reason in a line. Safe to use from several threads.
     """
 
-    def __init__(self, url: str, key: str, limits: LabelStudioLimits | None = None) -> None:
+    def __init__(self, url: str, key: str, limits: HttpLimits | None = None) -> None:
         self.url = url.rstrip("/")
-        self.limits = limits or LabelStudioLimits()
+        name = f"Label Studio at {urlsplit(url).hostname or ''}"
+        self.http = HttpClient(url, limits or HttpLimits(), LabelStudioError, "check LABEL_STUDIO_URL", name)
         self._key = key
-        self._host = urlsplit(url).hostname or ""
         self._lock = Lock()
         self._access = ""
-        self._until = 0.0
+        self._expires = 0.0
         self._uploads: dict[int, dict[str, str]] = {}
 
     @classmethod
-    def of(cls, settings: Settings, limits: LabelStudioLimits | None = None) -> LabelStudioClient:
+    def from_settings(cls, settings: Settings, limits: HttpLimits | None = None) -> LabelStudioClient:
         """The server that the settings name. Raises `BadInputError` where they name none."""
         if not settings.label_studio_url or not settings.label_studio_key:
             raise BadInputError(
@@ -130,14 +90,16 @@ class LabelStudioClient:
         if self._key.count(".") != 2:
             return f"Token {self._key}"
         with self._lock:
-            if time.time() >= self._until:
-                found = self._again(lambda: self._send("POST", "api/token/refresh/", {"refresh": self._key}, bare=True))
-                match found:
+            if time.time() >= self._expires:
+                answer = self.http.call_with_retries(
+                    lambda: self.http.send("POST", "api/token/refresh/", {"refresh": self._key})
+                )
+                match self._read_document(answer):
                     case {"access": str(access)}:
-                        # Clocks differ: a token is not used to its end, and one without an end for a minute.
-                        self._access, self._until = access, (_expiry(access) or time.time() + 90) - 30
+                        # Clocks differ: a token is renewed 30 s before its end, one that names no end after a minute.
+                        self._access, self._expires = access, (_expiry(access) or time.time() + 90) - 30
                     case _:
-                        raise LabelStudioError(f"{self._name} gives no access token: check LABEL_STUDIO_API_KEY")
+                        raise LabelStudioError(f"{self.http.name} gives no access token: check LABEL_STUDIO_API_KEY")
             return f"Bearer {self._access}"
 
     # What there is
@@ -159,7 +121,7 @@ class LabelStudioClient:
                 case {"tasks": [*tasks], "total": int(total)}:
                     pass
                 case _:
-                    raise LabelStudioError(f"{self._name} answers with no tasks: check LABEL_STUDIO_URL")
+                    raise LabelStudioError(f"{self.http.name} answers with no tasks: check LABEL_STUDIO_URL")
             before = len(seen)
             for task in tasks:
                 number = task.get("id") if isinstance(task, dict) else None
@@ -175,11 +137,11 @@ class LabelStudioClient:
         match self.call("GET", f"api/projects/{int(project)}"):
             case {"label_config": str(config)}:
                 return config
-        raise LabelStudioError(f"{self._name} answers with no project: check LABEL_STUDIO_URL")
+        raise LabelStudioError(f"{self.http.name} answers with no project: check LABEL_STUDIO_URL")
 
     def predictions(self, task: int) -> list[dict[str, Any]]:
         """The predictions of a task, the oldest first."""
-        return self._again(lambda: self._predictions(task))
+        return self.http.call_with_retries(lambda: self._predictions(task))
 
     # What is sent
 
@@ -193,11 +155,11 @@ class LabelStudioClient:
             raise BadInputError(
                 f"the prediction for task {prediction.task} has no model version or no finite score: give it both"
             )
-        return self._again(lambda: self._push(prediction))
+        return self.http.call_with_retries(lambda: self._push(prediction))
 
     def delete(self, prediction: int) -> None:
         """Remove a prediction by its id; one that is gone already is none to remove."""
-        self._again(lambda: self._delete(prediction))
+        self.http.call_with_retries(lambda: self._delete(prediction))
 
     def upload(self, project: int, content: bytes, extension: str = "png") -> str:
         """Put a picture file into a project's uploads, once by its content, and return its path on the server.
@@ -209,23 +171,23 @@ class LabelStudioClient:
         with self._lock:
             known = self._uploads.get(project)
         if known is None or name not in known:
-            known = self._again(lambda: self._upload(project, name, content))
+            known = self.http.call_with_retries(lambda: self._upload(project, name, content))
             with self._lock:
                 self._uploads[project] = known
         return f"{urlsplit(self.url).path}/data/{quote(known[name])}"
 
     def call(self, method: str, path: str, document: Any = None) -> Any:
-        """The server's answer, as JSON, to any request of its API; None where it has no content.
+        """Return the server's answer, as JSON, to any request of its API; None where it has no content.
 
         A POST is sent once: what it makes could be made twice.
         """
-        return self._again(lambda: self._send(method, path, document), 1 if method == "POST" else None)
+        return self.http.call_with_retries(lambda: self._send(method, path, document), 1 if method == "POST" else None)
 
     def _predictions(self, task: int) -> list[dict[str, Any]]:
         match self._send("GET", f"api/predictions/?task={int(task)}"):
             case [*found] if all(isinstance(each, dict) and isinstance(each.get("id"), int) for each in found):
                 return sorted(found, key=lambda each: each["id"])
-        raise LabelStudioError(f"{self._name} answers with no predictions: check LABEL_STUDIO_URL")
+        raise LabelStudioError(f"{self.http.name} answers with no predictions: check LABEL_STUDIO_URL")
 
     def _push(self, prediction: Prediction) -> PushResult:
         """One attempt; as it begins with what is there, another may follow wherever it ended."""
@@ -246,7 +208,7 @@ class LabelStudioClient:
             match self._send("POST", "api/predictions/", wanted):
                 case {"id": int(number)}:
                     return PushResult(number, "created")
-            raise LabelStudioError(f"{self._name} answers with no prediction: check LABEL_STUDIO_URL")
+            raise LabelStudioError(f"{self.http.name} answers with no prediction: check LABEL_STUDIO_URL")
         first, *doubles = held
         same = all(first.get(key) == value for key, value in wanted.items())
         if not same:
@@ -267,7 +229,7 @@ class LabelStudioClient:
         held = self._held(project)
         if name in held:
             return held
-        refused = LabelStudioError(f"{self._name} does not list {name} after its upload: check the project")
+        refused = LabelStudioError(f"{self.http.name} does not list {name} after its upload: check the project")
         try:
             self._send("POST", f"api/projects/{int(project)}/import?commit_to_project=false", file=(name, content))
         except LabelStudioRefusedError as error:
@@ -286,119 +248,33 @@ class LabelStudioClient:
         # The server puts something of its own before a name.
         return {file.rpartition("/")[2].partition("-")[2]: file for file in files}
 
-    # How it is sent
+    # Requests
 
-    @property
-    def _name(self) -> str:
-        return f"Label Studio at {self._host}"
-
-    def _again(self, function: Callable[[], T], attempts: int | None = None) -> T:
-        """What `function` gives, called anew where that may help."""
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return function()
-            except _RetryableError as error:
-                if attempt >= (attempts or self.limits.attempts) or error.wait > self.limits.longest_wait:
-                    asks = f" and asks to wait {error.wait:.0f} s" if error.wait else ""
-                    times = "once" if attempt == 1 else f"{attempt} times"
-                    raise LabelStudioError(f"{error}{asks}, tried {times}: run again later") from None
-                time.sleep(error.wait + backoff_seconds(attempt, self.limits.backoff, self.limits.longest_wait))
-
-    def _send(
-        self, method: str, path: str, document: Any = None, file: tuple[str, bytes] | None = None, bare: bool = False
-    ) -> Any:
-        """One attempt, `bare` without the token. Raises `_AgainError` where another may succeed."""
-        told = "" if bare else self.authorization()
-
-        def signed(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            # As a function, because the user's .netrc would overwrite the header.
-            if told:
-                request.headers["Authorization"] = told
-            return request
-
-        try:
-            with (
-                _Session() as session,
-                session.request(
-                    method,
-                    f"{self.url}/{path}",
-                    json=document,
-                    files={"file": file} if file else None,
-                    auth=signed,
-                    timeout=self.limits.timeout,
-                    stream=True,
-                ) as response,
-            ):
-                content = self._read(response)
-        except (requests.Timeout, urllib3.exceptions.TimeoutError):
-            raise _RetryableError(f"{self._name} did not answer within {self.limits.timeout:g} s") from None
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            # Their words may hold the address, and with it what is secret.
-            raise _RetryableError(
-                f"no connection to {self._name}, or it broke off ({type(error).__name__}): check LABEL_STUDIO_URL"
-            ) from None
-        status = response.status_code
-        if status in RETRYABLE_STATUS:
-            wait = parse_retry_after(response.headers.get("Retry-After"))
-            raise _RetryableError(f"{self._name} answers with status {status}", wait)
-        if status == 204 or (status < 300 and not content.strip()):
-            return None
-        try:
-            answer = json.loads(content)
-        except (ValueError, RecursionError):
-            answer = None
-        if status == 401 and told.startswith("Bearer "):
-            # It may have run out by the server's clock.
+    def _send(self, method: str, path: str, document: Any = None, file: tuple[str, bytes] | None = None) -> Any:
+        """Send one request with the token. Raises `RetryableError` where another attempt may succeed."""
+        token = self.authorization()
+        answer = self.http.send(method, path, document, headers={"Authorization": token}, file=file)
+        if answer.status == 401 and token.startswith("Bearer "):
+            # By the server's clock it may have expired.
             with self._lock:
-                self._until = 0.0
-            raise _RetryableError(f"{self._name} does not take the access token that it gave")
-        if not 200 <= status < 300:
-            said = f" ({words})" if (words := self._hidden(_message(answer))) else ""
-            raise LabelStudioRefusedError(status, f"{self._name} answers with status {status}{said}: {_remedy(status)}")
-        if answer is None:
-            raise LabelStudioError(f"{self._name} answers with what is not JSON: check LABEL_STUDIO_URL")
-        return answer
+                self._expires = 0.0
+            raise RetryableError(f"{self.http.name} does not accept the access token that it issued")
+        return self._read_document(answer)
 
-    def _hidden(self, text: str) -> str:
-        for secret in (self._key, self._access):
-            text = text.replace(secret, "***") if secret else text
-        return text
-
-    def _read(self, response: requests.Response) -> bytes:
-        """The answer's bytes; of one that is too long or too slow, no more than that much."""
-        end = time.monotonic() + self.limits.timeout
-        parts, length = [], 0
-        while part := response.raw.read1(65536, decode_content=True):
-            parts.append(part)
-            length += len(part)
-            if length > self.limits.answer_bytes:
-                raise LabelStudioError(f"{self._name} answers with more than {self.limits.answer_bytes} bytes")
-            if time.monotonic() > end:
-                raise requests.Timeout
-        return b"".join(parts)
+    def _read_document(self, answer: HttpAnswer) -> Any:
+        """Return the JSON document of an answer, None where it is empty. Raises `LabelStudioError` for a refusal."""
+        if not 200 <= answer.status < 300:
+            reason = self.http.describe_status(answer, (self._key, self._access))
+            raise LabelStudioRefusedError(answer.status, f"{reason}: {_remedy(answer.status)}")
+        return None if answer.empty else self.http.require_document(answer)
 
 
 def _expiry(token: str) -> float | None:
-    """When a JWT ends, in seconds of the epoch, if it says so."""
+    """Return when a JWT expires, in seconds since the epoch; None where it does not say."""
     try:
-        said = json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["exp"]
-        return float(said)
+        return float(json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))["exp"])
     except (ValueError, LookupError, TypeError):
         return None
-
-
-def _message(answer: Any) -> str:
-    """What the server says of an error, on one line."""
-    match answer:
-        case {"validation_errors": dict(errors)} if errors:
-            words = json.dumps(errors, ensure_ascii=False)
-        case {"detail": str(words)}:
-            pass
-        case _:
-            return ""
-    return re.sub(r"[\x00-\x1f\x7f]", "", " ".join(words.split()))[:200]
 
 
 def _remedy(status: int) -> str:

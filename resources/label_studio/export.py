@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from resources.errors import BadInputError
-from resources.json_lines import BadLineError, identifier_field, integer_field, text_field
+from resources.json_lines import BadLineError, identifier_field, integer_field, parse_json, text_field
 from resources.prompts import MAX_PROMPT
 
 MAX_EXPORT_BYTES = 1_000_000_000
@@ -311,9 +311,9 @@ def _entries(whole: str) -> Iterator[Any]:
             yield rest(at)
             return
         try:
-            yield json.loads(whole[start:at], parse_constant=_no_number)
-        except (ValueError, RecursionError) as error:
-            yield BadLineError("it is nested too deeply" if isinstance(error, RecursionError) else "it is not JSON")
+            yield parse_json(whole[start:at])
+        except BadLineError as error:
+            yield error
         at = skip(at)
         if whole[at : at + 1] == "]":
             if skip(at + 1) < len(whole):
@@ -341,7 +341,3 @@ def _end(whole: str, at: int) -> int:
             closed = token[0][0] != '"' or re.fullmatch(r'"[^"\\]*(?:\\.[^"\\]*)*"', token[0], re.DOTALL)
             return token.end() if closed else len(whole) + 1
     return len(whole) + 1
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")

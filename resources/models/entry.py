@@ -6,14 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from resources.errors import FlexyError
 from resources.models import compute, weights
 from resources.models.weights import PublishedWeights, UserProvidedWeights
-
-if TYPE_CHECKING:
-    from resources.scorers import Metric
 
 Kind = Literal["engine", "editor", "scorer", "judge", "face", "part"]
 
@@ -27,7 +24,7 @@ class ModelEntry:
     of the set `mini`; a model with neither needs no weights and belongs to both. `brought` are weights of the set
     `full` that only the user can bring. `needs` names other entries whose folder the loader takes, by argument, and
     `welcomes` those whose folder it takes where the user has named one. `half` is the precision it runs with on a
-    GPU, `memory` what it then takes (GB). For a scorer `metric` is what it measures; for an engine `ignores` are the
+    GPU, `memory` what it then takes (GB). For an engine `ignores` are the
     settings it does not know, `prompts` a sweep's when none are given, `side` the pixels along each side unless the
     user asks otherwise, which must be a multiple of `multiple`. For an editor, and for
     an engine's trials, `steps` and `guidance` are those of its authors; one that `retouches` can be left faces.
@@ -44,7 +41,6 @@ class ModelEntry:
     welcomes: Mapping[str, str] = field(default_factory=dict)
     half: Literal["fp16", "bf16"] | None = None
     memory: float = 0
-    metric: Metric | None = None
     ignores: frozenset[str] = frozenset()
     prompts: Path | None = None
     side: int = 512

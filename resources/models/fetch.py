@@ -28,7 +28,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, disable_progre
 from tqdm import tqdm
 
 from resources.errors import BadInputError, FlexyError
-from resources.images import describe_os_error, write_atomically
+from resources.files import describe_os_error, file_sha256, write_atomically
 from resources.models import registry, weights
 from resources.models.weights import PublishedWeights
 from resources.settings import Settings
@@ -167,7 +167,7 @@ def _download_blob(url: str, blob: Path, size: int, bar: tqdm) -> None:
             )
             file.flush()
             os.fsync(file.fileno())
-        if weights.file_sha256(_partial(blob)) == blob.name:
+        if file_sha256(_partial(blob)) == blob.name:
             _partial(blob).replace(blob)
         else:
             _partial(blob).unlink()
@@ -199,7 +199,7 @@ def _verify(name: str, folder: Path, published: PublishedWeights) -> None:
     """Raises `FlexyError` for a file that is not as published, once it is deleted."""
     for file, sha256 in published.sha256.items():
         path = folder / file
-        if weights.file_sha256(path) != sha256:
+        if file_sha256(path) != sha256:
             path.resolve().unlink()
             path.unlink(missing_ok=True)
             raise FlexyError(_damaged(name, file))

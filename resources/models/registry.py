@@ -16,7 +16,6 @@ from resources.models.weights import (
     hub_snapshot_folder,
     read_user_folders,
 )
-from resources.scorers import Metric
 from resources.settings import MODEL_SETS, Settings
 
 NOTHING_BUT_THE_PROMPT = frozenset({"guidance", "negative_prompt"})
@@ -40,9 +39,6 @@ _CLIP_SHA256 = {
     "tokenizer_config.json": "deef455e52fa5e8151e339add0582e4235f066009601360999d3a9cda83b1129",
     "vocab.json": "3f0c4f7d2086b61b38487075278ea9ed04edb53a03cbb045b86c27190fa8fb69",
 }
-
-# A linear head is not bounded; the marks it learnt from go from 1 to 10.
-_HPS_METRIC_OPTIONS = (-5, 15)
 
 _ENTRIES = (
     # Engines
@@ -248,14 +244,6 @@ _ENTRIES = (
         embedded=MINI_WEIGHTS / "clip",
         half="fp16",
         memory=1,
-        metric=Metric(
-            "clip_score",
-            "CLIP score",
-            "how well the image fits its prompt: the cosine of the two (CLIP ViT-L/14)",
-            *(-1, 1),
-            reads="clip",
-            column=True,
-        ),
     ),
     ModelEntry(
         "aesthetic_v1",
@@ -271,14 +259,6 @@ _ENTRIES = (
         ),
         embedded=MINI_WEIGHTS / "aesthetic_v1",
         options={"version": 1},
-        metric=Metric(
-            "aesthetic_score",
-            "Aesthetic V1",
-            "LAION's aesthetic predictor, about 1 to 10",
-            *_HPS_METRIC_OPTIONS,
-            reads="clip",
-            column=True,
-        ),
     ),
     ModelEntry(
         "aesthetic_v2",
@@ -295,14 +275,6 @@ _ENTRIES = (
         ),
         embedded=MINI_WEIGHTS / "aesthetic_v2",
         options={"version": 2},
-        metric=Metric(
-            "aes_v2_score",
-            "Aesthetic V2",
-            "aesthetic predictor V2 (sac+logos+ava1), about 1 to 10",
-            *_HPS_METRIC_OPTIONS,
-            reads="clip",
-            column=True,
-        ),
     ),
     ModelEntry(
         "hps",
@@ -321,13 +293,6 @@ _ENTRIES = (
         needs={"tokenizer": "clip"},
         half="fp16",
         memory=2,
-        metric=Metric(
-            "hps_v2_score",
-            "HPS v2.1",
-            "which image people would prefer for the prompt; comparable within one prompt",
-            *(-1, 1),
-            column=True,
-        ),
     ),
     ModelEntry(
         "lpips",
@@ -407,12 +372,6 @@ _ENTRIES = (
 MODELS = {entry.name: entry for entry in _ENTRIES}
 """Every model there is, by name."""
 
-METRICS = {entry.metric.name: entry.metric for entry in _ENTRIES if entry.metric}
-"""What images are scored by, by name."""
-
-SCORER_OF = {entry.metric.name: entry.name for entry in _ENTRIES if entry.metric}
-"""The scorer of each metric."""
-
 
 def model_names(kind: Kind, settings: Settings) -> list[str]:
     """The names of the set's models of one kind, the default first."""
@@ -470,7 +429,9 @@ def find_face_editor(settings: Settings) -> str | None:
 
 
 def find_scorer(name: str, settings: Settings) -> LocalModel:
-    """The scoring model called `name`, on this machine."""
+    """Return the scoring model called `name`, or the one without weights that "module:callable" makes."""
+    if ":" in name:
+        return LocalModel(name.rpartition(":")[2], None, name)
     return local_model(find_model(name, "scorer", settings), settings)
 
 

@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
 
 from resources.errors import BadInputError, FlexyError
+from resources.files import file_sha256
 from resources.settings import Settings
 
 MINI = Path(__file__).parent.parent / "mini"
@@ -180,18 +180,6 @@ def weights_fingerprint(
     else:
         hashes = [file_sha256(path) for pattern in WEIGHT_FILES for path in sorted(folder.rglob(pattern))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
-
-
-def file_sha256(path: Path) -> str:
-    """The file's SHA-256 in hex, computed once a process as long as the file is not written to."""
-    found = path.stat()
-    return _sha256(path, found.st_size, found.st_mtime_ns)
-
-
-@cache
-def _sha256(path: Path, _size: int, _modified_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _recorded(folder: Path) -> Mapping[Path, str]:

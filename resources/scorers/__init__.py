@@ -1,33 +1,14 @@
-"""What a metric is, and the face of what computes it."""
+"""The protocols of what computes a metric."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One score of one image.
-
-    `name` is what its column in `bench_run_results` is called where it has one (`column`), and its name in
-    `image_scores`; `label` is what people call it, `meaning` what it says. `low` and `high` bound what can
-    be true. `reads` names the encoder whose kept embeddings it is computed from; without it, from pictures.
-    """
-
-    name: str
-    label: str
-    meaning: str
-    low: float
-    high: float
-    reads: str | None = None
-    column: bool = False
 
 
 class Head(Protocol):

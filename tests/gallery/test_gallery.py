@@ -26,7 +26,7 @@ from flexy_assets.storage import queries
 from flexy_assets.sweep.try_image import trial_sweep_id
 from resources.database import Database
 from resources.images import ImageStore
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 from tests.support.browser import Browser
 
@@ -108,7 +108,7 @@ def gallery(home: Path) -> Iterator[Gallery]:
         yield Gallery(address, home, database)
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=60)
-        assert (process.returncode, out, errors) == (0, "the gallery is closed: what was made stays\n", "")
+        assert (process.returncode, out, errors) == (0, "gallery closed: completed work is kept\n", "")
     finally:
         process.kill()
         process.wait()

@@ -13,18 +13,18 @@ from tests.support.tables import described_otherwise
 def test_every_task_of_the_example_ends_chosen_or_with_a_reason(flexy: Flexy, home: Path, tmp_path: Path) -> None:
     drawn = flexy("example", "faces", str(tmp_path / "faces"), "--tasks", "6", "--json")
     file = json.loads(drawn.stdout)["file"]
-    imported = json.loads(flexy("labels", "import", file, "--json").stdout)
+    imported = json.loads(flexy("inpaint", "import", file, "--json").stdout)
     assert (imported["tasks"], imported["skipped"]) == (6, [])
-    run = flexy("labels", "run", "--json")
+    run = flexy("inpaint", "run", "--json")
     answer = json.loads(run.stdout)
     assert run.exit_code == 0, run.stderr
     chosen = {each["id"] for each in answer["selected"]}
     assert len(chosen) >= 4 and all(each["potential"] > 0 for each in answer["selected"])
     assert not chosen & answer["left"].keys() and len(chosen | answer["left"].keys()) == 6
     assert all(answer["left"].values())
-    again = json.loads(flexy("labels", "run", "--json").stdout)
+    again = json.loads(flexy("inpaint", "run", "--json").stdout)
     assert again["selected"] == answer["selected"]
-    reviewed = json.loads(flexy("labels", "review", "--json").stdout)
+    reviewed = json.loads(flexy("inpaint", "review", "--json").stdout)
     assert reviewed["agreement"] == [] and "nothing was sent for review yet" in reviewed["notes"]
     assert described_otherwise(home / "assets") == []
 
@@ -36,5 +36,5 @@ def test_an_example_is_written_beside_nothing(flexy: Flexy, tmp_path: Path) -> N
     assert len(tasks) == 3 and not problems
     before = {path: path.read_bytes() for path in folder.iterdir()}
     again = flexy("example", "edits", str(folder), "--seed", "1")
-    assert again.exit_code == 2 and "is there already" in again.stderr
+    assert again.exit_code == 2 and "exists and is not empty" in again.stderr
     assert {path: path.read_bytes() for path in folder.iterdir()} == before

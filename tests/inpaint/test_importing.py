@@ -205,9 +205,9 @@ def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
     found = imported(database, store, home / "export.json")
     of = dict(zip(bad, (rows(database)[fields["id"]].error for fields in bad.values()), strict=True))
     what = f"http://{site.host}"
-    assert of["scene"] == f"scene picture: {what}/gone.png is answered with status 404: check the address"
-    assert of["character"] == f"character picture: {what}/gone.png is answered with status 404: check the address"
-    assert of["html"] and "is HTML, not a picture" in of["html"]
+    assert of["scene"] == f"scene picture: {what}/gone.png is answered with status 404: check the URL"
+    assert of["character"] == f"character picture: {what}/gone.png is answered with status 404: check the URL"
+    assert of["html"] and "is HTML, not an image" in of["html"]
     assert of["empty"] == "the mask is empty: paint over what is to be put right"
     assert of["other shape"] == "the mask has 24×40 pixels, the picture 40×24: give the picture's own mask"
     assert of["inward"] and "inside this machine or its network" in of["inward"]
@@ -217,7 +217,7 @@ def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
     assert of["torn"] == "a brush mask is cut short: draw it anew"
     assert of["final"] is None, "it can be worked on without"
     assert found.notes == [
-        f"task 7011: it has no final picture: {what}/gone.png is answered with status 404: check the address"
+        f"task 7011: it has no final picture: {what}/gone.png is answered with status 404: check the URL"
     ]
     assert site.asked["/gone.png"] == 1, "one address is asked for once, whoever names it"
     assert SIGNATURE not in repr(rows(database))
@@ -269,7 +269,7 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Si
         entry(data(site, 1)),
     ]
     file = write(home / "export.json", entries)
-    result = flexy("labels", "import", str(file), "--json")
+    result = flexy("inpaint", "import", str(file), "--json")
     assert result.exit_code == 1, "something was left out"
     assert result.stderr.count("\n") == 1 and "4 left out: task 7003: it has neither" in result.stderr
     answer = document(result)
@@ -283,9 +283,9 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Si
     ]
     assert answer["skipped"][0]["reason"] == "it has neither mask_image_url nor a painted mask"
     assert answer["batches"] == ["3_0000"]
-    some = flexy("labels", "import", str(file), "--task-id", "7002")
+    some = flexy("inpaint", "import", str(file), "--task-id", "7002")
     assert some.exit_code == 0 and "1 tasks can be worked on: 0 new, 0 changed; 0 pictures" in some.stdout
-    run = flexy("labels", "run", "--task-id", "7002", "--task-id", "7004", "--json")
+    run = flexy("inpaint", "run", "--task-id", "7002", "--task-id", "7004", "--json")
     assert run.exit_code == 1 and document(run)["batches"] == ["3_0000"]
     assert document(run)["left"]["7004"] == "the mask is empty: paint over what is to be put right"
     assert document(run)["left"]["7002"].startswith("no face in the scene") and document(run)["selected"] == []
@@ -308,7 +308,7 @@ def test_what_cannot_be_is_said_in_one_line_and_leaves_no_trace(
     flexy: Flexy, site: Site, home: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
     file = str(write(home / "export.json", [entry(data(site, 1))]))
-    result = flexy("labels", *(each.format(export=file) for each in arguments))
+    result = flexy("inpaint", *(each.format(export=file) for each in arguments))
     assert result.exit_code == 2
     assert complaint.format(export=file) in result.stderr and result.stderr.count("\n") == 1
     assert not (home / "dagster").exists() and not site.asked
@@ -328,7 +328,7 @@ def test_a_run_makes_the_lineage_of_the_batches_that_can_be_worked_on(
     missing = f"http://{site.host}/nothing.png"
     tasks = [data(site, n, **({"init_image_url": missing} if n in (2, 3) else {})) for n in range(6)]
     write(home / "export.json", [entry(task) for task in tasks])
-    assert flexy("labels", "import", str(home / "export.json"), "--batch-size", "2").exit_code == 1
+    assert flexy("inpaint", "import", str(home / "export.json"), "--batch-size", "2").exit_code == 1
     monkeypatch.setattr(command, "LINEAGE", (swaps,))
     with_it = dg.Definitions(
         assets=[swaps], resources={"io_manager": io_manager_with_process_tag(ParquetTables(home / "assets"))}
@@ -339,7 +339,7 @@ def test_a_run_makes_the_lineage_of_the_batches_that_can_be_worked_on(
     assert made == [["3_0000"], ["3_0002"]]
     assert (answer["tasks"], answer["batches"]) == (6, ["3_0000", "3_0002"])
     assert len(answer["left"]) == 6 and "answered with status 404" in answer["left"]["7002"]
-    assert flexy("labels", "run", "--task-id", "8").stderr.startswith("flexy: no task 8: import it")
+    assert flexy("inpaint", "run", "--task-id", "8").stderr.startswith("flexy: no task 8: import it")
 
 
 def test_hostile_exports_end_in_reasons(flexy: Flexy, site: Site, home: Path) -> None:
@@ -348,7 +348,7 @@ def test_hostile_exports_end_in_reasons(flexy: Flexy, site: Site, home: Path) ->
     odd = [entry(data(site, 2) | {"id": "7002", "prompt": "a\0b"}), entry(data(site, 3) | {"init_image_url": 5})]
     file = home / "export.json"
     file.write_text(f"[{ok}, {deep}, {json.dumps(odd)[1:-1]}, {ok[:40]}")
-    result = flexy("labels", "import", str(file), "--json")
+    result = flexy("inpaint", "import", str(file), "--json")
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
     answer = document(result)
     assert answer["tasks"] == 1
@@ -356,5 +356,5 @@ def test_hostile_exports_end_in_reasons(flexy: Flexy, site: Site, home: Path) ->
     assert len(answer["skipped"]) == 4 and "cut short" in answer["skipped"][-1]["reason"]
     for content in ("{}", "[]", "not JSON", ""):
         file.write_text(content)
-        result = flexy("labels", "import", str(file))
+        result = flexy("inpaint", "import", str(file))
         assert result.exit_code == 2 and result.stderr.count("\n") == 1, content

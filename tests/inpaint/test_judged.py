@@ -36,7 +36,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Iterator[Oracle]:
 @pytest.fixture
 def imported(flexy: Flexy, home: Path, tmp_path: Path) -> None:
     """Tasks of the drawn world."""
-    assert flexy("labels", "import", str(write_face_example(tmp_path / "example", TASKS, seed=1))).exit_code == 0
+    assert flexy("inpaint", "import", str(write_face_example(tmp_path / "example", TASKS, seed=1))).exit_code == 0
 
 
 def document(result: Any) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_of_a_judge_that_is_ill_nothing_is_invented_and_the_next_run_heals(
     flexy: Flexy, home: Path, oracle: Oracle
 ) -> None:
     oracle.ill = 0.3
-    first = document(flexy("labels", "run", "--json"))
+    first = document(flexy("inpaint", "run", "--json"))
     before = held(home, oracle, JUDGE)
     assert not before.wrong and before.answered and before.unanswered, "some were answered, some were not"
     assert oracle.ailments.keys() == set(AILMENTS)
@@ -62,7 +62,7 @@ def test_of_a_judge_that_is_ill_nothing_is_invented_and_the_next_run_heals(
     scored, said, calls = values(scores(home)), sum(map(len, oracle.said.values())), oracle.calls
 
     oracle.ill = 0
-    second = document(flexy("labels", "run", "--json"))
+    second = document(flexy("inpaint", "run", "--json"))
     after = held(home, oracle, JUDGE)
     assert after.answered == before.answered | before.unanswered
     assert oracle.calls - calls == READINGS * len(after.answered) - said, "what was missing was asked for, and no more"
@@ -83,14 +83,14 @@ def test_killed_three_times_nothing_that_was_kept_is_asked_for_again(tmp_path: P
 
 
 def test_a_task_named_is_put_right_alone_and_no_batch_counts_as_done(flexy: Flexy, home: Path, tmp_path: Path) -> None:
-    assert flexy("labels", "import", str(write_face_example(tmp_path / "example", 3, seed=1))).exit_code == 0
+    assert flexy("inpaint", "import", str(write_face_example(tmp_path / "example", 3, seed=1))).exit_code == 0
     names = [row["name"] for row in rows(home, "SELECT name FROM label_tasks ORDER BY position")]
-    answer = document(flexy("labels", "run", "--task-id", names[1], "--json"))
+    answer = document(flexy("inpaint", "run", "--task-id", names[1], "--json"))
     assert answer["tasks"] == 1 and [one["id"] for one in answer["selected"]] + [*answer["left"]] == [names[1]]
     query = "SELECT task.name FROM face_swaps JOIN label_tasks task ON task.id = face_swaps.task"
     assert {row["name"] for row in rows(home, query)} == {names[1]}
     with dg.DagsterInstance.get() as instance:
         assert instance.get_materialized_partitions(assets.inpaint_selections.key) == set()
-    assert document(flexy("labels", "run", "--json"))["tasks"] == 3
+    assert document(flexy("inpaint", "run", "--json"))["tasks"] == 3
     with dg.DagsterInstance.get() as instance:
         assert instance.get_materialized_partitions(assets.inpaint_selections.key) == {"14514_0000"}

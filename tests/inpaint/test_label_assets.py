@@ -121,7 +121,7 @@ def test_tasks_go_in_predictions_go_out_each_once_and_no_secret_is_anywhere(
     shown = []
 
     def told(*arguments: str) -> dict[str, Any]:
-        result = flexy("labels", *arguments, "--json")
+        result = flexy("inpaint", *arguments, "--json")
         shown.append(result.output + result.stderr)
         return document(result) | {"status": result.exit_code}
 
@@ -181,9 +181,9 @@ def test_a_form_without_a_text_field_gets_the_score_alone_and_the_file_can_be_im
     flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
 ) -> None:
     number = project([data(site, n) for n in range(3)], BARE)
-    assert flexy("labels", "import", "--project", str(number)).exit_code == 0
+    assert flexy("inpaint", "import", "--project", str(number)).exit_code == 0
     choose(results, [40.0, 20.0, None])
-    only = flexy("labels", "push", "--file-only", "--model-version", "mine")
+    only = flexy("inpaint", "push", "--file-only", "--model-version", "mine")
     assert only.exit_code == 0 and "nothing sent" in only.stdout
     assert held(studio, number) == {"7000": [], "7001": [], "7002": []}
     written = json.loads((home / "assets" / "label_predictions.json").read_text())
@@ -193,7 +193,7 @@ def test_a_form_without_a_text_field_gets_the_score_alone_and_the_file_can_be_im
         ("mine", 0.5, []),
         ("mine", None, []),
     ]
-    pushed = document(flexy("labels", "push", "--model-version", "mine", "--json"))
+    pushed = document(flexy("inpaint", "push", "--model-version", "mine", "--json"))
     assert pushed["unchanged"] == 3, "what was imported is what would have been sent"
 
 
@@ -201,14 +201,14 @@ def test_what_one_task_is_refused_for_keeps_no_other_from_being_sent(
     flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
 ) -> None:
     number = project([data(site, n) for n in range(4)])
-    assert flexy("labels", "import", "--project", str(number)).exit_code == 0
+    assert flexy("inpaint", "import", "--project", str(number)).exit_code == 0
     choose(results, [40.0, 30.0, 20.0, 10.0])
     first, *_ = studio.tasks(number)
     studio.call("DELETE", f"api/tasks/{first['id']}/")
     with results.begin(reading=True) as connection:
         lost = labels.selected_images(connection)[1]
     (home / "images" / lost.image_path).write_bytes(b"another")
-    result = flexy("labels", "push", "--json")
+    result = flexy("inpaint", "push", "--json")
     assert (
         result.exit_code == 1 and result.stderr.count("\n") == 1 and "2 predictions could not be sent" in result.stderr
     )
@@ -220,17 +220,17 @@ def test_what_one_task_is_refused_for_keeps_no_other_from_being_sent(
     # What is wrong with the token is no task's fault: nothing is recorded, and it is said once.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABEL_STUDIO_API_KEY", "0" * 40)
-        result = flexy("labels", "push")
+        result = flexy("inpaint", "push")
     assert result.exit_code == 1 and "check LABEL_STUDIO_API_KEY" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_without_a_server_a_push_says_so_in_one_line(flexy: Flexy, site: Site, results: Database, home: Path) -> None:
     write(home / "export.json", [entry(data(site, n)) for n in range(2)])
-    assert flexy("labels", "import", str(home / "export.json")).exit_code == 0
+    assert flexy("inpaint", "import", str(home / "export.json")).exit_code == 0
     choose(results, [40.0, 20.0])
-    result = flexy("labels", "push")
+    result = flexy("inpaint", "push")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "no Label Studio is named" in result.stderr
-    answer = document(flexy("labels", "push", "--file-only", "--json"))
+    answer = document(flexy("inpaint", "push", "--file-only", "--json"))
     (first, _) = json.loads(Path(answer["file"]).read_text())
     assert (first["task"], first["project"], first["score"]) == (7100, 3, 1)
 
@@ -247,7 +247,7 @@ def test_the_review_reads_what_people_said_of_what_was_sent(
 
     for task in tasks[:2]:
         annotate(task, "Inconsistent Character")
-    before = document(flexy("labels", "import", "--project", str(number), "--json"))
+    before = document(flexy("inpaint", "import", "--project", str(number), "--json"))
     assert before["verdicts"] == {"Inconsistent Character": 2}
     choose(results, [20.0 + n for n in range(10)])
     # As if pushed: what the server is sent is no part of this.

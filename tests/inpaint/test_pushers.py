@@ -89,7 +89,7 @@ def chosen(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as site, monkeypatch.context() as patch:
         patch.setenv("FLEXY_ALLOWED_HOSTS", site.host)
         write(home / "export.json", [entry(data(site, n)) for n in range(TASKS)])
-        assert flexy("labels", "import", str(home / "export.json")).exit_code == 0
+        assert flexy("inpaint", "import", str(home / "export.json")).exit_code == 0
     database = Database(Settings.read().database_url)
     choose(database, [10.0 + n for n in range(TASKS)])
     database.engine.dispose()
@@ -97,7 +97,7 @@ def chosen(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("chosen")
 def test_two_who_push_at_once_make_each_prediction_once(studio: Studio) -> None:
-    command = [sys.executable, "-m", "flexy_assets.cli.app", "labels", "push", "--json"]
+    command = [sys.executable, "-m", "flexy_assets.cli.app", "inpaint", "push", "--json"]
     pushers = [
         subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)

@@ -24,21 +24,19 @@ import pytest
 from PIL import Image
 
 from resources.errors import FlexyError
+from resources.http.client import HttpLimits
 from resources.http.downloads import (
     DownloadedImage,
     DownloadError,
-    DownloadLimits,
     ImageDownloader,
-    check_image,
+    decode_image,
     download_images,
-    is_public,
-    masked_url,
-    resolve_host,
-    save_temporary,
+    read_image_file,
 )
+from resources.http.public_addresses import is_public, masked_url, resolve_host
 from resources.images import MAX_PIXELS, ImageStore
 
-QUICK = DownloadLimits(seconds=2, silence=0.5, attempts=3, backoff=0.02, longest_wait=1, size=100_000)
+QUICK = HttpLimits(timeout=2, idle_timeout=0.5, attempts=3, backoff=0.02, longest_wait=1, answer_bytes=100_000)
 SECRET = "opensesame"
 
 
@@ -195,7 +193,7 @@ def refusal(get: Callable[[], Any]) -> str:
 def test_a_picture_comes_as_it_is(site: Site, format: str) -> None:
     content = encoded(format)
     site.pages["/a"] = gives(content)
-    found = downloads(site).get(site.url("/a?x=1#part"))
+    found = downloads(site).download(site.url("/a?x=1#part"))
     assert found == DownloadedImage(content, hashlib.sha256(content).hexdigest(), format.lower(), 24, 24)
     (path, headers), *more = site.asked
     assert (path, more) == ("/a?x=1", [])
@@ -215,19 +213,19 @@ def test_a_picture_comes_as_it_is(site: Site, format: str) -> None:
 )
 def test_a_picture_comes_whichever_way_it_is_sent(site: Site, page: Callable[[Handler], None]) -> None:
     site.pages["/x.png"] = page
-    assert downloads(site).get(site.url("/x.png")).content == PNG
+    assert downloads(site).download(site.url("/x.png")).content == PNG
 
 
 def test_names_and_spaces_are_sent_as_addresses_want_them(site: Site) -> None:
     site.pages["/f%C3%A9%20b%2Fc.png"] = gives(PNG)
-    assert downloads(site).get(site.url("/fé b%2Fc.png?q=ö&s=a%2Bb"))
+    assert downloads(site).download(site.url("/fé b%2Fc.png?q=ö&s=a%2Bb"))
     assert site.asked[0][0] == "/f%C3%A9%20b%2Fc.png?q=%C3%B6&s=a%2Bb"
 
 
 def test_proxies_of_the_environment_are_not_asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    assert downloads(site).get(site.url())
+    assert downloads(site).download(site.url())
 
 
 # What is refused
@@ -352,8 +350,11 @@ def looked_up(host: str, port: int) -> list[str]:
 @pytest.mark.parametrize("url", INWARD)
 def test_nothing_that_aims_at_this_machine_or_its_network_is_asked(url: str) -> None:
     asking = ImageDownloader(limits=QUICK, resolve=looked_up)
-    words = refusal(lambda: asking.get(url))
-    assert any(said in words for said in ("not asked", "not written in the usual form", "write it anew")), words
+    words = refusal(lambda: asking.download(url))
+    assert any(
+        said in words
+        for said in ("not allowed", "not in the usual form", "correct it", "has no scheme", "a user or password")
+    ), words
 
 
 @pytest.mark.parametrize(
@@ -362,8 +363,8 @@ def test_nothing_that_aims_at_this_machine_or_its_network_is_asked(url: str) -> 
 )
 def test_not_even_a_public_address_is_asked_in_an_odd_form(host: str) -> None:
     """Who checks and who connects may read it differently."""
-    words = refusal(lambda: ImageDownloader(limits=QUICK).get(f"http://{host}/a.png"))
-    assert words == "an address has a host that is not written in the usual form: use its name in ASCII"
+    words = refusal(lambda: ImageDownloader(limits=QUICK).download(f"http://{host}/a.png"))
+    assert words == "invalid URL: its host or port is not in the usual form: write the host name in ASCII"
 
 
 def test_an_inward_answer_is_refused_and_not_only_unreachable(site: Site) -> None:
@@ -372,14 +373,14 @@ def test_an_inward_answer_is_refused_and_not_only_unreachable(site: Site) -> Non
     hosts = ["127.1", "2130706433", "0x7f.1", "0177.0.0.1", "localhost", "localhost.", "[::ffff:127.0.0.1]", "0.0.0.0"]
     asking = downloads(site)
     for host in hosts:
-        assert refusal(lambda url=f"http://{host}:{port}/a.png": asking.get(url))
+        assert refusal(lambda url=f"http://{host}:{port}/a.png": asking.download(url))
     assert site.asked == []
 
 
 @pytest.mark.parametrize("url", [url for url in INWARD if url.strip() == url and ":" in url and url.isprintable()])
 def test_nobody_is_redirected_inward(site: Site, url: str) -> None:
     site.pages["/x.png"] = redirects(url.encode().decode("latin-1"))
-    words = refusal(lambda: downloads(site, resolve=looked_up).get(site.url(f"/x.png?key={SECRET}")))
+    words = refusal(lambda: downloads(site, resolve=looked_up).download(site.url(f"/x.png?key={SECRET}")))
     # What has no scheme is a path on the same site, which is not there.
     assert words.startswith(f"{site.url('/x.png')}")
     assert all(path.startswith("/x.png") or not path.endswith("a.png") for path, _ in site.asked)
@@ -388,11 +389,11 @@ def test_nobody_is_redirected_inward(site: Site, url: str) -> None:
 def test_a_redirect_to_an_inward_site_never_arrives(site: Site) -> None:
     with running(Site()) as inner:
         site.pages["/x.png"] = redirects(inner.url(f"/a.png?token={SECRET}"))
-        words = refusal(lambda: downloads(site).get(site.url("/x.png")))
+        words = refusal(lambda: downloads(site).download(site.url("/x.png")))
         assert inner.asked == []
         assert words == (
-            f"{site.url('/x.png')}, redirected to {inner.url()}, is at port {inner.server_port} of 127.0.0.1,"
-            f" which is not asked: allow it by FLEXY_ALLOWED_HOSTS=127.0.0.1:{inner.server_port}"
+            f"{site.url('/x.png')}, redirected to {inner.url()}, uses port {inner.server_port} of 127.0.0.1,"
+            f" which is not allowed: allow it with FLEXY_ALLOWED_HOSTS=127.0.0.1:{inner.server_port}"
         )
 
 
@@ -407,20 +408,20 @@ def test_what_was_checked_is_what_is_asked(site: Site) -> None:
 
     allowed = {("pictures.example", site.server_port)}
     url = f"http://pictures.example:{site.server_port}/a.png"
-    assert ImageDownloader(allowed=allowed, limits=QUICK, resolve=rebinding).get(url).content == PNG
+    assert ImageDownloader(allowed=allowed, limits=QUICK, resolve=rebinding).download(url).content == PNG
     assert asked == ["pictures.example"]
     assert site.asked[0][1]["host"] == f"pictures.example:{site.server_port}"
 
 
 def test_a_host_is_allowed_at_its_port_and_no_other(site: Site) -> None:
     for allowed in ({("127.0.0.1", None)}, {("127.0.0.1", 80)}, {("localhost", site.server_port)}, set()):
-        assert "allow it by FLEXY_ALLOWED_HOSTS=127.0.0.1:" in refusal(
-            lambda allowed=allowed: downloads(site, allowed=allowed).get(site.url())
+        assert "allow it with FLEXY_ALLOWED_HOSTS=127.0.0.1:" in refusal(
+            lambda allowed=allowed: downloads(site, allowed=allowed).download(site.url())
         )
     inward = ImageDownloader(limits=QUICK, resolve=looked_up)
-    assert refusal(lambda: inward.get("https://inward.example/a.png")) == (
+    assert refusal(lambda: inward.download("https://inward.example/a.png")) == (
         "https://inward.example/a.png leads to inward.example inside this machine or its network,"
-        " which is not asked: allow it by FLEXY_ALLOWED_HOSTS=inward.example"
+        " which is not allowed: allow it with FLEXY_ALLOWED_HOSTS=inward.example"
     )
     assert site.asked == []
 
@@ -455,17 +456,17 @@ def test_tls_is_checked_against_the_name_and_not_the_address(site: Site, tmp_pat
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(certificate, key)
     site.socket = serving.wrap_socket(site.socket, server_side=True)
-    trust = ssl.create_default_context(cafile=str(certificate))
+    context = ssl.create_default_context(cafile=str(certificate))
     port = site.server_port
     allowed = {("pictures.example", port), ("others.example", port)}
     settings = {"allowed": allowed, "limits": QUICK, "resolve": lambda *_: ["127.0.0.1"]}
-    asking = ImageDownloader(trust=trust, **settings)
-    assert asking.get(f"https://pictures.example:{port}/a.png").content == PNG
-    assert asking.get(f"https://pictures.example.:{port}/a.png").content == PNG
-    words = refusal(lambda: asking.get(f"https://others.example:{port}/a.png"))
-    assert "cannot be trusted: Hostname mismatch" in words
-    words = refusal(lambda: ImageDownloader(**settings).get(f"https://pictures.example:{port}/a.png"))
-    assert "cannot be trusted: self-signed certificate" in words
+    asking = ImageDownloader(tls_context=context, **settings)
+    assert asking.download(f"https://pictures.example:{port}/a.png").content == PNG
+    assert asking.download(f"https://pictures.example.:{port}/a.png").content == PNG
+    words = refusal(lambda: asking.download(f"https://others.example:{port}/a.png"))
+    assert "has no valid certificate: Hostname mismatch" in words
+    words = refusal(lambda: ImageDownloader(**settings).download(f"https://pictures.example:{port}/a.png"))
+    assert "has no valid certificate: self-signed certificate" in words
     assert len(site.asked) == 2
 
 
@@ -475,34 +476,34 @@ def test_tls_is_checked_against_the_name_and_not_the_address(site: Site, tmp_pat
 @pytest.mark.parametrize(
     ("page", "reason"),
     [
-        (gives(status=404), "is answered with status 404: check the address"),
-        (gives(status=403), "status 403: it wants a key, or its signature has run out"),
+        (gives(status=404), "is answered with status 404: check the URL"),
+        (gives(status=403), "status 403: it needs a key, or its signature has expired"),
         (gives(status=400), "is answered with status 400"),
         (gives(status=304), "is answered with status 304"),
         (gives(b""), "is empty"),
         (gives(status=204), "is answered with status 204"),
-        (gives(b"\n <!DOCTYPE html><html>sign in</html>"), "is HTML, not a picture"),
-        (gives(b"<HTML>no</HTML>", Content_Type="image/png"), "is HTML, not a picture"),
-        (gives(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "is no picture that can be decoded"),
-        (gives(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is no picture that can be decoded"),
-        (gives(PNG[:-200]), "is no picture that can be decoded"),
-        (gives(encoded("JPEG")[:-200]), "is no picture that can be decoded"),
-        (gives(encoded("PPM")), "is no picture that can be decoded"),
+        (gives(b"\n <!DOCTYPE html><html>sign in</html>"), "is HTML, not an image"),
+        (gives(b"<HTML>no</HTML>", Content_Type="image/png"), "is HTML, not an image"),
+        (gives(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "cannot be decoded"),
+        (gives(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "cannot be decoded"),
+        (gives(PNG[:-200]), "cannot be decoded"),
+        (gives(encoded("JPEG")[:-200]), "cannot be decoded"),
+        (gives(encoded("PPM")), "cannot be decoded"),
         (gives(bytes(100_001)), "is larger than 100000 bytes: make it smaller"),
         (endless, "is larger than 100000 bytes"),
         (gives(b"x", Content_Length="5000000000"), "is larger than 100000 bytes"),
         (gives(gzip.compress(bytes(50_000_000)), Content_Encoding="gzip"), "is larger than 100000 bytes"),
         (never_stops_after_a_packed_picture, "is larger than 100000 bytes"),
-        (gives(b"not packed", Content_Encoding="gzip"), "comes packed, and cannot be unpacked"),
-        (gives(PNG, Content_Encoding="br"), "comes packed as 'br', which was not asked for"),
+        (gives(b"not packed", Content_Encoding="gzip"), "cannot be decompressed"),
+        (gives(PNG, Content_Encoding="br"), "has the content encoding 'br'"),
         (redirects("/x.png"), "redirects more than 5 times"),
-        (redirects("http://[::1"), "redirects to what is no address"),
-        (redirects("file:///etc/passwd"), ": redirected to an address is of file:, and is not asked"),
+        (redirects("http://[::1"), "redirects to an invalid URL"),
+        (redirects("file:///etc/passwd"), ": redirected to an invalid URL: the scheme file: is not allowed"),
     ],
 )
 def test_what_will_not_come_is_asked_for_once(site: Site, page: Callable[[Handler], None], reason: str) -> None:
     site.pages["/x.png"] = page
-    words = refusal(lambda: downloads(site).get(site.url(f"/x.png?X-Signature={SECRET}#{SECRET}")))
+    words = refusal(lambda: downloads(site).download(site.url(f"/x.png?X-Signature={SECRET}#{SECRET}")))
     assert words.startswith(site.url("/x.png")) and reason in words
     assert len(site.asked) == (6 if "5 times" in reason else 1)
 
@@ -511,10 +512,10 @@ def test_a_bomb_is_not_unpacked_in_memory(site: Site) -> None:
     import tracemalloc
 
     site.pages["/x.png"] = gives(gzip.compress(bytes(200_000_000)), Content_Encoding="gzip")
-    asking = downloads(site, limits=DownloadLimits(size=1_000_000))
+    asking = downloads(site, limits=HttpLimits(answer_bytes=1_000_000))
     tracemalloc.start()
     try:
-        refusal(lambda: asking.get(site.url("/x.png")))
+        refusal(lambda: asking.download(site.url("/x.png")))
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
@@ -524,13 +525,13 @@ def test_a_small_file_that_claims_a_huge_picture_is_refused() -> None:
     buffer = io.BytesIO()
     Image.new("1", (8100, 8100)).save(buffer, "PNG")
     assert MAX_PIXELS < 8100**2
-    assert refusal(lambda: check_image(buffer.getvalue(), "x")) == "x claims 8100×8100 pixels: too large"
+    assert refusal(lambda: decode_image(buffer.getvalue(), "x")) == "x claims 8100×8100 pixels: make it smaller"
 
 
 @pytest.mark.parametrize("passing", [gives(status=429), gives(status=500), gives(status=503, Retry_After="0")])
 def test_what_may_pass_is_asked_for_again(site: Site, passing: Callable[[Handler], None]) -> None:
     site.pages["/x.png"] = in_turn(passing, breaks_off, gives(PNG))
-    assert downloads(site).get(site.url("/x.png")).content == PNG
+    assert downloads(site).download(site.url("/x.png")).content == PNG
     assert len(site.asked) == 3
 
 
@@ -542,13 +543,13 @@ def test_what_may_pass_is_asked_for_again(site: Site, passing: Callable[[Handler
         (breaks_off, "broke off"),
         (breaks_off_in_chunks, "broke off"),
         (gives(gzip.compress(PNG)[:-300], Content_Encoding="gzip"), "broke off"),
-        (lambda handler: handler.connection.close(), "cannot be reached, or it broke off"),
-        (lambda handler: handler.wfile.write(b"hello\r\n\r\n"), "cannot be reached, or it broke off"),
+        (lambda handler: handler.connection.close(), "cannot be reached, or the connection broke off"),
+        (lambda handler: handler.wfile.write(b"hello\r\n\r\n"), "cannot be reached, or the connection broke off"),
     ],
 )
 def test_what_does_not_pass_is_given_up_on(site: Site, page: Callable[[Handler], None], reason: str) -> None:
     site.pages["/x.png"] = page
-    words = refusal(lambda: downloads(site).get(site.url(f"/x.png?{SECRET}")))
+    words = refusal(lambda: downloads(site).download(site.url(f"/x.png?{SECRET}")))
     assert words.startswith(f"{site.url('/x.png')} ") and reason in words
     assert words.endswith("tried 3 times: run again later")
     assert len(site.asked) == 3
@@ -559,9 +560,11 @@ def test_a_slow_server_has_so_long_and_no_longer(site: Site, page: Callable[[Han
     site.pages["/x.png"] = page
     began = time.monotonic()
     words = refusal(
-        lambda: downloads(site, limits=DownloadLimits(seconds=0.5, silence=0.4, attempts=1)).get(site.url("/x.png"))
+        lambda: downloads(site, limits=HttpLimits(timeout=0.5, idle_timeout=0.4, attempts=1)).download(
+            site.url("/x.png")
+        )
     )
-    assert "did not come within 0.5 s" in words
+    assert "did not arrive within 0.5 s" in words
     assert time.monotonic() - began < 5
 
 
@@ -570,19 +573,19 @@ def test_a_silent_server_is_not_waited_for() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         port = silent.getsockname()[1]
-        asking = ImageDownloader(allowed={("127.0.0.1", port)}, limits=DownloadLimits(silence=0.2, attempts=1))
-        assert "said nothing for 0.2 s" in refusal(lambda: asking.get(f"http://127.0.0.1:{port}/"))
-        assert "said nothing for 0.2 s" in refusal(lambda: asking.get(f"https://127.0.0.1:{port}/"))
+        asking = ImageDownloader(allowed={("127.0.0.1", port)}, limits=HttpLimits(idle_timeout=0.2, attempts=1))
+        assert "sent nothing for 0.2 s" in refusal(lambda: asking.download(f"http://127.0.0.1:{port}/"))
+        assert "sent nothing for 0.2 s" in refusal(lambda: asking.download(f"https://127.0.0.1:{port}/"))
 
 
 def test_a_server_that_asks_to_wait_is_waited_for_but_not_for_long(site: Site) -> None:
     site.pages["/x.png"] = in_turn(gives(status=429, Retry_After="0.4"), gives(PNG))
     began = time.monotonic()
-    assert downloads(site).get(site.url("/x.png"))
+    assert downloads(site).download(site.url("/x.png"))
     assert time.monotonic() - began > 0.4
     site.pages["/x.png"] = gives(status=429, Retry_After="3600")
-    assert "status 429 and asks to wait 3600 s, tried 1 times" in refusal(
-        lambda: downloads(site).get(site.url("/x.png"))
+    assert "status 429 and asks to wait 3600 s, tried once" in refusal(
+        lambda: downloads(site).download(site.url("/x.png"))
     )
 
 
@@ -590,12 +593,14 @@ def test_a_name_that_nobody_has_is_said_so() -> None:
     def nobody(host: str, port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    words = refusal(lambda: ImageDownloader(limits=QUICK, resolve=nobody).get(f"https://nobody.example/a?{SECRET}"))
-    assert words == "https://nobody.example/a cannot be reached: there is no host nobody.example: check the address"
+    words = refusal(
+        lambda: ImageDownloader(limits=QUICK, resolve=nobody).download(f"https://nobody.example/a?{SECRET}")
+    )
+    assert words == "https://nobody.example/a cannot be reached: the host nobody.example does not exist: check the URL"
 
 
 def test_an_address_that_no_server_would_take_is_refused() -> None:
-    assert "too long" in refusal(lambda: ImageDownloader().get("https://public.example/" + "a" * 8000))
+    assert "too long" in refusal(lambda: ImageDownloader().download("https://public.example/" + "a" * 8000))
 
 
 def test_an_address_is_shown_without_what_may_be_a_key() -> None:
@@ -604,7 +609,7 @@ def test_an_address_is_shown_without_what_may_be_a_key() -> None:
     )
     assert masked_url("http://h/" + "a" * 300) == "http://h/" + "a" * 190 + "…"
     for url in (f"http://u:{SECRET}@h/", f"http://u:{SECRET}\\@h/", f"//{SECRET}", f"ftp://{SECRET}@h/", f"{SECRET}"):
-        assert masked_url(url) == "an address"
+        assert masked_url(url) == "the URL"
 
 
 # Label Studio
@@ -640,22 +645,22 @@ def test_label_studio_alone_is_shown_the_token_and_only_for_pictures(site: Site)
             (other.url("/back.png"), False),
         ):
             site.asked.clear()
-            assert asking.get(place).content == PNG
+            assert asking.download(place).content == PNG
             ((_, headers),) = site.asked
             assert headers.get("authorization") == (f"Token {SECRET}" if told else None), place
         assert other.asked and all("authorization" not in headers for _, headers in other.asked)
         below = downloads(site, server=Studio(site.url("/ls/")))
-        assert below.get("/ls/data/upload/1/a.png")
+        assert below.download("/ls/data/upload/1/a.png")
         assert site.asked[-1][1]["authorization"] == f"Token {SECRET}"
 
 
 def test_a_path_on_label_studio_is_no_address_where_there_is_none(site: Site) -> None:
-    assert downloads(site, server=Studio(site.url(""))).is_address("/data/upload/1/a.png")
-    assert not downloads(site).is_address("/data/upload/1/a.png")
+    assert downloads(site, server=Studio(site.url(""))).is_url("/data/upload/1/a.png")
+    assert not downloads(site).is_url("/data/upload/1/a.png")
     for place in ("http://h/", "file:a.png", "//h/a.png", "C:\\a.png", "\\\\h\\a.png", "data:x"):
-        assert downloads(site).is_address(place)
+        assert downloads(site).is_url(place)
     for place in ("a.png", "more/a.png", "", "../a.png", "a b.png"):
-        assert not downloads(site).is_address(place)
+        assert not downloads(site).is_url(place)
 
 
 # Files beside an export
@@ -673,7 +678,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_file_beside_the_export_is_read(folder: Path) -> None:
     (folder / "link.png").symlink_to("a.png")
     for name in ("a.png", "./a.png", "more/é b.png", "link.png"):
-        assert save_temporary(folder, name).content == PNG
+        assert read_image_file(folder, name).content == PNG
 
 
 @pytest.mark.parametrize(
@@ -703,7 +708,7 @@ def test_no_other_file_is_read(folder: Path, name: str, reason: str) -> None:
     (folder / "page.png").write_bytes(b"<html>")
     (folder / "large.png").write_bytes(bytes(100_001))
     os.mkfifo(folder / "pipe")
-    assert reason in refusal(lambda: save_temporary(folder, name, size=100_000))
+    assert reason in refusal(lambda: read_image_file(folder, name, limit=100_000))
 
 
 # Many
@@ -728,9 +733,9 @@ def test_each_place_is_asked_once_and_what_fails_leaves_the_rest(site: Site, fol
     assert list(failed) == ["../outside.png", "file:///etc/passwd"]
     assert download_images(store, "labels/sources", places, asking, folder).keys() == found.keys()
     (unknown,) = download_images(store, "labels/sources", ["/data/upload/1/a.png"], asking, folder).values()
-    assert str(unknown) == "'/data/upload/1/a.png' lies on a Label Studio: set LABEL_STUDIO_URL to where it is"
+    assert str(unknown) == "'/data/upload/1/a.png' is a path on a Label Studio server: set LABEL_STUDIO_URL to its URL"
     (alone,) = download_images(store, "labels/sources", ["a.png"], asking, None).values()
-    assert str(alone) == "'a.png' is no address: write https://HOST/PATH"
+    assert str(alone) == "'a.png' is not a URL: write https://HOST/PATH"
 
 
 def test_a_stored_picture_keeps_its_transparency(site: Site, tmp_path: Path) -> None:

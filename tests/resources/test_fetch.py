@@ -439,7 +439,7 @@ def test_an_interrupted_fetch_goes_on_where_it_was(world: World, how: signal.Sig
     assert output == ""
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert errors == "flexy: stopped: what was made stays, the same command goes on from there\n"
+        assert errors == "flexy: interrupted: completed work is kept: run the same command to continue\n"
     assert world.states() == {"big": "missing"}
 
     world.hub.stalls_after = None

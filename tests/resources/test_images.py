@@ -25,7 +25,8 @@ import pytest
 from PIL import Image
 
 from resources.errors import BadInputError, FlexyError
-from resources.images import MAX_PIXELS, ImageStore, UnreadableImageError, describe_os_error, write_atomically
+from resources.files import describe_os_error, write_atomically
+from resources.images import MAX_PIXELS, ImageStore, UnreadableImageError
 
 RED = (255, 0, 0)
 
@@ -128,7 +129,7 @@ print(*[file.name for file in Path(sys.argv[1]).iterdir() if file.name.startswit
     assert done.returncode == 0, done.stderr
     message, temporaries, *rest = done.stdout.split("\n")
     assert message.startswith(f"cannot write image {tmp_path}/")
-    assert message.endswith("the disk is full: free some space and run again, what was made stays")
+    assert message.endswith("the disk is full: free some space and run again; completed work is kept")
     assert (temporaries, rest) == ("", [""])
 
 

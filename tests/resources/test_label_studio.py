@@ -16,9 +16,10 @@ import pytest
 import requests
 from PIL import Image
 
+from resources.http.client import HttpLimits
 from resources.http.downloads import DownloadError, ImageDownloader
 from resources.label_studio import client
-from resources.label_studio.client import LabelStudioClient, LabelStudioError, LabelStudioLimits, Prediction, PushResult
+from resources.label_studio.client import LabelStudioClient, LabelStudioError, Prediction, PushResult
 from resources.label_studio.export import ReviewVerdict, parse_tasks, read_export_file
 from resources.masks import encode_rle
 from resources.settings import Settings
@@ -58,7 +59,7 @@ def says(link: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def studio(label_studio_server: Server) -> LabelStudioClient:
     settings = {"LABEL_STUDIO_URL": label_studio_server.url, "LABEL_STUDIO_API_KEY": TOKEN}
-    return LabelStudioClient.of(Settings.read(settings))
+    return LabelStudioClient.from_settings(Settings.read(settings))
 
 
 @pytest.fixture
@@ -200,8 +201,8 @@ def test_a_personal_access_token_is_exchanged_and_renewed(studio: LabelStudioCli
     assert mine.authorization() == first, "kept while it lasts"
     # The server forgets it sooner than was thought.
     mine._access = mine._access[:-4] + "AAAA"
-    assert len(list(LabelStudioClient(studio.url, token, LabelStudioLimits(backoff=0.01)).tasks(project))) == 1
-    mine.limits = LabelStudioLimits(backoff=0.01)
+    assert len(list(LabelStudioClient(studio.url, token, HttpLimits(backoff=0.01)).tasks(project))) == 1
+    mine.http.limits = HttpLimits(backoff=0.01)
     assert [task["id"] for task in mine.tasks(project)] == numbers
     assert token not in repr(mine)
 
@@ -220,16 +221,16 @@ def test_an_upload_is_there_once_and_is_shown_to_who_is_signed_in_alone(
     assert len(studio.call("GET", f"api/projects/{project}/file-uploads?all=true")) == 2
     assert list(studio.tasks(project)) == [], "no task was made of it"
 
-    assert ImageDownloader(server=studio).get(path).content == content
-    assert ImageDownloader(server=studio).get(studio.url + path).content == content
-    with pytest.raises(DownloadError, match="is not asked"):
-        ImageDownloader().get(studio.url + path)
+    assert ImageDownloader(server=studio).download(path).content == content
+    assert ImageDownloader(server=studio).download(studio.url + path).content == content
+    with pytest.raises(DownloadError, match="is not allowed"):
+        ImageDownloader().download(studio.url + path)
     port = int(studio.url.rpartition(":")[2])
     with pytest.raises(DownloadError, match="status 401"):
-        ImageDownloader(allowed={("127.0.0.1", port)}).get(studio.url + path)
+        ImageDownloader(allowed={("127.0.0.1", port)}).download(studio.url + path)
 
     single = created(studio, '<View><Image name="final" value="$image_url"/></View>')
-    assert ImageDownloader(server=studio).get(studio.upload(single, content)).content == content
+    assert ImageDownloader(server=studio).download(studio.upload(single, content)).content == content
     assert list(studio.tasks(single)) == []
     with pytest.raises(LabelStudioError, match=r"status 400 \(.*extension is not supported.*\)"):
         studio.upload(project, content, "exe")
@@ -246,7 +247,7 @@ def test_a_server_that_dies_in_the_middle_and_comes_back_has_each_prediction_onc
     label_studio_server: Server, studio: LabelStudioClient, project: int
 ) -> None:
     tasks = imported(studio, project, *[str(i) for i in range(12)])
-    patient = LabelStudioClient(studio.url, TOKEN, LabelStudioLimits(attempts=100, backoff=0.5, longest_wait=1))
+    patient = LabelStudioClient(studio.url, TOKEN, HttpLimits(attempts=100, backoff=0.5, longest_wait=1))
     pushed: list[PushResult] = []
 
     def push_all() -> None:

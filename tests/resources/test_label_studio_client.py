@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from resources.errors import BadInputError
-from resources.label_studio.client import LabelStudioClient, LabelStudioError, LabelStudioLimits, Prediction, PushResult
+from resources.http.client import HttpLimits
+from resources.label_studio.client import LabelStudioClient, LabelStudioError, Prediction, PushResult
 from resources.settings import Settings
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
-QUICK = LabelStudioLimits(timeout=1, attempts=3, backoff=0.02, longest_wait=1, answer_bytes=10_000)
+QUICK = HttpLimits(timeout=1, attempts=3, backoff=0.02, longest_wait=1, answer_bytes=10_000)
 RESULT = [{"type": "textarea", "value": {"text": ["x"]}}]
 Trouble = Callable[["Handler"], None]
 
@@ -150,7 +151,7 @@ def test_a_pusher_killed_anywhere_leaves_a_prediction_and_the_next_one_ends_it(
         studio.held[number] = {"id": number, "task": 1, "model_version": version, "score": 0.1, "result": []}
     studio.troubles = [None] * at + [trouble]
     with pytest.raises(LabelStudioError):
-        LabelStudioClient(studio.url, KEY, LabelStudioLimits(attempts=1)).push(prediction())
+        LabelStudioClient(studio.url, KEY, HttpLimits(attempts=1)).push(prediction())
     assert "flexy" in [version for version, _ in kept(studio)]
     LabelStudioClient(studio.url, KEY, QUICK).push(prediction())
     assert sorted(kept(studio)) == [("flexy", 0.5), ("other", 0.1)]
@@ -165,7 +166,7 @@ def client_pushes_nothing_more(studio: Studio) -> bool:
 
 def test_what_could_be_made_twice_is_sent_once(studio: Studio, client: LabelStudioClient) -> None:
     studio.troubles = [loses_the_answer]
-    with pytest.raises(LabelStudioError, match="tried once: run again later"):
+    with pytest.raises(LabelStudioError, match="tried once: check LABEL_STUDIO_URL, or run again later"):
         client.call("POST", "api/predictions/", {"task": 1})
     assert len(studio.asked) == len(studio.held) == 1
     studio.troubles = [breaks_off, says({}, 503)]
@@ -227,7 +228,8 @@ def test_what_does_not_pass_is_given_up_on(
     studio.troubles = [trouble] * 5
     with pytest.raises(LabelStudioError) as caught:
         client.predictions(1)
-    assert reason in str(caught.value) and str(caught.value).endswith("tried 3 times: run again later")
+    message = str(caught.value)
+    assert f"{reason}, tried 3 times: " in message and message.endswith("run again later")
     assert len(studio.asked) == 3
 
 
@@ -293,4 +295,4 @@ def test_a_personal_token_that_gives_no_access_is_said_so(studio: Studio) -> Non
 def test_a_server_without_address_or_token_is_asked_for() -> None:
     for variables in ({}, {"LABEL_STUDIO_URL": "http://h"}, {"LABEL_STUDIO_API_KEY": "x"}):
         with pytest.raises(BadInputError, match="no Label Studio is named: set LABEL_STUDIO_URL and"):
-            LabelStudioClient.of(Settings.read(variables))
+            LabelStudioClient.from_settings(Settings.read(variables))

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 
 from resources.errors import BadInputError, FlexyError
+from resources.metrics.sweep import METRICS
 from resources.models import registry, weights
 from resources.models.entry import LocalModel
-from resources.models.registry import METRICS, MODELS, SCORER_OF
+from resources.models.registry import MODELS
 from resources.settings import Settings
 
 FILE = "head/model.safetensors"
@@ -106,7 +107,7 @@ def test_mini_engines_are_known_by_their_name() -> None:
 
 @pytest.mark.parametrize("models", ["mini", "full"])
 def test_every_metric_has_its_models_in_both_sets(models: str) -> None:
-    wanted = {*SCORER_OF.values(), *(metric.reads for metric in METRICS.values() if metric.reads)}
+    wanted = {name for metric in METRICS.values() for name in (metric.scorer, metric.reads) if name}
     assert wanted <= set(registry.model_names("scorer", settings(models)))
 
 

@@ -231,7 +231,7 @@ def test_the_environment_wins_over_dotenv_and_dotenv_over_the_toml_file(
     ("content", "message"),
     [
         ("batch_size = 1_0_\n", "invalid flexy.toml: "),
-        ("batch_sise = 10\n", "invalid flexy.toml: unknown setting 'batch_sise': choose from home, database_url, "),
+        ("batch_sise = 10\n", "invalid flexy.toml: unknown setting 'batch_sise': choose from gemini_api_key, "),
         ("[batch]\nsize = 10\n", "invalid flexy.toml: unknown setting 'batch': choose from "),
         ("batch_size = 0\n", "invalid FLEXY_BATCH_SIZE '0': must be an integer from 1 to 10000"),
         ("batch_size = true\n", "invalid FLEXY_BATCH_SIZE 'True': must be an integer from 1 to 10000"),

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from flexy_assets.execution import PROCESS_TAG, batches_in_progress, process_tag, run_job, step_failures
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage.tables import SWEEP_METRICS
+from flexy_assets.storage.tables import METRIC_COLUMNS
 from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.errors import BadInputError
@@ -60,8 +60,8 @@ class Table:
             return [dict(row) for row in connection.execute(statement).mappings()]
 
     def missing(self) -> dict[str, int]:
-        rows = self.rows(", ".join(SWEEP_METRICS))
-        return {name: sum(row[name] is None for row in rows) for name in SWEEP_METRICS}
+        rows = self.rows(", ".join(METRIC_COLUMNS))
+        return {name: sum(row[name] is None for row in rows) for name in METRIC_COLUMNS}
 
 
 @pytest.fixture
@@ -93,14 +93,14 @@ def asked(request: dg.RunRequest | dg.SkipReason) -> dict[str, list[str]]:
 
 def test_holes_in_forty_scattered_batches_are_one_run(table: Callable[..., Table]) -> None:
     at = table((200, 200), 0, FLEXY_BATCH_SIZE="5")
-    assert set(asked(at.request())) == {"backfill_clip_embeddings", *(f"backfill_{name}" for name in SWEEP_METRICS)}
+    assert set(asked(at.request())) == {"backfill_clip_embeddings", *(f"backfill_{name}" for name in METRIC_COLUMNS)}
     at.execute(ALL)
     batches = sorted({row["batch"] for row in at.rows("batch")})
     assert len(batches) == 80
     # Of every second batch one image lacks everything.
     holes = batches[::2]
     ids = ", ".join(f"(SELECT min(image_path) FROM bench_run_results WHERE batch = '{batch}')" for batch in holes)
-    nothing = ", ".join(f"{name} = NULL" for name in SWEEP_METRICS)
+    nothing = ", ".join(f"{name} = NULL" for name in METRIC_COLUMNS)
     at.execute(f"UPDATE bench_run_results SET {nothing} WHERE image_path IN ({ids})")
     before = at.rows()
 
@@ -110,13 +110,13 @@ def test_holes_in_forty_scattered_batches_are_one_run(table: Callable[..., Table
     assert at.run(request).success
 
     after = at.rows()
-    assert at.missing() == dict.fromkeys(SWEEP_METRICS, 0)
+    assert at.missing() == dict.fromkeys(METRIC_COLUMNS, 0)
     for old, new in zip(before, after, strict=True):
         if old["clip_score"] is not None:
             assert new == old, "an image that lacked nothing was touched"
     assert isinstance(at.request(), dg.SkipReason)
     # Each batch shows in the UI under the asset it belongs to.
-    for name in SWEEP_METRICS:
+    for name in METRIC_COLUMNS:
         assert at.instance.get_materialized_partitions(dg.AssetKey(f"{name}s")) == set(holes)
 
 
@@ -132,7 +132,7 @@ def test_only_images_that_lack_something_are_opened(table: Callable[..., Table])
     assert request.tags["flexy/aes_v2_score"] == "5"
     assert asked(request)["backfill_hps_v2_score"] == []
     assert at.run(request).success
-    assert at.missing() == dict.fromkeys(SWEEP_METRICS, 0)
+    assert at.missing() == dict.fromkeys(METRIC_COLUMNS, 0)
 
 
 def test_what_a_run_is_at_is_not_asked_for_again(table: Callable[..., Table]) -> None:
@@ -193,7 +193,7 @@ def test_an_image_that_is_gone_is_named_and_the_others_are_scored(table: Callabl
         request = at.request()
         assert isinstance(request, dg.RunRequest), attempt
         assert at.run(request).success
-        assert at.missing() == dict.fromkeys(SWEEP_METRICS, 2)
+        assert at.missing() == dict.fromkeys(METRIC_COLUMNS, 2)
     assert isinstance(at.request(), dg.SkipReason), "after three attempts it is left to a person"
     with at.database.begin(reading=True) as connection:
         reasons = set(connection.scalars(sa.text("SELECT error FROM image_scores WHERE metric = 'hps_v2_score'")))
@@ -232,7 +232,7 @@ def test_a_scorer_that_cannot_be_loaded_keeps_no_other_from_its_work(
     assert isinstance(request, dg.RunRequest)
     result = at.run(request)
     assert step_failures(result) == ["no weights for aesthetic_v2: fetch them"]
-    assert at.missing() == dict.fromkeys(SWEEP_METRICS, 0) | {"aes_v2_score": 20}
+    assert at.missing() == dict.fromkeys(METRIC_COLUMNS, 0) | {"aes_v2_score": 20}
 
 
 def test_new_rows_become_batches_and_wait_for_the_night_unless_told_otherwise(table: Callable[..., Table]) -> None:

@@ -25,10 +25,10 @@ from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.locks import open_claims
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.queries import ScoredImage
-from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, bench_runs
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, bench_runs
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def test_a_table_with_types_of_its_own_is_scored_and_read_in_them(empty_database
     assert adoption.adopt_rows(empty_database, settings()) == 2
     assert before - catalogue(empty_database) == set()
     with empty_database.begin() as connection:
-        for metric in SWEEP_METRICS:
+        for metric in METRIC_COLUMNS:
             queries.record_scores(connection, metric, "test", [ScoredImage(IMAGE, 0.7071067811865476)])
         scores = queries.scores_table(connection, settings())
         (entry,) = status.status_by_sweep(connection)

@@ -10,7 +10,7 @@ from uuid import UUID
 from flexy_assets.storage import gallery, queries
 from flexy_assets.storage.quality import SAME_IMAGE_COLUMNS
 from resources.database import Database
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 from tests.conftest import RUN, Adder
 

@@ -28,8 +28,8 @@ from flexy_assets.storage.tables import bench_run_results, image_embeddings, ima
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.images import ImageStore
+from resources.metrics.sweep import METRICS
 from resources.models.entry import LocalModel
-from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
@@ -275,7 +275,7 @@ from flexy_assets.storage import adoption
 from flexy_assets.scoring import missing_scores
 from resources.database import Database
 from resources.images import ImageStore
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 slot = ModelSlot()

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from flexy_assets.storage.export import export_csv
-from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results
 from resources.database import Database
 from resources.errors import FlexyError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Adder = Callable[..., list[UUID]]
 
 HEADER = "steps,guidance,clip_score,aesthetic_score,aes_v2_score,hps_v2_score,elapsed_ms,seed"
-ALL_SCORED = dict.fromkeys(SWEEP_METRICS, 0.5)
+ALL_SCORED = dict.fromkeys(METRIC_COLUMNS, 0.5)
 
 
 def written(database: Database, folder: Path) -> str:
@@ -37,7 +37,7 @@ def test_the_header_is_flexyfaces(database: Database, tmp_path: Path) -> None:
 
 
 def test_numbers_are_written_as_psql_writes_them(database: Database, add: Adder, tmp_path: Path) -> None:
-    scores = dict(zip(SWEEP_METRICS, (0.1 + 0.2, 5.5, 1e16, 1e-05), strict=True))
+    scores = dict(zip(METRIC_COLUMNS, (0.1 + 0.2, 5.5, 1e16, 1e-05), strict=True))
     add(1, steps=8, guidance=7.0, elapsed_ms=None, seed=2**31 - 1, **scores)
     assert written(database, tmp_path) == f"{HEADER}\n8,7,0.30000000000000004,5.5,1e+16,1e-05,,2147483647\n"
 
@@ -45,7 +45,7 @@ def test_numbers_are_written_as_psql_writes_them(database: Database, add: Adder,
 def test_the_images_are_complete_and_by_steps_and_guidance(database: Database, add: Adder, tmp_path: Path) -> None:
     for steps, guidance, seed in [(20, 1.0, 1), (8, 7.5, 2), (20, 0.5, 3), (8, 10.0, 4), (8, None, 5), (None, 1, 6)]:
         add(1, steps=steps, guidance=guidance, seed=seed, elapsed_ms=9, **ALL_SCORED)
-    for metric in SWEEP_METRICS:
+    for metric in METRIC_COLUMNS:
         add(1, guidance=3.0, **(ALL_SCORED | {metric: None}))
     s = "0.5,0.5,0.5,0.5,9"
     assert written(database, tmp_path).splitlines()[1:] == [
@@ -81,7 +81,7 @@ def test_the_csv_is_psqls_copy_byte_for_byte(
                 float(draw.normal()) * 10.0 ** int(draw.integers(-12, 12)),
                 [math.nan, math.inf, -math.inf, -0.0, 1.0, 1e-4, 1e-5, 123456789.0, 5e-324][place % 9],
             ]
-            changed: dict[str, Any] = dict(zip(SWEEP_METRICS, scores, strict=True)) | {
+            changed: dict[str, Any] = dict(zip(METRIC_COLUMNS, scores, strict=True)) | {
                 # Few of each: three rows in four have the steps and the guidance of another.
                 "steps": int(draw.integers(4, 8)),
                 "guidance": [None, 1.0, 2.5, 7.25, 0.1 + 0.2][int(draw.integers(5))],
@@ -91,7 +91,7 @@ def test_the_csv_is_psqls_copy_byte_for_byte(
             if place % 7 == 0:
                 changed["hps_v2_score"] = None
             connection.execute(sa.update(bench_run_results).where(bench_run_results.c.id == image).values(changed))
-    complete = " AND ".join(f"{name} IS NOT NULL" for name in SWEEP_METRICS)
+    complete = " AND ".join(f"{name} IS NOT NULL" for name in METRIC_COLUMNS)
     try:
         expected = server.psql(
             database.url.database or "",

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 
 from flexy_assets.storage import queries, status
 from flexy_assets.storage.queries import MAX_ATTEMPTS, ScoredImage
-from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, image_scores
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_scores
 from resources.database import Database
 from resources.settings import Settings
 
 Adder = Callable[..., list[UUID]]
 BATCH = "4b7193fd_0000"
 PLAN = {"engine": "mini_sdxl", "prompts": ["a fox"], "steps": {"low": 4, "high": 60}, "seed": 7}
-ALL_SCORED = dict.fromkeys(SWEEP_METRICS, 0.5)
+ALL_SCORED = dict.fromkeys(METRIC_COLUMNS, 0.5)
 
 
 def chosen(models: str) -> Settings:

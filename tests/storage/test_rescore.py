@@ -18,10 +18,10 @@ import sqlalchemy as sa
 
 from flexy_assets.storage import queries, status
 from flexy_assets.storage.queries import EMBEDDING_METRIC, MAX_ATTEMPTS, RescoreRequest, ScoredImage
-from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results, bench_runs, image_scores
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, bench_runs, image_scores
 from resources.database import Database
-from resources.models.registry import METRICS
-from resources.scorers import Metric
+from resources.metrics import Metric
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 Adder = Callable[..., list[UUID]]
@@ -193,7 +193,7 @@ def test_images_that_the_set_of_models_may_not_score_are_not_asked_for(database:
 
 @both_kinds
 def test_other_metrics_are_left_alone(database: Database, add: Adder, metric: Metric) -> None:
-    (image,) = add(1, **dict.fromkeys(SWEEP_METRICS, 0.25))
+    (image,) = add(1, **dict.fromkeys(METRIC_COLUMNS, 0.25))
     record(database, SHARPNESS, ScoredImage(image, 0.25))
     ask(database, metric)
     assert missing(database) == {metric.name: {BATCH: 1}}
@@ -329,7 +329,7 @@ ASKER = """
 import os, signal, sys
 from flexy_assets.storage import queries
 from resources.database import Database
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 metric = METRICS["hps_v2_score"]
 database = Database(sys.argv[1])
@@ -366,7 +366,7 @@ def counted_by_hand(database: Database, models: str) -> dict[str, dict[str, int]
             continue
         for metric in METRICS:
             last = outcomes.get((row["id"], metric))
-            value = row[metric] if metric in SWEEP_METRICS else last and last.value
+            value = row[metric] if metric in METRIC_COLUMNS else last and last.value
             tries_left = not last or last.attempts < MAX_ATTEMPTS
             # Measured, and since then set back by hand: its tries are counted anew.
             settled = last and last.value is not None and not last.rescore
@@ -381,7 +381,7 @@ def test_what_is_missing_is_what_a_count_by_hand_finds(database: Database, add: 
     batches = [BATCH, "4b7193fd_0001", "norun_0000"]
     images: list[UUID] = []
     for _ in range(40):
-        scores = {metric: draw.choice([None, 0.25]) for metric in SWEEP_METRICS}
+        scores = {metric: draw.choice([None, 0.25]) for metric in METRIC_COLUMNS}
         engine = draw.choice(["mini_sdxl", "minimax", "realvis_xl", None])
         images += add(1, batch=draw.choice([*batches, None]), engine=engine, run_id=draw.choice([RUN, None]), **scores)
 

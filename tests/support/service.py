@@ -17,7 +17,7 @@ import dagster as dg
 import sqlalchemy as sa
 
 from flexy_assets.execution import PROCESS_TAG
-from flexy_assets.storage.tables import SWEEP_METRICS
+from flexy_assets.storage.tables import METRIC_COLUMNS
 from resources.database import Database
 from tests.support import flexyface
 
@@ -108,7 +108,7 @@ class Service:
 
     def missing(self) -> dict[str, int]:
         """How many images lack each score, by the columns themselves."""
-        counts = ", ".join(f"count(*) - count({name}) AS {name}" for name in SWEEP_METRICS)
+        counts = ", ".join(f"count(*) - count({name}) AS {name}" for name in METRIC_COLUMNS)
         with self.database.begin(reading=True) as connection:
             return dict(connection.execute(sa.text(f"SELECT {counts} FROM bench_run_results")).mappings().one())
 

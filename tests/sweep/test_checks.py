@@ -21,16 +21,16 @@ from flexy_assets.execution import run_assets
 from flexy_assets.storage import quality, queries
 from flexy_assets.storage.quality import RunTally
 from flexy_assets.storage.queries import MAX_ATTEMPTS, ScoredImage
-from flexy_assets.storage.tables import SWEEP_METRICS, bench_run_results
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results
 from flexy_assets.sweep.analysis import drift
 from resources.database import Database
 from resources.images import ImageStore, UnreadableImageError
-from resources.models.registry import METRICS
-from resources.scorers import Metric
+from resources.metrics import Metric
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 Adder = Callable[..., list[UUID]]
-SCORED = dict.fromkeys(SWEEP_METRICS, 0.5)
+SCORED = dict.fromkeys(METRIC_COLUMNS, 0.5)
 OF_SCORES = ("in_range", "no_missing_scores", "no_drift")
 OF_IMAGES = ("generated_images:files_as_recorded", "generated_images:no_duplicates")
 ALL = {*OF_IMAGES, *(f"{metric}s:{check}" for metric in METRICS for check in OF_SCORES)}
@@ -164,8 +164,8 @@ def test_a_nan_is_out_of_range_where_the_database_can_hold_one_and_a_hole_where_
 
 
 def test_bounds_belong_to_the_range(house: House, sound: Adder) -> None:
-    for low in (METRICS[name].low for name in SWEEP_METRICS):
-        sound(1, **dict.fromkeys(SWEEP_METRICS, max(low, -1.0)))
+    for low in (METRICS[name].low for name in METRIC_COLUMNS):
+        sound(1, **dict.fromkeys(METRIC_COLUMNS, max(low, -1.0)))
     sound(1, clip_score=1.0, hps_v2_score=1.0, aesthetic_score=15.0, aes_v2_score=-5.0)
     assert house.failed() == {}
 

@@ -24,6 +24,7 @@ from flexy_assets.sweep.plan import SettingRange, Sweep
 from resources.database import Database
 from resources.engines import ImageRequest
 from resources.images import ImageStore
+from resources.metrics.sweep import METRICS
 from resources.models import registry
 from resources.models.entry import ModelEntry
 from resources.settings import Settings
@@ -170,7 +171,7 @@ def test_the_command_makes_and_scores_the_others_and_ends_with_one_line_about_th
     assert "(64×64): out of memory for this one image alone: use a smaller one, or more memory" in line
     found = rows(Database(Settings.read().database_url))
     assert {row["prompt"] for row in found.values()} == set(PROMPTS) - {"a giant"}
-    assert all(row[metric] is not None for row in found.values() for metric in registry.METRICS)
+    assert all(row[metric] is not None for row in found.values() for metric in METRICS)
     assert all((home / "images" / path).exists() for path in found)
     answer = json.loads(result.stdout)
     assert (answer["images_made"], answer["images"], answer["scores_computed"]) == (7, 7, 28)

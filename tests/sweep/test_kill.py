@@ -212,7 +212,7 @@ def test_ctrl_c_ends_a_run_in_one_line_with_status_130(home: Path) -> None:
     run = plan(IMAGES)
     status, out, err = stop(home, run, "bench_run_results", 1, random.Random(7), signal.SIGINT)
     assert (status, out) == (130, "")
-    assert err == "flexy: stopped: what was made stays, the same command goes on from there\n"
+    assert err == "flexy: interrupted: completed work is kept: run the same command to continue\n"
     with dg.DagsterInstance.get() as instance:
         assert open_runs(instance) == []
         assert instance.event_log_storage.get_concurrency_info("gpu").active_slot_count == 0

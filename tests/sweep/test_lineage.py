@@ -196,7 +196,7 @@ def test_a_finished_sweep_that_is_run_again_makes_nothing_and_says_so(at: House,
     before = at.table("bench_run_results"), at.table("image_scores"), at.table("image_embeddings")
     result = at.flexy("sweep", "run", finished.plan["run"][:8])
     assert result.exit_code == 0, result.output
-    assert "0 images made, 0 scores computed now; 7 of 7 images are there" in result.stdout
+    assert "0 images made, 0 scores computed now; 7 of 7 images done" in result.stdout
     assert (at.table("bench_run_results"), at.table("image_scores"), at.table("image_embeddings")) == before
 
 
@@ -235,7 +235,7 @@ def test_an_image_file_that_is_gone_costs_its_own_scores_and_no_others(
 
     result = at.flexy("sweep", "run", finished.other["run"])
     assert result.exit_code == 1
-    assert "3 images are there" in result.stdout
+    assert "3 images done" in result.stdout
     (line,) = result.stderr.splitlines()
     for words in (*(f"1 {metric}" for metric in METRICS), "No such file", lost["image_path"], "flexy status"):
         assert words in line
@@ -312,9 +312,9 @@ def test_a_report_on_a_run_by_weights_of_ones_own_leaves_the_assets_as_they_are(
     [
         (["--engine", "sd3"], "no image of engine 'sd3': see flexy status"),
         (["--weight", "beauty=1"], "no metric is called 'beauty'"),
-        (["--weight", "clip_score"], "'clip_score' is no METRIC=N"),
+        (["--weight", "clip_score"], "invalid weight 'clip_score': write METRIC=N"),
         (["--least-gain", "clip_score=0"], "no step can have to gain 0.0"),
-        (["ffffffff"], "run 'ffffffff' does not exist"),
+        (["ffffffff"], "unknown sweep 'ffffffff': does not exist"),
     ],
 )
 def test_a_report_that_cannot_be_asked_for_is_refused_in_one_line(at: House, arguments: list[str], words: str) -> None:

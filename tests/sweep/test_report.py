@@ -10,16 +10,16 @@ import math
 import re
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
-from plotly.offline import get_plotlyjs
 
 from benchmarks import report as synthetic
-from flexy_assets.reporting.plotly_bundle import DRAWN_WITH, eager, registering
+from flexy_assets import reporting
 from flexy_assets.reporting.thumbnails import make_contact_sheet, make_thumbnail, make_thumbnails
 from flexy_assets.sweep.analysis import (
     EFFECTS_SCHEMA,
@@ -35,6 +35,7 @@ from flexy_assets.sweep.report.summary import describe_components, format_effect
 from resources.images import UnreadableImageError
 from tests.support.page import Page
 
+STATIC = Path(reporting.__file__).parent / "static"
 HOSTILE = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=alert(1)>\" onload='x"
 
 
@@ -105,7 +106,7 @@ def hostile(tables: AnalysisTables) -> Page:
 
 
 def test_hostile_text_stays_text(hostile: Page) -> None:
-    assert [a.get("type") for a in hostile.attributes("script")] == ["text/plain", "application/json", None]
+    assert [a.get("type") for a in hostile.attributes("script")] == ["text/plain", "application/json", None, None]
     assert not [tag for tag, _ in hostile.tags if tag == "img"]
     assert not [name for _, attributes in hostile.tags for name in attributes if name.startswith("on")]
     assert HOSTILE in hostile.words
@@ -115,10 +116,10 @@ def test_hostile_text_stays_text(hostile: Page) -> None:
     assert HOSTILE not in json.dumps([figure["data"] for figure in held["figures"].values()])
 
 
-def test_only_the_two_scripts_written_here_may_run(hostile: Page) -> None:
+def test_only_the_scripts_of_the_page_may_run(hostile: Page) -> None:
     allowed = re.findall(r"'sha256-([^']+)'", hostile.policy)
-    plotly, _, own = hostile.contents["script"]
-    scripts = own, gzip.decompress(base64.b64decode(plotly)).decode()
+    plotly, _, *own = hostile.contents["script"]
+    scripts = *own, gzip.decompress(base64.b64decode(plotly)).decode()
     assert [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts] == allowed
     assert "default-src 'none'" in hostile.policy
     assert "'unsafe-inline'" not in hostile.policy.split("script-src")[1]
@@ -277,14 +278,23 @@ def test_every_plot_has_its_place(tables: AnalysisTables) -> None:
     assert len(figures) == 3 * len(METRIC_LABELS) + 4
 
 
-def test_plotly_starts_the_kinds_of_traces_that_are_drawn_and_no_others(figures: dict[str, Any]) -> None:
-    drawn = {trace["type"] for figure in figures.values() for trace in figure["data"]}
-    assert drawn == {"scatter", *DRAWN_WITH}
-    whole = get_plotlyjs()
-    assert registering(whole, frozenset({"pie"})).count("()") < whole.count("()") - 40
-    assert eager(whole) != whole
-    assert registering(whole, frozenset({"no such kind"})) == whole
-    assert registering("", DRAWN_WITH) == eager("") == ""
+def test_plotly_is_the_published_bundle_and_draws_every_kind_of_trace(figures: dict[str, Any]) -> None:
+    folder = STATIC / "vendor"
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        script = (folder / name).read_bytes()
+        assert hashlib.sha256(script).hexdigest() == digest
+    assert b"v4.1.1" in script and (folder / "plotly.LICENSE").read_text().startswith("MIT License")
+    kinds = {trace["type"] for figure in figures.values() for trace in figure["data"]}
+    assert kinds == {"scatter", "heatmap", "contour"}
+    assert all(f'name:"{kind}"'.encode() in script for kind in kinds)
+
+
+def test_every_script_of_ours_is_type_checked() -> None:
+    scripts = sorted(STATIC.glob("*.js"))
+    checked = json.loads((STATIC / "tsconfig.json").read_text())["files"]
+    assert {script.name for script in scripts} == {name for name in checked if name.endswith(".js")}
+    assert all(script.read_text("utf-8").startswith("// @ts-check\n") for script in scripts)
 
 
 def test_lines_bands_and_surfaces_are_those_of_the_response(tables: AnalysisTables, figures: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from resources import images as image_files
 from resources.database import Database
 from resources.errors import FlexyError
 from resources.images import ImageStore
-from resources.models.registry import METRICS
+from resources.metrics.sweep import METRICS
 from resources.models.slot import ModelSlot
 from resources.scorers.clip import ClipEncoder
 from resources.settings import Settings
@@ -248,9 +248,17 @@ def test_a_batch_too_large_for_the_memory_is_scored_in_parts_and_one_image_fails
 
 
 SHARPNESS = '''
-"""How sharp a picture is: the mean absolute difference of neighbouring pixels, 0 to 255."""
+"""How sharp an image is: the mean absolute difference of neighbouring pixels."""
 
 import numpy as np
+
+from resources.metrics import Metric
+
+METRICS = (
+    Metric(
+        "sharpness", "Sharpness", "how sharp the image is", 0, 255, unit="grey levels", scorer=f"{__name__}:Sharpness"
+    ),
+)
 
 
 class Sharpness:
@@ -262,41 +270,59 @@ class Sharpness:
     def scores(self, prepared, prompts):
         return np.array([np.abs(np.diff(pixels)).mean() for pixels in prepared], dtype=np.float32)
 '''
-LINE = (
-    '    ModelEntry("sharpness", "scorer", "resources.scorers.sharpness:Sharpness",'
-    ' metric=Metric("sharpness", "Sharpness", "how sharp the picture is", 0, 255)),\n'
-)
+PROGRAM = """
+import json
+from click.testing import CliRunner
+from dagster import AssetKey
+from flexy_assets.cli.app import main
+from flexy_assets.definitions import defs
+
+def flexy(*arguments):
+    done = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+plan = flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "4", "--steps", "2")
+graph = defs.resolve_asset_graph()
+schema = graph.get(AssetKey("sweep_scores")).metadata["dagster/column_schema"]
+found = {
+    "asset": graph.get(AssetKey("sharpnesss")).description,
+    "column": next(column.description for column in schema.columns if column.name == "sharpness"),
+    "checks": [key.name for key in graph.asset_check_keys if key.asset_key == AssetKey("sharpnesss")],
+    "run": flexy("sweep", "run", plan["run"]),
+    "status": flexy("status"),
+}
+json.dump(found, open("found.json", "w"))
+"""
 
 
-def test_a_scorer_is_added_by_one_file_and_one_line(tmp_path: Path) -> None:
+def test_adding_a_metric_to_a_sweep_is_one_file(tmp_path: Path) -> None:
     for package in ("flexy_assets", "resources"):
         shutil.copytree(PROJECT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("dagster.yaml", "pyproject.toml"):
         shutil.copy(PROJECT / file, tmp_path)
-    (tmp_path / "resources/scorers/sharpness.py").write_text(SHARPNESS)
-    registry = tmp_path / "resources/models/registry.py"
-    registry.write_text(registry.read_text().replace("    # Scorers\n", f"    # Scorers\n{LINE}"))
+    (tmp_path / "resources/metrics/sweep/sharpness.py").write_text(SHARPNESS)
+    # -P and PYTHONPATH: the copy is what is imported, not the project that is installed.
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "FLEXY_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROGRAM],
+        env=environment | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
 
-    def flexy(*arguments: str) -> str:
-        # -P and PYTHONPATH: the copy is what is imported, not the project that is installed.
-        environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "FLEXY_HOME": str(tmp_path / "home")}
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "flexy_assets.cli.app", *arguments, "--json"],
-            env=environment | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    plan = json.loads(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "4", "--steps", "2"))
-    done = json.loads(flexy("sweep", "run", plan["run"]))
-    assert done["scores_computed"] == 4 * (len(METRICS) + 1)
-    status = json.loads(flexy("status"))
-    assert status["runs"][0]["sharpness"] == {"scored": 4, "missing": 0, "failed": 0}
-    kept = pl.read_parquet(tmp_path / "home/assets/sweep_scores.parquet")["sharpness"]
-    assert kept.null_count() == 0
-    assert kept.min() > 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["asset"] == "`sharpness` (Sharpness): how sharp the image is."
+    assert found["column"] == "Sharpness: how sharp the image is (grey levels)"
+    assert {"in_range", "no_missing_scores", "no_drift"} == set(found["checks"])
+    assert found["run"]["scores_computed"] == 4 * (len(METRICS) + 1)
+    assert found["status"]["runs"][0]["sharpness"] == {"scored": 4, "missing": 0, "failed": 0}
+    scores = pl.read_parquet(tmp_path / "home/assets/sweep_scores.parquet")["sharpness"]
+    assert scores.null_count() == 0
+    assert scores.min() > 0
+    correlations = pl.read_parquet(tmp_path / "home/assets/metric_correlations.parquet")
+    assert "sharpness" in correlations["right"].to_list()
     assert "Sharpness" in (tmp_path / "home/assets/sweep_report.html").read_text()

@@ -23,8 +23,8 @@ from resources.database import Database
 from resources.engines import ImageRequest
 from resources.errors import BadInputError
 from resources.images import ImageStore
+from resources.metrics.sweep import METRICS
 from resources.models import registry
-from resources.models.registry import METRICS
 from resources.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent

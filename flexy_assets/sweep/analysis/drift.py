@@ -10,7 +10,7 @@ from uuid import UUID
 
 from flexy_assets.storage.quality import RunTally
 from flexy_assets.sweep.try_image import trial_sweep_id
-from resources.scorers import Metric
+from resources.metrics import Metric
 
 MIN_IMAGES_PER_RUN = 30
 """A run with fewer scores is not judged, nor judged by."""

@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from flexy_assets.storage import queries
 from flexy_assets.sweep.try_image import trial_sweep_id
 from resources.errors import BadInputError
-from resources.models import registry
+from resources.metrics.sweep import METRICS
 
 Floats = NDArray[np.float64]
 Row = dict[str, Any]
 
-METRIC_LABELS: Final[dict[str, str]] = {metric.name: metric.label for metric in registry.METRICS.values()}
+METRIC_LABELS: Final[dict[str, str]] = {metric.name: metric.label for metric in METRICS.values()}
 SETTING_LABELS: Final[dict[str, str]] = {"steps": "Steps", "guidance": "Guidance", "elapsed_ms": "Time"}
 TARGET_LABELS: Final[dict[str, str]] = METRIC_LABELS | {"overall": "Overall"}
 """What is fitted to settings: each metric, and the weighted mean of their z-scores."""

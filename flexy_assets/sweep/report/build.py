@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from markupsafe import Markup
 from PIL import Image
 
-from flexy_assets.reporting.html import gzip_base64, load_template
-from flexy_assets.reporting.plotly_bundle import plotly_js
+from flexy_assets.reporting.html import load_template
 from flexy_assets.reporting.thumbnails import make_thumbnails
 from flexy_assets.sweep.analysis import (
     COLUMN_LABELS,
@@ -47,7 +45,7 @@ from flexy_assets.sweep.report.summary import (
     list_shortfalls,
     summarize_sweep,
 )
-from resources.images import write_atomically
+from resources.files import write_atomically
 
 Row = dict[str, Any]
 
@@ -106,7 +104,7 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, small: Map
         )
     drawn = [figure for engine in engines for figure in engine["figures"]]
     share_colour_scale(drawn)
-    return load_template("sweep/report/report.html.j2", {"guidance": format_guidance, "packed": gzip_base64}).render(
+    return load_template("sweep/report/report.html.j2", {"guidance": format_guidance}).render(
         engines=engines,
         counts=_counts(overall),
         shortfalls=list_shortfalls(scores, overall, tables.correlations, tables.regression),
@@ -130,7 +128,6 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, small: Map
         metrics=METRIC_LABELS,
         tolerance=VALUE_TOLERANCE,
         sequential=SEQUENTIAL,
-        plotly_js=Markup(plotly_js()),  # the package's own file, nothing from outside
     )
 
 

@@ -13,8 +13,8 @@ import pytest
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import queries
 from flexy_assets.sweep import assets
+from resources.metrics.sweep import METRICS
 from resources.models import registry
-from resources.models.registry import METRICS
 from resources.parquet import ParquetTables
 from resources.settings import Settings
 from tests.support import references

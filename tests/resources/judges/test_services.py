@@ -270,9 +270,11 @@ def test_a_connection_that_breaks_off_is_tried_again_and_one_that_there_is_not_i
 
     nobody = world.judge(attempts=2)
     backend: Any = nobody.backend
-    backend.client.url = "http://127.0.0.1:9"
-    reason = nobody.ask(question, pair[::-1], readings=1).reason
-    assert reason == "no connection to 127.0.0.1, or it broke off (ConnectionError), tried 2 times: run again later"
+    backend.client.http.url = "http://127.0.0.1:9"
+    assert nobody.ask(question, pair[::-1], readings=1).reason == (
+        "no connection to 127.0.0.1, or it broke off (ConnectionError), tried 2 times:"
+        " check the key, or run again later"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -305,7 +307,7 @@ def test_a_service_that_stays_down_is_given_up_on_until_the_next_run(
     assert len(world.service.requests) == 3
     assert all(verdict.values is None for verdict in verdicts)
     assert verdicts[-1].cost == JudgeCost()
-    assert str(verdicts[-1].reason).startswith("not asked, as 3 questions in a row were left unanswered: 127.0.0.1 ans")
+    assert str(verdicts[-1].reason).startswith("not sent: 3 questions in a row failed: 127.0.0.1 ans")
     assert all(world.judge().ask(question, [picture(i), picture(i)], readings=1).values for i in range(3))
 
 
@@ -323,7 +325,7 @@ def test_a_service_that_answers_now_and_then_is_not_given_up_on(
 
 def test_threads_and_processes_together_keep_to_the_rate(world: World, question: JudgeQuestion) -> None:
     # Each has a client of its own, as each process has, and nothing in common but the file.
-    judges = [world.judge(a_minute=1200) for _ in range(3)]
+    judges = [world.judge(requests_per_minute=1200) for _ in range(3)]
     pictures = [[Image.new("RGB", (8, 8), (i, 0, 0))] * 2 for i in range(12)]
     with ThreadPoolExecutor(12) as pool:
         verdicts = list(pool.map(lambda i: judges[i % 3].ask(question, pictures[i], readings=1), range(12)))
@@ -339,25 +341,25 @@ def test_a_rate_file_that_makes_no_sense_holds_nobody_up(
 ) -> None:
     (world.home / "turns").write_text(content)
     begun = time.monotonic()
-    assert world.judge(a_minute=600).ask(question, pair, readings=2).values
+    assert world.judge(requests_per_minute=600).ask(question, pair, readings=2).values
     assert time.monotonic() - begun < 2
 
 
 def test_a_budget_that_is_spent_ends_it_with_a_reason_and_keeps_what_was_answered(
     world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
-    verdict = world.judge(requests=3).ask(question, pair)
+    verdict = world.judge(max_requests=3).ask(question, pair)
     assert verdict.values is None
     assert verdict.reason == (
         "reading 4 of 4: the budget of 3 requests is spent: run again, or raise FLEXY_JUDGE_MAX_CALLS"
     )
     assert len(verdict.raw) == verdict.cost.requests == len(world.service.requests) == 3
-    assert world.judge(requests=1).ask(question, pair).values, "one reading was left"
+    assert world.judge(max_requests=1).ask(question, pair).values, "one reading was left"
 
 
 def test_tries_count_towards_the_budget(world: World, question: JudgeQuestion, pair: Pair) -> None:
     world.service.script = [Reply(status=500)] * 9
-    verdict = world.judge(requests=2).ask(question, pair, readings=1)
+    verdict = world.judge(max_requests=2).ask(question, pair, readings=1)
     assert str(verdict.reason).startswith("the budget of 2 requests is spent")
     assert verdict.cost.requests == len(world.service.requests) == 2
 

@@ -1,8 +1,11 @@
+// @ts-check
 // The gallery's page. What comes from outside is set as text, never as markup.
 
+/** @param {string} id @returns {any} */
 const byId = id => document.getElementById(id);
 const form = byId("form"), fields = form.elements, said = byId("said"), view = byId("view");
 
+/** @param {string} tag @returns {any} */
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children.filter(child => child !== null && child !== false));
@@ -111,7 +114,7 @@ function choose(image, on) {
   if (on) chosen.set(image.id, image);
   else chosen.delete(image.id);
   if (chosen.size > 2) chosen.delete(chosen.keys().next().value);
-  for (const box of document.querySelectorAll("input[data-id]")) {
+  for (const box of /** @type {NodeListOf<HTMLInputElement>} */ (document.querySelectorAll("input[data-id]"))) {
     box.checked = chosen.has(box.dataset.id);
     box.closest(".card")?.classList.toggle("chosen", box.checked);
   }
@@ -251,7 +254,7 @@ function stateOf({ state, before, error, image, seconds }) {
 }
 
 function draw(trials) {
-  const key = JSON.stringify(trials.map(({ seconds, ...rest }) => rest));
+  const key = JSON.stringify(trials.map(trial => ({ ...trial, seconds: null })));
   const latest = trials[0];
   if (key !== drawn) {
     const image = latest.image, earlier = trials.slice(1).find(trial => trial.image)?.image;
@@ -304,7 +307,7 @@ let page = Math.max(1, Number.parseInt(place.get("page"), 10) || 1), asked = 0;
 
 async function load() {
   const turn = ++asked;
-  const query = new URLSearchParams({ engine: engine.value, prompt: words.value, sort: sort.value, page });
+  const query = new URLSearchParams({ engine: engine.value, prompt: words.value, sort: sort.value, page: String(page) });
   try {
     const { images, count: many, size } = await ask(`/images?${query}`);
     // An answer that was overtaken is no answer any more.
@@ -331,7 +334,7 @@ let typing;
 engine.addEventListener("change", () => from(1));
 sort.addEventListener("change", () => from(1));
 words.addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => from(1), 250); });
-for (const [id, by] of [["before", -1], ["after", 1]])
+for (const [id, by] of Object.entries({ before: -1, after: 1 }))
   byId(id).addEventListener("click", async () => {
     await from(page + by);
     byId("images-name").scrollIntoView();
@@ -340,3 +343,5 @@ for (const [id, by] of [["before", -1], ["after", 1]])
 fit();
 newSeed();
 await Promise.all([load(), poll()]);
+
+export {};

@@ -1,5 +1,5 @@
-// The page's own script. `data` is what points.data and report.render say; every text of it is set as text.
-const byId = id => document.getElementById(id);
+// @ts-check
+// The sweep report's script. `data` is what points.data and report.render say; every text of it is set as text.
 const data = JSON.parse(byId("data").textContent);
 const {names, columns, labels, axes} = data;
 const metrics = Object.keys(labels);
@@ -10,13 +10,6 @@ const has = name => row => columns[name][row] !== null;
 function of(name, row) {
   const value = columns[name][row];
   return name === "guidance" && value !== null ? Math.max(1, value) : value;
-}
-
-function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
 }
 
 // Words
@@ -54,11 +47,11 @@ function picture(row, list) {
 }
 
 const card = byId("card");
-let shown = null, pinned = false, among = [], opener = null, leaving = 0;
+let shown = null, pinned = false, among = [], cardOpener = null, leaving = 0;
 function show(row, {list = among, pin = false, at = null, beside = at} = {}) {
   clearTimeout(leaving);
   [shown, among, pinned] = [row, list, pin || pinned];
-  if (at) opener = at;
+  if (at) cardOpener = at;
   byId("card-picture").replaceChildren(image(row));
   byId("card-prompt").textContent = promptOf(row);
   const facts = [
@@ -87,7 +80,7 @@ function put({left, right, top, bottom}) {
 function hide() {
   const inside = card.contains(document.activeElement);
   [card.hidden, pinned, shown] = [true, false, null];
-  if (inside && opener) opener.focus();
+  if (inside && cardOpener) cardOpener.focus();
 }
 function leave() { if (!pinned) leaving = setTimeout(hide, 400); }
 function step(by) {
@@ -111,7 +104,7 @@ function filter() {
   left = rows.filter(row => chosen(row) && (!wanted || worded[columns.prompt[row]]));
   byId("count").textContent = `${left.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} images`;
   byId("all").hidden = left.length === rows.length;
-  for (const section of document.querySelectorAll("section[data-engine]")) {
+  for (const section of all("section[data-engine]")) {
     section.hidden = hidden.engine.has(names.engine.indexOf(section.dataset.engine));
   }
   redraw();
@@ -130,7 +123,7 @@ function chooser(name, title, label) {
     summary.textContent = `${title}: ${chosen} ${present.length}`;
   };
   for (const value of present) {
-    const box = make("input", {type: "checkbox", checked: ""}), text = value === null ? null : names[name][value];
+    const box = /** @type {HTMLInputElement} */ (make("input", {type: "checkbox", checked: ""})), text = value === null ? null : names[name][value];
     const count = columns[name].filter(found => found === value).length;
     box.addEventListener("input", () => { hidden[name][box.checked ? "delete" : "add"](value); tell(); filter(); });
     boxes.append(make("label", {title: text ?? ""}, box, " ", label(text), " ", make("small", {}, whole(count))));
@@ -148,15 +141,12 @@ byId("all").addEventListener("click", () => {
   filter();
 });
 // What is chosen from lies over the page: a click elsewhere or Escape puts it away.
-const unfolded = () => document.querySelectorAll("details.choose[open]");
+const unfolded = () => all("details.choose[open]");
 document.addEventListener("click", event => { for (const chosen of unfolded()) if (!chosen.contains(event.target)) chosen.open = false; });
 document.addEventListener("keydown", event => { if (event.key === "Escape") for (const chosen of unfolded()) chosen.open = false; });
 
 // Plots
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const touch = matchMedia("(pointer: coarse)").matches;
-const variable = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const colours = ["#2f7fd0", "#d9653b", "#2e9d6a", "#a564cf", "#c79a1b", "#d0508f", "#3aa6b0", "#8a8a84"];
 const symbols = ["circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon"];
 const scale = data.scale.map((colour, index) => [index / (data.scale.length - 1), colour]);
@@ -174,7 +164,7 @@ const byGuidance = (chosen, bar) => ({
   color: chosen.map(row => of("guidance", row) ?? 1), cmin: data.guidance[0], cmax: data.guidance[1], colorscale: scale,
   ...(bar ? {colorbar: {thickness: 10, outlinewidth: 0, title: {text: "Guidance"}}} : {}),
 });
-function ofEngine({engine, x, y}) {
+function engineDots({engine, x, y}) {
   const chosen = left.filter(row => named("engine", row) === engine && columns[x][row] !== null && columns[y][row] !== null);
   const guided = x !== "guidance" && chosen.some(has("guidance"));
   return [dots(x, y, chosen, guided ? byGuidance(chosen) : {color: data.scale[0]})];
@@ -186,10 +176,10 @@ function compared() {
   byId("explore-caption").textContent = by === "guidance" ? "One dot an image, coloured by guidance."
     : "One dot an image. Each line goes through its colour’s means; a click on a name below hides it.";
   const layout = {height: 440, xaxis: axes[x], yaxis: axes[y], showlegend: by !== "guidance", legend: {orientation: "h", y: -0.18}};
-  if (by === "guidance") return {traces: [dots(x, y, chosen, byGuidance(chosen, true))], layout};
+  if (by === "guidance") return {data: [dots(x, y, chosen, byGuidance(chosen, true))], layout};
   const groups = Map.groupBy(chosen, row => columns[by][row] < colours.length - 1 ? columns[by][row] : -1);
   const traces = [];
-  for (const [index, members] of [...groups].sort(([a], [b]) => (a < 0) - (b < 0) || a - b)) {
+  for (const [index, members] of [...groups].sort(([a], [b]) => Number(a < 0) - Number(b < 0) || a - b)) {
     const place = index < 0 ? colours.length - 1 : index, name = index < 0 ? "others" : names[by][index] ?? "none";
     const look = {color: colours[place], symbol: symbols[place]};
     const label = inert(by === "run_id" ? runLabel(name) : short(name));
@@ -201,7 +191,7 @@ function compared() {
       line: {color: colours[place], width: 2.5}, legendgroup: index, showlegend: false, hoverinfo: "skip",
     });
   }
-  return {traces, layout};
+  return {data: traces, layout};
 }
 function meansAlong(x, y, members) {
   const sorted = members.toSorted((a, b) => of(x, a) - of(x, b)), size = Math.max(8, Math.ceil(sorted.length / 8)), means = [];
@@ -213,31 +203,14 @@ function meansAlong(x, y, members) {
   return means;
 }
 
-function draw(plot) {
-  plot.dataset.stale = "";
-  const figure = plot.id === "explore" ? compared() : data.figures[plot.id];
-  const traces = plot.id === "explore" ? figure.traces : structuredClone(figure.data);
-  if (figure.points?.x) traces.unshift(...ofEngine(figure.points));
-  const [ink, soft, rule, paper, band] = ["ink", "soft", "rule", "card", "band"].map(name => variable(`--${name}`));
-  for (const trace of traces) {
-    if (trace.meta === "ink") (trace.line ?? trace.marker).color = ink;
-    if (trace.meta === "band") trace.fillcolor = band;
-    if (trace.texttemplate) trace.textfont = {color: ink};
-    const bar = trace.colorbar ?? trace.marker?.colorbar;
-    if (bar) Object.assign(bar, {tickfont: {color: soft}});
+function drawReportPlot(plot) {
+  const isNew = !plot.data;
+  if (plot.id === "explore") drawFigure(plot, compared());
+  else {
+    const {data: traces, layout, points} = structuredClone(data.figures[plot.id]);
+    drawFigure(plot, {data: points?.x ? [...engineDots(points), ...traces] : traces, layout});
   }
-  const axis = {gridcolor: rule, linecolor: rule, zeroline: false, automargin: true, tickfont: {color: soft}};
-  const layout = {
-    height: 300, margin: {l: 48, r: 12, t: 8, b: 44}, showlegend: false, hovermode: "closest", dragmode: touch ? false : "zoom",
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: {family: variable("--sans"), size: 12, color: ink},
-    hoverlabel: {bgcolor: paper, bordercolor: rule, font: {color: ink}},
-    ...figure.layout,
-    xaxis: {...axis, ...figure.layout.xaxis}, yaxis: {...axis, ...figure.layout.yaxis},
-  };
-  const fresh = !plot.data;
-  Plotly.react(plot, traces, layout, {responsive: true, displayModeBar: false, plotlyServerURL: ""});
-  if (fresh && plot.tabIndex === 0) attend(plot);
+  if (isNew && plot.tabIndex === 0) attend(plot);
 }
 // A plot's dots from left to right, the way that the arrow keys go.
 function path(plot) {
@@ -271,9 +244,7 @@ function travel(event) {
   pinned = false;
   go(plot, list[Math.min(Math.max(to, 0), list.length - 1)]);
 }
-const plots = [...document.querySelectorAll(".plot")];
 for (const plot of plots) {
-  plot.dataset.stale = "yes";
   if (plot.tabIndex !== 0) continue;
   plot.addEventListener("keydown", travel);
   plot.addEventListener("focus", () => {
@@ -282,33 +253,9 @@ for (const plot of plots) {
   });
   plot.addEventListener("blur", leave);
 }
-// Drawn when they come near: dozens of plots at once would keep the page from opening.
-const near = new Set();
-const watcher = () => new IntersectionObserver(entries => {
-  for (const {target, isIntersecting} of entries) {
-    near[isIntersecting ? "add" : "delete"](target);
-    if (isIntersecting && target.dataset.stale) draw(target);
-  }
-}, {rootMargin: "300px"});
-// Plotly comes compressed, a third of its size, and is run when the rest of the page can be read.
-async function unpack() {
-  const packed = atob(byId("plotly").textContent), bytes = new Uint8Array(packed.length);
-  for (let index = 0; index < bytes.length; index++) bytes[index] = packed.charCodeAt(index);
-  const script = make("script");
-  const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  script.textContent = await new Response(unpacked).text();
-  document.body.append(script);
-  const watching = watcher();
-  for (const plot of plots) watching.observe(plot);
-}
-// Pictures come after the plots in sight, which the observer draws in the frame to come.
-addEventListener("load", () => setTimeout(() => unpack().finally(() => requestAnimationFrame(() => setTimeout(fill)))));
-function redraw() {
-  for (const plot of plots) near.has(plot) ? draw(plot) : plot.dataset.stale = "yes";
-}
-dark.addEventListener("change", redraw);
-addEventListener("beforeprint", () => plots.filter(plot => plot.dataset.stale).forEach(draw));
 for (const id of ["x", "y", "by"]) byId(`explore-${id}`).addEventListener("input", () => draw(byId("explore")));
+// Pictures come after the plots in sight, which the observer draws in the next frame.
+startPlots(drawReportPlot).then(() => requestAnimationFrame(() => setTimeout(fill)));
 
 // Grids of pictures, best and worst, disagreements, and the table of images
 

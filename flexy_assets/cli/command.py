@@ -1,0 +1,85 @@
+"""What all commands share: --json, errors in one line, the exit status, deprecated names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from copy import copy
+from functools import wraps
+from typing import Any, NoReturn
+
+import click
+
+from resources.errors import BadInputError, FlexyError
+
+INTERRUPTED_STATUS = 130
+
+
+def json_command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
+    """Add --json, print what the function returns, and turn an error into one line and its exit status.
+
+    The function returns {"text": for a person, "failed": what went wrong, if anything did, …}; the rest is the JSON
+    document.
+    """
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+    @wraps(function)
+    def run(as_json: bool, **options: Any) -> None:
+        try:
+            answer = function(**options)
+        except FlexyError as error:
+            fail(str(error), error.status)
+        except OSError as error:
+            from resources.files import describe_os_error
+
+            fail(f"cannot use {error.filename or 'a file'}: {describe_os_error(error)}", FlexyError.status)
+        except KeyboardInterrupt:
+            fail("interrupted: completed work is kept: run the same command to continue", INTERRUPTED_STATUS)
+        text, failed = answer.pop("text"), answer.pop("failed", None)
+        click.echo(json.dumps(answer) if as_json else text)
+        if failed:
+            fail(failed, FlexyError.status)
+
+    return run
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Print the message in one line on standard error and exit."""
+    # An error of a database or a library may have several lines.
+    click.echo(f"flexy: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+class OneLineGroup(click.Group):
+    """A group that reports a usage error in one line; click itself prints four."""
+
+    def main(self, *arguments: Any, **options: Any) -> NoReturn:
+        try:
+            sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "flexy"
+            fail(f"{error.format_message().rstrip('.')}: see {command} --help", BadInputError.status)
+
+
+def deprecated_alias(command: click.Command, name: str, replacement: str) -> click.Command:
+    """Return a hidden copy of a command, or of a group with its commands, that warns on standard error."""
+    alias = copy(command)
+    alias.name, alias.hidden = name, True
+    if isinstance(alias, click.Group):
+        alias.commands = {
+            each: deprecated_alias(subcommand, each, f"{replacement} {each}")
+            for each, subcommand in alias.commands.items()
+        }
+        return alias
+
+    @click.pass_context
+    def run(context: click.Context, **options: Any) -> Any:
+        click.echo(f"{context.command_path} is deprecated: use {replacement}", err=True)
+        return context.invoke(command, **options)
+
+    alias.callback = run
+    return alias

@@ -1,0 +1,60 @@
+"""`flexy compare` and `flexy select`: the best of N edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flexy_assets.cli.command import json_command
+from flexy_assets.cli.session import Session
+from resources.errors import BadInputError
+
+
+@click.command()
+@click.option("--image", type=click.Path(path_type=Path), help="The image to edit.")
+@click.option("--prompt", default="", help="The instruction: what the edited image should show.")
+@click.option("--dataset", type=click.Path(path_type=Path), help='JSON lines: {"id", "image_path", "prompt"}.')
+@click.option("--out", type=click.Path(path_type=Path), help="A folder for winners, candidates and the report.")
+@click.option("--editor", default="", help="The model that edits; the first of flexy models by default.")
+@click.option("--steps", type=int, default=0, help="Steps of a full denoise; the editor's own by default.")
+@click.option("--guidance", type=float, default=0.0, help="On the editor's scale; its own by default.")
+@click.option(
+    "--budget", "budgets", type=int, multiple=True, default=[8], show_default=True, help="Full denoises; repeatable."
+)
+@click.option("--ttflux", default="random", show_default=True, help="random or zero_order.")
+@click.option("--choose", default="rank", show_default=True, help="What EACPS selects by: rank or potential.")
+@click.option("--reproduce", is_flag=True, help="EACPS as published: seeds by arithmetic, whole denoises, potential.")
+@click.option("--alpha", type=float, default=10, show_default=True, help="Weight of CONS in the potential.")
+@click.option("--beta", type=float, default=3, show_default=True, help="Weight of LPIPS in the potential.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same candidates.")
+@json_command
+def compare(image: Path | None, dataset: Path | None, out: Path | None, **options: Any) -> dict[str, Any]:
+    """Compare two edit searches at equal cost.
+
+    EACPS and TTFLUX edit one image, or each image of a dataset, with the same number of denoising steps.
+    """
+    from flexy_assets.edits.command import run_comparison
+
+    if (image is None) == (dataset is None):
+        raise BadInputError("nothing to edit, or two things: give either --image with --prompt, or --dataset")
+    session = Session()
+    options |= {"image": str(image or ""), "tasks": str(dataset or ""), "budgets": list(options["budgets"])}
+    return run_comparison(options, out, lambda: session.definitions, session.database)
+
+
+@click.command()
+@click.argument("candidates", type=click.Path(path_type=Path))
+@click.option("--alpha", default="10", show_default=True, help="Weight of CONS.")
+@click.option("--beta", default="3", show_default=True, help="Weight of LPIPS.")
+@click.option("--alternative", "alternatives", multiple=True, help="Other weights, as in alpha=5,beta=1; repeatable.")
+@json_command
+def select(candidates: Path, **weights: Any) -> dict[str, Any]:
+    """Select again among recorded candidates.
+
+    CANDIDATES are JSON lines. The winner of each id has the highest PF + alpha·CONS − beta·LPIPS.
+    """
+    from flexy_assets.edits.select import select_recorded
+
+    return select_recorded(candidates, **weights)

@@ -1,0 +1,174 @@
+"""`flexy status`, `backfill`, `rescore`, `export` and `report`: what the tables hold, and the scores they lack."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flexy_assets.cli.command import json_command
+from flexy_assets.cli.session import Session
+from resources.errors import BadInputError
+from resources.metrics.sweep import METRICS
+
+
+@click.command()
+@click.option("--failed", is_flag=True, help="Also list each score that failed, with its error.")
+@json_command
+def status(failed: bool) -> dict[str, Any]:
+    """Count images and scores, list the newest.
+
+    Scores are counted as scored, missing and failed, by metric, by sweep and by steps.
+    """
+    from flexy_assets.reporting import text_tables
+    from flexy_assets.storage import status
+
+    session = Session()
+    with session.migrate().begin(reading=True) as connection:
+        counts = status.read_status(connection, session.settings)
+        if failed:
+            counts["failures"] = status.failed_scores(connection)
+    if not counts["runs"]:
+        return counts | {"text": "no sweeps yet: flexy demo, or flexy sweep new"}
+    tables = text_tables.status_tables(counts) | ({"failures": counts["failures"]} if failed else {})
+    sections = [f"{name}\n{text_tables.format_text_table(table)}" for name, table in tables.items() if table]
+    return counts | {"text": "\n\n".join([text_tables.status_summary(counts), *sections])}
+
+
+@click.command()
+@json_command
+def backfill() -> dict[str, Any]:
+    """Compute every missing score.
+
+    The nightly schedule does the same. The tables and the report are made at the end.
+    """
+    import dagster as dg
+
+    from flexy_assets.execution import dagster_instance
+    from flexy_assets.sweep import jobs
+
+    session = Session()
+    with dagster_instance(session.settings) as instance:
+        request = jobs.request_backfill(instance, session.database, session.store, session.settings)
+        if isinstance(request, dg.SkipReason):
+            return {"scores_computed": 0, "text": request.skip_message}
+        return _run_scoring_job(session, instance, jobs.backfill_scores.name, request.run_config)
+
+
+@click.command()
+@click.argument("metric")
+@click.argument("sweep_ids", metavar="[SWEEP]...", nargs=-1)
+@click.option("--failed", is_flag=True, help="Only scores that failed: try them again. Nothing is replaced.")
+@click.option("--replace", type=int, help="Number of scores to replace; without the right number nothing is done.")
+@json_command
+def rescore(metric: str, sweep_ids: tuple[str, ...], failed: bool, replace: int | None) -> dict[str, Any]:
+    """Compute the scores of a metric again.
+
+    Of the named sweeps or of all. A score stays until its new one is measured.
+    """
+    from flexy_assets.execution import dagster_instance
+    from flexy_assets.storage import queries
+    from flexy_assets.storage.adoption import adopt_rows
+    from flexy_assets.sweep import jobs
+
+    if metric not in METRICS:
+        raise BadInputError(f"unknown metric {metric!r}: choose from {', '.join(METRICS)}")
+    session = Session()
+    sweeps = [session.find_sweep(sweep_id).id for sweep_id in sweep_ids]
+    adopt_rows(session.database, session.settings)
+    with session.database.begin(reading=True) as connection:
+        request = queries.request_rescore(
+            connection, METRICS[metric], sweeps, failed, session.settings, only_count=True
+        )
+    counts = {"replaces": request.replaced, "retries": request.retried}
+    if request.replaced != (replace or 0):
+        text = f"would replace {request.replaced} scores of {metric} and retry {request.retried} failed ones"
+        if replace is not None:
+            raise BadInputError(f"{text}, not {replace}: use --replace {request.replaced}")
+        return counts | {"scores_computed": 0, "text": f"{text}: use --replace {request.replaced}"}
+    config = {
+        "metric": metric,
+        "runs": [str(sweep_id) for sweep_id in sweeps],
+        "failed": failed,
+        "replaces": request.replaced,
+    }
+    with dagster_instance(session.settings) as instance:
+        job = jobs.rescore_scores.name
+        return counts | _run_scoring_job(session, instance, job, {"ops": {"rescore": {"config": config}}})
+
+
+def _run_scoring_job(session: Session, instance: Any, job: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a job that computes scores, then the results; return the number of scores by metric and what failed."""
+    from flexy_assets.execution import run_job, step_failures
+    from flexy_assets.sweep import assets
+
+    result = run_job(instance, session.definitions, job, config)
+    keys = {assets.asset_key_of(metric).to_user_string(): name for name, metric in METRICS.items()}
+    computed: Counter[str] = Counter()
+    for event in result.get_asset_materialization_events():
+        materialization = event.step_materialization_data.materialization
+        name = keys.get(materialization.asset_key.to_user_string())
+        if name:
+            computed[name] += assets.materialized_count(materialization.metadata)
+    failed = step_failures(result) or step_failures(run_job(instance, session.definitions, "results"))
+    each = ", ".join(f"{count} {name}" for name, count in computed.items() if count)
+    text = f"{computed.total()} scores computed" + (f": {each}" if each else "")
+    return {"scores_computed": computed.total(), "filled": dict(computed), "text": text, "failed": "; ".join(failed)}
+
+
+@click.command()
+@click.argument("sweep_ids", metavar="[SWEEP]...", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The CSV file to write.")
+@json_command
+def export(sweep_ids: tuple[str, ...], out: Path) -> dict[str, Any]:
+    """Write the scored images as CSV.
+
+    FlexyFace's columns, of the images that have all four scores, of the named sweeps or of all.
+    """
+    from flexy_assets.storage.export import export_csv
+
+    session = Session()
+    rows = export_csv(session.migrate(), out, [session.find_sweep(sweep_id).id for sweep_id in sweep_ids])
+    return {"file": str(out), "rows": rows, "text": f"{rows} rows in {out}"}
+
+
+@click.command()
+@click.argument("sweep_ids", metavar="[SWEEP]...", nargs=-1)
+@click.option("--engine", "engines", multiple=True, help="Only images of this engine; repeatable.")
+@click.option("--weight", "weights", multiple=True, metavar="METRIC=N", help="Weight of a metric in the overall score.")
+@click.option("--least-gain", "gains", multiple=True, metavar="METRIC=N", help="The least gain one more step is worth.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+@json_command
+def report(
+    sweep_ids: tuple[str, ...], engines: tuple[str, ...], weights: tuple[str, ...], gains: tuple[str, ...], out: Path
+) -> dict[str, Any]:
+    """Write a report as one HTML file.
+
+    On the named sweeps or on all, with the weights given here. The assets stay as they are.
+    """
+    from flexy_assets.storage import queries
+    from flexy_assets.sweep import analysis
+    from flexy_assets.sweep.report import build
+
+    session, preferences = Session(), (_parse_numbers("weight", weights), _parse_numbers("least gain", gains))
+    with session.migrate().begin(reading=True) as connection:
+        sweeps = [session.find_sweep(sweep_id).id for sweep_id in sweep_ids]
+        scores = queries.scores_table(connection, session.settings, sweeps)
+    scores = analysis.select_images(scores, engines)
+    build.write_sweep_report(out, scores, analysis.AnalysisTables.of(scores, *preferences), session.store.read)
+    return {"file": str(out), "images": len(scores), "text": f"report on {len(scores):,} images in {out}"}
+
+
+def _parse_numbers(name: str, texts: tuple[str, ...]) -> dict[str, float]:
+    """Return the numbers of `METRIC=N` texts by metric. Raises `BadInputError` for any other text."""
+    numbers = {}
+    for text in texts:
+        metric, _, number = text.partition("=")
+        try:
+            numbers[metric] = float(number)
+        except ValueError:
+            raise BadInputError(f"invalid {name} {text!r}: write METRIC=N, for example clip_score=2") from None
+    return numbers

@@ -1,0 +1,64 @@
+"""The settings of one command and what follows from them. The imports are here: `flexy --help` needs none of them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from resources.errors import BadInputError
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from flexy_assets.storage.queries import SweepRow
+    from resources.database import Database
+    from resources.images import ImageStore
+    from resources.settings import Settings
+
+
+class Session:
+    """Settings, database, image store and definitions, each read or built when it is first used."""
+
+    @cached_property
+    def settings(self) -> Settings:
+        from resources.settings import Settings
+
+        return Settings.read()
+
+    @cached_property
+    def database(self) -> Database:
+        from resources.database import Database
+
+        return Database(self.settings.database_url)
+
+    @cached_property
+    def store(self) -> ImageStore:
+        from resources.images import ImageStore
+
+        return ImageStore(self.settings.images)
+
+    @cached_property
+    def definitions(self) -> dg.Definitions:
+        from flexy_assets.definitions import build_definitions
+
+        return build_definitions(self.settings)
+
+    def migrate(self) -> Database:
+        """Return the database, brought to the current schema."""
+        from flexy_assets.storage.migrate import migrate
+
+        migrate(self.database)
+        return self.database
+
+    def find_sweep(self, prefix: str) -> SweepRow:
+        """Return the sweep whose id begins with `prefix`. Raises `BadInputError` unless there is exactly one."""
+        from flexy_assets.storage import queries
+
+        with self.migrate().begin(reading=True) as connection:
+            sweeps = queries.sweeps(connection)
+        digits = prefix.lower().replace("-", "")
+        matches = [sweep for sweep in sweeps if digits and sweep.id.hex.startswith(digits)]
+        if len(matches) != 1:
+            cause = "several ids begin with it" if matches else "does not exist"
+            raise BadInputError(f"unknown sweep {prefix!r}: {cause}: flexy status lists the sweeps")
+        return matches[0]

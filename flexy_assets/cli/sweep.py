@@ -1,0 +1,173 @@
+"""`flexy demo` and `flexy sweep`: plan a sweep, make and score its images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import click
+
+from flexy_assets.cli.command import json_command
+from flexy_assets.cli.session import Session
+from resources.errors import BadInputError, FlexyError
+from resources.metrics.sweep import METRICS
+
+DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "even", "batch_size": 40}
+
+
+@click.command()
+@json_command
+def demo() -> dict[str, Any]:
+    """Run a small sweep from plan to report.
+
+    It uses the embedded models. Run it again to complete what is missing.
+    """
+    session = Session()
+    return _summarize(session, _run_sweep(session, _plan_sweep(session, DEMO)))
+
+
+@click.group()
+def sweep() -> None:
+    """Plan and run sweeps."""
+
+
+@sweep.command("new")
+@click.option("--engine", required=True, help="The model that makes the images.")
+@click.option("--images", type=int, required=True, help="Number of images the sweep is to have.")
+@click.option("--steps", default="4:60", show_default=True, help="LOW:HIGH or LOW:HIGH:STRIDE.")
+@click.option("--guidance", default="", show_default="0.5:12", help="LOW:HIGH or LOW:HIGH:STRIDE.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="A text file, one prompt a line.")
+@click.option("--negative-prompt", help="What the images should not show.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed plans the same images.")
+@click.option("--sampling", default="uniform", show_default=True, help="uniform or even.")
+@click.option("--size", type=int, default=0, help="Pixels along each side; the engine's own by default.")
+@click.option("--batch-size", type=int, default=100, show_default=True, help="Images in a partition.")
+@json_command
+def sweep_new(prompts: Path | None, size: int, **options: Any) -> dict[str, Any]:
+    """Plan a sweep, or extend one.
+
+    The same settings name the same sweep; a larger number of images extends it.
+    """
+    config = options | {"prompts_file": str(prompts) if prompts else "", "width": size, "height": size}
+    plan = _plan_sweep(Session(), config)
+    return plan | {
+        "text": f"sweep {plan['run']}: {plan['planned']} of {plan['target']} images to make,"
+        f" in {len(plan['batches'])} partitions\nmake and score them: flexy sweep run {plan['run'][:8]}"
+    }
+
+
+@sweep.command("run")
+@click.argument("sweep_id", metavar="SWEEP")
+@json_command
+def sweep_run(sweep_id: str) -> dict[str, Any]:
+    """Make and score the images a sweep lacks.
+
+    SWEEP is its id or the beginning of it. The tables and the report are made at the end.
+    """
+    session = Session()
+    return _summarize(session, _run_sweep(session, _find_plan(session, sweep_id)))
+
+
+def _plan_sweep(session: Session, config: dict[str, Any]) -> dict[str, Any]:
+    """Materialise `sweep_plan` with this configuration and return the plan; see `_find_plan`."""
+    from flexy_assets.execution import dagster_instance, run_assets
+    from flexy_assets.sweep import assets
+
+    # Checked before the run is created: an invalid plan leaves no trace.
+    assets.SweepConfig(**config).sweep(session.settings)
+    with session.database.begin(reading=True):
+        pass
+    with dagster_instance(session.settings) as instance:
+        result = run_assets(instance, session.definitions, [assets.sweep_plan], config={"sweep_plan": config})
+    metadata = result.asset_materializations_for_node("sweep_plan")[0].metadata
+    return _find_plan(session, str(metadata["run"].value))
+
+
+def _find_plan(session: Session, sweep_id: str) -> dict[str, Any]:
+    """Return a planned sweep by the beginning of its id: id, target, partitions and the number of images it lacks."""
+    from flexy_assets.sweep import generation
+    from flexy_assets.sweep.plan import Sweep
+
+    row = session.find_sweep(sweep_id)
+    if not row.plan:
+        raise BadInputError(f"cannot run sweep {sweep_id!r}: it has no plan: plan one with flexy sweep new")
+    plan = Sweep.from_json(row.plan).rows(0, row.target or 0)
+    return {
+        "run": str(row.id),
+        "engine": row.engine,
+        "target": row.target,
+        "planned": len(generation.images_to_generate(session.database, plan)),
+        "batches": plan["batch"].unique(maintain_order=True).to_list(),
+    }
+
+
+def _run_sweep(session: Session, plan: dict[str, Any]) -> dict[str, Any]:
+    """Materialise everything below `sweep_plan` for the sweep's partitions, then the tables and the report."""
+    from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets, run_job, step_failures
+    from flexy_assets.storage import status
+    from flexy_assets.sweep import assets
+
+    batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORE_ASSETS]
+    images, scores, failed = 0, 0, []
+    with dagster_instance(session.settings) as instance:
+        # A database may know batches that this Dagster instance has never seen.
+        instance.add_dynamic_partitions("seed_batches", plan["batches"])
+        for batches in contiguous_ranges(plan["batches"], instance.get_dynamic_partitions("seed_batches")):
+            result = run_assets(instance, session.definitions, batched, batches=batches)
+            images += _added(result, "generated_images")
+            failed += _last_failures(result)
+            scores += sum(_added(result, asset.op.name) for asset in assets.SCORE_ASSETS)
+        if failures := step_failures(run_job(instance, session.definitions, "results")):
+            raise FlexyError("; ".join(failures))
+    with session.database.begin(reading=True) as connection:
+        entry = next(e for e in status.status_by_sweep(connection) if e["run"] == plan["run"])
+    return entry | {
+        "images_made": images,
+        "scores_computed": scores,
+        "csv": str(session.settings.tables / "sweep.csv"),
+        "report": str(session.settings.tables / "sweep_report.html"),
+        "image_failures": failed,
+    }
+
+
+def _last_failures(result: Any) -> list[str]:
+    """Why images of the run's batches could not be made: each batch's last reason."""
+    events = result.asset_materializations_for_node("generated_images")
+    reasons = {event.partition: event.metadata.get("last failure") for event in events}
+    return [str(reason.value) for reason in reasons.values() if reason]
+
+
+def _added(result: Any, asset: str) -> int:
+    """What a run's batches say they added; each batch's last event counts."""
+    from flexy_assets.sweep.assets import materialized_count
+
+    batches = {event.partition: event.metadata for event in result.asset_materializations_for_node(asset)}
+    return sum(map(materialized_count, batches.values()))
+
+
+def _summarize(session: Session, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the counts of a sweep that was run, with the text for a person and what is still missing."""
+    from flexy_assets.storage import status
+
+    text = "\n".join(
+        [
+            f"sweep {entry['run'][:8]}: {entry['images_made']} images made, {entry['scores_computed']} scores computed"
+            f" now; {entry['images']} of {entry['target']} images done",
+            f"CSV     {entry['csv']}",
+            f"report  {entry['report']}",
+            "lineage and every partition: make ui",
+        ]
+    )
+    if entry["image_failures"]:
+        missing_images = entry["target"] - entry["images"]
+        failed = f"{missing_images} image{'s' * (missing_images > 1)} could not be made: {entry['image_failures'][-1]}"
+        return entry | {"text": text, "failed": f"{failed}: run again"}
+    missing = {metric: entry[metric]["missing"] + entry[metric]["failed"] for metric in METRICS}
+    if not any(missing.values()):
+        return entry | {"text": text}
+    with session.database.begin(reading=True) as connection:
+        reason = status.last_failure(connection, UUID(entry["run"])) or "no scorer has tried them"
+    counts = ", ".join(f"{count} {metric}" for metric, count in missing.items() if count)
+    failed = f"scores are missing ({counts}): {reason}: fix this and run again; flexy status counts them"
+    return entry | {"text": text, "failed": failed}

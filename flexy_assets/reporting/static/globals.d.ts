@@ -1,0 +1,2 @@
+/** Plotly, which the page unpacks and runs. */
+declare const Plotly: any;

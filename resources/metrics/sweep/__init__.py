@@ -1,0 +1,7 @@
+"""The metrics of a sweep's images, one file each or a small family."""
+
+from typing import Final
+
+from resources.metrics import Metric, discover_metrics
+
+METRICS: Final[dict[str, Metric]] = discover_metrics(__name__, __path__)

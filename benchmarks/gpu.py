@@ -81,10 +81,10 @@ from resources.database import Database
 from resources.engines import ImageRequest, pipeline
 from resources.errors import FlexyError
 from resources.images import ImageStore
+from resources.metrics.sweep import METRICS
 from resources.models import compute, registry
 from resources.models.compute import HalvingBatches
 from resources.models.entry import LocalModel
-from resources.models.registry import METRICS
 from resources.models.slot import ModelSlot
 from resources.scorers import aesthetic
 from resources.scorers.clip import ClipEncoder

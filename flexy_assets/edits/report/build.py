@@ -140,7 +140,7 @@ def _fitting(needed: Sequence[str], thumbnails: Mapping[str, str]) -> dict[str, 
 def _complete(candidates: pl.DataFrame) -> pl.DataFrame:
     """All columns of `CANDIDATES`, and metrics as floats, null where they are not finite."""
     absent = [
-        pl.lit(None, dtype).alias(name)
+        pl.lit(None).cast(dtype).alias(name)
         for name, dtype in EDIT_CANDIDATES_SCHEMA.items()
         if name not in candidates.columns
     ]

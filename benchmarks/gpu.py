@@ -927,7 +927,7 @@ def parity(bench: Bench, found: dict[str, Any]) -> None:
                 continue
             values["clip_score"][precision] = cosines
             for name, head in heads.items():
-                values[name][precision] = head.marks(seen)
+                values[name][precision] = head.score_embeddings(seen)
         encoder.model = whole = None  # type: ignore[assignment]
         _tf32(True)
     compute.release_memory()

@@ -60,7 +60,7 @@ def bare(pictures: Path, prompt: str) -> float:
         seen = clip.images([clip.prepare(picture) for picture in found])
         preferred = hps.scores([hps.prepare(picture) for picture in found], [prompt] * len(found))
         agreement = seen.astype(np.float64) @ said.astype(np.float64)
-        scores += zip(agreement, v1.marks(seen), v2.marks(seen), preferred, strict=True)
+        scores += zip(agreement, v1.score_embeddings(seen), v2.score_embeddings(seen), preferred, strict=True)
     seconds = time.perf_counter() - began
     assert np.isfinite(scores).all() and len(scores) == len(names)
     return seconds

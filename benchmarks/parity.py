@@ -139,7 +139,7 @@ def clip_and_aesthetic(
                 (f"Aesthetic V{version}", f"simple-aesthetics-predictor 0.1.2{resize}", model),
                 9.0,
                 [mark(file, "") for file in files],
-                aesthetic.load_aesthetic(predictor, version).marks(seen),
+                aesthetic.load_aesthetic(predictor, version).score_embeddings(seen),
                 share,
             )
 
@@ -177,7 +177,7 @@ def half_precision(
         cosines = np.einsum("nd,nd->n", seen, _in_parts(encoder.texts, prompts))
         values.setdefault(("CLIP score", 1.0), {})[precision] = cosines
         for version, predictor in zip((1, 2), predictors, strict=True):
-            marks = aesthetic.load_aesthetic(predictor, version).marks(seen)
+            marks = aesthetic.load_aesthetic(predictor, version).score_embeddings(seen)
             values.setdefault((f"Aesthetic V{version}", 9.0), {})[precision] = marks
         del encoder
         scores = _hps_scores(HpsScorer(checkpoint.parent, precision, tokenizer=clip), read, prompts)

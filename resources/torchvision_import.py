@@ -1,8 +1,8 @@
-"""Lets torchvision be imported beside a build of torch that its compiled part is not linked to.
+"""Makes torchvision importable with a build of torch that its compiled library is not linked to.
 
-The package index's torchvision is linked to CUDA. Beside a CPU build of torch its library cannot be
-loaded, and its import then fails on the operators it declares rules for. Declaring those operators first
-mends that; what they compute (non-maximum suppression) stays unusable, and nothing here uses it.
+The package index's torchvision is linked to CUDA. With a CPU build of torch its library cannot be
+loaded, and its import then fails on operators that it registers rules for. Declaring those operators first
+avoids that; the operators themselves (non-maximum suppression) stay unusable, and Flexy does not use them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class _Finder:
-    """Finds torchvision as usual, and has its operators declared before it is executed."""
+    """Finds torchvision as usual, and declares its operators before it is executed."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -35,7 +35,7 @@ class _Finder:
         return spec
 
 
-# Operators outlive the library object only as long as it is referred to.
+# Operators exist only as long as the library object is referenced.
 _declared: list[Any] = []
 
 
@@ -54,6 +54,6 @@ def _declare(spec: ModuleSpec) -> None:
 
 
 def install_torchvision_shim() -> None:
-    """Take effect for every later `import torchvision` of this process."""
+    """Apply the workaround to every later `import torchvision` of this process."""
     if not any(isinstance(finder, type) and finder is _Finder for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder)

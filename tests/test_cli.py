@@ -272,7 +272,7 @@ def test_a_model_set_that_is_none_is_refused(flexy: Flexy, monkeypatch: pytest.M
 def test_an_engine_of_another_model_set_is_refused(flexy: Flexy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXY_MODELS", "full")
     line = refused(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "2"))
-    assert "engine 'mini_sdxl' is unknown to FLEXY_MODELS=full" in line
+    assert "unknown engine 'mini_sdxl' with FLEXY_MODELS=full" in line
 
 
 @pytest.mark.parametrize(

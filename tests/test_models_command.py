@@ -105,16 +105,16 @@ def test_a_model_in_the_hubs_cache_is_present_with_its_size(flexy: Flexy, home: 
     assert row["gigabytes"] == (len(files) * 1000 + 50_000) / 1e9
 
 
-def test_a_model_to_bring_says_which_files_and_is_found_where_they_are_named(
+def test_a_model_that_the_user_must_supply_says_which_files_and_is_found_where_they_are_named(
     flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = rows(flexy("models", "--json"))["buffalo_l"]
     files = ["det_10g.onnx", "w600k_r50.onnx"]
-    assert (before["state"], before["files"], before["folder"]) == ("to bring", files, None)
+    assert (before["state"], before["files"], before["folder"]) == ("user must supply", files, None)
     assert (before["licence"], before["commercial"]) == ("non-commercial research", False)
     monkeypatch.setenv("COLUMNS", "250")
     (line,) = (line for line in flexy("models").stdout.splitlines() if line.startswith("buffalo_l "))
-    assert "to bring" in line and line.endswith("yours: det_10g.onnx, w600k_r50.onnx")
+    assert "user must supply" in line and line.endswith("yours: det_10g.onnx, w600k_r50.onnx")
     folder = registry(home, monkeypatch, '[models]\nbuffalo_l = "pack"\n').parent / "pack"
     folder.mkdir()
     (folder / files[0]).write_bytes(bytes(2000))
@@ -167,7 +167,7 @@ def test_the_users_folders_are_told_apart(flexy: Flexy, home: Path, monkeypatch:
     [
         ("[models", "is not TOML"),
         (b"\xff\xfe", "is not TOML"),
-        ('[models]\nnosuch = "x"\n', "names 'nosuch', which is no model: use mini_sdxl, "),
+        ('[models]\nnosuch = "x"\n', "names an unknown model 'nosuch': use mini_sdxl, "),
         ("models = 3\n", "maps no models to folders"),
         ("[models]\nclip = 3\n", "maps no models to folders"),
         ('clip = "/models/clip"\n', "maps no models to folders"),
@@ -198,7 +198,7 @@ def test_a_registry_file_that_is_not_there_is_named(flexy: Flexy, home: Path, mo
         (["fetch", "mini_buffalo_l"], "mini_buffalo_l cannot be fetched: all it takes lies in the repository"),
         (
             ["fetch", "clip", "inswapper_128"],
-            "inswapper_128 is not handed out, so it is never fetched: name the folder that has inswapper_128.onnx as"
+            "inswapper_128 is not redistributable and never downloaded: name the folder that has inswapper_128.onnx as"
             " inswapper_128 in FLEXY_MODEL_REGISTRY",
         ),
         (["fetch"], "Missing argument 'NAME...': see flexy models fetch --help"),

@@ -48,7 +48,7 @@ def models_fetch(names: tuple[str, ...]) -> dict[str, Any]:
     from resources.models.fetch import fetch_models
 
     fetched = list(fetch_models(names, Session().settings))
-    received = {model.name: model.received for model in fetched if model.received is not None}
+    received = {model.name: model.received_bytes for model in fetched if model.received_bytes is not None}
     return {
         "fetched": list(received),
         "already": [model.name for model in fetched if model.name not in received],

@@ -122,7 +122,9 @@ def score_independent(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequ
         seen = _vectors(work, chunk)
         head = work.slot.get(work.model("aesthetic_v2"))
         marks = map_in_batches(
-            CHUNK_IMAGES, lambda vectors, head=head: head.marks(np.stack(vectors)), [(seen[c.id],) for c in chunk]
+            CHUNK_IMAGES,
+            lambda vectors, head=head: head.score_embeddings(np.stack(vectors)),
+            [(seen[c.id],) for c in chunk],
         )
         record_metric_outcomes(
             work, work.fingerprint("aesthetic_v2"), [("aes_v2_score", c, v) for c, v in zip(chunk, marks, strict=True)]

@@ -65,7 +65,12 @@ class GalleryServer:
         """What may be asked for: the engines with what they take and begin with, the metrics, what is in the table."""
         names = registry.model_names("engine", self.settings)
         engines = [
-            {"name": entry.name, "ignores": sorted(entry.ignores), "steps": entry.steps, "guidance": entry.guidance}
+            {
+                "name": entry.name,
+                "ignores": sorted(entry.ignored_settings),
+                "steps": entry.steps,
+                "guidance": entry.guidance,
+            }
             | {"side": entry.side, "multiple": entry.multiple}
             | {"example": read_prompts(entry.prompts)[0] if entry.prompts else None}
             for entry in (registry.MODELS[name] for name in names)

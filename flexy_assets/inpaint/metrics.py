@@ -122,7 +122,9 @@ def _score_appearance(work: Work, chunk: Sequence[CandidateRow], seen: Sequence[
     )
     alike = map_in_batches(CHUNK_IMAGES, cosine_similarities, pairs(after, before))
     head = work.slot.get(work.model("aesthetic_v2"))
-    marks = map_in_batches(CHUNK_IMAGES, lambda vectors: head.marks(np.stack(vectors)), [(vector,) for vector in after])
+    marks = map_in_batches(
+        CHUNK_IMAGES, lambda vectors: head.score_embeddings(np.stack(vectors)), [(vector,) for vector in after]
+    )
     lpips = work.slot.get(work.model("lpips"))
     apart = map_in_batches(lpips.batch_size, lpips.distances, pairs(*prepared(lpips.prepare)))
     fits = [

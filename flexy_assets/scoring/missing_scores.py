@@ -159,7 +159,7 @@ def _from_embeddings(work: Work, encoder: str, head: str | None) -> Callable[[Ch
         if head is None:
             return scores + [_cosine(row, seen[row.image_id], said.get(row.prompt or "")) for row in there]
         if there:
-            marks = work.slot.get(work.model(head)).marks(np.stack([seen[row.image_id] for row in there]))
+            marks = work.slot.get(work.model(head)).score_embeddings(np.stack([seen[row.image_id] for row in there]))
             scores += [ScoredImage.of(row.image_id, float(mark)) for row, mark in zip(there, marks, strict=True)]
         return scores
 

@@ -71,7 +71,9 @@ class SweepConfig(dg.Config):
             engine=entry.name,
             prompts=prompts,
             steps=SettingRange.parse(self.steps or "4:60", "steps"),
-            guidance=None if "guidance" in entry.ignores else SettingRange.parse(self.guidance or "0.5:12", "guidance"),
+            guidance=None
+            if "guidance" in entry.ignored_settings
+            else SettingRange.parse(self.guidance or "0.5:12", "guidance"),
             seed=self.seed,
             sampling=self.sampling,
             negative_prompt=self.negative_prompt,
@@ -101,7 +103,7 @@ def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.
             "run": str(sweep.run_id),
             "engine": sweep.engine,
             "target": target,
-            "ignored by the engine": ", ".join(sorted(registry.MODELS[sweep.engine].ignores)) or "nothing",
+            "ignored by the engine": ", ".join(sorted(registry.MODELS[sweep.engine].ignored_settings)) or "nothing",
             "images still to be made": len(wanted),
             "batches": dg.MetadataValue.md(", ".join(plan["batch"].unique(maintain_order=True).to_list()[:50])),
         }

@@ -183,7 +183,7 @@ def check_engine_settings(engine: ModelEntry, seed: int, width: int, height: int
     """
     if seed < 0:
         raise BadInputError(f"seed {seed} is negative: use 0 or more")
-    for setting in sorted(engine.ignores):
+    for setting in sorted(engine.ignored_settings):
         if given[setting] not in (None, ""):
             raise BadInputError(f"{engine.name} has no {setting.replace('_', ' ')}: leave it out")
     for side in (width, height):

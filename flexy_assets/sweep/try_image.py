@@ -63,7 +63,7 @@ class Trial:
         entry = registry.find_model(engine or registry.model_names("engine", settings)[0], "engine", settings)
         given = {"guidance": guidance, "negative_prompt": negative_prompt}
         check_engine_settings(entry, seed, width or 0, height or 0, given)
-        if guidance is None and "guidance" not in entry.ignores:
+        if guidance is None and "guidance" not in entry.ignored_settings:
             guidance = entry.guidance
         return cls(
             engine=entry.name,

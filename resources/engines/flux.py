@@ -1,4 +1,4 @@
-"""FLUX.1: schnell makes images, Kontext edits them."""
+"""FLUX.1: schnell generates images, Kontext edits them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from resources.engines.pipeline import InpaintingEditor, PipelineEngine
 
 
 class FluxEngine(PipelineEngine):
-    """FLUX.1-schnell, which knows neither guidance nor negative prompts: it ignores them."""
+    """FLUX.1-schnell, which ignores guidance and negative prompts."""
 
     kind = FluxPipeline
 
-    def arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """The number of tokens that schnell was trained with; a longer prompt is cut."""
+    def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        """Return the maximum number of tokens, as schnell was trained; a longer prompt is truncated."""
         return {"guidance_scale": 0.0, "max_sequence_length": 256}
 
 
@@ -28,11 +28,11 @@ class KontextEditor(InpaintingEditor):
     kind = FluxKontextPipeline
     inpaint_kind = FluxKontextInpaintPipeline
 
-    def arguments(self, request: EditRequest) -> dict[str, Any]:
-        """The source's size gives the proportions; the pipeline keeps to its own number of pixels."""
+    def pipeline_arguments(self, request: EditRequest) -> dict[str, Any]:
+        """Return guidance and the source's size, of which the pipeline takes the proportions only."""
         width, height = request.image.size
         return {"guidance_scale": request.guidance, "width": width, "height": height}
 
-    def pack(self, latents: Tensor) -> Tensor:
-        """See `PipelineEditor.pack`: 2 × 2 of them are a token."""
+    def pack_latents(self, latents: Tensor) -> Tensor:
+        """See `PipelineEditor.pack_latents`: 2 × 2 latents are one token."""
         return self.pipeline._pack_latents(latents, *latents.shape)

@@ -18,19 +18,19 @@ class Flux2Engine(PipelineEngine):
 
     kind = Flux2Pipeline
 
-    def make(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        """The images, each with its guidance: the pipeline takes one number, its network one for each image."""
-        each = [request.guidance or 0.0 for request in requests]
+    def generate_batch(self, requests: Sequence[ImageRequest]) -> list[Image]:
+        """Return the images, each with its guidance: the pipeline takes one number, its network one per image."""
+        guidances = [request.guidance or 0.0 for request in requests]
 
-        def guide(network: torch.nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, inputs | {"guidance": inputs["guidance"].new_tensor(each)}
+        def set_guidance(network: torch.nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, inputs | {"guidance": inputs["guidance"].new_tensor(guidances)}
 
-        hook = self.pipeline.transformer.register_forward_pre_hook(guide, with_kwargs=True)
+        hook = self.pipeline.transformer.register_forward_pre_hook(set_guidance, with_kwargs=True)
         try:
-            return super().make(requests)
+            return super().generate_batch(requests)
         finally:
             hook.remove()
 
-    def arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """Nothing more."""
+    def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        """Return no further arguments."""
         return {}

@@ -1,4 +1,4 @@
-"""HiDream-I1, whose fourth text encoder is a Llama published apart."""
+"""HiDream-I1, whose fourth text encoder is a Llama published separately."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class _HiDream(PerImageGuidance, HiDreamImagePipeline):
 
 
 class HiDreamEngine(GuidedEngine):
-    """HiDream-I1-Full; it works at about a megapixel whatever size is asked for."""
+    """HiDream-I1-Full; it works at about a megapixel whatever the requested size."""
 
     kind = _HiDream
 
     def __init__(self, folder: Path, llama: Path, batch_size: int = 4, precision: str = "fp32") -> None:
-        """Load a folder in diffusers' form and the `llama` of Llama 3.1 8B Instruct; see `load`."""
+        """Load a folder in diffusers' form and the `llama` of Llama 3.1 8B Instruct; see `load_pipeline`."""
         super().__init__(
             folder,
             batch_size,

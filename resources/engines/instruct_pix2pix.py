@@ -1,4 +1,4 @@
-"""InstructPix2Pix on Stable Diffusion XL: a UNet that sees the source beside the noise (Brooks et al. 2023)."""
+"""InstructPix2Pix on Stable Diffusion XL: a UNet with the source as an additional input (Brooks et al. 2023)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from resources.engines.pipeline import PipelineEditor
 
 class _InstructPix2Pix(StableDiffusionXLInstructPix2PixPipeline):
     def prepare_image_latents(self, image: Tensor, batch_size: int, num_images_per_prompt: int, *rest: Any) -> Tensor:
-        # diffusers will cease to repeat one source for several images by itself.
+        # diffusers deprecates repeating one source for several images by itself.
         images = image.expand(batch_size * num_images_per_prompt, -1, -1, -1)
         return super().prepare_image_latents(images, batch_size, num_images_per_prompt, *rest)
 
 
 class InstructPix2PixEditor(PipelineEditor):
-    """An SDXL pipeline that follows instructions; guidance at or below 1 means none, of either sort.
+    """An SDXL pipeline that follows instructions; either guidance is off at or below 1.
 
     It works at about as many pixels as it was trained with, in the source's proportions.
     """
@@ -28,13 +28,13 @@ class InstructPix2PixEditor(PipelineEditor):
     kind = _InstructPix2Pix
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", image_guidance: float = 1.5) -> None:
-        """Load a folder in diffusers' form; see `load`. `image_guidance` is how strongly the source is kept."""
-        # diffusers would mark the images as soon as somebody installs invisible-watermark.
+        """See `load_pipeline`. `image_guidance` is how strongly the edit keeps to the source."""
+        # diffusers would watermark the images as soon as invisible-watermark is installed.
         super().__init__(folder, batch_size, precision, add_watermarker=False)
         self.image_guidance = image_guidance
 
-    def arguments(self, request: EditRequest) -> dict[str, Any]:
-        """Both guidances, and the size nearest to the source's proportions that the UNet can halve as it does."""
+    def pipeline_arguments(self, request: EditRequest) -> dict[str, Any]:
+        """Return both guidances, and the size nearest to the source's proportions that the UNet can halve."""
         pipeline = self.pipeline
         side = pipeline.default_sample_size * pipeline.vae_scale_factor
         unit = pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)

@@ -1,4 +1,4 @@
-"""What engines and editors share: a diffusers pipeline, loaded whole, placed where there is memory, and asked."""
+"""Base classes of engines and editors: a diffusers pipeline that is loaded, placed on a device and called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resources.models import compute
 from resources.models.loading import load_pipeline
 
 ACTIVATION_BYTES = 4 * 2**30
-"""Bytes to leave beside the weights for a few images of a megapixel."""
+"""Bytes to leave free beyond the weights, for a few images of a megapixel."""
 
 TILED_ACTIVATION_BYTES = 2 * 2**30
 """The same where the VAE works in tiles."""
@@ -26,7 +26,7 @@ TILED_ACTIVATION_BYTES = 2 * 2**30
 def choose_placement(
     needed_bytes: int, largest_component_bytes: int, free_bytes: int
 ) -> Literal["resident", "offload", "sequential"]:
-    """Where weights wait for their turn: all on the GPU, each component in RAM, or each layer in RAM.
+    """Return where unused weights wait: all on the GPU, each component in RAM, or each layer in RAM.
 
     The last is many times slower than the second, and that somewhat slower than the first.
     """
@@ -38,8 +38,8 @@ def choose_placement(
 
 
 def place_pipeline(pipeline: Any, free_bytes: int) -> None:
-    """Put `pipeline` on a GPU with `free_bytes` to give, as `placement` says."""
-    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    """Put `pipeline` on a GPU with `free_bytes` available, as `choose_placement` says."""
+    modules = [component for component in pipeline.components.values() if isinstance(component, torch.nn.Module)]
     sizes = [sum(t.nbytes for t in (*module.parameters(), *module.buffers())) for module in modules]
     match choose_placement(sum(sizes), max(sizes), free_bytes):
         case "resident":
@@ -54,9 +54,9 @@ def place_pipeline(pipeline: Any, free_bytes: int) -> None:
 
 
 class PerImageGuidance:
-    """Mixed into a pipeline with classifier-free guidance, so that each image of a call has its own.
+    """Mixin for a pipeline with classifier-free guidance, so that each image of a call has its own guidance.
 
-    diffusers multiplies by the guidance, which may then be a (n, 1, 1, 1) tensor, but also asks whether it
+    diffusers multiplies by the guidance, which may then be a (n, 1, 1, 1) tensor, but also checks whether it
     is above 1, as one number.
     """
 
@@ -69,51 +69,51 @@ class PerImageGuidance:
 
 
 class PipelineModel:
-    """A pipeline of class `kind`, ready to be asked."""
+    """A loaded pipeline of class `kind`."""
 
     kind: Any
 
-    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **parts: Any) -> None:
-        """Load a folder in diffusers' form; see `load`."""
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
+        """Load a folder in diffusers' form; see `load_pipeline`."""
         self.batch_size = batch_size
         self.device = compute.compute_device()
         self.dtype = compute.torch_dtype(precision)
-        self.pipeline = load_pipeline(self.kind, folder, self.dtype, **parts)
+        self.pipeline = load_pipeline(self.kind, folder, self.dtype, **components)
         self.pipeline.set_progress_bar_config(disable=True)
         if self.device == "cuda":
             place_pipeline(self.pipeline, torch.cuda.mem_get_info()[0])
 
-    def ask(
+    def run_pipeline(
         self,
         pipeline: Any,
-        dice: list[torch.Generator],
+        generators: list[torch.Generator],
         steps: int,
         size: tuple[int, int],
         **arguments: Any,
     ) -> list[Image.Image]:
-        """What `pipeline` makes with each of the dice, resized to `size` where it only works at others."""
+        """Return the image of each generator, resized to `size` where the pipeline only works at other sizes."""
         try:
-            images = pipeline(generator=dice, num_inference_steps=steps, **arguments).images
+            images = pipeline(generator=generators, num_inference_steps=steps, **arguments).images
         finally:
-            # After an error too: what is left on the GPU would be in the way of the next call.
+            # After an error too: components left on the GPU would take the next call's memory.
             self.pipeline.maybe_free_model_hooks()
         return [image if image.size == size else image.resize(size, Image.Resampling.LANCZOS) for image in images]
 
 
 class PipelineEngine(PipelineModel):
-    """An `Engine`: images of equal steps and size are made in one call, each with its prompt and seed."""
+    """An `Engine`: one call generates images of equal steps and size, each with its prompt and seed."""
 
     def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         """See `Engine.generate`. Raises `ValueError` where steps or size differ."""
         first = requests[0]
         if any((r.steps, r.width, r.height) != (first.steps, first.width, first.height) for r in requests):
-            raise ValueError("one call makes images of equal steps, width and height")
-        return self.make(requests)
+            raise ValueError("the requests of one call must have equal steps, width and height")
+        return self.generate_batch(requests)
 
-    def make(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
-        """The images, for requests that agree."""
+    def generate_batch(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        """Return the images of requests with equal steps and size."""
         first = requests[0]
-        return self.ask(
+        return self.run_pipeline(
             self.pipeline,
             [cpu_generator(request.seed) for request in requests],
             first.steps,
@@ -121,19 +121,19 @@ class PipelineEngine(PipelineModel):
             prompt=[request.prompt for request in requests],
             width=first.width,
             height=first.height,
-            **self.arguments(requests),
+            **self.pipeline_arguments(requests),
         )
 
-    def arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """What this pipeline is asked beside prompts, steps, size and seeds."""
+    def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        """Return this pipeline's arguments besides prompts, steps, size and seeds."""
         raise NotImplementedError
 
 
 class GuidedEngine(PipelineEngine):
-    """One with classifier-free guidance and negative prompts; `kind` has `GuidedEach`."""
+    """An engine with classifier-free guidance and negative prompts; its `kind` has `PerImageGuidance`."""
 
-    def arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """Each request's own. Guidance at or below 1 means none, as everywhere in diffusers.
+    def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        """Return each request's guidance and negative prompt. Guidance at or below 1 is off, as in all of diffusers.
 
         It is rounded to the pipeline's precision: in bf16 between 4 and 8 to a 1/32, in fp16 to a 1/256.
         """
@@ -145,14 +145,14 @@ class GuidedEngine(PipelineEngine):
 
 
 class PipelineEditor(PipelineModel):
-    """An `Editor`: edits that differ in noise and parent alone are made in one call."""
+    """An `Editor`: one call makes edits that differ in noise and parent only."""
 
     inpaints = False
 
-    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **parts: Any) -> None:
-        """Load a folder in diffusers' form; see `load`."""
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
+        """Load a folder in diffusers' form; see `load_pipeline`."""
         self.kind = partial_pipeline(self.kind)
-        super().__init__(folder, batch_size, precision, **parts)
+        super().__init__(folder, batch_size, precision, **components)
         self.scheduler = self.pipeline.scheduler = partial_scheduler(self.pipeline.scheduler)
 
     @property
@@ -164,98 +164,108 @@ class PipelineEditor(PipelineModel):
         """See `Editor.edit`."""
         return [edit.image for edit in self.denoise(requests, requests[0].steps)]
 
-    def denoise(self, edits: Sequence[EditRequest | PartialEdit], until: int) -> list[PartialEdit]:
+    def denoise(self, edits: Sequence[EditRequest | PartialEdit], stop_step: int) -> list[PartialEdit]:
         """See `Editor.denoise`.
 
         Raises `ValueError` where requests differ in more than noise and parent or edits are not at one step
-        before `until`, and `FlexyError` for a mask where the model cannot inpaint.
+        before `stop_step`, and `FlexyError` for a mask where the model cannot inpaint.
         """
-        first, step = _request(edits[0]), edits[0].step
-        own = {"noise": None, "parent": None}
-        if any(vars(_request(edit)) | own != vars(first) | own for edit in edits):
-            raise ValueError("one call makes edits that differ in noise and parent alone")
+        first, step = _request_of(edits[0]), edits[0].step
+        varying_fields = {"noise": None, "parent": None}
+        if any(vars(_request_of(edit)) | varying_fields != vars(first) | varying_fields for edit in edits):
+            raise ValueError("the edits of one call may differ in noise and parent only")
         if any(edit.step != step for edit in edits):
-            raise ValueError("one call makes edits that are at the same step")
-        if not step < until <= first.steps:
-            raise ValueError(f"edits at step {step} of {first.steps} cannot be run until step {until}")
-        self.scheduler.span = slice(step, until)
+            raise ValueError("the edits of one call must be at the same step")
+        if not step < stop_step <= first.steps:
+            raise ValueError(f"invalid stop step {stop_step}: must be from {step + 1} to {first.steps}")
+        self.scheduler.step_range = slice(step, stop_step)
         if first.mask is not None:
-            return self.inpaint(edits, until, first.mask)
-        return self.run(self.pipeline, edits, until, num_images_per_prompt=len(edits))
+            return self.inpaint_batch(edits, stop_step, first.mask)
+        return self.edit_batch(self.pipeline, edits, stop_step, num_images_per_prompt=len(edits))
 
-    def inpaint(self, edits: Sequence[EditRequest | PartialEdit], until: int, mask: Image.Image) -> list[PartialEdit]:
-        """The edits that have a mask."""
-        raise FlexyError(f"{type(self).__name__} edits whole images: leave out the mask, or take another editor")
-
-    def run(
-        self, pipeline: Any, edits: Sequence[EditRequest | PartialEdit], until: int, **arguments: Any
+    def inpaint_batch(
+        self, edits: Sequence[EditRequest | PartialEdit], stop_step: int, mask: Image.Image
     ) -> list[PartialEdit]:
-        """What `pipeline` makes of them in one call, asked with `arguments` beside those of every call."""
-        requests = [_request(edit) for edit in edits]
+        """Run edits that have a mask."""
+        raise FlexyError(f"{type(self).__name__} edits whole images: leave out the mask, or choose another editor")
+
+    def edit_batch(
+        self, pipeline: Any, edits: Sequence[EditRequest | PartialEdit], stop_step: int, **arguments: Any
+    ) -> list[PartialEdit]:
+        """Run the edits in one call of `pipeline`, with `arguments` in addition to those of every call."""
+        requests = [_request_of(edit) for edit in edits]
         first = requests[0]
         pipeline.noises = {cpu_generator(request.noise.seed): request.noise for request in requests}
-        pipeline.begin = lambda index, noise: self.begin(edits[index], noise)
-        images = self.ask(
+        pipeline.initial_latents = lambda index, noise: self.initial_latents(edits[index], noise)
+        images = self.run_pipeline(
             pipeline,
             list(pipeline.noises),
             first.steps,
             first.image.size,
             image=first.image,
             prompt=first.prompt,
-            **self.arguments(first),
+            **self.pipeline_arguments(first),
             **arguments,
         )
-        latents = self.scheduler.reached.float().cpu().numpy()
-        return [PartialEdit(request, until, *made) for request, *made in zip(requests, latents, images, strict=True)]
+        latents = self.scheduler.next_latents.float().cpu().numpy()
+        return [
+            PartialEdit(request, stop_step, latent, image)
+            for request, latent, image in zip(requests, latents, images, strict=True)
+        ]
 
-    def begin(self, edit: EditRequest | PartialEdit, noise: torch.Tensor) -> torch.Tensor | None:
-        """See `PartWay`."""
+    def initial_latents(self, edit: EditRequest | PartialEdit, noise: torch.Tensor) -> torch.Tensor | None:
+        """Return the latents to start from; see `PartialPipeline`."""
         if isinstance(edit, PartialEdit):
             return torch.from_numpy(edit.latents)[None]
         if edit.parent is None:
             return None
         height, width = (side * self.pipeline.vae_scale_factor for side in noise.shape[-2:])
         pixels = self.pipeline.image_processor.preprocess(edit.parent, height, width)
-        clean = self.encode(pixels.to(self.device, self.dtype))
-        return self.pack(self.scheduler.renoised(clean.float().cpu(), noise))
+        clean = self.encode_pixels(pixels.to(self.device, self.dtype))
+        return self.pack_latents(self.scheduler.add_initial_noise(clean.float().cpu(), noise))
 
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The VAE's latents (1, channels, height, width), scaled for the denoiser, of pixels in [−1, 1]."""
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the VAE's latents (1, channels, height, width), scaled for the denoiser, of pixels in [−1, 1]."""
         vae = self.pipeline.vae
-        # As pipelines do themselves: that of SDXL overflows in fp16.
-        upcast = self.dtype == torch.float16 and vae.config.force_upcast
-        vae.to(dtype=torch.float32 if upcast else self.dtype)
+        # As the pipelines do themselves: SDXL's VAE overflows in fp16.
+        needs_upcast = self.dtype == torch.float16 and vae.config.force_upcast
+        vae.to(dtype=torch.float32 if needs_upcast else self.dtype)
         latents = vae.encode(pixels.to(vae.dtype)).latent_dist.mode()
         vae.to(dtype=self.dtype)
         return (latents - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
 
-    def pack(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (1, channels, height, width) in the form that the pipeline's denoiser takes."""
+    def pack_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return latents (1, channels, height, width) in the form that the pipeline's denoiser takes."""
         return latents
 
-    def arguments(self, request: EditRequest) -> dict[str, Any]:
-        """What this pipeline is asked beside image, prompt, steps and noise."""
+    def pipeline_arguments(self, request: EditRequest) -> dict[str, Any]:
+        """Return this pipeline's arguments besides image, prompt, steps and noise."""
         raise NotImplementedError
 
 
 class InpaintingEditor(PipelineEditor):
-    """One with an `inpaint_kind`, of the same components, for where there is a mask."""
+    """An editor with an `inpaint_kind`, a pipeline of the same components for requests with a mask."""
 
     inpaints = True
     inpaint_kind: ClassVar[Any]
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
-        """Load a folder in diffusers' form; see `load`."""
+        """Load a folder in diffusers' form; see `load_pipeline`."""
         super().__init__(folder, batch_size, precision)
-        self.inpainter = partial_pipeline(self.inpaint_kind)(**self.pipeline.components)
-        self.inpainter.set_progress_bar_config(disable=True)
+        self.inpaint_pipeline = partial_pipeline(self.inpaint_kind)(**self.pipeline.components)
+        self.inpaint_pipeline.set_progress_bar_config(disable=True)
 
-    def inpaint(self, edits: Sequence[EditRequest | PartialEdit], until: int, mask: Image.Image) -> list[PartialEdit]:
-        """See `PipelineEditor.inpaint`. Outside of the mask the source stays as it is."""
+    def inpaint_batch(
+        self, edits: Sequence[EditRequest | PartialEdit], stop_step: int, mask: Image.Image
+    ) -> list[PartialEdit]:
+        """See `PipelineEditor.inpaint_batch`. Outside the mask the source's pixels stay."""
         # Some inpainting pipelines draw the source's latents with the first seed, for every image of a call.
-        made = [self.run(self.inpainter, [edit], until, mask_image=mask, strength=1.0)[0] for edit in edits]
-        return [replace(edit, image=Image.composite(edit.image, edit.request.image, mask)) for edit in made]
+        results = [
+            self.edit_batch(self.inpaint_pipeline, [edit], stop_step, mask_image=mask, strength=1.0)[0]
+            for edit in edits
+        ]
+        return [replace(edit, image=Image.composite(edit.image, edit.request.image, mask)) for edit in results]
 
 
-def _request(edit: EditRequest | PartialEdit) -> EditRequest:
+def _request_of(edit: EditRequest | PartialEdit) -> EditRequest:
     return edit.request if isinstance(edit, PartialEdit) else edit

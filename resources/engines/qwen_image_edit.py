@@ -12,22 +12,22 @@ from resources.engines.pipeline import InpaintingEditor
 
 
 class QwenImageEditor(InpaintingEditor):
-    """Qwen-Image-Edit, which works at about a megapixel; guidance at or below 1 means none."""
+    """Qwen-Image-Edit, which works at about a megapixel; guidance is off at or below 1."""
 
     kind = QwenImageEditPipeline
     inpaint_kind = QwenImageEditInpaintPipeline
 
-    def arguments(self, request: EditRequest) -> dict[str, Any]:
-        """Guidance away from a blank, as in the published examples, where there is no negative prompt."""
+    def pipeline_arguments(self, request: EditRequest) -> dict[str, Any]:
+        """Return guidance and the negative prompt, by default a blank, as in the published examples."""
         negative = " " if request.negative_prompt is None else request.negative_prompt
         return {"true_cfg_scale": request.guidance, "negative_prompt": negative}
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """See `PipelineEditor.encode`; this VAE is one for videos."""
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """See `PipelineEditor.encode_pixels`; this VAE is a video VAE."""
         return self.pipeline._encode_vae_image(pixels.unsqueeze(2), None).squeeze(2)
 
-    def pack(self, latents: Tensor) -> Tensor:
-        """See `PipelineEditor.pack`: 2 × 2 of them are a token."""
+    def pack_latents(self, latents: Tensor) -> Tensor:
+        """See `PipelineEditor.pack_latents`: 2 × 2 latents are one token."""
         return self.pipeline._pack_latents(latents, *latents.shape)
 
 

@@ -23,20 +23,23 @@ class SdxlEngine(GuidedEngine):
     kind = _Sdxl
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
-        """Load a folder in diffusers' form; see `load`."""
-        # diffusers would mark the images as soon as somebody installs invisible-watermark.
+        """Load a folder in diffusers' form; see `load_pipeline`."""
+        # diffusers would watermark the images as soon as invisible-watermark is installed.
         super().__init__(folder, batch_size, precision, add_watermarker=False)
 
-    def make(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        """Those with a negative prompt and those without in a call each: none is not an empty one here."""
-        bare = [request.negative_prompt is None for request in requests]
-        if all(bare) or not any(bare):
-            return super().make(requests)
-        without = iter(super().make([request for request in requests if request.negative_prompt is None]))
-        others = iter(super().make([request for request in requests if request.negative_prompt is not None]))
-        return [next(without if none else others) for none in bare]
+    def generate_batch(self, requests: Sequence[ImageRequest]) -> list[Image]:
+        """Return the images; requests with and without a negative prompt need a call each.
 
-    def arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """See `GuidedEngine.arguments`."""
-        arguments = super().arguments(requests)
+        To SDXL no negative prompt is not the same as an empty one.
+        """
+        lacks_negative = [request.negative_prompt is None for request in requests]
+        if all(lacks_negative) or not any(lacks_negative):
+            return super().generate_batch(requests)
+        without = iter(super().generate_batch([r for r in requests if r.negative_prompt is None]))
+        with_negative = iter(super().generate_batch([r for r in requests if r.negative_prompt is not None]))
+        return [next(without if lacks else with_negative) for lacks in lacks_negative]
+
+    def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
+        """See `GuidedEngine.pipeline_arguments`."""
+        arguments = super().pipeline_arguments(requests)
         return arguments | {"negative_prompt": None} if requests[0].negative_prompt is None else arguments

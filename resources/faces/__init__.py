@@ -1,6 +1,6 @@
-"""Faces in pictures: where they are, who they are, and one put in another's place.
+"""Faces in images: position, identity, and how to select one.
 
-What is here are plain values; the models behind them are in `insight` (insightface's own classes) and `restore`.
+These are plain values; the models are in `insight` (insightface's own classes) and `restore`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A face in a picture, in its pixels, x before y.
+    """A face in an image, in pixels, x before y.
 
-    `box` is float32 (4,), left, top, right, bottom, and may reach over the picture's edge; `landmarks` float32
-    (5, 2): the eyes, the nose and the corners of the mouth, left ones first; `score` how sure the detector is, 0 to 1;
-    `embedding` float32 (512,) of length 1, ArcFace's. A face `at_edge` is cut by the edge, or touches it: part of
-    it is not to be seen, so its embedding says less.
+    `box` is float32 (4,), left, top, right, bottom, and may reach over the image's edge; `landmarks` float32
+    (5, 2): the eyes, the nose and the corners of the mouth, left ones first; `score` the detector's confidence, 0 to
+    1; `embedding` ArcFace's, float32 (512,) of norm 1. A face `at_edge` is cut off by the edge or touches it: part
+    of it may be invisible, so its embedding is less reliable.
     """
 
     box: NDArray[np.float32]
@@ -35,29 +35,29 @@ class Face:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """The middle of the box."""
+        """The centre of the box, x and y."""
         left, top, right, bottom = (float(side) for side in self.box)
         return (left + right) / 2, (top + bottom) / 2
 
     @property
     def area(self) -> float:
-        """Of the box, in pixels."""
+        """The area of the box in pixels."""
         left, top, right, bottom = (float(side) for side in self.box)
         return (right - left) * (bottom - top)
 
 
 def nearest_face(faces: Sequence[Face], point: tuple[float, float]) -> Face | None:
-    """The face whose box's middle is nearest to `point`; None where there are none."""
+    """Return the face whose box's centre is nearest to `point`; None without faces."""
     return min(faces, key=lambda face: math.dist(face.centre, point), default=None)
 
 
 def largest_face(faces: Sequence[Face]) -> Face | None:
-    """The face with the largest box, a portrait's own; None where there are none."""
+    """Return the face with the largest box, a portrait's subject; None without faces."""
     return max(faces, key=lambda face: face.area, default=None)
 
 
 def mask_centre(mask: Image) -> tuple[float, float] | None:
-    """The centre of gravity, x and y in pixels, of what is white in a mask; None where all of it is black."""
+    """Return the centroid, x and y in pixels, of a mask's white area; None for a mask that is all black."""
     white = np.asarray(mask.convert("L"), dtype=np.float64)
     total = white.sum()
     if not total:
@@ -67,5 +67,5 @@ def mask_centre(mask: Image) -> tuple[float, float] | None:
 
 
 def identity_similarity(one: Face, other: Face) -> float:
-    """How alike two faces are: ArcFace's cosine (Deng et al. 2019), −1 to 1; 1 for the same embedding."""
+    """Return the cosine of two faces' ArcFace embeddings (Deng et al. 2019), −1 to 1; 1 for equal embeddings."""
     return float(np.clip(one.embedding @ other.embedding, -1, 1))

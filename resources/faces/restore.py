@@ -1,4 +1,4 @@
-"""Goes over a face once more after the swap: an ONNX face restorer, GFPGAN or CodeFormer for one."""
+"""Restores a face after the swap with an ONNX face restorer such as GFPGAN or CodeFormer."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ TEMPLATE = np.array(
         (313.08905, 371.15118),
     ]
 )
-"""Where faces of FFHQ have their landmarks at 512 pixels, as both models were trained (facexlib)."""
+"""The landmark positions of FFHQ's faces at 512 pixels, on which both models were trained (facexlib)."""
 FIDELITY = 0.7
-"""CodeFormer's weight: 0 looks best, 1 keeps most of the face."""
+"""CodeFormer's weight: 0 for best quality, 1 for highest fidelity to the face."""
 
 
 class FaceRestorer:
-    """A model from (1, 3, 512, 512) in −1 to 1 to the same; a second input, if it has one, is its fidelity."""
+    """A model from (1, 3, 512, 512) in −1 to 1 to the same form; its optional second input is the fidelity."""
 
     def __init__(self, folder: Path) -> None:
-        """Load the one ONNX file in `folder`. Raises `FlexyError` where there is not one, or it is no such model."""
+        """Load the one ONNX file in `folder`. Raises `FlexyError` for another number of files or another model."""
         files = sorted(folder.glob("*.onnx"))
         if len(files) != 1:
-            raise FlexyError(f"{folder} holds {len(files)} ONNX files and not one face restorer: put one alone there")
+            raise FlexyError(f"cannot load {folder}: it holds {len(files)} ONNX files: leave one, the face restorer's")
         with named_loading_errors(files[0]):
             self.session = onnxruntime.InferenceSession(str(files[0]), **session_arguments())
             shape = self.session.get_inputs()[0].shape
@@ -44,15 +44,17 @@ class FaceRestorer:
             raise load_error(files[0], f"it is another model's, it takes {shape} and not [1, 3, {SIDE}, {SIDE}]")
 
     def restore(self, image: Image.Image, face: Face) -> Image.Image:
-        """`image`, in RGB, with this face restored; away from it every pixel is the original's."""
+        """Return `image`, in RGB, with this face restored; pixels away from it do not change."""
         return Image.fromarray(
             paste_face(np.asarray(image.convert("RGB")), face.landmarks, TEMPLATE, SIDE, self._paint)
         )
 
     def _paint(self, crop: Pixels) -> Pixels:
-        picture, *more = self.session.get_inputs()
-        given = {picture.name: (crop.transpose(2, 0, 1)[None] / 127.5 - 1).astype(np.float32)}
-        for fidelity in more:
-            given[fidelity.name] = np.array(FIDELITY, np.float64 if "double" in fidelity.type else np.float32)
-        made = np.asarray(self.session.run(None, given)[0])[0]
-        return np.clip((made.transpose(1, 2, 0) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+        image_input, *fidelity_inputs = self.session.get_inputs()
+        inputs = {image_input.name: (crop.transpose(2, 0, 1)[None] / 127.5 - 1).astype(np.float32)}
+        for fidelity_input in fidelity_inputs:
+            inputs[fidelity_input.name] = np.array(
+                FIDELITY, np.float64 if "double" in fidelity_input.type else np.float32
+            )
+        output = np.asarray(self.session.run(None, inputs)[0])[0]
+        return np.clip((output.transpose(1, 2, 0) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""How ONNX models compute: the device and the threads that every other model has."""
+"""Session options of ONNX models: the same device and threads as every other model."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import onnxruntime
 
 from resources.models import compute
 
-_ONLY_ERRORS = 3
+_SEVERITY_ERROR = 3
 
 
 def session_options() -> onnxruntime.SessionOptions:
-    """As many threads as torch has, so that a model's `threads` holds here too; no notes on standard error."""
+    """Return options with torch's number of threads, so that a model's `threads` applies, and errors logged only."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = compute.cpu_threads()
     options.inter_op_num_threads = 1
-    options.log_severity_level = _ONLY_ERRORS
+    options.log_severity_level = _SEVERITY_ERROR
     return options
 
 
 def onnx_providers() -> list[str]:
-    """CUDA where there is a GPU and this build of onnxruntime knows it, and always the CPU."""
+    """Return CUDA, where there is a GPU and this build of onnxruntime supports it, and the CPU."""
     cuda = compute.compute_device() == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     return ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
 
 
 def session_arguments() -> dict[str, Any]:
-    """What a session is made with."""
+    """Return the keyword arguments of an inference session."""
     return {"providers": onnx_providers(), "sess_options": session_options()}

@@ -1,4 +1,4 @@
-"""What models there are, and what of them is on this machine."""
+"""The list of models, with what is on this machine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from resources.settings import MODEL_SETS, Settings
 
 
 def list_models(settings: Settings) -> list[dict[str, Any]]:
-    """One row a model of either set.
+    """Return one row per model of each set.
 
-    `state` is `embedded`, `present`, `your folder`, `missing`, `gated`: missing, with a licence to accept, or `to
-    bring`: missing, never fetched, and yours to name in FLEXY_MODEL_REGISTRY, where its `files` lie. `gigabytes`
-    is what it takes on disk or, where it is missing, what is to fetch.
+    `state` is `embedded`, `present`, `your folder`, `missing`, `gated` (missing, with a licence to accept), or `user
+    must supply` (missing and never downloaded: name the folder of its `files` in FLEXY_MODEL_REGISTRY). `gigabytes` is
+    its size on disk or, where it is missing, the size to download.
     """
     rows = []
     for entry in registry.MODELS.values():
         sets = [models for models in MODEL_SETS if entry.in_set(models)]
-        if not (entry.published or entry.brought or entry.embedded):
+        if not (entry.published or entry.user_provided or entry.embedded):
             sets = ["both"]
         rows += [_row(entry, models, settings) for models in sets]
     return rows
@@ -30,10 +30,10 @@ def list_models(settings: Settings) -> list[dict[str, Any]]:
 def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
     model = registry.local_model(entry, settings.with_models(models))
     published = None if models == "mini" else entry.published
-    weighty = published or model.brought
-    missing = bool(model.folder and weights.missing_files(model.folder, model.published, model.brought))
-    if model.brought and not model.folder:
-        missing, state = True, "to bring"
+    source = published or model.user_provided
+    missing = bool(model.folder and weights.missing_files(model.folder, model.published, model.user_provided))
+    if model.user_provided and not model.folder:
+        missing, state = True, "user must supply"
     elif missing:
         state = "gated" if model.published and model.published.gated else "missing"
     elif models == "mini":
@@ -41,8 +41,8 @@ def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
     else:
         state = "your folder" if model.folder and not model.published else "present"
     size = weights.folder_bytes(model.folder) / 1e9 if model.folder else 0
-    if missing and weighty:
-        size = weighty.gigabytes
+    if missing and source:
+        size = source.gigabytes
     return {
         "name": model.name,
         "kind": entry.kind,
@@ -51,12 +51,12 @@ def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
         "folder": str(model.folder) if model.folder and not missing else None,
         "gigabytes": round(size, 6),
         "memory": (entry.memory or None) if models != "mini" else None,
-        "licence": weighty.licence if weighty else None,
-        "commercial": weighty.commercial if weighty else None,
+        "licence": source.licence if source else None,
+        "commercial": source.commercial if source else None,
         "gated": bool(published and published.gated),
         "repo": published.repo if published else None,
         "revision": published.revision if published else None,
-        "files": [*model.brought.files] if model.brought else None,
+        "files": [*model.user_provided.files] if model.user_provided else None,
     }
 
 
@@ -64,7 +64,7 @@ _HEADINGS = ("name", "kind", "set", "state", "   GB", "memory", "commercial", "l
 
 
 def format_model_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows for a person, memory in GB too; licences and repositories are cut to the terminal's width."""
+    """Return the rows as text, memory in GB too; licences and repositories are truncated to the terminal's width."""
     cells = [
         (
             row["name"],
@@ -81,24 +81,26 @@ def format_model_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     lines = [_HEADINGS, *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = max(shutil.get_terminal_size((120, 0)).columns, 100) - sum(widths[:-2]) - 2 * (len(widths) - 1)
-    widths[-2] = min(widths[-2], left * 2 // 5)
-    widths[-1] = min(widths[-1], left - widths[-2])
-    # Of a repository the end, with its revision, tells most.
-    shown = ([*line[:-2], _truncate(line[-2], widths[-2]), _truncate(line[-1], widths[-1], 2 / 3)] for line in lines)
+    free_width = max(shutil.get_terminal_size((120, 0)).columns, 100) - sum(widths[:-2]) - 2 * (len(widths) - 1)
+    widths[-2] = min(widths[-2], free_width * 2 // 5)
+    widths[-1] = min(widths[-1], free_width - widths[-2])
+    # The end of a repository, with its revision, is the most informative.
+    truncated = (
+        [*line[:-2], _truncate(line[-2], widths[-2]), _truncate(line[-1], widths[-1], 2 / 3)] for line in lines
+    )
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in shown
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in truncated
     )
 
 
 def _origin(row: Mapping[str, Any]) -> str:
-    """Where the files are from: a repository, or the user, by their names."""
+    """Return the source of the files: a repository, or the names of those that the user supplies."""
     if row["files"]:
         return f"yours: {', '.join(row['files'])}"
     return f"{row['repo']}@{row['revision'][:7]}" if row["repo"] else ""
 
 
 def _truncate(text: str, width: int, tail: float = 0) -> str:
-    """The text; where it is too long with an ellipsis, behind which the part `tail` of the width is its end."""
+    """Return the text, or for a longer one its start, an ellipsis, and its end on the fraction `tail` of the width."""
     end = int(tail * width)
     return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"

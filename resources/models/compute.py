@@ -1,4 +1,4 @@
-"""Where and how models compute: device, precision, what to do when memory runs out."""
+"""Device, precision and memory of models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 def compute_device() -> str:
-    """`cuda` where there is a GPU, else `cpu`; TF32 is on there for what stays in fp32."""
+    """Return `cuda` where there is a GPU, with TF32 on for fp32 operations, else `cpu`."""
     import torch
 
     if not torch.cuda.is_available():
@@ -29,37 +29,37 @@ def compute_device() -> str:
 
 
 def torch_dtype(precision: str) -> torch.dtype:
-    """torch's name for `fp32`, `fp16` or `bf16`."""
+    """Return torch's type for `fp32`, `fp16` or `bf16`."""
     import torch
 
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def cpu_threads() -> int:
-    """How many CPU threads a model computes with."""
+    """Return the number of CPU threads that a model computes with."""
     import torch
 
     return torch.get_num_threads()
 
 
 def release_memory() -> None:
-    """Give what is no longer referred to back: to the system, and to the GPU's other users."""
+    """Return unreferenced memory to the system and to the GPU's other processes."""
     gc.collect()
-    # What has outlived a model is here to stay: the next collection, after the next model, need not look at it.
+    # Objects that outlived a model are permanent: later collections can skip them.
     gc.freeze()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
     if sys.platform == "linux":
-        # glibc keeps freed blocks below its mmap threshold for itself.
+        # glibc keeps freed blocks below its mmap threshold.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim:
             trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python says that there was no memory left."""
+    """Whether `error` is torch's or Python's out-of-memory error."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
@@ -70,31 +70,31 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class HalvingBatches:
-    """Calls in parts of at most `size`; one that runs out of memory is halved, down to single items."""
+    """Splits calls into batches of at most `size`; a batch that runs out of memory is halved, down to single items."""
 
     def __init__(self, size: int) -> None:
-        self.size = self.most = size
+        self.size = self.max_size = size
 
     def __call__(self, call: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R | FlexyError]:
-        """`call`'s result for each item, in order; an error in the place of an item that alone is too much."""
+        """Return `call`'s result for each item, in order, and an error for an item that is too large by itself."""
         results: list[R | FlexyError] = []
         while len(results) < len(items):
-            part = items[len(results) : len(results) + self.size]
+            batch = items[len(results) : len(results) + self.size]
             ran_out = False
             try:
-                results.extend(call(part))
+                results.extend(call(batch))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 ran_out = True
-            # Outside the handler: the error holds on to the frames, and they to the tensors.
+            # Outside the handler: the error references the frames, and these the tensors.
             if ran_out:
                 release_memory()
-                if len(part) > 1:
-                    self.size = len(part) // 2
+                if len(batch) > 1:
+                    self.size = len(batch) // 2
                 else:
                     results.append(
-                        FlexyError("out of memory for this one image alone: use a smaller one, or more memory")
+                        FlexyError("out of memory for this image alone: use a smaller image, or more memory")
                     )
-                    self.size = self.most
+                    self.size = self.max_size
         return results

@@ -1,4 +1,4 @@
-"""Brings the published files of models from the Hugging Face hub into its cache on this machine."""
+"""Downloads the published files of models from the Hugging Face hub into its cache on this machine."""
 
 from __future__ import annotations
 
@@ -38,71 +38,71 @@ _OTHERWISE = "name a folder that has it in FLEXY_MODEL_REGISTRY"
 
 @dataclass(frozen=True)
 class FetchedModel:
-    """A model that is on this machine now: its folder, and the bytes that came; None where nothing had to."""
+    """A model that is now on this machine: its folder, and the bytes downloaded; None where it was complete."""
 
     name: str
     folder: Path
-    received: int | None
-    yours: bool = False
+    received_bytes: int | None
+    is_user_folder: bool = False
     """Whether the folder is the user's, named in FLEXY_MODEL_REGISTRY or HPS_ROOT."""
 
     def __str__(self) -> str:
-        done = "is here already" if self.received is None else f"fetched, {self.received / 1e9:.2f} GB came"
-        return f"{self.name}: {'your folder is used, nothing to fetch' if self.yours else done}: {self.folder}"
+        done = "is here already" if self.received_bytes is None else f"fetched, {self.received_bytes / 1e9:.2f} GB came"
+        return f"{self.name}: {'your folder is used, nothing to fetch' if self.is_user_folder else done}: {self.folder}"
 
 
 def fetch_models(names: Sequence[str], settings: Settings) -> Iterator[FetchedModel]:
-    """Bring the models called `names`, and before each what it needs; what was interrupted goes on where it was.
+    """Download the models called `names`, each after its required models; interrupted downloads resume.
 
-    Raises `BadInputError` for a name with nothing to fetch, before any is fetched, and `FlexyError` with
-    what hindered.
+    Raises `BadInputError` for a name with nothing to download, before the first download, and `FlexyError` with
+    the cause of a failed one.
     """
-    # The library's own bars and notes would stand between ours, and show addresses that are signed.
+    # The library's own bars and notes would mix with ours, and show signed addresses.
     logging.set_verbosity_error()
     disable_progress_bars()
     if not re.fullmatch("[!-~]*", get_token() or ""):
         raise BadInputError("HF_TOKEN holds what no token can: set it to a valid one")
     full = settings.with_models("full")
-    for name in _with_needed(names):
+    for name in _with_required_models(names):
         model = registry.local_model(registry.MODELS[name], full)
         assert model.folder
         if model.published is None:
             model.check()
-            yield FetchedModel(name, model.folder, None, yours=True)
+            yield FetchedModel(name, model.folder, None, is_user_folder=True)
             continue
         try:
             received = _fetch(name, model.published)
         except (HTTPError, OSError, ValueError) as error:
-            # Their words may hold a token or a signed address: only our own are shown.
+            # Their messages may contain a token or a signed address: only our own are shown.
             raise FlexyError(f"cannot fetch {name}: {_explain_error(error, model.published)}") from None
         yield FetchedModel(name, weights.hub_snapshot_folder(model.published), received)
 
 
-def _with_needed(names: Sequence[str]) -> list[str]:
-    """The names, each after those of what it needs, and each once."""
+def _with_required_models(names: Sequence[str]) -> list[str]:
+    """Return the names, each after those of its required models, and each once."""
     fetchable = [name for name, entry in registry.MODELS.items() if entry.published]
-    found: dict[str, None] = {}
+    ordered: dict[str, None] = {}
     for name in names:
         if name not in fetchable:
-            if (entry := registry.MODELS.get(name)) and entry.brought:
-                what = weights.describe_user_provided(name, entry.brought)
-                raise BadInputError(f"{name} is not handed out, so it is never fetched: {what}")
+            if (entry := registry.MODELS.get(name)) and entry.user_provided:
+                remedy = weights.describe_user_provided(name, entry.user_provided)
+                raise BadInputError(f"{name} is not redistributable and never downloaded: {remedy}")
             if name in registry.MODELS or name.removeprefix("mini_") in registry.MODELS:
                 raise BadInputError(f"{name} cannot be fetched: all it takes lies in the repository")
             raise BadInputError(f"model {name!r} is unknown: use {', '.join(fetchable)}")
-        found |= dict.fromkeys([*_with_needed([*registry.MODELS[name].needs.values()]), name])
-    return list(found)
+        ordered |= dict.fromkeys([*_with_required_models([*registry.MODELS[name].required_models.values()]), name])
+    return list(ordered)
 
 
 def _fetch(name: str, published: PublishedWeights) -> int | None:
-    """Bring one model; how many bytes came, None where all was here."""
+    """Download one model; return the bytes downloaded, None where it was complete."""
     folder = weights.hub_snapshot_folder(published)
     if weights.list_files(folder, published) and not weights.missing_files(folder, published):
         _verify(name, folder, published)
         return None
     if constants.is_offline_mode():
         raise BadInputError(f"cannot fetch {name}: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it")
-    # Of a branch, the commit that was recorded: a fetch that goes on must not mix two.
+    # For a branch, the recorded commit: a resumed download must not mix two commits.
     info = HfApi().model_info(
         published.repo, revision=folder.name, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
     )
@@ -122,16 +122,16 @@ def _fetch(name: str, published: PublishedWeights) -> int | None:
 
 
 def _download_files(name: str, folder: Path, repo: str, files: Sequence[RepoSibling]) -> int:
-    """Bring what `folder` lacks of `files`, with a bar on a terminal; how many bytes came.
+    """Download the missing `files` of `folder`, with a progress bar on a terminal; return the bytes downloaded.
 
-    The hub's library puts files in their place, but starts anew on one that it was interrupted in. The large
-    ones, which the cache names by their SHA-256, are therefore brought there first, where the library finds them.
+    The hub's library puts files in place, but restarts an interrupted file. Large files, which the cache names by
+    their SHA-256, are therefore downloaded there first, where the library finds them.
     """
-    lacking = [file for file in files if not (folder / file.rfilename).exists()]
-    small = [file for file in lacking if not file.lfs]
-    large = {folder.parent.parent / "blobs" / file.lfs.sha256: file for file in lacking if file.lfs}
-    left = _size(small) + _size(large.values()) - sum(map(_is_present, large))
-    _check_room(name, folder, left)
+    missing = [file for file in files if not (folder / file.rfilename).exists()]
+    small = [file for file in missing if not file.lfs]
+    large = {folder.parent.parent / "blobs" / file.lfs.sha256: file for file in missing if file.lfs}
+    left = _size(small) + _size(large.values()) - sum(map(_present_bytes, large))
+    _check_disk_space(name, folder, left)
 
     done = _size(files) - left
     with tqdm(total=done + left, initial=done, desc=name, unit="B", unit_scale=True, disable=None) as bar:
@@ -139,13 +139,13 @@ def _download_files(name: str, folder: Path, repo: str, files: Sequence[RepoSibl
             _download_blob(hf_hub_url(repo, file.rfilename, revision=folder.name), blob, file.size or 0, bar)
             if not blob.exists():
                 raise FlexyError(_damaged(name, file.rfilename))
-        snapshot_download(repo, revision=folder.name, allow_patterns=[file.rfilename for file in lacking])
+        snapshot_download(repo, revision=folder.name, allow_patterns=[file.rfilename for file in missing])
         bar.update(_size(small))
     return left
 
 
 def _download_blob(url: str, blob: Path, size: int, bar: tqdm) -> None:
-    """Bring a file to `blob`, whose name is its SHA-256, going on from what is here; not there if it is damaged."""
+    """Download a file to `blob`, whose name is its SHA-256, resuming a partial one; delete it if damaged."""
     lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"
     for folder in (lock.parent, blob.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def _download_blob(url: str, blob: Path, size: int, bar: tqdm) -> None:
                 url,
                 file,
                 resume_size=file.tell(),
-                # Of a compressed answer, the rest could not be asked for.
+                # The rest of a compressed response could not be requested.
                 headers=build_hf_headers(headers={"Accept-Encoding": "identity"}),
                 expected_size=size,
                 tqdm_class=lambda **_: nullcontext(bar),  # type: ignore[arg-type]
@@ -177,8 +177,8 @@ def _partial(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.incomplete")
 
 
-def _is_present(blob: Path) -> int:
-    """How many bytes of a file were brought already."""
+def _present_bytes(blob: Path) -> int:
+    """Return the bytes of a file that were downloaded already."""
     return next((path.stat().st_size for path in (blob, _partial(blob)) if path.exists()), 0)
 
 
@@ -186,8 +186,8 @@ def _size(files: Iterable[RepoSibling]) -> int:
     return sum(file.size or 0 for file in files)
 
 
-def _check_room(name: str, folder: Path, needed: int) -> None:
-    """Raises `FlexyError` where the disk would be full before the model is whole."""
+def _check_disk_space(name: str, folder: Path, needed: int) -> None:
+    """Raise `FlexyError` where the disk would be full before the model is complete."""
     disk = next(parent for parent in folder.parents if parent.exists())
     free = shutil.disk_usage(disk).free
     if free < needed:
@@ -196,7 +196,7 @@ def _check_room(name: str, folder: Path, needed: int) -> None:
 
 
 def _verify(name: str, folder: Path, published: PublishedWeights) -> None:
-    """Raises `FlexyError` for a file that is not as published, once it is deleted."""
+    """Delete a file that is not as published, and raise `FlexyError`."""
     for file, sha256 in published.sha256.items():
         path = folder / file
         if file_sha256(path) != sha256:
@@ -210,7 +210,7 @@ def _damaged(name: str, file: str) -> str:
 
 
 def _explain_error(error: Exception, published: PublishedWeights) -> str:
-    """Cause and remedy of what the hub's library raised."""
+    """Return cause and remedy of an error of the hub's library."""
     while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what it raises when it cannot fall back on the cache
     repo, page = published.repo, f"https://huggingface.co/{published.repo}"

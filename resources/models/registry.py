@@ -1,6 +1,6 @@
 """The models by name: one entry each. A new scorer, engine or editor is one file and one entry here.
 
-A loader is named by its module, which is imported only when the model is wanted: the webserver reads
+A loader is named by its module, which is imported only when the model is loaded: the webserver reads
 this registry and must not import torch. Licences, gating, hashes and sizes are those of the pinned commits.
 """
 
@@ -18,7 +18,7 @@ from resources.models.weights import (
 )
 from resources.settings import MODEL_SETS, Settings
 
-NOTHING_BUT_THE_PROMPT = frozenset({"guidance", "negative_prompt"})
+GUIDANCE_AND_NEGATIVE_PROMPT = frozenset({"guidance", "negative_prompt"})
 NO_NEGATIVE_PROMPT = frozenset({"negative_prompt"})
 
 _PIPELINE = ("model_index.json", "*/*.json", "*/*.safetensors", "tokenizer*/*")
@@ -70,7 +70,7 @@ _ENTRIES = (
             },
         ),
         options={"batch_size": 8},
-        half="fp16",
+        half_precision="fp16",
         memory=7,
         multiple=8,
         steps=30,
@@ -89,9 +89,9 @@ _ENTRIES = (
             gated=True,
         ),
         options={"batch_size": 4},
-        half="bf16",
+        half_precision="bf16",
         memory=34,
-        ignores=NOTHING_BUT_THE_PROMPT,
+        ignored_settings=GUIDANCE_AND_NEGATIVE_PROMPT,
         steps=4,
     ),
     ModelEntry(
@@ -109,7 +109,7 @@ _ENTRIES = (
             commercial=False,
         ),
         options={"batch_size": 8},
-        half="fp16",
+        half_precision="fp16",
         memory=16,
         steps=28,
         guidance=7.0,
@@ -128,7 +128,7 @@ _ENTRIES = (
             gated=True,
         ),
         options={"batch_size": 8},
-        half="bf16",
+        half_precision="bf16",
         memory=17,
         steps=40,
         guidance=4.5,
@@ -139,11 +139,11 @@ _ENTRIES = (
         "resources.engines.hidream:HiDreamEngine",
         # No public source states this repository's commit, so the branch is fetched and its commit recorded.
         PublishedWeights("HiDream-ai/HiDream-I1-Full", "main", _PIPELINE, "mit", gigabytes=47.2),
-        needs={"llama": "llama_31_8b"},
+        required_models={"llama": "llama_31_8b"},
         options={"batch_size": 2},
-        half="bf16",
+        half_precision="bf16",
         memory=63,
-        # It works at a megapixel whatever is asked for.
+        # It works at a megapixel whatever the requested size.
         side=1024,
         steps=50,
         guidance=5.0,
@@ -162,9 +162,9 @@ _ENTRIES = (
             commercial=False,
         ),
         options={"batch_size": 2},
-        half="bf16",
+        half_precision="bf16",
         memory=112,
-        ignores=NO_NEGATIVE_PROMPT,
+        ignored_settings=NO_NEGATIVE_PROMPT,
         steps=50,
     ),
     # Editors
@@ -176,7 +176,7 @@ _ENTRIES = (
         options={"batch_size": 16, "image_guidance": 1.5},
         side=64,
         multiple=8,
-        # With more steps nearly every try is right, and a search has little to find.
+        # With more steps nearly every edit succeeds, and a search has little to gain.
         steps=4,
         guidance=2.0,
     ),
@@ -192,8 +192,8 @@ _ENTRIES = (
             gigabytes=57.7,
         ),
         options={"batch_size": 2},
-        retouches=True,
-        half="bf16",
+        supports_faces=True,
+        half_precision="bf16",
         memory=58,
     ),
     ModelEntry(
@@ -208,7 +208,7 @@ _ENTRIES = (
             gigabytes=57.7,
         ),
         options={"batch_size": 2},
-        half="bf16",
+        half_precision="bf16",
         memory=58,
     ),
     ModelEntry(
@@ -225,7 +225,7 @@ _ENTRIES = (
             commercial=False,
         ),
         options={"batch_size": 4},
-        half="bf16",
+        half_precision="bf16",
         memory=34,
     ),
     # Scorers
@@ -242,7 +242,7 @@ _ENTRIES = (
             sha256=_CLIP_SHA256,
         ),
         embedded=MINI_WEIGHTS / "clip",
-        half="fp16",
+        half_precision="fp16",
         memory=1,
     ),
     ModelEntry(
@@ -267,7 +267,7 @@ _ENTRIES = (
         PublishedWeights(
             "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
             "684098de3856fa4678bf800efc05635de5b6cde5",
-            # There before safetensors were added, and read as tensors only.
+            # At this commit there are no safetensors; the file is read as tensors only.
             ("pytorch_model.bin",),
             "none stated",
             gigabytes=1.2,
@@ -289,9 +289,9 @@ _ENTRIES = (
             sha256={"HPS_v2.1_compressed.pt": "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"},
         ),
         embedded=MINI_WEIGHTS / "hps",
-        # The checkpoint brings no vocabulary; CLIP's is the same.
-        needs={"tokenizer": "clip"},
-        half="fp16",
+        # The checkpoint has no vocabulary; CLIP's is the same.
+        required_models={"tokenizer": "clip"},
+        half_precision="fp16",
         memory=2,
     ),
     ModelEntry(
@@ -321,7 +321,7 @@ _ENTRIES = (
             "apache-2.0",
             gigabytes=16.6,
         ),
-        half="bf16",
+        half_precision="bf16",
         memory=19,
     ),
     # Faces
@@ -330,9 +330,9 @@ _ENTRIES = (
         "face",
         "resources.faces.insight:FaceSwapper",
         embedded=MINI_WEIGHTS / "faces",
-        brought=UserProvidedWeights(("inswapper_128.onnx",), "non-commercial research", gigabytes=0.55),
-        needs={"pack": "buffalo_l"},
-        welcomes={"restorer": "face_restorer"},
+        user_provided=UserProvidedWeights(("inswapper_128.onnx",), "non-commercial research", gigabytes=0.55),
+        required_models={"pack": "buffalo_l"},
+        optional_models={"restorer": "face_restorer"},
         options={"det_size": 640},
         memory=2,
     ),
@@ -341,7 +341,9 @@ _ENTRIES = (
         "face",
         "resources.faces.insight:FaceFinder",
         embedded=MINI_WEIGHTS / "faces" / "buffalo_l",
-        brought=UserProvidedWeights(("det_10g.onnx", "w600k_r50.onnx"), "non-commercial research", gigabytes=0.19),
+        user_provided=UserProvidedWeights(
+            ("det_10g.onnx", "w600k_r50.onnx"), "non-commercial research", gigabytes=0.19
+        ),
         options={"det_size": 640},
         memory=1,
     ),
@@ -349,7 +351,7 @@ _ENTRIES = (
         "face_restorer",
         "face",
         "resources.faces.restore:FaceRestorer",
-        brought=UserProvidedWeights(("*.onnx",), "as its authors say", gigabytes=0.35, commercial=None),
+        user_provided=UserProvidedWeights(("*.onnx",), "as its authors say", gigabytes=0.35, commercial=None),
         memory=2,
     ),
     # Parts of other models
@@ -370,62 +372,64 @@ _ENTRIES = (
 )
 
 MODELS = {entry.name: entry for entry in _ENTRIES}
-"""Every model there is, by name."""
+"""Every model, by name."""
 
 
 def model_names(kind: Kind, settings: Settings) -> list[str]:
-    """The names of the set's models of one kind, the default first."""
+    """Return the names of the set's models of one kind, the default first."""
     return [entry.name for entry in _ENTRIES if entry.kind == kind and entry.in_set(settings.models)]
 
 
 def find_model(name: str, kind: Kind, settings: Settings) -> ModelEntry:
-    """The model of the set called `name`. Raises `BadInputError` with the known ones."""
+    """Return the set's model called `name`. Raises `BadInputError` with the known names."""
     known = model_names(kind, settings)
     if name not in known:
         other = next((m for m in MODEL_SETS if name in MODELS and MODELS[name].in_set(m)), None)
         remedy = f"set FLEXY_MODELS={other}, or use" if other and other != settings.models else "use"
-        raise BadInputError(
-            f"{kind} {name!r} is unknown to FLEXY_MODELS={settings.models}: {remedy} {', '.join(known)}"
-        )
+        raise BadInputError(f"unknown {kind} {name!r} with FLEXY_MODELS={settings.models}: {remedy} {', '.join(known)}")
     return MODELS[name]
 
 
 def local_model(entry: ModelEntry, settings: Settings) -> LocalModel:
-    """The model of `entry` on this machine: in the user's folder, else where its set keeps it."""
-    mini = settings.models == "mini" and entry.embedded is not None
-    users = {} if mini else read_user_folders(settings, MODELS.keys())
-    user = users.get(entry.name)
-    published = None if mini or user else entry.published
-    needs = dict(entry.needs) | {argument: name for argument, name in entry.welcomes.items() if name in users}
+    """Return the model of `entry` on this machine: in the user's folder, else at its set's default location."""
+    is_mini = settings.models == "mini" and entry.embedded is not None
+    user_folders = {} if is_mini else read_user_folders(settings, MODELS.keys())
+    user_folder = user_folders.get(entry.name)
+    published = None if is_mini or user_folder else entry.published
+    required_models = dict(entry.required_models) | {
+        argument: name for argument, name in entry.optional_models.items() if name in user_folders
+    }
     return LocalModel(
-        name=f"mini_{entry.name.removeprefix('mini_')}" if mini else entry.name,
-        folder=user or (entry.embedded if mini else hub_snapshot_folder(published) if published else None),
+        name=f"mini_{entry.name.removeprefix('mini_')}" if is_mini else entry.name,
+        folder=user_folder or (entry.embedded if is_mini else hub_snapshot_folder(published) if published else None),
         loader=entry.loader,
         options=entry.options,
-        needs={} if mini else {a: local_model(MODELS[needed], settings) for a, needed in needs.items()},
-        # So small a model gains a quarter from a second thread, and runs many times slower with it where
-        # another process wants that core: one thread is the better default.
-        threads=1 if mini else None,
-        half=None if mini else entry.half,
-        asked=settings.precision,
+        required_models={}
+        if is_mini
+        else {a: local_model(MODELS[needed], settings) for a, needed in required_models.items()},
+        # So small a model gains a quarter from a second thread, and is many times slower with it where another
+        # process uses that core: one thread is the better default.
+        threads=1 if is_mini else None,
+        half_precision=None if is_mini else entry.half_precision,
+        requested_precision=settings.precision,
         published=published,
-        brought=None if mini else entry.brought,
+        user_provided=None if is_mini else entry.user_provided,
     )
 
 
 def find_engine(name: str, settings: Settings) -> LocalModel:
-    """The engine called `name`, on this machine."""
+    """Return the engine called `name` on this machine."""
     return local_model(find_model(name, "engine", settings), settings)
 
 
 def find_editor(name: str, settings: Settings) -> LocalModel:
-    """The editor called `name`, on this machine."""
+    """Return the editor called `name` on this machine."""
     return local_model(find_model(name, "editor", settings), settings)
 
 
 def find_face_editor(settings: Settings) -> str | None:
-    """The set's editor that faces are left to unless the user asks otherwise; None where it has none."""
-    return next((name for name in model_names("editor", settings) if MODELS[name].retouches), None)
+    """Return the name of the set's default editor for faces; None where it has none."""
+    return next((name for name in model_names("editor", settings) if MODELS[name].supports_faces), None)
 
 
 def find_scorer(name: str, settings: Settings) -> LocalModel:
@@ -436,10 +440,10 @@ def find_scorer(name: str, settings: Settings) -> LocalModel:
 
 
 def find_face_finder(settings: Settings) -> LocalModel:
-    """What finds and recognises faces, a `FaceFinder`, on this machine."""
+    """Return the `FaceFinder` on this machine."""
     return local_model(find_model("buffalo_l", "face", settings), settings)
 
 
 def find_face_swapper(settings: Settings) -> LocalModel:
-    """What swaps faces, a `FaceSwapper`, on this machine."""
+    """Return the `FaceSwapper` on this machine."""
     return local_model(find_model("inswapper_128", "face", settings), settings)

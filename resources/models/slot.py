@@ -1,4 +1,4 @@
-"""One model in memory: asking for another frees the first."""
+"""One model in memory: loading another frees the first."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from resources.models.entry import LocalModel
 
 
 class ModelSlot:
-    """Holds the model last asked for; at the end of a `with` block nothing.
+    """Holds the model requested last; the end of a `with` block frees it.
 
-    Used by one thread at a time: steps that need it share the pool `gpu`, which admits one. A step frees it before
-    it leaves the pool, for the next may be another process'.
+    Used by one thread at a time: steps that need it share the pool `gpu` with limit 1. A step frees it before it
+    leaves the pool, as the next step may run in another process.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class ModelSlot:
         self.free()
 
     def get(self, model: LocalModel) -> Any:
-        """The loaded `model`, loaded now if it is not the one in memory; any other is freed before."""
+        """Return the loaded `model`; if it is not in memory, free any other one and load it."""
         if self._held != model:
             self.free()
             self._model = model.load()
@@ -34,7 +34,7 @@ class ModelSlot:
         return self._model
 
     def free(self) -> None:
-        """Let go of the model, if there is one, and give its memory back to the system and the GPU."""
+        """Free the model, if there is one, and return its memory to the system and the GPU."""
         if self._held is None:
             return
         self._held = self._model = None

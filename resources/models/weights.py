@@ -1,4 +1,4 @@
-"""Where the files of a model lie on this machine, and whether they are what was published."""
+"""Locations of the models' files on this machine, and their checks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _RESTORE = "restore it with git, or train it with python -m resources.mini.train
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """Where a model's files are published: a repository of the Hugging Face hub at one commit.
+    """A model's published files: a repository of the Hugging Face hub at one commit.
 
-    `files` are names or patterns of what is needed, but for what `without` matches; `sha256` holds the hashes
-    known of them. `gigabytes` is what they take on disk. `gated` repositories want their licence accepted and
-    a token; `commercial` says whether the licence allows such use, None where no licence is stated.
+    `files` are names or patterns of the needed files, except those that `without` matches; `sha256` holds known
+    hashes. `gigabytes` is their size on disk. `gated` repositories require accepting their licence and a token;
+    `commercial` says whether the licence allows commercial use, None where no licence is stated.
     """
 
     repo: str
@@ -46,10 +46,10 @@ class PublishedWeights:
 
 @dataclass(frozen=True)
 class UserProvidedWeights:
-    """Files that nobody may hand out: the user brings them, names their folder, and nothing is ever fetched.
+    """Files that may not be redistributed: the user names their folder, and nothing is ever downloaded.
 
-    `files` are names or patterns of what is read of that folder, which may hold other things too; `gigabytes`
-    is what they take on disk.
+    `files` are names or patterns of the files read from that folder, which may hold others too; `gigabytes` is
+    their size on disk.
     """
 
     files: tuple[str, ...]
@@ -59,25 +59,25 @@ class UserProvidedWeights:
 
 
 def hub_snapshot_folder(published: PublishedWeights) -> Path:
-    """Where the hub's cache keeps a repository at its commit, whether it is there or not.
+    """Return the folder of a repository's commit in the hub's cache, whether it exists or not.
 
-    A branch has the commit that was recorded when it was fetched; before that, its folder does not exist.
+    A branch has the commit that was recorded when it was downloaded; before that, its folder does not exist.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    cached = Path(HF_HUB_CACHE, f"models--{published.repo.replace('/', '--')}")
+    repository = Path(HF_HUB_CACHE, f"models--{published.repo.replace('/', '--')}")
     commit = published.revision
     if not re.fullmatch("[0-9a-f]{40}", commit):
         with suppress(OSError):
-            commit = (cached / "refs" / commit).read_text("ascii").strip() or commit
-    return cached / "snapshots" / commit
+            commit = (repository / "refs" / commit).read_text("ascii").strip() or commit
+    return repository / "snapshots" / commit
 
 
 def select_files(names: Iterable[str], patterns: Iterable[str], without: Iterable[str] = ()) -> list[str]:
-    """The names that match a pattern and none of `without`; a star stays within one folder."""
+    """Return the names that match a pattern and none of `without`; a star does not match a slash."""
 
     def matches(name: str, patterns: Iterable[str]) -> bool:
-        # With as many slashes in both, no star can have taken one.
+        # With the same number of slashes in both, no star can have matched one.
         return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
 
     patterns, without = list(patterns), list(without)
@@ -85,7 +85,7 @@ def select_files(names: Iterable[str], patterns: Iterable[str], without: Iterabl
 
 
 def list_files(folder: Path, published: PublishedWeights) -> list[str] | None:
-    """The names of the repository's files, where the hub's cache keeps them from when it was fetched."""
+    """Return the names of the repository's files, if the hub's cache recorded them when it was downloaded."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -96,10 +96,10 @@ def list_files(folder: Path, published: PublishedWeights) -> list[str] | None:
 
 
 def read_user_folders(settings: Settings, known: Collection[str]) -> dict[str, Path]:
-    """The folders that the user's registry file names, and HPS_ROOT for `hps`.
+    """Return the folders that the user's registry file names, and HPS_ROOT for `hps`.
 
-    The file is TOML, `[models]` with `name = "folder"`; a relative folder starts at the file's. Raises
-    `BadInputError` for a file that cannot be read and for a name that is not in `known`.
+    The file is TOML, `[models]` with `name = "folder"`; folders are relative to the file. Raises `BadInputError`
+    for a file that cannot be read and for a name that is not in `known`.
     """
     folders = {"hps": settings.hps_root} if settings.hps_root else {}
     file = settings.model_registry
@@ -116,96 +116,94 @@ def read_user_folders(settings: Settings, known: Collection[str]) -> dict[str, P
         raise BadInputError(f"FLEXY_MODEL_REGISTRY {file} maps no models to folders: {form}")
     for name in named:
         if name not in known:
-            raise BadInputError(
-                f"FLEXY_MODEL_REGISTRY {file} names {name!r}, which is no model: use {', '.join(known)}"
-            )
+            raise BadInputError(f"FLEXY_MODEL_REGISTRY {file} names an unknown model {name!r}: use {', '.join(known)}")
     return folders | {name: file.absolute().parent / Path(folder).expanduser() for name, folder in named.items()}
 
 
 def missing_files(
-    folder: Path, published: PublishedWeights | None, brought: UserProvidedWeights | None = None
+    folder: Path, published: PublishedWeights | None, user_provided: UserProvidedWeights | None = None
 ) -> list[str]:
-    """The needed files that are not in `folder`; without a listing of them, a pattern counts as one."""
+    """Return the needed files that are not in `folder`; without a recorded list, the patterns without a match."""
     if not folder.is_dir():
         return [str(folder)]
-    if brought:
-        return [pattern for pattern in brought.files if not any(folder.glob(pattern))]
+    if user_provided:
+        return [pattern for pattern in user_provided.files if not any(folder.glob(pattern))]
     if published is None:
         return []
     needed = select_files(list_files(folder, published) or (), published.files, published.without)
-    lacking = [name for name in needed if not (folder / name).exists()]
-    return lacking + [pattern for pattern in published.files if not any(folder.glob(pattern))]
+    missing = [name for name in needed if not (folder / name).exists()]
+    return missing + [pattern for pattern in published.files if not any(folder.glob(pattern))]
 
 
 def check_files(
-    name: str, folder: Path, published: PublishedWeights | None, brought: UserProvidedWeights | None = None
+    name: str, folder: Path, published: PublishedWeights | None, user_provided: UserProvidedWeights | None = None
 ) -> None:
-    """Raises `FlexyError` naming a file of the model that is missing, or damaged where its hash is recorded.
+    """Raise `FlexyError` naming a file of the model that is missing, or damaged where its hash is recorded.
 
-    The hub's files are held against their hashes when they are fetched, the embedded ones here.
+    The hub's files are compared with their hashes when they are downloaded, the embedded ones here.
     """
     if folder.is_relative_to(MINI_WEIGHTS):
-        for path, recorded in _recorded(folder).items():
+        for path, recorded in _read_manifest(folder).items():
             if not path.exists():
                 raise FlexyError(f"no weights for {name}: {path} is missing: {_RESTORE}")
             if file_sha256(path) != recorded:
                 raise FlexyError(f"weights for {name} are damaged: {path} has another SHA-256: {_RESTORE}")
         return
-    lacking = missing_files(folder, published, brought)
-    if not lacking:
+    missing = missing_files(folder, published, user_provided)
+    if not missing:
         return
-    if brought and folder.is_dir():
+    if user_provided and folder.is_dir():
         raise FlexyError(
-            f"no weights for {name}: {folder} has no {lacking[0]}: put it there, or name its folder in"
+            f"no weights for {name}: {folder} has no {missing[0]}: put it there, or name its folder in"
             " FLEXY_MODEL_REGISTRY, or set FLEXY_MODELS=mini"
         )
     if published is None:
         raise FlexyError(f"no weights for {name}: there is no folder {folder}: name another or FLEXY_MODELS=mini")
     raise FlexyError(
-        f"no weights for {name}: {published.repo} is not all here ({lacking[0]} is missing):"
+        f"no weights for {name}: {published.repo} is incomplete ({missing[0]} is missing):"
         f" flexy models fetch {name}, or name its folder in FLEXY_MODEL_REGISTRY, or set FLEXY_MODELS=mini"
     )
 
 
 def weights_fingerprint(
-    folder: Path, published: PublishedWeights | None, brought: UserProvidedWeights | None = None
+    folder: Path, published: PublishedWeights | None, user_provided: UserProvidedWeights | None = None
 ) -> str:
-    """Twelve hex digits that change with the weights: the hub's commit, or a hash over the files' hashes."""
+    """Return twelve hex digits that change with the weights: the hub's commit, or a hash of the files' hashes."""
     if published:
         return folder.name[:12]
     if folder.is_relative_to(MINI_WEIGHTS):
-        hashes = [recorded for _, recorded in sorted(_recorded(folder).items())]
-    elif brought:
-        hashes = [file_sha256(path) for pattern in brought.files for path in sorted(folder.glob(pattern))]
+        hashes = [recorded for _, recorded in sorted(_read_manifest(folder).items())]
+    elif user_provided:
+        hashes = [file_sha256(path) for pattern in user_provided.files for path in sorted(folder.glob(pattern))]
     else:
         hashes = [file_sha256(path) for pattern in WEIGHT_FILES for path in sorted(folder.rglob(pattern))]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:12]
 
 
-def _recorded(folder: Path) -> Mapping[Path, str]:
-    """The weight files of a mini model and their SHA-256, from the manifest that training wrote."""
+def _read_manifest(folder: Path) -> Mapping[Path, str]:
+    """Return the weight files of a mini model and their SHA-256, from the manifest that training wrote."""
     manifest = MINI_WEIGHTS / "manifest.json"
     try:
         files = json.loads(manifest.read_text())
         recorded = {MINI_WEIGHTS / name: entry["sha256"] for name, entry in files.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise FlexyError(f"cannot read the weights' manifest {manifest}: {error}: {_RESTORE}") from None
-    of_folder = {path: digest for path, digest in recorded.items() if path.is_relative_to(folder)}
-    if not of_folder:
-        raise FlexyError(f"the weights' manifest {manifest} says nothing of {folder}: {_RESTORE}")
-    return of_folder
+    entries = {path: digest for path, digest in recorded.items() if path.is_relative_to(folder)}
+    if not entries:
+        raise FlexyError(f"the weights' manifest {manifest} has no entry for {folder}: {_RESTORE}")
+    return entries
 
 
-def describe_user_provided(name: str, brought: UserProvidedWeights) -> str:
-    """What the user is to do for a model that is never fetched."""
-    return f"name the folder that has {' and '.join(brought.files)} as {name} in FLEXY_MODEL_REGISTRY"
+def describe_user_provided(name: str, user_provided: UserProvidedWeights) -> str:
+    """Return the remedy for missing user-provided weights."""
+    return f"name the folder that has {' and '.join(user_provided.files)} as {name} in FLEXY_MODEL_REGISTRY"
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the files below `folder` take, links followed; 0 where it is not there."""
+    """Return the bytes of the files below `folder`, links followed; 0 where it does not exist."""
     return sum(
-        Path(where, name).stat().st_size
-        for where, _, names in os.walk(folder)
+        Path(parent, name).stat().st_size
+        for parent, _, names in os.walk(folder)
         for name in names
-        if Path(where, name).exists()
+        if Path(parent, name).exists()
     )

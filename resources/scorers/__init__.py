@@ -1,4 +1,4 @@
-"""The protocols of what computes a metric."""
+"""The interfaces of what computes metrics: `Head` and `Scorer`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
 
 
 class Head(Protocol):
-    """Scores kept embeddings: a metric that costs no pass over the pictures."""
+    """Scores stored embeddings: a metric that needs no forward pass over the images."""
 
-    def marks(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, width) L2-normalised image vectors to (n,) scores."""
+    def score_embeddings(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (n,) scores of (n, width) L2-normalised image vectors."""
         ...
 
 
 class Scorer(Protocol):
-    """Scores pictures."""
+    """Scores images."""
 
     batch_size: int
-    """How many pictures one call scores at the most."""
+    """The maximum number of images per call."""
 
-    def prepare(self, picture: Image) -> Any:
-        """What the model reads of an RGB picture of any size. Called from several threads, ahead of the model."""
+    def prepare(self, image: Image) -> Any:
+        """Return the model's input for an RGB image of any size. Called from several threads, ahead of the model."""
         ...
 
     def scores(self, prepared: Sequence[Any], prompts: Sequence[str]) -> NDArray[np.float32]:
-        """(n,) scores of n prepared pictures, each with its prompt."""
+        """Return (n,) scores of n prepared images, each with its prompt."""
         ...

@@ -17,18 +17,18 @@ from resources.errors import FlexyError
 from resources.models.loading import named_loading_errors, read_tensors
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
-# Where each version's head lies in its published file; a head by itself has no prefix.
+# The prefix of each version's head in its published file; a separate head file has none.
 _PREFIXES = {1: ("predictor.", ""), 2: ("layers.", "")}
 
 
 class AestheticHead(nn.Sequential):
-    """Linear layers from an embedding to one mark, about 1 to 10; dropout between them while training.
+    """Linear layers from an embedding to one score, about 1 to 10, with dropout between them in training.
 
     `widths` are the layers' inputs: `(768,)` is V1, `(768, 1024, 128, 64, 16)` is V2.
     """
 
     folder: Path | None = None
-    """Where it was loaded from."""
+    """The folder that it was loaded from."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
         outputs = (*widths[1:], 1)
@@ -41,33 +41,33 @@ class AestheticHead(nn.Sequential):
         super().__init__(*layers)
 
     @property
-    def mark(self) -> nn.Linear:
-        """The last layer, whose output is the mark."""
+    def output_layer(self) -> nn.Linear:
+        """The last layer, whose output is the score."""
         layer = self[-1]
         assert isinstance(layer, nn.Linear)
         return layer
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(n, width) L2-normalised embeddings to (n,) marks."""
+        """Return (n,) scores of (n, width) L2-normalised embeddings."""
         return super().forward(embedding).squeeze(-1)
 
     @torch.inference_mode()
-    def marks(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n, width) image vectors to (n,) marks. Raises `FlexyError` where they are another CLIP's."""
+    def score_embeddings(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return (n,) scores of (n, width) image vectors. Raises `FlexyError` for vectors of another width."""
         width = self.state_dict()["0.weight"].shape[1]
         if vectors.shape[1] != width:
             raise FlexyError(
-                f"cannot use the aesthetic head in {self.folder}: it reads embeddings of {width} numbers, CLIP's have"
-                f" {vectors.shape[1]}: name the folder of this CLIP's head"
+                f"cannot use the aesthetic head in {self.folder}: it reads embeddings of width {width}, CLIP's have"
+                f" width {vectors.shape[1]}: name the folder of this CLIP's head"
             )
         return self(torch.from_numpy(np.ascontiguousarray(vectors))).numpy()
 
 
 def load_aesthetic(folder: Path, version: int) -> AestheticHead:
-    """The head of V1 or V2 in `folder`; its layers' sizes are read from the weights.
+    """Return the head of V1 or V2 in `folder`; its layers' sizes are read from the weights.
 
-    The published files hold the whole image tower too: only the head is read. Raises `FlexyError` where
-    there is no head in the file.
+    The published files hold the whole image tower too: only the head is read. Raises `FlexyError` for a file
+    without a head.
     """
     state = {name: value.float() for name, value in read_tensors(folder, _FILES, _PREFIXES[version]).items()}
     if state.keys() == {"weight", "bias"}:
@@ -81,5 +81,5 @@ def load_aesthetic(folder: Path, version: int) -> AestheticHead:
 
 
 def normalize_embedding(embedding: Tensor) -> Tensor:
-    """L2-normalise along the last axis."""
+    """Return embeddings L2-normalised along the last axis."""
     return torch.nn.functional.normalize(embedding, dim=-1)

@@ -1,6 +1,6 @@
-"""HPS v2.1: the cosine of picture and prompt in a CLIP ViT-H/14 tuned on people's choices (Wu et al. 2023).
+"""HPS v2.1: the cosine of image and prompt in a CLIP ViT-H/14 tuned on human preferences (Wu et al. 2023).
 
-The published checkpoint is in open_clip's form; here its weights are put into transformers' CLIPModel.
+The published checkpoint is in open_clip's form; its weights are converted to transformers' CLIPModel.
 """
 
 from __future__ import annotations
@@ -30,95 +30,95 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class HpsScorer(ClipEncoder):
-    """The HPS of a picture for its prompt, usually 0.20 to 0.35; comparable only within one prompt."""
+    """Computes the HPS of images for their prompts, usually 0.20 to 0.35; comparable only within one prompt."""
 
     def __init__(self, folder: Path, precision: str = "fp32", tokenizer: Path | None = None) -> None:
         """Load the published checkpoint in `folder`, with CLIP's vocabulary from `tokenizer`.
 
-        Without `tokenizer`, `folder` is one in transformers' form, which holds everything. Raises
-        `FlexyError` where a file does not fit the model.
+        Without `tokenizer`, `folder` is complete, in transformers' form. Raises `FlexyError` for a file that
+        does not fit the model.
         """
-        self._said: dict[str, NDArray[np.float32]] = {}
+        self._text_vectors: dict[str, NDArray[np.float32]] = {}
         if tokenizer is None:
             super().__init__(folder, precision)
             return
         model = from_open_clip(read_tensors(folder, _FILES), folder, compute.torch_dtype(precision))
         side = model.config.vision_config.image_size
-        self._start(folder, model, load_tokenizer(CLIPTokenizer, tokenizer), Letterbox(side, _MEAN, _STD))
+        self._set_model(folder, model, load_tokenizer(CLIPTokenizer, tokenizer), Letterbox(side, _MEAN, _STD))
 
     def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, width) vectors of prompts, cleaned as open_clip cleans them."""
+        """Return (n, width) vectors of prompts, cleaned as open_clip cleans them."""
         return super().texts([self.clean(prompt) for prompt in prompts])
 
     @staticmethod
     def clean(prompt: str) -> str:
-        """The prompt as open_clip's tokenizer sees it: Unicode mended, HTML's references resolved."""
+        """Return the prompt as open_clip's tokenizer sees it: Unicode repaired, HTML entities resolved."""
         return unescape(unescape(fix_text(prompt))).strip()
 
     def scores(self, prepared: Sequence[NDArray[np.float32]], prompts: Sequence[str]) -> NDArray[np.float32]:
-        """(n,) scores of n prepared pictures, each with its prompt."""
-        if len(self._said) > 10_000:
-            self._said.clear()
-        fresh = sorted(set(prompts) - self._said.keys())
-        for start in range(0, len(fresh), self.batch_size):
-            some = fresh[start : start + self.batch_size]
-            self._said.update(zip(some, self.texts(some), strict=True))
-        said = np.stack([self._said[prompt] for prompt in prompts])
-        return np.einsum("nd,nd->n", self.images(prepared), said)
+        """Return (n,) scores of n prepared images, each with its prompt."""
+        if len(self._text_vectors) > 10_000:
+            self._text_vectors.clear()
+        new_prompts = sorted(set(prompts) - self._text_vectors.keys())
+        for start in range(0, len(new_prompts), self.batch_size):
+            batch = new_prompts[start : start + self.batch_size]
+            self._text_vectors.update(zip(batch, self.texts(batch), strict=True))
+        text_vectors = np.stack([self._text_vectors[prompt] for prompt in prompts])
+        return np.einsum("nd,nd->n", self.images(prepared), text_vectors)
 
 
 def from_open_clip(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype = torch.float32) -> CLIPModel:
-    """transformers' CLIPModel with the weights of open_clip's; its sizes are read from the tensors.
+    """Return transformers' CLIPModel with open_clip's weights; its sizes are read from the tensors.
 
-    Raises `FlexyError`, naming `folder`, for a state that is not of such a model.
+    Raises `FlexyError`, naming `folder`, for another model's weights.
     """
     with named_loading_errors(folder):
-        # Made without memory of its own, it takes the translated tensors as they are.
+        # Created without memory of its own, it takes over the converted tensors.
         with torch.device("meta"):
             model = CLIPModel(_config(state))
-        translated = {
-            place: value.to(dtype) for name, tensor in state.items() for place, value in _translated(name, tensor)
+        converted = {
+            new_name: value.to(dtype) for name, tensor in state.items() for new_name, value in _convert(name, tensor)
         }
-        lacking, unknown = model.load_state_dict(translated, strict=False, assign=True)
-    if lacking or unknown:
-        what = f"{lacking[0]} is missing" if lacking else f"{unknown[0]} is unknown"
-        raise load_error(folder, f"it is no HPS checkpoint: {what}")
+        missing, unknown = model.load_state_dict(converted, strict=False, assign=True)
+    if missing or unknown:
+        cause = f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown"
+        raise load_error(folder, f"it is not an HPS checkpoint: {cause}")
     for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
         embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]
     return model
 
 
 def _config(state: Mapping[str, Tensor]) -> CLIPConfig:
-    def tower(prefix: str, width: int, head: int) -> dict[str, Any]:
+    def tower(prefix: str, width: int, head_width: int) -> dict[str, Any]:
         return {
             "hidden_size": width,
             "intermediate_size": state[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
             "num_hidden_layers": sum(
                 name.startswith(f"{prefix}transformer.") and name.endswith("c_fc.weight") for name in state
             ),
-            "num_attention_heads": width // head,
+            "num_attention_heads": width // head_width,
             "hidden_act": "gelu",
         }
 
-    words, width = state["token_embedding.weight"].shape
+    vocabulary_size, width = state["token_embedding.weight"].shape
     channels, _, patch, _ = state["visual.conv1.weight"].shape
     patches = state["visual.positional_embedding"].shape[0] - 1
-    # How wide a head is stands in no tensor: these are ViT-H/14's.
+    # No tensor tells the width of an attention head: these are ViT-H/14's.
     return CLIPConfig(
         projection_dim=state["text_projection"].shape[1],
-        text_config=tower("", width, head=64)
+        text_config=tower("", width, head_width=64)
         | {
-            "vocab_size": words,
+            "vocab_size": vocabulary_size,
             "max_position_embeddings": state["positional_embedding"].shape[0],
-            "bos_token_id": words - 2,
-            "eos_token_id": words - 1,
+            "bos_token_id": vocabulary_size - 2,
+            "eos_token_id": vocabulary_size - 1,
         },
-        vision_config=tower("visual.", channels, head=80)
+        vision_config=tower("visual.", channels, head_width=80)
         | {"patch_size": patch, "image_size": patch * math.isqrt(patches)},
     )
 
 
-_PLACES = {
+_NAMES = {
     "logit_scale": "logit_scale",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
@@ -131,7 +131,7 @@ _PLACES = {
     "visual.ln_post": "vision_model.post_layernorm",
     "visual.proj": "visual_projection.weight",
 }
-_LAYER_PLACES = {
+_LAYER_NAMES = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
@@ -140,20 +140,20 @@ _LAYER_PLACES = {
 }
 
 
-def _translated(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Where a tensor of open_clip's goes in transformers' model; the joint query, key and value come apart."""
+def _convert(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and tensors in transformers' model of a tensor of open_clip's; query, key and value are split."""
     if name in ("text_projection", "visual.proj"):
         tensor = tensor.T.contiguous()
     layer = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name)
     if not layer:
         stem, _, ending = name.rpartition(".")
-        yield (_PLACES[name] if name in _PLACES else f"{_PLACES[stem]}.{ending}"), tensor
+        yield (_NAMES[name] if name in _NAMES else f"{_NAMES[stem]}.{ending}"), tensor
         return
     visual, number, rest = layer.groups()
-    place = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}"
+    layer_name = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}"
     if rest.startswith("attn.in_proj_"):
         for which, part in zip("qkv", tensor.chunk(3), strict=True):
-            yield f"{place}.self_attn.{which}_proj.{rest.removeprefix('attn.in_proj_')}", part.clone()
+            yield f"{layer_name}.self_attn.{which}_proj.{rest.removeprefix('attn.in_proj_')}", part.clone()
         return
     stem, _, ending = rest.rpartition(".")
-    yield f"{place}.{_LAYER_PLACES[stem]}.{ending}", tensor
+    yield f"{layer_name}.{_LAYER_NAMES[stem]}.{ending}", tensor

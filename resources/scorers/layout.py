@@ -1,4 +1,4 @@
-"""Layout: whether a picture's edges lie where another's lie, whatever their colours."""
+"""Layout agreement: whether two images have their edges in the same places, whatever their colours."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SIDE = 64
-"""Pictures are compared at so many pixels a side: layout is coarse."""
+"""Pixels per side at which images are compared: layout is coarse."""
 
 BLURS = (1, 2, 4, 8)
-"""σ of the blurs that edges are compared under, in pixels: small ones tell shapes, large ones places."""
+"""σ, in pixels, of the blurs under which edges are compared: small ones compare shapes, large ones positions."""
 
 LAYOUT_FINGERPRINT = f"edges{SIDE}/{'-'.join(map(str, BLURS))}"
-"""What its values say they were made by."""
+"""The fingerprint of its scores."""
 
 
-def edge_maps(picture: Image.Image) -> NDArray[np.float32]:
-    """(len(BLURS), SIDE · SIDE) float32: an RGB picture's gradient magnitudes, blurred, each centred and of norm 1.
+def edge_maps(image: Image.Image) -> NDArray[np.float32]:
+    """Return the blurred gradient magnitudes of an RGB image, float32 (len(BLURS), SIDE · SIDE), centred, of norm 1.
 
-    All 0 for a picture of one colour.
+    All 0 for an image of one colour.
     """
     from scipy import ndimage
 
-    pixels = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)
-    slopes = [ndimage.sobel(pixels, axis) for axis in (0, 1)]
-    strength = np.sqrt(sum((slope**2).sum(axis=2) for slope in slopes))
+    pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)
+    gradients = [ndimage.sobel(pixels, axis) for axis in (0, 1)]
+    strength = np.sqrt(sum((gradient**2).sum(axis=2) for gradient in gradients))
     levels = np.stack([ndimage.gaussian_filter(strength, blur).ravel() for blur in BLURS])
     levels -= levels.mean(axis=1, keepdims=True)
     return levels / np.maximum(np.linalg.norm(levels, axis=1, keepdims=True), 1e-6)
 
 
 def layout_agreements(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> list[float]:
-    """Of each pair of `edges`: the mean over the blurs of their correlation.
+    """Return the correlation of each pair of `edge_maps`, averaged over the blurs.
 
-    1 where the edges are the same, about 0 where they have nothing in common or a picture has none.
+    1 for equal edges, about 0 for unrelated edges or an image without any.
     """
     correlations = np.einsum("nbp,nbp->nb", np.stack(left), np.stack(right), dtype=np.float64)
     return [float(mean) for mean in correlations.mean(axis=1)]

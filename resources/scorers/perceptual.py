@@ -1,4 +1,4 @@
-"""LPIPS: how different two pictures look, by VGG16's features (Zhang et al. 2018, version 0.1)."""
+"""LPIPS: the perceptual distance of two images by VGG16's features (Zhang et al. 2018, version 0.1)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _PUBLISHED_HEADS = Path(lpips.__file__).parent / "weights" / "v0.1"
 
 
 class VggFeatures(nn.Module):
-    """A VGG's convolutions: `widths` are their channels, block by block; between blocks the picture is halved."""
+    """A VGG's convolutions: `widths` are their channels, block by block; pooling halves the image between blocks."""
 
     def __init__(self, widths: Sequence[Sequence[int]]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         self.ends: list[int] = []
-        """How many layers there are up to each block's end."""
+        """The number of layers up to the end of each block."""
         inputs = 3
         for block in widths:
             if layers:
@@ -40,22 +40,22 @@ class VggFeatures(nn.Module):
             self.ends.append(len(layers))
         self.features = nn.Sequential(*layers)
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """(n, 3, h, w) pictures to the features at the end of each block."""
-        found = []
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the features at the end of each block for (n, 3, h, w) images."""
+        block_features = []
         start = 0
         for end in self.ends:
-            pictures = self.features[start:end](pictures)
-            found.append(pictures)
+            images = self.features[start:end](images)
+            block_features.append(images)
             start = end
-        return found
+        return block_features
 
 
 class LpipsDistance(LPIPS):
-    """lpips' own distance, over a trunk of any widths."""
+    """lpips' own distance on a VGG of any widths."""
 
     def __init__(self, widths: Sequence[Sequence[int]]) -> None:
-        # Not LPIPS' own beginning, which would first make up a whole VGG16.
+        # LPIPS' own constructor would first initialise a whole VGG16.
         nn.Module.__init__(self)
         self.version, self.lpips, self.spatial = "0.1", True, False
         self.scaling_layer = ScalingLayer()
@@ -65,15 +65,15 @@ class LpipsDistance(LPIPS):
 
 
 class LpipsScorer:
-    """The distance of two pictures: 0 for the same, about 1 for nothing in common."""
+    """Computes the distance of two images: 0 for equal ones, about 1 for unrelated ones."""
 
     batch_size = 16
 
     def __init__(self, folder: Path) -> None:
         """Load a VGG's features from `folder`: timm's or torchvision's file of VGG16, or a smaller one's.
 
-        The linear heads come with lpips, unless `folder` has its own. Pictures are compared at 256 × 256 pixels,
-        or at the `side` that its config.json says. Raises `FlexyError` where the weights do not fit.
+        The linear heads come with lpips, unless `folder` has its own. Images are compared at 256 × 256 pixels, or at
+        the `side` in the folder's config.json. Raises `FlexyError` for weights that do not fit.
         """
         self.device = compute.compute_device()
         state = read_tensors(folder, _FILES, ("features.",))
@@ -86,27 +86,27 @@ class LpipsScorer:
             model.lins.load_state_dict(heads)
         self.model = model.eval().to(self.device)
 
-    def prepare(self, picture: Image.Image) -> NDArray[np.float32]:
-        """(3, side, side) float32 in [−1, 1] of an RGB picture of any size."""
-        resized = picture.resize((self.side, self.side), Image.Resampling.BILINEAR)
+    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
+        """Return an RGB image of any size as float32 (3, side, side) in [−1, 1]."""
+        resized = image.resize((self.side, self.side), Image.Resampling.BILINEAR)
         return np.asarray(resized, dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
 
     @torch.inference_mode()
     def distances(
         self, left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]
     ) -> NDArray[np.float32]:
-        """(n,) distances of n pairs of prepared pictures."""
+        """Return (n,) distances of n pairs of prepared images."""
         pairs = [torch.from_numpy(np.stack(pixels)).to(self.device) for pixels in (left, right)]
         return self.model(*pairs).flatten().cpu().numpy()
 
 
 def _widths(state: Mapping[str, Tensor]) -> list[list[int]]:
-    """The trunk's channels, block by block: a convolution and its ReLU take two places, a third is a halving."""
+    """Return the channels, block by block: a convolution and its ReLU take two indices, pooling a third."""
     widths: list[list[int]] = []
-    last = -3
-    for place in sorted(int(name.partition(".")[0]) for name in state if name.endswith(".weight")):
-        if place - last > 2:
+    last_index = -3
+    for index in sorted(int(name.partition(".")[0]) for name in state if name.endswith(".weight")):
+        if index - last_index > 2:
             widths.append([])
-        widths[-1].append(len(state[f"{place}.weight"]))
-        last = place
+        widths[-1].append(len(state[f"{index}.weight"]))
+        last_index = index
     return widths

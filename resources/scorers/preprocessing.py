@@ -1,4 +1,4 @@
-"""From a picture to a model's pixels: the one place where pictures are resized for scoring."""
+"""Preprocessing for the scorers: the only place where images are resized for scoring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREPROCESSING_VERSION = 2
 """Part of every scorer's fingerprint: raise it when the pixels change."""
 
 MAX_PIXELS = 16_000_000
-"""A picture that would be larger than this after its resize (1 pixel high, ten thousand wide) is refused."""
+"""An image with more pixels than this after its resize (1 pixel high, ten thousand wide) is rejected."""
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,27 @@ class Preprocessing:
 
     @classmethod
     def read(cls, path: Path) -> Preprocessing:
-        """From a `preprocessor_config.json` in transformers' form, old or new."""
+        """Read a `preprocessor_config.json` in transformers' form, old or new."""
         config = json.loads(path.read_text())
         crop = config["crop_size"]
         side = crop["height"] if isinstance(crop, dict) else crop
         return cls(side, tuple(config["image_mean"]), tuple(config["image_std"]))
 
-    def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
-        """An RGB picture to float32 (3, side, side). Raises `FlexyError` for one too long and thin to resize."""
-        # Whole pixels are cut off, not rounded, as torchvision and transformers do.
-        short = min(picture.size)
-        width, height = (int(self.side * length / short) for length in picture.size)
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """Return an RGB image as float32 (3, side, side). Raises `FlexyError` for one too long and thin to resize."""
+        # Lengths are truncated, not rounded, as in torchvision and transformers.
+        short = min(image.size)
+        width, height = (int(self.side * length / short) for length in image.size)
         if width * height > MAX_PIXELS:
-            raise FlexyError(f"a picture of {picture.width}×{picture.height} is too long and thin to score")
-        if (width, height) != picture.size:
-            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            raise FlexyError(f"cannot score an image of {image.width}×{image.height}: it is too long and thin: crop it")
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.side) // 2, (height - self.side) // 2
-        picture = picture.crop((left, top, left + self.side, top + self.side))
-        return self.normalise(np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / np.float32(255))
+        image = image.crop((left, top, left + self.side, top + self.side))
+        return self.normalise(np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255))
 
     def normalise(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(3, h, w) from 0–1 to the model's scale."""
+        """Return (3, h, w) pixels in 0–1 on the model's scale."""
         mean, std = (np.array(values, dtype=np.float32).reshape(3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std
 
@@ -58,17 +58,17 @@ class Preprocessing:
 class Letterbox(Preprocessing):
     """HPS's own: longest side to `side` by antialiased bicubic on float pixels, black bars to a square.
 
-    The reference resizes by torch; Pillow's filter is the same (pixels differ by 2e-5 at most), and its threads
+    The reference resizes with torch; Pillow's filter is the same (pixels differ by 2e-5 at most), and its threads
     do not compete with the model's.
     """
 
-    def __call__(self, picture: Image.Image) -> NDArray[np.float32]:
-        """An RGB picture to float32 (3, side, side)."""
-        scale = self.side / max(picture.size)
-        width, height = (max(1, round(length * scale)) for length in picture.size)
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """Return an RGB image as float32 (3, side, side)."""
+        scale = self.side / max(image.size)
+        width, height = (max(1, round(length * scale)) for length in image.size)
         left, top = (self.side - width) // 2, (self.side - height) // 2
         pixels = np.zeros((3, self.side, self.side), dtype=np.float32)
-        for channel, plane in zip(pixels, picture.split(), strict=True):
+        for channel, plane in zip(pixels, image.split(), strict=True):
             resized = plane.convert("F").resize((width, height), Image.Resampling.BICUBIC)
             channel[top : top + height, left : left + width] = np.asarray(resized) / np.float32(255)
         return self.normalise(pixels)

@@ -39,7 +39,7 @@ class World:
         def draw(seed: int) -> np.ndarray:
             return np.random.default_rng(seed).standard_normal(self.dimensions, np.float32)
 
-        return noise.move(draw(noise.seed), draw)
+        return noise.apply_moves(draw(noise.seed), draw)
 
     def quality(self, name: str) -> float:
         wanted = np.random.default_rng(self.task).standard_normal(self.dimensions)

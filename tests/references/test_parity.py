@@ -167,11 +167,11 @@ def test_the_heads_are_read_from_published_files_of_every_form(folder: Path, cli
     vectors = ClipEncoder(clip).texts(references.PROMPTS)
     for version in (1, 2):
         predictor = references.save_predictor(tmp_path / str(version), clip, version)
-        marks = aesthetic.load_aesthetic(predictor, version).marks(vectors)
+        marks = aesthetic.load_aesthetic(predictor, version).score_embeddings(vectors)
         from safetensors.torch import load_file
 
         state = load_file(predictor / "model.safetensors")
         old = tmp_path / f"{version}-bin"
         old.mkdir()
         torch.save(state, old / "pytorch_model.bin")
-        assert (aesthetic.load_aesthetic(old, version).marks(vectors) == marks).all()
+        assert (aesthetic.load_aesthetic(old, version).score_embeddings(vectors) == marks).all()

@@ -46,8 +46,9 @@ from resources.models.entry import ModelEntry
 from resources.models.weights import PublishedWeights
 entries = json.loads(sys.argv[1])
 registry.MODELS.clear()
-for name, (published, needs) in entries.items():
-    registry.MODELS[name] = ModelEntry(name, "scorer", "nowhere:load", PublishedWeights(**published), needs=needs)
+for name, (published, required) in entries.items():
+    published = PublishedWeights(**published)
+    registry.MODELS[name] = ModelEntry(name, "scorer", "nowhere:load", published, required_models=required)
 from flexy_assets.cli.app import main
 main(sys.argv[2:], prog_name="flexy")
 """
@@ -618,4 +619,4 @@ def test_what_is_published_is_said_in_full(name: str) -> None:
     for file, digest in published.sha256.items():
         assert weights.select_files([file], published.files), f"{file} has a hash and is not fetched"
         assert re.fullmatch("[0-9a-f]{64}", digest), f"{file}: {digest} is no SHA-256"
-    assert all(MODELS[needed].published for needed in MODELS[name].needs.values())
+    assert all(MODELS[needed].published for needed in MODELS[name].required_models.values())

@@ -90,12 +90,12 @@ def test_the_fingerprint_follows_the_weights_and_only_its_own(model: LocalModel,
 
 @pytest.mark.parametrize(("models", "remedy"), [("mini", "use mini_sdxl"), ("full", "use realvis_xl, flux_schnell")])
 def test_an_engine_nobody_knows_is_answered_with_those_there_are(models: str, remedy: str) -> None:
-    with pytest.raises(BadInputError, match=f"engine 'nosuch' is unknown to FLEXY_MODELS={models}: {remedy}"):
+    with pytest.raises(BadInputError, match=f"unknown engine 'nosuch' with FLEXY_MODELS={models}: {remedy}"):
         registry.find_engine("nosuch", settings(models))
 
 
 def test_a_scorer_nobody_knows_is_answered_with_those_there_are() -> None:
-    with pytest.raises(BadInputError, match="scorer 'nosuch' is unknown to FLEXY_MODELS=mini: use clip, "):
+    with pytest.raises(BadInputError, match="unknown scorer 'nosuch' with FLEXY_MODELS=mini: use clip, "):
         registry.find_scorer("nosuch", settings("mini"))
 
 
@@ -113,16 +113,16 @@ def test_every_metric_has_its_models_in_both_sets(models: str) -> None:
 
 def test_every_entry_says_what_one_must_know_of_it() -> None:
     for entry in MODELS.values():
-        assert entry.published or entry.brought or entry.embedded
-        if entry.brought:
-            assert entry.brought.files and entry.brought.licence and entry.brought.gigabytes > 0
+        assert entry.published or entry.user_provided or entry.embedded
+        if entry.user_provided:
+            assert entry.user_provided.files and entry.user_provided.licence and entry.user_provided.gigabytes > 0
         if entry.published:
             assert re.fullmatch("[0-9a-f]{40}", entry.published.revision) or entry.name == "hidream"
             assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in entry.published.sha256.values())
             assert entry.published.licence
             assert entry.published.gigabytes > 0
             assert entry.memory > 0 or entry.name.startswith("aesthetic")
-        assert set(entry.needs.values()) <= MODELS.keys()
+        assert set(entry.required_models.values()) <= MODELS.keys()
 
 
 def test_a_published_model_that_is_not_here_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def scores(whole: Path, seen: np.ndarray, tmp_path: Path) -> Callable[[str, Path
         if name == "clip":
             return model.embed(PICTURES) @ model.texts(["a fox " * 60])[0]
         if name.startswith("aesthetic"):
-            return model.marks(seen)
+            return model.score_embeddings(seen)
         pixels = [model.prepare(picture) for picture in PICTURES]
         if name == "hps":
             return model.scores(pixels, ["a fox", "a fox"])
@@ -279,7 +279,7 @@ def test_weights_that_make_nothing_finite_are_refused(copy: Copy, whole: Path, c
 def test_a_head_for_another_encoder_says_so_when_it_is_used(copy: Copy, complaint: Complaint) -> None:
     folder = copy("aesthetic_v1")
     save(folder, FILES["aesthetic_v1"], {"predictor.weight": torch.ones(1, 50), "predictor.bias": torch.ones(1)})
-    assert "reads embeddings of 50 numbers, CLIP's have 96" in complaint("aesthetic_v1", folder)
+    assert "reads embeddings of width 50, CLIP's have width 96" in complaint("aesthetic_v1", folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b"5", b"\xff\xfe\x00"], ids=repr)

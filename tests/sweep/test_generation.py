@@ -107,9 +107,7 @@ def test_an_image_that_alone_is_too_much_fails_alone_and_is_tried_again_by_itsel
 ) -> None:
     plan = planned(database, SWEEP, len(PROMPTS))
     giant = plan.row(by_predicate=pl.col("prompt") == "a giant", named=True)
-    reason = (
-        f"image {giant['index']} (64×48): out of memory for this one image alone: use a smaller one, or more memory"
-    )
+    reason = f"image {giant['index']} (64×48): out of memory for this image alone: use a smaller image, or more memory"
     assert made(database, store, Painter(), plan) == GenerationOutcome(7, (reason,))
     there = rows(database)
     assert there.keys() == set(plan["image_path"]) - {giant["image_path"]}
@@ -168,7 +166,7 @@ def test_the_command_makes_and_scores_the_others_and_ends_with_one_line_about_th
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("flexy: 1 image could not be made: image ")
-    assert "(64×64): out of memory for this one image alone: use a smaller one, or more memory" in line
+    assert "(64×64): out of memory for this image alone: use a smaller image, or more memory" in line
     found = rows(Database(Settings.read().database_url))
     assert {row["prompt"] for row in found.values()} == set(PROMPTS) - {"a giant"}
     assert all(row[metric] is not None for row in found.values() for metric in METRICS)

@@ -64,8 +64,8 @@ def aesthetic_correlation(encoder: Any, v1: Any, v2: Any, count: int = 1000) -> 
     drawings, pictures = held_out_drawings(count, spoiled=True)
     seen = encoder.embed(pictures)
     return {
-        "v1": float(spearmanr(v1.marks(seen), [taste_v1(d) for d in drawings]).statistic),
-        "v2": float(spearmanr(v2.marks(seen), [taste_v2(d) for d in drawings]).statistic),
+        "v1": float(spearmanr(v1.score_embeddings(seen), [taste_v1(d) for d in drawings]).statistic),
+        "v2": float(spearmanr(v2.score_embeddings(seen), [taste_v2(d) for d in drawings]).statistic),
     }
 
 

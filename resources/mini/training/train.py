@@ -197,7 +197,7 @@ def train_aesthetic(run: TrainingRun) -> None:
 
     # A head starts at the middle of the scale, so that it need not travel there first.
     for head in heads.values():
-        nn.init.constant_(head.mark.bias, 5.0)
+        nn.init.constant_(head.output_layer.bias, 5.0)
     train_model(run, "aesthetic", nn.ModuleDict(heads), loss)
     if run.leads:
         for name, head in heads.items():

@@ -1,4 +1,4 @@
-"""The tiny pipelines, written once a session, and what loads them, loaded once."""
+"""The tiny pipelines, written and loaded once a session."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ Loaded = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """`tiny(name)` is the folder of the tiny pipeline called so."""
+    """`tiny(name)` returns the folder of the tiny pipeline of that name."""
     root = tmp_path_factory.mktemp("tiny")
     return cache(lambda name: save(name, root / name))
 
 
 @pytest.fixture(scope="session")
 def loaded(tiny: Folders) -> Loaded:
-    """`loaded(name, **options)` is the engine or editor of the tiny pipeline called so."""
+    """`loaded(name, **options)` returns the engine or editor of the tiny pipeline of that name."""
 
     def load(name: str, **options: Any) -> Any:
-        needs = {"llama": tiny("llama")} if name == "hidream" else {}
-        return LOADERS[name](tiny(name), **needs, **options)
+        folders = {"llama": tiny("llama")} if name == "hidream" else {}
+        return LOADERS[name](tiny(name), **folders, **options)
 
     return cache(load)

@@ -14,36 +14,36 @@ from PIL import Image
 from resources.engines import EditNoise, EditRequest
 from resources.errors import FlexyError
 
-from .pictures import half_mask, picture
+from .source_images import half_mask, source_image
 
 Loaded = Callable[..., Any]
 
 INPAINTERS = ["flux_kontext", "qwen_image_edit", "qwen_image_edit_plus"]
 EDITORS = [*INPAINTERS, "instruct_pix2pix"]
 
-REQUEST = EditRequest(picture(0), "make it night", None, 2, 3.0, EditNoise(1))
+REQUEST = EditRequest(source_image(0), "make it night", None, 2, 3.0, EditNoise(1))
 
 
-def apart(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of any value, of 255."""
+def max_difference(one: Image.Image, other: Image.Image) -> int:
+    """Return the largest absolute difference of two images' values, of 255."""
     return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
 
 
 @pytest.mark.parametrize("name", EDITORS)
-def test_an_edit_depends_on_its_own_request_alone(name: str, loaded: Loaded) -> None:
+def test_an_edit_depends_only_on_its_own_request(name: str, loaded: Loaded) -> None:
     editor = loaded(name)
     requests = [replace(REQUEST, noise=EditNoise(seed)) for seed in (1, 2, 3)]
     together = editor.edit(requests)
     alone = [editor.edit([request])[0] for request in requests]
     assert [(edit.size, edit.mode) for edit in together] == [((96, 128), "RGB")] * 3
-    assert max(map(apart, together, alone)) <= 2
-    assert min(apart(alone[0], alone[1]), apart(alone[1], alone[2])) > 20
-    for changed in (replace(requests[0], prompt="xyz"), replace(requests[0], image=picture(1))):
-        assert apart(editor.edit([changed])[0], alone[0]) > 5
+    assert max(map(max_difference, together, alone)) <= 2
+    assert min(max_difference(alone[0], alone[1]), max_difference(alone[1], alone[2])) > 20
+    for changed in (replace(requests[0], prompt="xyz"), replace(requests[0], image=source_image(1))):
+        assert max_difference(editor.edit([changed])[0], alone[0]) > 5
 
 
 @pytest.mark.parametrize("name", ["flux_kontext", "qwen_image_edit"])
-def test_an_inpainting_changes_what_the_mask_lets_it(name: str, loaded: Loaded) -> None:
+def test_an_inpainting_changes_only_pixels_inside_the_mask(name: str, loaded: Loaded) -> None:
     editor = loaded(name)
     requests = [replace(REQUEST, mask=half_mask(), steps=1, noise=EditNoise(seed)) for seed in (1, 2)]
     edits = editor.edit(requests)
@@ -53,8 +53,8 @@ def test_an_inpainting_changes_what_the_mask_lets_it(name: str, loaded: Loaded) 
         assert edit.size == REQUEST.image.size
         assert (changes[:, :48] > 0).mean() > 0.9
         assert (changes[:, 48:] == 0).all()
-    assert apart(*edits) > 20
-    assert apart(editor.edit(requests[1:])[0], edits[1]) <= 2
+    assert max_difference(*edits) > 20
+    assert max_difference(editor.edit(requests[1:])[0], edits[1]) <= 2
 
 
 @pytest.mark.parametrize("name", INPAINTERS)
@@ -62,7 +62,7 @@ def test_inpainting_takes_no_second_copy_of_the_weights(name: str, loaded: Loade
     editor = loaded(name)
     shared = editor.pipeline.components
     assert any(isinstance(part, torch.nn.Module) for part in shared.values())
-    assert all(part is shared[key] for key, part in editor.inpainter.components.items())
+    assert all(part is shared[key] for key, part in editor.inpaint_pipeline.components.items())
 
 
 def test_an_editor_that_cannot_inpaint_says_so(loaded: Loaded) -> None:
@@ -70,22 +70,22 @@ def test_an_editor_that_cannot_inpaint_says_so(loaded: Loaded) -> None:
         loaded("instruct_pix2pix").edit([replace(REQUEST, mask=half_mask())])
 
 
-def test_how_strongly_the_source_is_kept_counts(loaded: Loaded) -> None:
-    edit, keener = (loaded("instruct_pix2pix", image_guidance=guidance).edit([REQUEST])[0] for guidance in (1.5, 4.0))
-    assert apart(edit, keener) > 5
+def test_image_guidance_changes_the_edit(loaded: Loaded) -> None:
+    weak, strong = (loaded("instruct_pix2pix", image_guidance=guidance).edit([REQUEST])[0] for guidance in (1.5, 4.0))
+    assert max_difference(weak, strong) > 5
 
 
-# What the two Qwen classes are asked is the same.
+# The two Qwen classes take the same arguments.
 @pytest.mark.parametrize(
     ("name", "counts"), [("flux_kontext", False), ("qwen_image_edit", True), ("instruct_pix2pix", True)]
 )
-def test_guidance_counts_and_a_negative_prompt_where_it_is_known(name: str, counts: bool, loaded: Loaded) -> None:
+def test_guidance_and_supported_negative_prompts_change_the_edit(name: str, counts: bool, loaded: Loaded) -> None:
     editor = loaded(name)
-    asked = replace(REQUEST, steps=1)
-    edit = editor.edit([asked])[0]
-    assert apart(edit, editor.edit([replace(asked, guidance=6.0)])[0]) > 5
-    with_negative = editor.edit([replace(asked, negative_prompt="grey and blurred")])[0]
-    assert (apart(edit, with_negative) > 5) if counts else with_negative == edit
+    request = replace(REQUEST, steps=1)
+    edit = editor.edit([request])[0]
+    assert max_difference(edit, editor.edit([replace(request, guidance=6.0)])[0]) > 5
+    with_negative = editor.edit([replace(request, negative_prompt="grey and blurred")])[0]
+    assert (max_difference(edit, with_negative) > 5) if counts else with_negative == edit
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_guidance_counts_and_a_negative_prompt_where_it_is_known(name: str, coun
         {"steps": 3},
         {"guidance": 1.0},
         {"negative_prompt": "x"},
-        {"image": picture(1)},
+        {"image": source_image(1)},
         {"mask": half_mask()},
     ],
 )
-def test_requests_that_differ_in_more_than_noise_and_parent_are_a_mistake(difference: Any, loaded: Loaded) -> None:
-    with pytest.raises(ValueError, match="differ in noise and parent alone"):
+def test_requests_that_differ_in_more_than_noise_and_parent_are_rejected(difference: Any, loaded: Loaded) -> None:
+    with pytest.raises(ValueError, match="differ in noise and parent only"):
         loaded("flux_kontext").edit([REQUEST, replace(REQUEST, **difference)])

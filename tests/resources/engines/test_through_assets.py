@@ -87,7 +87,7 @@ def test_a_published_engine_makes_images_that_are_scored(engine: str, settings: 
     assert rows["engine"].to_list() == [engine] * 3
     assert rows.select(*METRICS).null_count().sum_horizontal().item() == 0
     # What the engine ignores is recorded as such.
-    ignores = registry.MODELS[engine].ignores
+    ignores = registry.MODELS[engine].ignored_settings
     assert (rows["guidance"].null_count() == 3) is ("guidance" in ignores)
     pictures = [resources["work"].store.read(path) for path in rows["image_path"]]
     assert all(picture.size == (64, 64) for picture in pictures)

@@ -62,7 +62,7 @@ LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def clip_tokenizer(tokens: int = 77) -> CLIPTokenizer:
-    """One token a letter, so that no prompt is out of its vocabulary."""
+    """Return a tokenizer with one token per letter, so that every prompt is in its vocabulary."""
     words = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=tokens)
 

@@ -220,7 +220,7 @@ def test_the_swapper_takes_a_restorer_and_leaves_it_out_where_told(tmp_path: Pat
 def test_a_restorers_folder_holds_one_file(tmp_path: Path, count: int) -> None:
     for number in range(count):
         (tmp_path / f"{number}.onnx").write_bytes(b"x")
-    with pytest.raises(FlexyError, match=f"holds {count} ONNX files and not one face restorer: put one alone there"):
+    with pytest.raises(FlexyError, match=f"it holds {count} ONNX files: leave one, the face restorer's"):
         FaceRestorer(tmp_path)
 
 
@@ -249,7 +249,7 @@ def test_a_file_that_is_no_model_is_named_in_one_line(own: Path, file: str, harm
 def test_another_models_file_is_told_from_the_right_one(own: Path) -> None:
     shutil.copy(own / "inswapper_128.onnx", own / "buffalo_l" / "det_10g.onnx")
     with pytest.raises(
-        FlexyError, match=r"det_10g.onnx: it is another model's, INSwapper to insightface and not SCRFD"
+        FlexyError, match=r"det_10g.onnx: it is another model's, INSwapper by insightface and not SCRFD"
     ):
         FaceFinder(own / "buffalo_l")
     with pytest.raises(FlexyError, match=r"it is another model's, it takes \[1, 3, 128, 128\]"):

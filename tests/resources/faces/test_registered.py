@@ -33,9 +33,9 @@ def test_without_files_of_ones_own_there_are_no_face_models_and_one_line_says_wh
     with pytest.raises(FlexyError) as caught:
         registry.find_face_swapper(settings(own)).load()
     message = str(caught.value)
-    assert message.startswith("no weights for inswapper_128: they are not handed out, so they are never fetched: ")
+    assert message.startswith("no weights for inswapper_128: they are not redistributable and never downloaded: ")
     assert "inswapper_128.onnx" in message and "FLEXY_MODEL_REGISTRY" in message and "\n" not in message
-    with pytest.raises(FlexyError, match="no weights for buffalo_l: they are not handed out"):
+    with pytest.raises(FlexyError, match="no weights for buffalo_l: they are not redistributable"):
         registry.find_face_swapper(settings(own, "inswapper_128")).load()
     (own / "buffalo_l" / "det_10g.onnx").unlink()
     with pytest.raises(
@@ -56,7 +56,7 @@ def test_files_of_ones_own_are_used_from_where_they_lie(own: Path) -> None:
 
 def test_a_restorer_that_the_user_names_is_taken_along(own: Path) -> None:
     model = registry.find_face_swapper(settings(own, "inswapper_128", "buffalo_l", "face_restorer"))
-    assert model.needs.keys() == {"pack", "restorer"}
+    assert model.required_models.keys() == {"pack", "restorer"}
     assert model.fingerprint.count("@") == 3
 
 
@@ -76,4 +76,4 @@ def test_the_fingerprint_is_of_the_files_that_are_read_and_of_no_others(own: Pat
 
 def test_mini_models_have_a_name_and_a_hash_of_their_own() -> None:
     mini = registry.find_face_swapper(Settings.read({}))
-    assert mini.fingerprint.startswith("mini_inswapper_128@") and not mini.needs
+    assert mini.fingerprint.startswith("mini_inswapper_128@") and not mini.required_models

@@ -157,14 +157,14 @@ def score_with_judge(work: Work, tasks: Sequence[EditTaskRow], candidates: Seque
         if not lost:
             edit = asked.ask(questions.editing_question(task.prompt), [source, edited])
             looks = asked.ask(questions.quality_question(), [edited])
-            silent = FlexyError(edit.reason or looks.reason or "the judge did not answer")
+            silent = FlexyError(edit.error or looks.error or "the judge did not answer")
             found = [silent] * 3
             if edit.values:
                 found[:2] = [edit.values["prompt_following"], edit.values["consistency"]]
             if edit.values and looks.values:
                 found[2] = questions.overall_score(edit.values, looks.values)
         outcomes = [(metric, candidate, value) for metric, value in zip(JUDGED_METRICS, found, strict=True)]
-        record_metric_outcomes(work, asked.mark, outcomes)
+        record_metric_outcomes(work, asked.fingerprint, outcomes)
 
 
 def score_ground_truth(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow]) -> None:

@@ -261,7 +261,7 @@ def inpaint_selections(context: dg.AssetExecutionContext, config: InpaintConfig,
     tasks = _tasks(work.database, context.partition_keys)
     rows = refine.plan_tasks(work, plan, tasks)
     asked = make_judge(work.settings, work.slot)
-    chosen = refine.select_best(work, plan, rows, asked.mark if asked else None)
+    chosen = refine.select_best(work, plan, rows, asked.fingerprint if asked else None)
     for batch in context.partition_keys:
         mine = _of(rows, batch)
         stages = Counter(chosen[row.id].stage for row in mine if row.id in chosen)
@@ -269,7 +269,7 @@ def inpaint_selections(context: dg.AssetExecutionContext, config: InpaintConfig,
             "tasks": sum(task.batch == batch for task in tasks),
             "selected": sum(stages.values()),
             "by stage": dg.MetadataValue.json(dict(stages)),
-            "chosen by": f"{plan.judged if asked else plan.potential} ({asked.mark if asked else 'measured'})",
+            "chosen by": f"{plan.judged if asked else plan.potential} ({asked.fingerprint if asked else 'measured'})",
             "without a potential": dg.MetadataValue.json([row.name for row in mine if row.id not in chosen]),
         }
         pairs = [(row, chosen[row.id]) for row in mine if row.id in chosen]

@@ -150,7 +150,9 @@ def judge_candidates(work: Work, tasks: Sequence[EditTaskRow], candidates: Seque
     if asked is None:
         return None
     with work.database.begin(reading=True) as connection:
-        answered = edits.candidates_scored_by(connection, {task.batch for task in tasks}, JUDGE_METRICS[0], asked.mark)
+        answered = edits.candidates_scored_by(
+            connection, {task.batch for task in tasks}, JUDGE_METRICS[0], asked.fingerprint
+        )
     for candidate in candidates:
         if candidate.until < candidate.path or candidate.id in answered:
             continue
@@ -160,9 +162,11 @@ def judge_candidates(work: Work, tasks: Sequence[EditTaskRow], candidates: Seque
             stencil = one.canvas.stencil
             assert stencil is not None
             verdict = asked.ask(questions.inpainting_question(), [one.character, one.before, one.after, stencil])
-            silent = FlexyError(verdict.reason or "the judge did not answer")
+            silent = FlexyError(verdict.error or "the judge did not answer")
             values = [verdict.values[metric] if verdict.values else silent for metric in MODEL_METRICS]
         record_metric_outcomes(
-            work, asked.mark, [(metric, candidate, value) for metric, value in zip(JUDGE_METRICS, values, strict=True)]
+            work,
+            asked.fingerprint,
+            [(metric, candidate, value) for metric, value in zip(JUDGE_METRICS, values, strict=True)],
         )
-    return asked.mark
+    return asked.fingerprint

@@ -21,20 +21,20 @@ MODEL = "gemini-3.5-flash"
 
 
 class Gemini:
-    """One model of Gemini's. Its temperature is left as Google advises, at which readings differ."""
+    """One Gemini model, at the temperature that Google advises, at which readings differ."""
 
     def __init__(self, client: JudgeClient, model: str = MODEL) -> None:
         self.client = client
-        self.mark = f"gemini/{model}"
+        self.fingerprint = f"gemini/{model}"
         self._path = f"v1beta/models/{quote(model, safe='')}:generateContent"
 
-    def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
-        """One answer, from pictures sent as PNG. Raises `UnansweredError` where it is blocked or cut short."""
+    def answer(self, question: JudgeQuestion, images: Sequence[Image]) -> JudgeAnswer:
+        """Return one answer to images sent as PNG. Raises `UnansweredError` where it is blocked or cut short."""
         parts: list[dict[str, Any]] = []
-        for i, (what, picture) in enumerate(zip(question.pictures, pictures, strict=True), 1):
+        for i, (description, image) in enumerate(zip(question.images, images, strict=True), 1):
             parts += [
-                {"text": f"Picture {i}: {what}."},
-                {"inlineData": {"mimeType": "image/png", "data": _png(picture)}},
+                {"text": f"Picture {i}: {description}."},
+                {"inlineData": {"mimeType": "image/png", "data": _encode_png(image)}},
             ]
         document, cost = self.client.post(
             self._path,
@@ -43,33 +43,33 @@ class Gemini:
                 "generationConfig": {
                     "responseMimeType": "application/json",
                     "responseJsonSchema": question.schema,
-                    # What the model thinks counts towards it.
+                    # The model's thoughts count towards it.
                     "maxOutputTokens": 8192,
                 },
             },
         )
-        used = document.get("usageMetadata") if isinstance(document, dict) else None
+        usage = document.get("usageMetadata") if isinstance(document, dict) else None
         cost += JudgeCost(
-            tokens_in=count_tokens(used, "promptTokenCount"),
-            tokens_out=count_tokens(used, "candidatesTokenCount", "thoughtsTokenCount"),
+            tokens_in=count_tokens(usage, "promptTokenCount"),
+            tokens_out=count_tokens(usage, "candidatesTokenCount", "thoughtsTokenCount"),
         )
         match document:
-            case {"promptFeedback": {"blockReason": why}}:
-                raise UnansweredError(f"Gemini refused the pictures or the question: {str(why)[:80]}", cost=cost)
-            case {"candidates": [{"finishReason": "STOP", "content": {"parts": [*said]}}, *_]}:
-                return JudgeAnswer("".join(_text(part) for part in said), cost)
-            case {"candidates": [{"finishReason": why}, *_]}:
-                raise UnansweredError(f"Gemini broke off its answer: {str(why)[:80]}", cost=cost)
+            case {"promptFeedback": {"blockReason": reason}}:
+                raise UnansweredError(f"Gemini refused the images or the question: {str(reason)[:80]}", cost=cost)
+            case {"candidates": [{"finishReason": "STOP", "content": {"parts": [*answer]}}, *_]}:
+                return JudgeAnswer("".join(_part_text(part) for part in answer), cost)
+            case {"candidates": [{"finishReason": reason}, *_]}:
+                raise UnansweredError(f"Gemini broke off its answer: {str(reason)[:80]}", cost=cost)
         raise UnansweredError("Gemini gave no answer and no reason", cost=cost)
 
 
-def _png(picture: Image) -> str:
+def _encode_png(image: Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _text(part: Any) -> str:
+def _part_text(part: Any) -> str:
     match part:
         case {"thought": True}:
             return ""
@@ -79,5 +79,5 @@ def _text(part: Any) -> str:
 
 
 def make_gemini(settings: Settings, _: ModelSlot) -> Gemini:
-    """The model that FLEXY_JUDGE_MODEL names, with the key in GEMINI_API_KEY."""
+    """Return the model that FLEXY_JUDGE_MODEL names, with the key in GEMINI_API_KEY."""
     return Gemini(JudgeClient.from_settings(settings, URL, "x-goog-api-key"), settings.judge_model or MODEL)

@@ -1,4 +1,4 @@
-"""A vision-language model on this machine, Qwen-VL for one, through transformers."""
+"""Vision-language models on this machine, such as Qwen-VL, through transformers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TEMPERATURE = 0.7
-"""At which readings differ; EditScore's."""
+"""The sampling temperature, at which readings differ; EditScore's."""
 
 MAX_NEW_TOKENS = 512
 
 
 class VisionLanguageModel:
-    """Answers a prompt about pictures in words."""
+    """Answers a prompt about images in text."""
 
     def __init__(self, folder: Path, precision: str = "fp32") -> None:
         """Load a folder in transformers' form, processor and chat template included.
 
-        Raises `FlexyError` where it cannot be.
+        Raises `FlexyError` where it cannot be loaded.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -39,13 +39,13 @@ class VisionLanguageModel:
         network = load_network(AutoModelForImageTextToText, folder, compute.torch_dtype(precision))
         self.model = network.eval().to(compute.compute_device())
 
-    def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
-        """One answer to `question` about RGB pictures, sampled anew each time."""
+    def answer(self, question: JudgeQuestion, images: Sequence[Image]) -> JudgeAnswer:
+        """Return one answer to `question` about RGB images, sampled at each call."""
         import torch
 
         content: list[dict[str, Any]] = []
-        for i, (what, picture) in enumerate(zip(question.pictures, pictures, strict=True), 1):
-            content += [{"type": "text", "text": f"Picture {i}: {what}."}, {"type": "image", "image": picture}]
+        for i, (description, image) in enumerate(zip(question.images, images, strict=True), 1):
+            content += [{"type": "text", "text": f"Picture {i}: {description}."}, {"type": "image", "image": image}]
         content.append({"type": "text", "text": question.prompt})
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -55,16 +55,16 @@ class VisionLanguageModel:
             return_tensors="pt",
         ).to(self.model.device)
         with torch.inference_mode():
-            written = self.model.generate(
+            tokens = self.model.generate(
                 **inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=True, temperature=TEMPERATURE, top_p=1.0, top_k=0
             )
-        read = inputs["input_ids"].shape[1]
-        text = self.processor.batch_decode(written[:, read:], skip_special_tokens=True)[0]
-        return JudgeAnswer(text, JudgeCost(tokens_in=read, tokens_out=written.shape[1] - read))
+        prompt_length = inputs["input_ids"].shape[1]
+        text = self.processor.batch_decode(tokens[:, prompt_length:], skip_special_tokens=True)[0]
+        return JudgeAnswer(text, JudgeCost(tokens_in=prompt_length, tokens_out=tokens.shape[1] - prompt_length))
 
 
 class LocalJudge:
-    """A model of the registry, taken from the slot at the first question and asked by one thread at a time."""
+    """A model of the registry, loaded through the slot at the first question and used by one thread at a time."""
 
     def __init__(self, model: LocalModel, slot: ModelSlot) -> None:
         self._model = model
@@ -72,28 +72,28 @@ class LocalJudge:
         self._lock = Lock()
 
     @property
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """The model's name, weights and precision."""
         return self._model.fingerprint
 
-    def answer(self, question: JudgeQuestion, pictures: Sequence[Image]) -> JudgeAnswer:
-        """One answer. Raises `FlexyError` where the model is not here, `UnansweredError` without memory for it."""
+    def answer(self, question: JudgeQuestion, images: Sequence[Image]) -> JudgeAnswer:
+        """Return one answer. Raises `FlexyError` without the model, `UnansweredError` without memory for it."""
         with self._lock:
             model: VisionLanguageModel = self._slot.get(self._model)
             try:
-                return model.answer(question, pictures)
+                return model.answer(question, images)
             except Exception as error:
                 if not compute.is_out_of_memory(error):
                     raise
         compute.release_memory()
-        raise UnansweredError("out of memory for these pictures: free some, or use a smaller judge")
+        raise UnansweredError("out of memory for these images: free some memory, or use a smaller judge")
 
 
 def make_local_vlm(settings: Settings, slot: ModelSlot) -> LocalJudge:
-    """The judge of the registry that FLEXY_JUDGE_MODEL names, by default its first, whatever FLEXY_MODELS is."""
+    """Return the judge of the registry that FLEXY_JUDGE_MODEL names, by default its first, for any FLEXY_MODELS."""
     full = settings.with_models("full")
-    known = registry.model_names("judge", full)
-    name = settings.judge_model or known[0]
-    if name not in known:
-        raise BadInputError(f"FLEXY_JUDGE_MODEL={name} is no model that judges: use {', '.join(known)}")
+    names = registry.model_names("judge", full)
+    name = settings.judge_model or names[0]
+    if name not in names:
+        raise BadInputError(f"invalid FLEXY_JUDGE_MODEL {name!r}: choose {', '.join(names)}")
     return LocalJudge(registry.local_model(registry.MODELS[name], full), slot)

@@ -1,4 +1,4 @@
-"""What judges are asked. Whoever changes the words of a question raises its version."""
+"""The questions to judges. A change of a question's text needs a higher version."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SCALE_0_10 = (0.0, 10.0)
 
 
 def editing_question(instruction: str) -> JudgeQuestion:
-    """Of a source and its edited version: was the instruction followed, was the rest kept? 0–10 each.
+    """Return the question about a source and its edited version: is the instruction followed, is the rest unchanged?
 
-    The two sides of an edit that VIEScore (Ku et al. 2024) and EditScore ask for.
+    Two numbers, 0–10: the two sides of an edit that VIEScore (Ku et al. 2024) and EditScore ask for.
     """
     return JudgeQuestion(
         "editing",
@@ -35,7 +35,7 @@ def editing_question(instruction: str) -> JudgeQuestion:
 
 
 def quality_question() -> JudgeQuestion:
-    """Of one picture alone: does it look natural, is it free of artifacts? 0–10 each (VIEScore's other half)."""
+    """Return the question about one image: natural, and free of artifacts? 0–10 each (VIEScore's other half)."""
     return JudgeQuestion(
         "quality",
         1,
@@ -50,15 +50,15 @@ def quality_question() -> JudgeQuestion:
 
 
 def overall_score(editing: Mapping[str, float], quality: Mapping[str, float]) -> float:
-    """One mark for an edit, 0–10, from the answers to both questions: √(min of the one · min of the other).
+    """Return an edit's score, 0–10, from the answers to both questions: √(min of the one · min of the other).
 
-    VIEScore's combination: an edit is as good as the worse of its sides, and worth nothing without either.
+    VIEScore's combination: an edit is as good as its worse side, and 0 if either is 0.
     """
     return math.sqrt(min(editing.values()) * min(quality.values()))
 
 
 def inpainting_question() -> JudgeQuestion:
-    """Of a face put right inside a mask: whose face is it, how well is it made, does it fit the scene? 0–10 each."""
+    """Return the question about an inpainted face: its identity, its quality, its consistency with the scene, 0–10."""
     return JudgeQuestion(
         "inpainting",
         1,

@@ -34,7 +34,7 @@ from resources.judges import JudgeQuestion, make_judge
 from resources.settings import Settings
 asked = JudgeQuestion("twins", 1, "How alike?", ("one", "two"), {"likeness": (0, 10)})
 verdict = make_judge(Settings.read()).ask(asked, [Image.new("RGB", (8, 8), name) for name in ("red", "blue")])
-print(json.dumps([verdict.values, verdict.reason, verdict.cost.requests]))
+print(json.dumps([verdict.values, verdict.error, verdict.cost.requests]))
 """
 
 
@@ -63,7 +63,7 @@ def test_readings_are_averaged_and_their_spread_is_kept(world: World, question: 
     verdict = world.judge().ask(question, pair)
     assert verdict.values == {"likeness": 7.5, "sharpness": 4.0}
     assert verdict.spread == pytest.approx({"likeness": 1.25**0.5, "sharpness": 3**0.5})
-    assert verdict.reason is None
+    assert verdict.error is None
     assert len(verdict.raw) == 4
     assert verdict.cost == JudgeCost(requests=4, tokens_in=4000, tokens_out=400)
 
@@ -74,7 +74,7 @@ def test_a_reading_that_fails_leaves_no_values_and_the_next_run_asks_for_it_alon
     world.service.script = [says(8), says(6), Reply("I would rather not.")]
     verdict = world.judge().ask(question, pair)
     assert (verdict.values, verdict.spread) == (None, None)
-    assert verdict.reason == "reading 3 of 4: the answer is not one JSON object: 'I would rather not.'"
+    assert verdict.error == "reading 3 of 4: the answer is not one JSON object: 'I would rather not.'"
     assert len(verdict.raw) == 3
     world.service.script = [says(7), says(9)]
     healed = world.judge().ask(question, pair)
@@ -104,7 +104,7 @@ def test_another_picture_order_question_version_model_or_reading_is_asked(
         (JudgeQuestion(**parts | {"version": 2}), pair),
         (JudgeQuestion(**parts | {"name": "others"}), pair),
         (JudgeQuestion(**parts | {"text": "How alike? How sharp?"}), pair),
-        (JudgeQuestion(**parts | {"pictures": ("the one", "the other")}), pair),
+        (JudgeQuestion(**parts | {"images": ("the one", "the other")}), pair),
         (JudgeQuestion(**parts | {"scales": {"likeness": (0, 10), "sharpness": (0, 5)}}), pair),
     ):
         before = len(world.service.requests)
@@ -161,7 +161,7 @@ def test_a_judge_that_fails_three_times_in_ten_invents_nothing_and_is_healed_by_
     first = run()
     missing = [i for i, verdict in enumerate(first) if verdict.values is None]
     assert len(missing) == 6
-    assert all(first[i].reason for i in missing)
+    assert all(first[i].error for i in missing)
     world.service.script = [says(3)] * 6
     second = run()
     assert [i for i, verdict in enumerate(second) if verdict.cost.requests] == missing
@@ -172,9 +172,9 @@ def test_a_judge_that_fails_three_times_in_ten_invents_nothing_and_is_healed_by_
 def test_a_question_about_other_pictures_than_are_shown_is_refused(
     world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
-    with pytest.raises(BadInputError, match="question twins is about 2 pictures and there are 1: show the original, "):
+    with pytest.raises(BadInputError, match="question twins needs 2 images, got 1: give the original, "):
         world.judge().ask(question, pair[:1])
-    with pytest.raises(BadInputError, match="0 readings"):
+    with pytest.raises(BadInputError, match="invalid readings 0: must be 1 or more"):
         world.judge().ask(question, pair, readings=0)
     assert world.service.requests == []
 
@@ -189,7 +189,7 @@ def test_a_folder_that_cannot_be_written_is_named(world: World, question: JudgeQ
 class Coin:
     """A judge that a user adds."""
 
-    mark = "coin"
+    fingerprint = "coin"
 
     def answer(self, question: JudgeQuestion, pictures: Sequence[Image.Image]) -> JudgeAnswer:
         return JudgeAnswer(GOOD)
@@ -209,7 +209,7 @@ def test_another_judge_is_one_file_and_one_line(
     )
     assert isinstance(judging, Judge)
     verdict = judging.ask(question, pair)
-    assert (verdict.judge, verdict.values) == ("coin", {"likeness": 7.5, "sharpness": 4.0})
+    assert (verdict.fingerprint, verdict.values) == ("coin", {"likeness": 7.5, "sharpness": 4.0})
 
 
 def test_naming_a_judge_imports_no_model_library() -> None:

@@ -87,7 +87,7 @@ def tiny(spread: float) -> tuple[Any, Any]:
 def teach(model: Any, processor: Any, answer: str) -> None:
     """Train the model to give `answer` to ASKED about PICTURES, in the very context it is asked in."""
     content: list[dict[str, Any]] = []
-    for i, (what, picture) in enumerate(zip(ASKED.pictures, PICTURES, strict=True), 1):
+    for i, (what, picture) in enumerate(zip(ASKED.images, PICTURES, strict=True), 1):
         content += [{"type": "text", "text": f"Picture {i}: {what}."}, {"type": "image", "image": picture}]
     content.append({"type": "text", "text": ASKED.prompt})
     inputs = processor.apply_chat_template(
@@ -137,9 +137,9 @@ def judging(home: Path, folder: Path) -> Judge:
 def test_a_model_that_talks_nonsense_gives_no_values_and_the_reason(tmp_path: Path, folder: Path) -> None:
     verdict = judging(tmp_path, folder).ask(ASKED, PICTURES)
     assert verdict.values is None
-    assert str(verdict.reason).startswith("reading 1 of 4: the answer is not one JSON object: '")
+    assert str(verdict.error).startswith("reading 1 of 4: the answer is not one JSON object: '")
     assert len(verdict.raw) == 1
-    assert verdict.judge.startswith("qwen25_vl_7b@")
+    assert verdict.fingerprint.startswith("qwen25_vl_7b@")
     assert verdict.cost.requests == 0 and verdict.cost.tokens_out > 0
     assert verdict.cost.tokens_in > len(ASKED.prompt), "the pictures count too"
     assert not list((tmp_path / "judgements").rglob("*.json"))
@@ -153,7 +153,7 @@ def test_a_model_that_answers_is_read_kept_and_not_asked_again(tmp_path: Path, m
     for part in (model, processor):
         part.save_pretrained(tmp_path / "vlm")
     verdict = judging(tmp_path, tmp_path / "vlm").ask(ASKED, PICTURES, readings=2)
-    assert verdict.reason is None
+    assert verdict.error is None
     assert (verdict.values, verdict.spread) == ({"m": 7.0}, {"m": 0.0})
     again = judging(tmp_path, tmp_path / "vlm")
     assert again.ask(ASKED, PICTURES, readings=2).values == {"m": 7.0}
@@ -175,7 +175,7 @@ def test_pictures_are_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_model_that_is_not_here_or_not_whole_is_named_and_judges_nothing(tmp_path: Path, folder: Path) -> None:
     verdict = judging(tmp_path, tmp_path / "nowhere").ask(ASKED, PICTURES)
     assert verdict.values is None
-    assert f"no weights for qwen25_vl_7b: there is no folder {tmp_path / 'nowhere'}" in str(verdict.reason)
+    assert f"no weights for qwen25_vl_7b: there is no folder {tmp_path / 'nowhere'}" in str(verdict.error)
 
     partial = tmp_path / "partial"
     partial.mkdir()
@@ -183,12 +183,12 @@ def test_a_model_that_is_not_here_or_not_whole_is_named_and_judges_nothing(tmp_p
         (partial / file.name).write_bytes(file.read_bytes())
     (partial / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
     verdict = judging(tmp_path, partial).ask(ASKED, PICTURES)
-    assert verdict.values is None and str(partial) in str(verdict.reason)
-    assert "\n" not in str(verdict.reason)
+    assert verdict.values is None and str(partial) in str(verdict.error)
+    assert "\n" not in str(verdict.error)
 
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["intermediate_size"] = 48
     (partial / "config.json").write_text(json.dumps(config))
     (partial / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     verdict = judging(tmp_path, partial).ask(ASKED, PICTURES)
-    assert "weights are missing or of another size" in str(verdict.reason)
+    assert "weights are missing or of another size" in str(verdict.error)

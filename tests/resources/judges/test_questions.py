@@ -26,7 +26,7 @@ VALUES = {"likeness": 7.5, "sharpness": 4.0}
     ],
 )
 def test_one_json_object_is_an_answer_with_or_without_words_around_it(question: JudgeQuestion, answer: str) -> None:
-    assert question.values(answer) == VALUES
+    assert question.parse_values(answer) == VALUES
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_one_json_object_is_an_answer_with_or_without_words_around_it(question: 
         (GOOD.replace("7.5", "null"), "likeness is not a number"),
         (GOOD.replace("7.5", "true"), "likeness is not a number"),
         (GOOD.replace("7.5", "[7.5]"), "likeness is not a number"),
-        (GOOD.replace("7.5", "10.01"), "likeness is off its scale, 0 to 10"),
-        (GOOD.replace("7.5", "-1"), "likeness is off its scale"),
-        (GOOD.replace("7.5", "75"), "likeness is off its scale"),
-        (GOOD.replace("7.5", "1e999"), "likeness is off its scale"),
-        (GOOD.replace("7.5", "9" * 400), "likeness is off its scale"),
+        (GOOD.replace("7.5", "10.01"), "likeness is not from 0 to 10"),
+        (GOOD.replace("7.5", "-1"), "likeness is not from 0 to 10"),
+        (GOOD.replace("7.5", "75"), "likeness is not from 0 to 10"),
+        (GOOD.replace("7.5", "1e999"), "likeness is not from 0 to 10"),
+        (GOOD.replace("7.5", "9" * 400), "likeness is not from 0 to 10"),
         (GOOD + " " * 20_000, "characters long"),
     ],
     ids=range(30),
@@ -69,7 +69,7 @@ def test_anything_else_is_no_answer_and_says_why_on_one_short_line(
     question: JudgeQuestion, answer: str, reason: str
 ) -> None:
     with pytest.raises(UnansweredError) as caught:
-        question.values(answer)
+        question.parse_values(answer)
     message = str(caught.value)
     assert reason in message
     assert "\n" not in message and len(message) < 200
@@ -77,14 +77,14 @@ def test_anything_else_is_no_answer_and_says_why_on_one_short_line(
 
 
 def test_the_ends_of_a_scale_are_on_it(question: JudgeQuestion) -> None:
-    assert question.values('{"likeness": 0, "sharpness": 10}') == {"likeness": 0.0, "sharpness": 10.0}
+    assert question.parse_values('{"likeness": 0, "sharpness": 10}') == {"likeness": 0.0, "sharpness": 10.0}
 
 
 @pytest.mark.parametrize(
     "asked", [editing_question("make the bear wear a hat"), quality_question(), inpainting_question()]
 )
 def test_a_prompt_names_every_picture_and_every_number_with_its_scale(asked: JudgeQuestion) -> None:
-    for i, picture in enumerate(asked.pictures, 1):
+    for i, picture in enumerate(asked.images, 1):
         assert f"Picture {i}: {picture}." in asked.prompt
     for name in asked.scales:
         assert asked.prompt.count(name) >= 2, "said what it means, and where it goes"

@@ -43,7 +43,7 @@ def test_gemini_is_sent_each_picture_as_it_is_with_what_it_is_and_the_form_of_th
     verdict = world.judge().ask(question, pair, readings=1)
     assert verdict.values == {"likeness": 7.5, "sharpness": 4.0}
     assert verdict.cost == JudgeCost(requests=1, tokens_in=1000, tokens_out=100)
-    assert verdict.judge == "gemini/gemini-3.5-flash"
+    assert verdict.fingerprint == "gemini/gemini-3.5-flash"
     (request,) = world.service.requests
     assert request.path == "/v1beta/models/gemini-3.5-flash:generateContent"
     assert request.headers["x-goog-api-key"] == KEY
@@ -77,7 +77,7 @@ def test_moondream_is_sent_the_pictures_side_by_side(world: World, question: Jud
     verdict = world.judge("moondream").ask(question, pair, readings=1)
     assert verdict.values == {"likeness": 7.5, "sharpness": 4.0}
     assert verdict.cost == JudgeCost(requests=1, tokens_in=735, tokens_out=20)
-    assert verdict.judge == "moondream@127.0.0.1"
+    assert verdict.fingerprint == "moondream@127.0.0.1"
     (request,) = world.service.requests
     assert (request.path, request.headers["x-moondream-auth"]) == ("/v1/query", KEY)
     kind, _, data = request.document["image_url"].partition(",")
@@ -115,11 +115,11 @@ def test_a_large_picture_is_made_smaller_and_what_was_given_stays_as_it_was(
     [
         (
             {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}},
-            "Gemini refused the pictures or the question: PROH",
+            "Gemini refused the images or the question: PROH",
         ),
         (
             {"promptFeedback": {"blockReason": "SAFETY"}, "candidates": []},
-            "Gemini refused the pictures or the question",
+            "Gemini refused the images or the question",
         ),
         ({"candidates": [{"finishReason": "SAFETY", "index": 0}]}, "Gemini broke off its answer: SAFETY"),
         (gemini_says(GOOD, finish="MAX_TOKENS"), "Gemini broke off its answer: MAX_TOKENS"),
@@ -140,7 +140,7 @@ def test_what_gemini_blocks_or_cuts_short_has_no_values_and_is_not_asked_twice(
     world.service.script = [Reply.json(document)]
     verdict = world.judge().ask(question, pair, readings=1)
     assert verdict.values is None and verdict.spread is None
-    assert verdict.reason is not None and verdict.reason.startswith(reason)
+    assert verdict.error is not None and verdict.error.startswith(reason)
     assert len(world.service.requests) == 1
 
 
@@ -159,7 +159,7 @@ def test_what_moondream_cannot_answer_has_no_values(
     world.service.script = [Reply.json(document)]
     verdict = world.judge("moondream").ask(question, pair, readings=1)
     assert verdict.values is None
-    assert verdict.reason is not None and verdict.reason.startswith(reason)
+    assert verdict.error is not None and verdict.error.startswith(reason)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -171,7 +171,7 @@ def test_nonsense_is_paid_for_shown_and_no_value(
 ) -> None:
     world.service.script = [Reply(says)]
     verdict = world.judge(kind).ask(question, pair, readings=1)
-    assert verdict.values is None and verdict.reason
+    assert verdict.values is None and verdict.error
     assert verdict.raw == (says,)
     assert verdict.cost.requests == 1 and verdict.cost.tokens_in > 0
 
@@ -198,7 +198,7 @@ def test_an_error_that_stays_is_not_tried_again(
     message = {"error": {"code": status, "message": "Nothing\nfor you here."}}
     world.service.script = [Reply.json(message, status, Location=f"{world.service.url}/elsewhere")]
     verdict = world.judge(kind).ask(question, pair, readings=1)
-    assert verdict.reason == f"127.0.0.1 answers with status {status} (Nothing for you here.): check the key"
+    assert verdict.error == f"127.0.0.1 answers with status {status} (Nothing for you here.): check the key"
     assert verdict.values is None
     assert verdict.cost.requests == len(world.service.requests) == 1
 
@@ -206,7 +206,7 @@ def test_an_error_that_stays_is_not_tried_again(
 def test_waits_grow_until_the_last_try(world: World, question: JudgeQuestion, pair: Pair) -> None:
     world.service.script = [Reply(status=500)] * 9
     verdict = world.judge(backoff=0.1, attempts=4).ask(question, pair, readings=1)
-    assert verdict.reason == "127.0.0.1 answers with status 500, tried 4 times: run again later"
+    assert verdict.error == "127.0.0.1 answers with status 500, tried 4 times: run again later"
     at = [request.at for request in world.service.requests]
     waits = np.diff(at)
     assert len(waits) == 3
@@ -237,8 +237,8 @@ def test_a_wait_that_is_too_long_ends_it(world: World, question: JudgeQuestion, 
     header = date if form == "date" else "3600"
     world.service.script = [Reply(status=429, headers={"Retry-After": header})]
     verdict = world.judge().ask(question, pair, readings=1)
-    assert verdict.reason is not None
-    assert verdict.reason.startswith("127.0.0.1 answers with status 429 and asks to wait 3")
+    assert verdict.error is not None
+    assert verdict.error.startswith("127.0.0.1 answers with status 429 and asks to wait 3")
     assert len(world.service.requests) == 1
 
 
@@ -258,7 +258,7 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(
 
     world.service.script = [reply] * 2
     verdict = world.judge(timeout=0.3, attempts=2).ask(question, pair[::-1], readings=1)
-    assert verdict.reason == "127.0.0.1 did not answer within 0.3 s, tried 2 times: run again later"
+    assert verdict.error == "127.0.0.1 did not answer within 0.3 s, tried 2 times: run again later"
 
 
 def test_a_connection_that_breaks_off_is_tried_again_and_one_that_there_is_not_is_named(
@@ -271,7 +271,7 @@ def test_a_connection_that_breaks_off_is_tried_again_and_one_that_there_is_not_i
     nobody = world.judge(attempts=2)
     backend: Any = nobody.backend
     backend.client.http.url = "http://127.0.0.1:9"
-    assert nobody.ask(question, pair[::-1], readings=1).reason == (
+    assert nobody.ask(question, pair[::-1], readings=1).error == (
         "no connection to 127.0.0.1, or it broke off (ConnectionError), tried 2 times:"
         " check the key, or run again later"
     )
@@ -284,17 +284,17 @@ def test_what_is_not_json_is_no_answer(
 ) -> None:
     world.service.script = [Reply(body=body)]
     verdict = world.judge(kind).ask(question, pair, readings=1)
-    assert verdict.reason == "127.0.0.1 answers with what is not JSON: check the key"
+    assert verdict.error == "127.0.0.1 answers with what is not JSON: check the key"
     assert len(world.service.requests) == 1
 
 
 def test_a_huge_answer_is_not_read_to_its_end(world: World, question: JudgeQuestion, pair: Pair) -> None:
     world.service.script = [Reply(body=b" " * 50_000_000)]
     verdict = world.judge(answer_bytes=100_000).ask(question, pair, readings=1)
-    assert verdict.reason == "127.0.0.1 answers with more than 100000 bytes: check the key"
+    assert verdict.error == "127.0.0.1 answers with more than 100000 bytes: check the key"
     world.service.script = [Reply(says="x" * 50_000)]
     verdict = world.judge(answer_bytes=100_000).ask(question, pair, readings=1)
-    assert verdict.reason == "the answer is 50000 characters long"
+    assert verdict.error == "the answer is 50000 characters long"
     assert len(verdict.raw[0]) == 20_000
 
 
@@ -307,7 +307,7 @@ def test_a_service_that_stays_down_is_given_up_on_until_the_next_run(
     assert len(world.service.requests) == 3
     assert all(verdict.values is None for verdict in verdicts)
     assert verdicts[-1].cost == JudgeCost()
-    assert str(verdicts[-1].reason).startswith("not sent: 3 questions in a row failed: 127.0.0.1 ans")
+    assert str(verdicts[-1].error).startswith("not sent: 3 questions in a row failed: 127.0.0.1 ans")
     assert all(world.judge().ask(question, [picture(i), picture(i)], readings=1).values for i in range(3))
 
 
@@ -350,7 +350,7 @@ def test_a_budget_that_is_spent_ends_it_with_a_reason_and_keeps_what_was_answere
 ) -> None:
     verdict = world.judge(max_requests=3).ask(question, pair)
     assert verdict.values is None
-    assert verdict.reason == (
+    assert verdict.error == (
         "reading 4 of 4: the budget of 3 requests is spent: run again, or raise FLEXY_JUDGE_MAX_CALLS"
     )
     assert len(verdict.raw) == verdict.cost.requests == len(world.service.requests) == 3
@@ -360,7 +360,7 @@ def test_a_budget_that_is_spent_ends_it_with_a_reason_and_keeps_what_was_answere
 def test_tries_count_towards_the_budget(world: World, question: JudgeQuestion, pair: Pair) -> None:
     world.service.script = [Reply(status=500)] * 9
     verdict = world.judge(max_requests=2).ask(question, pair, readings=1)
-    assert str(verdict.reason).startswith("the budget of 2 requests is spent")
+    assert str(verdict.error).startswith("the budget of 2 requests is spent")
     assert verdict.cost.requests == len(world.service.requests) == 2
 
 
@@ -388,7 +388,7 @@ def test_the_key_is_in_no_message_log_repr_answer_or_file(
     ):
         world.service.script = script
         verdict = judging.ask(question, pair, readings=1)
-        seen += [repr(verdict), str(verdict.reason), *verdict.raw]
+        seen += [repr(verdict), str(verdict.error), *verdict.raw]
         backend.client._unanswered = 0
         try:
             judging.backend.answer(question, pair)
@@ -427,9 +427,9 @@ def test_the_settings_say_who_is_asked_where_with_which_key_and_how_often(
         f"{kind.upper()}_API_KEY": KEY,
     }
     judging = configured(world, **variables)
-    assert judging is not None and judging.mark == f"{kind}/a/b model"
+    assert judging is not None and judging.fingerprint == f"{kind}/a/b model"
     assert judging.ask(question, pair).values
-    assert "budget of 4 requests" in str(judging.ask(question, pair[::-1]).reason)
+    assert "budget of 4 requests" in str(judging.ask(question, pair[::-1]).error)
     path = {"gemini": "/gate/v1beta/models/a%2Fb%20model:generateContent", "moondream": "/gate/query"}[kind]
     assert {request.path for request in world.service.requests} == {path}
     assert KEY in world.service.requests[0].headers.values()
@@ -449,9 +449,9 @@ def test_a_server_of_ones_own_needs_no_key_and_the_published_one_does(
 
 
 def test_a_judge_nobody_knows_is_answered_with_those_there_are(world: World) -> None:
-    with pytest.raises(BadInputError, match="FLEXY_JUDGE=gpt is no judge: use gemini, moondream, local or none"):
+    with pytest.raises(BadInputError, match="invalid FLEXY_JUDGE 'gpt': choose gemini, moondream, local or none"):
         configured(world, FLEXY_JUDGE="gpt")
-    with pytest.raises(BadInputError, match="FLEXY_JUDGE_MODEL=gpt is no model that judges: use qwen25_vl_7b"):
+    with pytest.raises(BadInputError, match="invalid FLEXY_JUDGE_MODEL 'gpt': choose qwen25_vl_7b"):
         configured(world, FLEXY_JUDGE="local", FLEXY_JUDGE_MODEL="gpt")
 
 

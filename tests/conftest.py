@@ -26,11 +26,11 @@ from flexy_assets.cli.app import main
 from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
-from tests.support import label_studio
+from tests.support import label_studio, shortcuts
 from tests.support.browser import Browser, program
+from tests.support.fork_server import ForkServer
 
-# Tests run beside each other; threads that wait for each other's cores are slower than one.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+shortcuts.apply()
 
 ROOT = Path(__file__).parent.parent
 Flexy = Callable[..., Result]
@@ -60,6 +60,14 @@ def flexy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flexy:
         return CliRunner().invoke(main, arguments, prog_name="flexy")
 
     return flexy
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Makes processes without the seconds that their imports take."""
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @dataclass

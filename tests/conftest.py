@@ -28,7 +28,6 @@ from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from tests.support import label_studio, shortcuts
 from tests.support.browser import Browser, program
-from tests.support.fork_server import ForkServer
 
 shortcuts.apply()
 
@@ -60,14 +59,6 @@ def flexy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flexy:
         return CliRunner().invoke(main, arguments, prog_name="flexy")
 
     return flexy
-
-
-@pytest.fixture(scope="session")
-def fork_server() -> Iterator[ForkServer]:
-    """Makes processes without the seconds that their imports take."""
-    server = ForkServer()
-    yield server
-    server.close()
 
 
 @dataclass

@@ -24,6 +24,7 @@ from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from resources.settings import Settings
 from tests.conftest import Flexy
+from tests.support import forked
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +33,12 @@ def process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess
     """The command as a process of its own, run by the code in `folder`."""
     command = [sys.executable, "-m", "flexy_assets.cli.app", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
+
+
+def forked_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a process that has been spared the imports."""
+    command = [sys.executable, "-m", "flexy_assets.cli.app", *arguments]
+    return forked.run(command, capture_output=True, text=True, timeout=250)
 
 
 def the_line(stderr: str) -> str:
@@ -348,7 +355,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on(
     # A 64×64 PNG takes one to four pages of 4 KiB: a chunk of 16 fits here, 96 images do not.
     disk("288k")
     run = planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "96", "--steps", "1", "--json"))
-    done = process("sweep", "run", run)
+    done = forked_process("sweep", "run", run)
     assert (done.returncode, done.stdout) == (1, "")
     assert "the disk is full: free some space and run again" in the_line(done.stderr)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.support import forked
 
 FLEXY = [sys.executable, "-m", "flexy_assets.cli.app"]
 ROOT = Path(__file__).parent.parent
@@ -15,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 def test_a_terminal_shows_rate_and_time_left(home: Path) -> None:
     new = [*FLEXY, "sweep", "new", "--engine", "mini_sdxl", "--images", "2", "--steps", "1", "--json"]
-    run = json.loads(subprocess.run(new, cwd=ROOT, check=True, capture_output=True, text=True).stdout)["run"]
+    run = json.loads(forked.run(new, check=True, capture_output=True, text=True).stdout)["run"]
     ours, terminal = pty.openpty()
-    process = subprocess.Popen([*FLEXY, "sweep", "run", run], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=terminal)
+    process = forked.Popen([*FLEXY, "sweep", "run", run], stdout=forked.DEVNULL, stderr=terminal)
     os.close(terminal)
     seen = b""
     try:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from contextlib import closing
@@ -17,7 +15,8 @@ import pytest
 from PIL import Image
 
 from resources.mini.edits import write_edit_example
-from tests.conftest import ROOT, Flexy
+from tests.conftest import Flexy
+from tests.support import forked
 from tests.support.tables import described_otherwise
 
 CHEAP = ("--steps", "4", "--budget", "2")
@@ -113,11 +112,9 @@ def test_a_killed_comparison_makes_nothing_twice(flexy: Flexy, home: Path, tmp_p
     file = write_edit_example(tmp_path / "set", 3, seed=5)
     command = ["compare", "--dataset", str(file), "--steps", "8", "--budget", "3", "--json"]
     for rows in (3, 14):
-        process = subprocess.Popen(
+        process = forked.Popen(
             [sys.executable, "-m", "flexy_assets.cli.app", *command],
-            cwd=ROOT,
-            env=dict(os.environ),
-            stdout=subprocess.PIPE,
+            stdout=forked.PIPE,
         )
         try:
             while _count(home) < rows:

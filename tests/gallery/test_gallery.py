@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from resources.database import Database
 from resources.images import ImageStore
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
+from tests.support import forked
 from tests.support.browser import Browser
 
 ROOT = Path(__file__).parent.parent.parent
@@ -92,12 +92,12 @@ def gallery(home: Path) -> Iterator[Gallery]:
     """`flexy gallery` as a process of its own; Ctrl-C ends it in good order."""
     own = {"FLEXY_HOME": home, "FLEXY_DAGSTER_STORAGE": home / "dagster", "DAGSTER_HOME": ROOT, "FLEXY_MODELS": "mini"}
     others = {name: value for name, value in os.environ.items() if not name.startswith("FLEXY_")}
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "flexy_assets.cli.app", "gallery", "--port", "0"],
         cwd=ROOT,
         env=others | {name: str(value) for name, value in own.items()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=forked.PIPE,
+        stderr=forked.PIPE,
         text=True,
     )
     assert process.stderr

@@ -15,6 +15,7 @@ from flexy_assets.inpaint import assets
 from flexy_assets.inpaint.import_tasks import DOWNLOAD_THREADS
 from resources.mini.faces import write_face_example
 from tests.conftest import Flexy
+from tests.support import forked
 from tests.support.judged import READINGS, Scores, held, rows, scores, to_be_shown
 from tests.support.servers import AILMENTS, Oracle, running
 
@@ -72,8 +73,11 @@ def test_of_a_judge_that_is_ill_nothing_is_invented_and_the_next_run_heals(
     assert all(reason.startswith("no face in the scene") for reason in second["left"].values())
 
 
-def test_killed_three_times_nothing_that_was_kept_is_asked_for_again(tmp_path: Path) -> None:
+def test_killed_three_times_nothing_that_was_kept_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Once in the import, once among swaps and once among judgements."""
+    monkeypatch.setattr("benchmarks.labels.subprocess", forked)
     found = killed(10, tmp_path)
     assert (found["tasks imported"], found["lost"], found["marks that are not the judge's"]) == (10, 0, 0)
     again = {what: count for what, count in found.items() if "again" in what}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -18,8 +16,9 @@ import pytest
 
 from resources.database import Database
 from resources.settings import Settings
-from tests.conftest import ROOT, Flexy
+from tests.conftest import Flexy
 from tests.inpaint.scenes import choose, data, entry, serving, write
+from tests.support import forked
 from tests.support.servers import Server, running
 
 TASKS = 4
@@ -98,10 +97,7 @@ def chosen(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("chosen")
 def test_two_who_push_at_once_make_each_prediction_once(studio: Studio) -> None:
     command = [sys.executable, "-m", "flexy_assets.cli.app", "inpaint", "push", "--json"]
-    pushers = [
-        subprocess.Popen(command, cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for _ in range(2)
-    ]
+    pushers = [forked.Popen(command, stdout=forked.PIPE, stderr=forked.PIPE) for _ in range(2)]
     said = [pusher.communicate(timeout=100) for pusher in pushers]
     answers = [json.loads(out) for out, _ in said]
     assert [pusher.returncode for pusher in pushers] == [0, 0], said

@@ -30,6 +30,7 @@ from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
+from tests.support import forked
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
@@ -695,16 +696,16 @@ print(adoption.adopt_rows(Database(sys.argv[1]), Settings.read({"FLEXY_BATCH_SIZ
 """
 
 
-def adopter(database: Database, size: int) -> subprocess.Popen[str]:
+def adopter(database: Database, size: int) -> forked.Popen:
     """A process that is about to adopt; it begins when it is told so."""
     url = database.url.render_as_string(hide_password=False)
     command = [sys.executable, "-c", ADOPTER, url, str(size)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = forked.Popen(command, stdin=forked.PIPE, stdout=forked.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
 
 
-def begin(process: subprocess.Popen[str]) -> None:
+def begin(process: forked.Popen) -> None:
     assert process.stdin is not None
     process.stdin.write("go\n")
     process.stdin.flush()

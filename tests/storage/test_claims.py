@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -32,6 +30,7 @@ from resources.metrics.sweep import METRICS
 from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
+from tests.support import forked
 
 Adder = Callable[..., list[UUID]]
 
@@ -49,11 +48,7 @@ class Worker:
 
     def __init__(self, program: str, *arguments: str) -> None:
         command = [sys.executable, "-c", program, *arguments]
-        # One thread each, as two workers on one machine share its cores.
-        variables = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
-        )
+        self.process = forked.Popen(command, stdin=forked.PIPE, stdout=forked.PIPE, text=True)
 
     def answer(self) -> str:
         assert self.process.stdout is not None
@@ -273,6 +268,7 @@ SCORER = """
 import json, sys
 from flexy_assets.storage import adoption
 from flexy_assets.scoring import missing_scores
+from flexy_assets.scoring.work import Work
 from resources.database import Database
 from resources.images import ImageStore
 from resources.metrics.sweep import METRICS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import sqlalchemy as sa
 from flexy_assets.execution import PROCESS_TAG
 from flexy_assets.storage.tables import METRIC_COLUMNS
 from resources.database import Database
-from tests.support import flexyface
+from tests.support import flexyface, forked
 
 ROOT = Path(__file__).parents[2]
 BACKFILL_JOB = "backfill_scores"
@@ -54,15 +53,14 @@ class Service:
     home: Path
     database: Database
     environment: dict[str, str]
-    daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    daemons: list[forked.Popen] = field(default_factory=list)
 
-    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, **environment: str) -> forked.Popen:
         """A daemon, with a code server of its own, in a process group of its own."""
         command = [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"]
         log = (self.home / "daemon.log").open("ab")
-        daemon = subprocess.Popen(
+        daemon = forked.Popen(
             command,
-            cwd=ROOT,
             env=self.environment | environment,
             stdout=log,
             stderr=log,

@@ -22,10 +22,9 @@ import pytest
 
 from flexy_assets.execution import PROCESS_TAG, dagster_instance, process_tag
 from resources.settings import Settings
-from tests.support.fork_server import ForkServer
+from tests.support import forked
 
 ROOT = Path(__file__).parent.parent.parent
-FLEXY = "flexy_assets.cli.app"
 METRICS = ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")
 IMAGES = 96
 CHUNK = 16
@@ -40,18 +39,23 @@ def home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def answer(server: ForkServer, *arguments: str) -> dict[str, Any]:
+def flexy(*arguments: str) -> forked.Popen:
+    command = [sys.executable, "-m", "flexy_assets.cli.app", *arguments]
+    return forked.Popen(command, stdout=forked.PIPE, stderr=forked.PIPE, text=True)
+
+
+def answer(*arguments: str) -> dict[str, Any]:
     """The JSON document of a command that succeeds and has nothing to complain of."""
-    process = server.start(FLEXY, *arguments, "--json")
+    process = flexy(*arguments, "--json")
     out, err = process.communicate(timeout=400)
     assert (process.returncode, err) == (0, "")
     return json.loads(out)
 
 
-def plan(server: ForkServer, images: int) -> str:
+def plan(images: int) -> str:
     """The id of a new run in batches of 48."""
     settings = ("--engine", "mini_sdxl", "--images", str(images), "--steps", "1:2", "--batch-size", "48")
-    return answer(server, "sweep", "new", *settings)["run"]
+    return answer("sweep", "new", *settings)["run"]
 
 
 def count(home: Path, table: str) -> int:
@@ -59,14 +63,12 @@ def count(home: Path, table: str) -> int:
         return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
 
-def stop(
-    server: ForkServer, home: Path, run: str, table: str, rows: int, dice: random.Random, how: signal.Signals
-) -> tuple[int, str, str]:
+def stop(home: Path, run: str, table: str, rows: int, dice: random.Random, how: signal.Signals) -> tuple[int, str, str]:
     """Start `sweep run`, wait until `table` has `rows` rows and a moment more, and send the signal.
 
     Returns the exit status and what was written on standard output and error.
     """
-    process = server.start(FLEXY, "sweep", "run", run)
+    process = flexy("sweep", "run", run)
     try:
         while count(home, table) < rows:
             assert process.poll() is None, process.communicate()
@@ -152,7 +154,7 @@ def open_runs(instance: dg.DagsterInstance) -> list[str]:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_killed_again_and_again_loses_nothing_and_does_nothing_twice(home: Path, fork_server: ForkServer) -> None:
+def test_a_run_killed_again_and_again_loses_nothing_and_does_nothing_twice(home: Path) -> None:
     dice = random.Random(20240607)
     moments = [
         ("bench_run_results", 1),
@@ -160,12 +162,12 @@ def test_a_run_killed_again_and_again_loses_nothing_and_does_nothing_twice(home:
         ("image_embeddings", dice.randint(1, IMAGES)),
         ("image_scores", dice.randint(1, 3 * IMAGES)),
     ]
-    run = plan(fork_server, IMAGES)
+    run = plan(IMAGES)
     past: list[Committed] = []
     killed: list[str] = []
     with dg.DagsterInstance.get() as instance:
         for table, rows in moments:
-            status, out, _ = stop(fork_server, home, run, table, rows, dice, signal.SIGKILL)
+            status, out, _ = stop(home, run, table, rows, dice, signal.SIGKILL)
             assert (status, out) == (-signal.SIGKILL, ""), "it was killed before its end"
             past.append(Committed.read(home))
             # The run before was closed by this one, whose own record nobody could close.
@@ -178,7 +180,7 @@ def test_a_run_killed_again_and_again_loses_nothing_and_does_nothing_twice(home:
             assert len(set(past[-1].files) - written) <= CHUNK
             assert len(past[-1].unfinished) <= 1
 
-        end = answer(fork_server, "sweep", "run", run)
+        end = answer("sweep", "run", run)
 
         done = Committed.read(home)
         assert end["images_made"] == IMAGES - len(past[-1].images)
@@ -207,9 +209,9 @@ def test_a_run_killed_again_and_again_loses_nothing_and_does_nothing_twice(home:
 
 
 @pytest.mark.timeout(900)
-def test_ctrl_c_ends_a_run_in_one_line_with_status_130(home: Path, fork_server: ForkServer) -> None:
-    run = plan(fork_server, IMAGES)
-    status, out, err = stop(fork_server, home, run, "bench_run_results", 1, random.Random(7), signal.SIGINT)
+def test_ctrl_c_ends_a_run_in_one_line_with_status_130(home: Path) -> None:
+    run = plan(IMAGES)
+    status, out, err = stop(home, run, "bench_run_results", 1, random.Random(7), signal.SIGINT)
     assert (status, out) == (130, "")
     assert err == "flexy: interrupted: completed work is kept: run the same command to continue\n"
     with dg.DagsterInstance.get() as instance:

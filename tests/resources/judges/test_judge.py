@@ -19,6 +19,7 @@ from resources.errors import BadInputError, FlexyError
 from resources.judges import Judge, JudgeAnswer, JudgeCost, Judgement, JudgeQuestion
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
+from tests.support import forked
 from tests.support.servers import GOOD, Reply
 
 from .conftest import World
@@ -42,17 +43,17 @@ def says(likeness: float, sharpness: float = 5) -> Reply:
     return Reply(json.dumps({"likeness": likeness, "sharpness": sharpness}))
 
 
-def started(world: World) -> subprocess.Popen[str]:
+def started(world: World) -> forked.Popen:
     environment = {
         "FLEXY_HOME": str(world.home),
         "FLEXY_JUDGE": "gemini",
         "FLEXY_JUDGE_URL": world.service.url,
         "PYTHONPATH": str(ROOT),
     }
-    return subprocess.Popen([sys.executable, "-c", ASKING], env=environment, stdout=subprocess.PIPE, text=True)
+    return forked.Popen([sys.executable, "-c", ASKING], env=environment, stdout=forked.PIPE, text=True)
 
 
-def printed(process: subprocess.Popen[str]) -> Any:
+def printed(process: forked.Popen) -> Any:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     return json.loads(output)

@@ -64,4 +64,4 @@ def check_project(studio: LabelStudioClient, project: int) -> str:
         case {"total": int(tasks), "total_annotations": int(annotations), "tasks": [*newest]}:
             at = newest[0].get("updated_at", "") if newest and isinstance(newest[0], dict) else ""
             return f"{tasks} tasks, {annotations} annotations {at}".strip()
-    raise LabelStudioError("Label Studio answers with no tasks: check LABEL_STUDIO_URL")
+    raise LabelStudioError("Label Studio answers without tasks: check LABEL_STUDIO_URL")

@@ -368,7 +368,7 @@ def _refresh_verdicts(database: Database, settings: Settings) -> list[str]:
     with database.begin(reading=True) as connection:
         projects = sorted({task.project for task in labels.label_tasks_of(connection) if task.project is not None})
     if not (settings.label_studio_url and settings.label_studio_key):
-        return ["no Label Studio is named: verdicts are those of the last import"]
+        return ["no Label Studio is configured: verdicts are those of the last import"]
     studio, notes = LabelStudioClient.from_settings(settings), []
     for project in projects:
         try:

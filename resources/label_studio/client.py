@@ -1,4 +1,4 @@
-"""A Label Studio server, over its REST API (https://api.labelstud.io): tasks in, predictions and pictures out."""
+"""A Label Studio server, over its REST API (https://api.labelstud.io): tasks in, predictions and images out."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from resources.http.client import HttpAnswer, HttpClient, HttpLimits, RetryableE
 from resources.settings import Settings
 
 PAGE_TASKS = 100
-"""Tasks asked for at a time."""
+"""Tasks in one page of the list."""
 
 
 class LabelStudioError(FlexyError):
-    """What the server would not do, or did not answer; the token is not in the message."""
+    """A request that failed; the token is not in the message."""
 
 
 class LabelStudioRefusedError(LabelStudioError):
-    """An answer that says no, and its HTTP `code`; where it is 400 or 404, another request may still succeed."""
+    """A request that the server refused with the HTTP status `code`; after 400 or 404 other requests may succeed."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -35,7 +35,7 @@ class LabelStudioRefusedError(LabelStudioError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer to a task: known by `task`, Label Studio's own number, and `model_version`; there is one of each.
+    """A prediction for a task, identified by `task`, Label Studio's own number, and `model_version`.
 
     `result` is a list of regions in Label Studio's form, `score` a finite number or None.
     """
@@ -48,7 +48,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class PushResult:
-    """What became of a prediction: its `id` on the server, `created`, `replaced` or `unchanged`, doubles removed."""
+    """The result of a push: the `id` on the server, `created`, `replaced` or `unchanged`, duplicates `removed`."""
 
     id: int
     action: str
@@ -56,9 +56,9 @@ class PushResult:
 
 
 class LabelStudioClient:
-    """One server, asked with one person's token: a legacy token, or a personal access token (a JWT).
+    """One server and one person's token: a legacy token, or a personal access token (a JWT).
 
-    What cannot be done raises `LabelStudioError` with the reason in a line. Safe to use from several threads.
+    Failures raise `LabelStudioError` with the cause on one line. Safe to use from several threads.
     """
 
     def __init__(self, url: str, key: str, limits: HttpLimits | None = None) -> None:
@@ -73,20 +73,19 @@ class LabelStudioClient:
 
     @classmethod
     def from_settings(cls, settings: Settings, limits: HttpLimits | None = None) -> LabelStudioClient:
-        """The server that the settings name. Raises `BadInputError` where they name none."""
+        """Return the client for the server in the settings. Raises `BadInputError` where they name none."""
         if not settings.label_studio_url or not settings.label_studio_key:
             raise BadInputError(
-                "no Label Studio is named: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (Account & Settings there)"
+                "no Label Studio is configured: set LABEL_STUDIO_URL and"
+                " LABEL_STUDIO_API_KEY (under Account & Settings there)"
             )
         return cls(settings.label_studio_url, settings.label_studio_key.get_secret_value(), limits)
 
     def __repr__(self) -> str:
         return f"LabelStudio({self.url!r})"
 
-    # Who asks
-
     def authorization(self) -> str:
-        """What the Authorization header says; a personal access token is exchanged for one of minutes."""
+        """Return the Authorization header; a personal access token is exchanged for one that is valid for minutes."""
         if self._key.count(".") != 2:
             return f"Token {self._key}"
         with self._lock:
@@ -102,26 +101,26 @@ class LabelStudioClient:
                         raise LabelStudioError(f"{self.http.name} gives no access token: check LABEL_STUDIO_API_KEY")
             return f"Bearer {self._access}"
 
-    # What there is
+    # Reading
 
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
-        """The tasks of a project in the form of an export, annotations and predictions included, by number."""
+        """Yield the tasks of a project as an export has them, annotations and predictions included, by number."""
         seen: set[int] = set()
         page = 1
         while True:
-            asked = f"api/tasks?project={int(project)}&fields=all&page_size={PAGE_TASKS}&page={page}"
+            path = f"api/tasks?project={int(project)}&fields=all&page_size={PAGE_TASKS}&page={page}"
             try:
-                found = self.call("GET", asked)
+                document = self.call("GET", path)
             except LabelStudioRefusedError as error:
-                # What was the last page may be gone by now.
+                # The last page may have been deleted in the meantime.
                 if error.code == 404 and page > 1:
                     return
                 raise
-            match found:
+            match document:
                 case {"tasks": [*tasks], "total": int(total)}:
                     pass
                 case _:
-                    raise LabelStudioError(f"{self.http.name} answers with no tasks: check LABEL_STUDIO_URL")
+                    raise LabelStudioError(f"{self.http.name} answers without tasks: check LABEL_STUDIO_URL")
             before = len(seen)
             for task in tasks:
                 number = task.get("id") if isinstance(task, dict) else None
@@ -133,64 +132,64 @@ class LabelStudioClient:
             page += 1
 
     def label_config(self, project: int) -> str:
-        """The project's labelling form, as XML."""
+        """Return the project's labelling form, as XML."""
         match self.call("GET", f"api/projects/{int(project)}"):
             case {"label_config": str(config)}:
                 return config
-        raise LabelStudioError(f"{self.http.name} answers with no project: check LABEL_STUDIO_URL")
+        raise LabelStudioError(f"{self.http.name} answers without a project: check LABEL_STUDIO_URL")
 
     def predictions(self, task: int) -> list[dict[str, Any]]:
-        """The predictions of a task, the oldest first."""
+        """Return the predictions of a task, the oldest first."""
         return self.http.call_with_retries(lambda: self._predictions(task))
 
-    # What is sent
+    # Writing
 
     def push(self, prediction: Prediction) -> PushResult:
-        """See that the server holds `prediction`, once.
+        """Make sure that the server holds `prediction`, once.
 
-        What is there already is left alone, what differs is replaced, doubles are removed. Between any two requests
-        the task has a prediction if it had one, so whoever is killed may simply push again.
+        An equal prediction is left alone, a different one is replaced, duplicates are removed. Between any two
+        requests the task has a prediction if it had one, so a killed push is simply repeated.
         """
         if not prediction.model_version or (prediction.score is not None and not math.isfinite(prediction.score)):
             raise BadInputError(
-                f"the prediction for task {prediction.task} has no model version or no finite score: give it both"
+                f"invalid prediction for task {prediction.task}: must have a model version, and a finite score or none"
             )
         return self.http.call_with_retries(lambda: self._push(prediction))
 
     def delete(self, prediction: int) -> None:
-        """Remove a prediction by its id; one that is gone already is none to remove."""
+        """Delete a prediction by its id; one that does not exist is no error."""
         self.http.call_with_retries(lambda: self._delete(prediction))
 
     def upload(self, project: int, content: bytes, extension: str = "png") -> str:
-        """Put a picture file into a project's uploads, once by its content, and return its path on the server.
+        """Upload an image file to a project, once by its content, and return its path on the server.
 
-        The path begins with `/`: a task or a prediction of the same server can hold it, and who is signed in there
-        can open it. It makes no task.
+        The path begins with `/`: a task or a prediction of the same server can hold it, and a signed-in user can
+        open it. No task is created.
         """
         name = f"{hashlib.sha256(content).hexdigest()[:32]}.{extension}"
         with self._lock:
-            known = self._uploads.get(project)
-        if known is None or name not in known:
-            known = self.http.call_with_retries(lambda: self._upload(project, name, content))
+            uploads = self._uploads.get(project)
+        if uploads is None or name not in uploads:
+            uploads = self.http.call_with_retries(lambda: self._upload(project, name, content))
             with self._lock:
-                self._uploads[project] = known
-        return f"{urlsplit(self.url).path}/data/{quote(known[name])}"
+                self._uploads[project] = uploads
+        return f"{urlsplit(self.url).path}/data/{quote(uploads[name])}"
 
     def call(self, method: str, path: str, document: Any = None) -> Any:
         """Return the server's answer, as JSON, to any request of its API; None where it has no content.
 
-        A POST is sent once: what it makes could be made twice.
+        A POST is tried once, because a second one could create a duplicate.
         """
         return self.http.call_with_retries(lambda: self._send(method, path, document), 1 if method == "POST" else None)
 
     def _predictions(self, task: int) -> list[dict[str, Any]]:
         match self._send("GET", f"api/predictions/?task={int(task)}"):
-            case [*found] if all(isinstance(each, dict) and isinstance(each.get("id"), int) for each in found):
-                return sorted(found, key=lambda each: each["id"])
-        raise LabelStudioError(f"{self.http.name} answers with no predictions: check LABEL_STUDIO_URL")
+            case [*rows] if all(isinstance(row, dict) and isinstance(row.get("id"), int) for row in rows):
+                return sorted(rows, key=lambda row: row["id"])
+        raise LabelStudioError(f"{self.http.name} answers without predictions: check LABEL_STUDIO_URL")
 
     def _push(self, prediction: Prediction) -> PushResult:
-        """One attempt; as it begins with what is there, another may follow wherever it ended."""
+        """Push in one attempt; it begins by reading the server's state, so another may follow wherever it ended."""
         wanted = json.loads(
             json.dumps(
                 {
@@ -201,21 +200,21 @@ class LabelStudioClient:
                 }
             )
         )
-        held = [
-            each for each in self._predictions(prediction.task) if each.get("model_version") == prediction.model_version
+        existing = [
+            row for row in self._predictions(prediction.task) if row.get("model_version") == prediction.model_version
         ]
-        if not held:
+        if not existing:
             match self._send("POST", "api/predictions/", wanted):
                 case {"id": int(number)}:
                     return PushResult(number, "created")
-            raise LabelStudioError(f"{self.http.name} answers with no prediction: check LABEL_STUDIO_URL")
-        first, *doubles = held
-        same = all(first.get(key) == value for key, value in wanted.items())
-        if not same:
+            raise LabelStudioError(f"{self.http.name} answers without a prediction: check LABEL_STUDIO_URL")
+        first, *duplicates = existing
+        equal = all(first.get(key) == value for key, value in wanted.items())
+        if not equal:
             self._send("PUT", f"api/predictions/{first['id']}/", wanted)
-        for double in doubles:
-            self._delete(double["id"])
-        return PushResult(first["id"], "unchanged" if same else "replaced", len(doubles))
+        for duplicate in duplicates:
+            self._delete(duplicate["id"])
+        return PushResult(first["id"], "unchanged" if equal else "replaced", len(duplicates))
 
     def _delete(self, prediction: int) -> None:
         try:
@@ -225,27 +224,27 @@ class LabelStudioClient:
                 raise
 
     def _upload(self, project: int, name: str, content: bytes) -> dict[str, str]:
-        """One attempt, and the project's uploads after it: names as they were given, by them the server's own."""
-        held = self._held(project)
-        if name in held:
-            return held
-        refused = LabelStudioError(f"{self.http.name} does not list {name} after its upload: check the project")
+        """Upload in one attempt; return the project's uploads: the server's names by ours."""
+        uploads = self._list_uploads(project)
+        if name in uploads:
+            return uploads
+        refusal = LabelStudioError(f"{self.http.name} does not list {name} after its upload: check the project")
         try:
             self._send("POST", f"api/projects/{int(project)}/import?commit_to_project=false", file=(name, content))
         except LabelStudioRefusedError as error:
-            # Of a form with several pictures it cannot make a task, which it was not to make: the file is kept.
+            # With several images in the form the server cannot create a task, which is not wanted: the file is kept.
             if error.code != 400:
                 raise
-            refused = error
-        held = self._held(project)
-        if name not in held:
-            raise refused
-        return held
+            refusal = error
+        uploads = self._list_uploads(project)
+        if name not in uploads:
+            raise refusal
+        return uploads
 
-    def _held(self, project: int) -> dict[str, str]:
-        found = self._send("GET", f"api/projects/{int(project)}/file-uploads?all=true")
-        files = [str(each.get("file")) for each in found if isinstance(each, dict)] if isinstance(found, list) else []
-        # The server puts something of its own before a name.
+    def _list_uploads(self, project: int) -> dict[str, str]:
+        rows = self._send("GET", f"api/projects/{int(project)}/file-uploads?all=true")
+        files = [str(row.get("file")) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        # The server puts a prefix of its own before a name.
         return {file.rpartition("/")[2].partition("-")[2]: file for file in files}
 
     # Requests
@@ -281,5 +280,5 @@ def _remedy(status: int) -> str:
     if status in (401, 403):
         return "check LABEL_STUDIO_API_KEY, and that such tokens are enabled there"
     if 300 <= status < 400:
-        return "set LABEL_STUDIO_URL to where it sends its visitors"
+        return "set LABEL_STUDIO_URL to the URL that it redirects to"
     return "check the project and the task" if status == 404 else "check what was sent"

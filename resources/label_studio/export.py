@@ -1,4 +1,4 @@
-"""Reads tasks as Label Studio gives them: from an export file, or from its API's list."""
+"""Reads Label Studio tasks, from an export file or from the list of its API."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from resources.json_lines import BadLineError, identifier_field, integer_field, 
 from resources.prompts import MAX_PROMPT
 
 MAX_EXPORT_BYTES = 1_000_000_000
-"""A larger export is not read: it is held in memory whole."""
+"""The largest export that is read, because all of it is in memory."""
 
-MAX_ADDRESS_CHARACTERS = 8_000
-"""Characters; signed addresses have about 1,500."""
+MAX_URL_CHARACTERS = 8_000
+"""Characters of a URL; signed ones have about 1,500."""
 
-# What signs an address for a while: S3, Google, CloudFront, Azure, and older ways of each.
+# Query parameters that sign a URL for a while: S3, Google, CloudFront, Azure, and older forms of each.
 _SIGNATURE = re.compile(
     r"(x-(amz|goog)-.*|signature|sig|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid|s[etvpr]|token)",
     re.IGNORECASE,
@@ -33,9 +33,9 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True)
 class ReviewVerdict:
-    """What a person chose in one annotation, word for word: `No Issues`, say, or several.
+    """The choices of one annotation, verbatim, such as `No Issues`.
 
-    `annotation` is its id, `at` when it was last changed, as Label Studio writes it, `by` the annotator's id or
+    `annotation` is its id, `at` the time of its last change, as Label Studio writes it, `by` the annotator's id or
     e-mail address; None where they are not given.
     """
 
@@ -47,22 +47,22 @@ class ReviewVerdict:
 
 @dataclass(frozen=True)
 class BrushStroke:
-    """One region that was painted: see `masks.decode_rle`. `on` names the picture's tag in the labelling form."""
+    """A painted region, see `masks.decode_rle`. `to_name` is the image's tag in the labelling form."""
 
     rle: bytes = field(repr=False)
     width: int
     height: int
-    on: str = ""
+    to_name: str = ""
 
 
 @dataclass(frozen=True)
 class LabelTask:
-    """A scene, and whose face is to be put right in it.
+    """A scene, and the character whose face is to be inpainted in it.
 
-    `id` is the task's name, `data.id`; `task` and `project` are Label Studio's own numbers, None where it gave none.
-    Pictures are addresses, paths on the Label Studio server, or files relative to the export; `mask_image` and
-    `final_image` may be "". `strokes` is the mask as an annotator painted it (the last who did), which is then newer
-    than `mask_image`; together they are one mask. There is always one of the two.
+    `id` is the task's name, `data.id`; `task` and `project` are Label Studio's own numbers, None where they are
+    missing. Images are URLs, paths on the Label Studio server, or files relative to the export; `mask_image` and
+    `final_image` may be "". `strokes` is the mask that the last annotator painted, which replaces `mask_image`; all
+    strokes together are one mask. There is always one of the two.
     """
 
     id: str
@@ -80,23 +80,23 @@ class LabelTask:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that the task asks for: another one is a changed task.
+        """SHA-256 of the task's content, which changes when the task changes.
 
-        Verdicts are not in it, nor what signs an address for a while.
+        Verdicts and the signatures of URLs are not part of it.
         """
-        pictures = [
+        images = [
             strip_signature(url) for url in (self.init_image, self.character_image, self.mask_image, self.final_image)
         ]
-        strokes = [[hashlib.sha256(s.rle).hexdigest(), s.width, s.height, s.on] for s in self.strokes]
-        asked = [self.id, pictures, self.character_id, self.character_name, self.prompt, strokes]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        strokes = [[hashlib.sha256(s.rle).hexdigest(), s.width, s.height, s.to_name] for s in self.strokes]
+        content = [self.id, images, self.character_id, self.character_name, self.prompt, strokes]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class TaskProblem:
-    """What is wrong with an entry of the list, counted from 1; `entry` 0 is the file itself.
+    """A defect of an entry of the list, counted from 1; `entry` 0 is the file itself.
 
-    `id` is the task's name where it has one. Where it is not `left_out`, the task stands without what is wrong.
+    `id` is the task's name where it has one. If the task is not `left_out`, only its defective part is.
     """
 
     entry: int
@@ -111,10 +111,10 @@ class TaskProblem:
 
 
 def read_export_file(path: Path) -> tuple[list[LabelTask], list[TaskProblem]]:
-    """The tasks of a Label Studio export (JSON), in order, and what is wrong with the others.
+    """Return the tasks of a Label Studio export (JSON), in order, and the defects of the others.
 
-    Of a file that is cut short or broken, the whole tasks before that place are kept. Raises `BadInputError` for one
-    that cannot be read, is no list of tasks, or has nothing in it.
+    Of a truncated or broken file, the complete tasks before that position are kept. Raises `BadInputError` for a file
+    that cannot be read, is not a list of tasks, or is empty.
     """
     try:
         if path.stat().st_size > MAX_EXPORT_BYTES:
@@ -123,27 +123,27 @@ def read_export_file(path: Path) -> tuple[list[LabelTask], list[TaskProblem]]:
     except OSError as error:
         raise BadInputError(f"cannot read {path}: {error.strerror}: name a Label Studio export") from None
     try:
-        whole = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if error.start < len(content) - 3:
-            raise BadInputError(f"{path} is not UTF-8 text from byte {error.start} on: export it anew") from None
-        whole = content[: error.start].decode("utf-8-sig")  # cut short within a letter
-    if not whole.lstrip().startswith("["):
+            raise BadInputError(f"{path} is not UTF-8 text from byte {error.start} on: export it again") from None
+        text = content[: error.start].decode("utf-8-sig")  # truncated within a character
+    if not text.lstrip().startswith("["):
         raise BadInputError(f"{path} is not a list of tasks: export it from Label Studio as JSON")
-    tasks, problems = parse_tasks(_entries(whole))
+    tasks, problems = parse_tasks(_iterate_entries(text))
     if not tasks and not problems:
-        raise BadInputError(f"{path} has no task in it: export it from Label Studio as JSON")
+        raise BadInputError(f"{path} contains no tasks: export it from Label Studio as JSON")
     return tasks, problems
 
 
 def parse_tasks(entries: Iterable[Any]) -> tuple[list[LabelTask], list[TaskProblem]]:
-    """Entries of a task list, as JSON objects, as tasks, in order, and what is wrong with the others.
+    """Return the tasks in a list of JSON objects, in order, and the defects of the others.
 
-    An entry is left out where something is missing, empty or of the wrong type, and where its `data.id` was seen
-    before: people name a task by it, so there is one of each, the first.
+    An entry is left out where a field is missing, empty or of the wrong type, and where its `data.id` occurred before:
+    users name a task by it, so the first one is used.
     """
     tasks: dict[str, LabelTask] = {}
-    places: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     problems = []
     for number, entry in enumerate(entries, 1):
         if isinstance(entry, _FileError):
@@ -153,20 +153,20 @@ def parse_tasks(entries: Iterable[Any]) -> tuple[list[LabelTask], list[TaskProbl
         try:
             if isinstance(entry, BadLineError):
                 raise entry
-            data = _data(entry)
+            data = _task_data(entry)
             name = identifier_field(data)
             if name in tasks:
-                raise BadLineError(f"it is there before, as entry {places[name]}: give it an id of its own")
-            strokes, verdicts, unread = _annotations(entry)
-            tasks[name] = _task(name, entry, data, strokes, verdicts)
-            places[name] = number
-            problems += [TaskProblem(number, name, reason, left_out=False) for reason in unread]
+                raise BadLineError(f"its id is that of entry {numbers[name]}: give it another")
+            strokes, verdicts, errors = _read_annotations(entry)
+            tasks[name] = _make_task(name, entry, data, strokes, verdicts)
+            numbers[name] = number
+            problems += [TaskProblem(number, name, reason, left_out=False) for reason in errors]
         except BadLineError as error:
             problems.append(TaskProblem(number, name, str(error)))
     return list(tasks.values()), problems
 
 
-def _data(entry: Any) -> dict[str, Any]:
+def _task_data(entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise BadLineError("it is not a JSON object")
     data = entry.get("data")
@@ -175,79 +175,85 @@ def _data(entry: Any) -> dict[str, Any]:
     return data
 
 
-def _task(
+def _make_task(
     name: str,
     entry: dict[str, Any],
     data: dict[str, Any],
     strokes: tuple[BrushStroke, ...],
     verdicts: tuple[ReviewVerdict, ...],
 ) -> LabelTask:
-    def optional(key: str, most: int) -> str:
+    def optional_text(key: str, most: int) -> str:
         return text_field(data, key, most) if data.get(key) not in (None, "") else ""
 
-    mask = optional("mask_image_url", MAX_ADDRESS_CHARACTERS)
+    mask = optional_text("mask_image_url", MAX_URL_CHARACTERS)
     if not mask and not strokes:
         raise BadLineError("it has neither mask_image_url nor a painted mask")
     return LabelTask(
         id=name,
-        task=_number(entry, "id"),
-        project=_number(entry, "project"),
-        init_image=text_field(data, "init_image_url", MAX_ADDRESS_CHARACTERS),
-        character_image=text_field(data, "character_image_url", MAX_ADDRESS_CHARACTERS),
+        task=_optional_integer(entry, "id"),
+        project=_optional_integer(entry, "project"),
+        init_image=text_field(data, "init_image_url", MAX_URL_CHARACTERS),
+        character_image=text_field(data, "character_image_url", MAX_URL_CHARACTERS),
         mask_image=mask,
-        final_image=optional("image_url", MAX_ADDRESS_CHARACTERS),
+        final_image=optional_text("image_url", MAX_URL_CHARACTERS),
         character_id=identifier_field(data, "character_id") if data.get("character_id") not in (None, "") else "",
-        character_name=optional("character_name", 200),
-        prompt=optional("prompt", MAX_PROMPT),
+        character_name=optional_text("character_name", 200),
+        prompt=optional_text("prompt", MAX_PROMPT),
         strokes=strokes,
         verdicts=verdicts,
     )
 
 
-def _number(entry: dict[str, Any], key: str) -> int | None:
+def _optional_integer(entry: dict[str, Any], key: str) -> int | None:
     return integer_field(entry, key) if entry.get(key) is not None else None
 
 
-def _annotations(entry: dict[str, Any]) -> tuple[tuple[BrushStroke, ...], tuple[ReviewVerdict, ...], list[str]]:
-    """What was painted and chosen in the annotations that were not cancelled, and why others cannot be read."""
+def _read_annotations(entry: dict[str, Any]) -> tuple[tuple[BrushStroke, ...], tuple[ReviewVerdict, ...], list[str]]:
+    """Return strokes and verdicts of the annotations that were not cancelled, and the errors of unreadable ones."""
     painted: list[tuple[str, tuple[BrushStroke, ...]]] = []
-    verdicts, unread = [], []
-    found = entry.get("annotations")
-    if found is not None and not isinstance(found, list):
-        return (), (), ["its annotations are not a list, and are passed over"]
-    for number, annotation in enumerate(found or [], 1):
+    verdicts, errors = [], []
+    annotations = entry.get("annotations")
+    if annotations is not None and not isinstance(annotations, list):
+        return (), (), ["its annotations are skipped: they are not a list"]
+    for number, annotation in enumerate(annotations or [], 1):
         try:
             if not isinstance(annotation, dict):
                 raise BadLineError("it is not a JSON object")
             if annotation.get("was_cancelled"):
                 continue
-            at = next((str(annotation[key]) for key in ("updated_at", "created_at") if annotation.get(key)), None)
+            time = next((str(annotation[key]) for key in ("updated_at", "created_at") if annotation.get(key)), None)
             results = annotation.get("result")
             if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
                 raise BadLineError("its result is not a list of JSON objects")
-            choices = [choice for result in results if result.get("type") == "choices" for choice in _choices(result)]
-            strokes = tuple(_stroke(result) for result in results if result.get("type") in ("brushlabels", "brush"))
+            choices = [
+                choice for result in results if result.get("type") == "choices" for choice in _read_choices(result)
+            ]
+            strokes = tuple(
+                _read_stroke(result) for result in results if result.get("type") in ("brushlabels", "brush")
+            )
             if choices:
-                by = _annotator(annotation.get("completed_by"))
-                verdicts.append(ReviewVerdict(tuple(choices), _number(annotation, "id"), at and at[:40], by))
+                annotator = _name_annotator(annotation.get("completed_by"))
+                verdicts.append(
+                    ReviewVerdict(tuple(choices), _optional_integer(annotation, "id"), time and time[:40], annotator)
+                )
             if strokes:
-                painted.append((at or "", strokes))
+                painted.append((time or "", strokes))
         except BadLineError as error:
-            unread.append(f"annotation {number} is passed over: {error}")
-    # Of equal times, the later in the list.
-    last = max(enumerate(painted), key=lambda each: (each[1][0], each[0]), default=None)
-    return last[1][1] if last else (), tuple(verdicts), unread
+            errors.append(f"annotation {number} is skipped: {error}")
+    # At equal times the last in the list wins.
+    last = max(enumerate(painted), key=lambda item: (item[1][0], item[0]), default=None)
+    return last[1][1] if last else (), tuple(verdicts), errors
 
 
-def _choices(result: dict[str, Any]) -> list[str]:
+def _read_choices(result: dict[str, Any]) -> list[str]:
     match result.get("value"):
         case {"choices": [*choices]}:
             return [text_field({"choice": choice}, "choice", 200) for choice in choices]
     raise BadLineError("its choices are not a list")
 
 
-def _annotator(who: Any) -> str | None:
-    match who:
+def _name_annotator(user: Any) -> str | None:
+    match user:
         case {"id": int(number)} | int(number):
             return str(number) if abs(number) < 2**63 else None
         case {"email": str(address)} | str(address):
@@ -255,89 +261,89 @@ def _annotator(who: Any) -> str | None:
     return None
 
 
-def _stroke(result: dict[str, Any]) -> BrushStroke:
+def _read_stroke(result: dict[str, Any]) -> BrushStroke:
     value = result.get("value")
     if not isinstance(value, dict) or value.get("format") != "rle":
-        raise BadLineError("what is painted is not in the format rle")
+        raise BadLineError("its brush mask is not in the format rle")
     if result.get("image_rotation"):
-        raise BadLineError("it is painted on a picture turned round: turn it back and paint anew")
+        raise BadLineError("its brush mask is painted on a rotated image: rotate it back and paint again")
     rle = value.get("rle")
     if not isinstance(rle, list) or not all(type(byte) is int and 0 <= byte <= 255 for byte in rle):
-        raise BadLineError("what is painted is no list of bytes")
+        raise BadLineError("its brush mask is not a list of bytes")
     width, height = (integer_field(result, key) for key in ("original_width", "original_height"))
-    on = result.get("to_name")
-    return BrushStroke(bytes(rle), width, height, on[:200] if isinstance(on, str) else "")
+    name = result.get("to_name")
+    return BrushStroke(bytes(rle), width, height, name[:200] if isinstance(name, str) else "")
 
 
 def strip_signature(url: str) -> str:
-    """An address without what signs it, so that it is the same in the next export."""
+    """Return a URL without its signature, so that it is the same in the next export."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return url
-    kept = [each for each in parts.query.split("&") if each and not _SIGNATURE.fullmatch(each.partition("=")[0])]
-    return parts._replace(query="&".join(kept)).geturl()
+    unsigned = [item for item in parts.query.split("&") if item and not _SIGNATURE.fullmatch(item.partition("=")[0])]
+    return parts._replace(query="&".join(unsigned)).geturl()
 
 
 class _FileError(Exception):
     """Why the rest of a file cannot be read."""
 
 
-def _entries(whole: str) -> Iterator[Any]:
-    """The entries of a JSON list, each read by itself: an error stands in the place of one that cannot be."""
+def _iterate_entries(text: str) -> Iterator[Any]:
+    """Yield the entries of a JSON list, each parsed by itself; an error takes the place of an unreadable one."""
 
-    def byte(at: int) -> int:
-        return len(whole[:at].encode())
+    def count_bytes(position: int) -> int:
+        return len(text[:position].encode())
 
-    def rest(at: int) -> _FileError:
-        if at >= len(whole):
-            return _FileError(f"the file is cut short at byte {byte(at)}: the whole tasks before are kept")
-        return _FileError(f"the file is no JSON from byte {byte(at)} on: the tasks before are kept")
+    def make_error(position: int) -> _FileError:
+        if position >= len(text):
+            return _FileError(f"the file is truncated at byte {count_bytes(position)}: the tasks before are kept")
+        return _FileError(f"the file is not JSON from byte {count_bytes(position)} on: the tasks before are kept")
 
-    def skip(at: int) -> int:
-        found = _SPACE.match(whole, at)
-        return found.end() if found else at
+    def skip_space(position: int) -> int:
+        space = _SPACE.match(text, position)
+        return space.end() if space else position
 
-    at = skip(whole.index("[") + 1)
-    if whole[at : at + 1] == "]":
+    position = skip_space(text.index("[") + 1)
+    if text[position : position + 1] == "]":
         return
     while True:
-        start, at = at, _end(whole, at)
-        if at > len(whole):
-            # Where it begins would not help: what follows may be missing.
-            yield rest(len(whole))
+        start, position = position, _find_end(text, position)
+        if position > len(text):
+            # Reported at the end of the file: the rest of the entry may be missing there.
+            yield make_error(len(text))
             return
-        if at == start:
-            yield rest(at)
+        if position == start:
+            yield make_error(position)
             return
         try:
-            yield parse_json(whole[start:at])
+            yield parse_json(text[start:position])
         except BadLineError as error:
             yield error
-        at = skip(at)
-        if whole[at : at + 1] == "]":
-            if skip(at + 1) < len(whole):
-                yield rest(skip(at + 1))
+        position = skip_space(position)
+        if text[position : position + 1] == "]":
+            if skip_space(position + 1) < len(text):
+                yield make_error(skip_space(position + 1))
             return
-        if whole[at : at + 1] != ",":
-            yield rest(at)
+        if text[position : position + 1] != ",":
+            yield make_error(position)
             return
-        at = skip(at + 1)
+        position = skip_space(position + 1)
 
 
-def _end(whole: str, at: int) -> int:
-    """Where the JSON value that begins at `at` ends, however deep it is; beyond the text where it does not.
+def _find_end(text: str, start: int) -> int:
+    """Return the end of the JSON value that begins at `start`, however deep it is.
 
-    The same as `at` where there is none.
+    The result is beyond the text where the value does not end, and `start` where there is none.
     """
-    if whole[at : at + 1] not in ("{", "[", '"'):
-        found = re.compile(r"[^\s,\[\]{}\"]*").match(whole, at)
-        end = found.end() if found else at
-        return end if end < len(whole) else len(whole) + 1
+    if text[start : start + 1] not in ("{", "[", '"'):
+        literal = re.compile(r"[^\s,\[\]{}\"]*").match(text, start)
+        end = literal.end() if literal else start
+        return end if end < len(text) else len(text) + 1
     depth = 0
-    for token in _TOKEN.finditer(whole, at):
+    for token in _TOKEN.finditer(text, start):
         depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
         if depth == 0:
             closed = token[0][0] != '"' or re.fullmatch(r'"[^"\\]*(?:\\.[^"\\]*)*"', token[0], re.DOTALL)
-            return token.end() if closed else len(whole) + 1
-    return len(whole) + 1
+            return token.end() if closed else len(text) + 1
+    return len(text) + 1

@@ -299,7 +299,7 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Si
         (("import", "nowhere.json"), "cannot read nowhere.json: No such file or directory"),
         (("import", "{export}", "--task-id", "1"), "no task 1 in {export}: name tasks by their data.id"),
         (("import", "{export}", "--batch-size", "0"), "a batch of 0 tasks is out of bounds: use 1 to 1000"),
-        (("import", "--project", "3"), "no Label Studio is named: set LABEL_STUDIO_URL"),
+        (("import", "--project", "3"), "no Label Studio is configured: set LABEL_STUDIO_URL"),
         (("run",), "there are no tasks yet: flexy labels import"),
         (("push",), "nothing is chosen for any task yet"),
     ],

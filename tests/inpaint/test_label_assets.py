@@ -229,7 +229,7 @@ def test_without_a_server_a_push_says_so_in_one_line(flexy: Flexy, site: Site, r
     assert flexy("inpaint", "import", str(home / "export.json")).exit_code == 0
     choose(results, [40.0, 20.0])
     result = flexy("inpaint", "push")
-    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "no Label Studio is named" in result.stderr
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "no Label Studio is configured" in result.stderr
     answer = document(flexy("inpaint", "push", "--file-only", "--json"))
     (first, _) = json.loads(Path(answer["file"]).read_text())
     assert (first["task"], first["project"], first["score"]) == (7100, 3, 1)

@@ -138,7 +138,7 @@ def test_the_mask_is_the_last_annotators_with_all_its_strokes() -> None:
         (entry(["a"]), "id is not text"),
         (entry("a\x1b[31mb"), "id has control characters in it"),
         (entry("a" * 201), "id is over 200 characters"),
-        (entry("good"), "it is there before, as entry 1: give it an id of its own"),
+        (entry("good"), "its id is that of entry 1: give it another"),
         (entry(init_image_url=None), "it has no init_image_url"),
         (entry(init_image_url=""), "init_image_url is empty"),
         (entry(init_image_url=7), "init_image_url is not text"),
@@ -175,8 +175,8 @@ def test_a_task_that_cannot_be_worked_on_is_named_and_the_rest_is_read(tmp_path:
 @pytest.mark.parametrize(
     ("annotations", "reason"),
     [
-        ("none", "its annotations are not a list"),
-        ((5,), "annotation 1 is passed over: it is not a JSON object"),
+        ("none", "its annotations are skipped: they are not a list"),
+        ((5,), "annotation 1 is skipped: it is not a JSON object"),
         ((chosen(result=None),), "its result is not a list of JSON objects"),
         ((chosen(result=[5]),), "its result is not a list of JSON objects"),
         ((chosen(result=[{"type": "choices", "value": {"choices": "Error"}}]),), "its choices are not a list"),
@@ -184,12 +184,12 @@ def test_a_task_that_cannot_be_worked_on_is_named_and_the_rest_is_read(tmp_path:
         ((chosen(5),), "choice is not text"),
         ((chosen("a\0"),), "choice has control characters in it"),
         ((chosen("Error", id="x"),), "id is not a whole number"),
-        ((painted(value={"format": "png"}),), "what is painted is not in the format rle"),
-        ((painted(value={"format": "rle", "rle": [256]}),), "what is painted is no list of bytes"),
-        ((painted(value={"format": "rle", "rle": [True]}),), "what is painted is no list of bytes"),
+        ((painted(value={"format": "png"}),), "its brush mask is not in the format rle"),
+        ((painted(value={"format": "rle", "rle": [256]}),), "its brush mask is not a list of bytes"),
+        ((painted(value={"format": "rle", "rle": [True]}),), "its brush mask is not a list of bytes"),
         ((painted(original_width=None),), "it has no original_width"),
         ((painted(original_height=2**70),), "original_height is not a whole number"),
-        ((painted(image_rotation=90),), "it is painted on a picture turned round"),
+        ((painted(image_rotation=90),), "its brush mask is painted on a rotated image"),
     ],
 )
 def test_an_annotation_that_cannot_be_read_is_named_and_its_task_stands(annotations: Any, reason: str) -> None:
@@ -216,7 +216,7 @@ def test_a_file_that_is_cut_short_gives_the_whole_tasks_before_the_cut_wherever_
             found, problems = read_export_file(write(tmp_path, content[:cut]))
             assert [task.id for task in found] == [str(i) for i in range(3) if ends[i] <= cut], cut
             (problem,) = problems
-            at = re.fullmatch(r"the file is cut short at byte (\d+): the whole tasks before are kept", str(problem))
+            at = re.fullmatch(r"the file is truncated at byte (\d+): the tasks before are kept", str(problem))
             # A letter that is cut itself is not counted.
             assert at and cut - 3 < int(at[1]) <= cut
         assert len(read_export_file(write(tmp_path, content))[0]) == 3
@@ -234,7 +234,7 @@ def test_a_broken_file_gives_the_tasks_before(tmp_path: Path) -> None:
         found, problems = read_export_file(write(tmp_path, f"[{first}{between}{last}]".encode()))
         assert [task.id for task in found] == ["1"]
         assert [str(each) for each in problems] == [
-            f"the file is no JSON from byte {problem} on: the tasks before are kept"
+            f"the file is not JSON from byte {problem} on: the tasks before are kept"
         ]
 
 
@@ -267,8 +267,8 @@ def test_an_entry_that_is_no_json_leaves_those_after_it(tmp_path: Path, bad: str
         (b'{"tasks": []}', "is not a list of tasks"),
         (b"<html>", "is not a list of tasks"),
         (b"id,prompt\n", "is not a list of tasks"),
-        (b"[]", "has no task in it"),
-        (b" [ ] ", "has no task in it"),
+        (b"[]", "contains no tasks"),
+        (b" [ ] ", "contains no tasks"),
         (b'[{"id": "\xff"}, {"id": 1}]', "is not UTF-8 text from byte 9 on"),
         ("[]".encode("utf-16"), "is not"),
     ],

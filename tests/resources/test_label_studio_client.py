@@ -177,7 +177,7 @@ def test_what_could_be_made_twice_is_sent_once(studio: Studio, client: LabelStud
 def test_what_is_no_prediction_is_not_sent(
     studio: Studio, client: LabelStudioClient, version: str, score: float
 ) -> None:
-    with pytest.raises(BadInputError, match="the prediction for task 1 has no model version or no finite score"):
+    with pytest.raises(BadInputError, match="invalid prediction for task 1: must have a model version"):
         client.push(Prediction(1, version, score, RESULT))
     assert studio.asked == []
 
@@ -193,12 +193,15 @@ def test_what_is_no_prediction_is_not_sent(
         (says({"validation_errors": {"task": ["no"]}}, 400), 'status 400 ({"task": ["no"]}): check what was sent'),
         (says({"detail": "x" * 10_000_000}, 400), "answers with more than 10000 bytes"),
         (says(b"<html>", 404), "status 404: check the project and the task"),
-        (says(b"", 302, Location="http://127.0.0.1:9/"), "status 302: set LABEL_STUDIO_URL to where it sends"),
+        (
+            says(b"", 302, Location="http://127.0.0.1:9/"),
+            "status 302: set LABEL_STUDIO_URL to the URL that it redirects",
+        ),
         (says(b"<html>"), "answers with what is not JSON: check LABEL_STUDIO_URL"),
         (says(b"[" * 9000), "answers with what is not JSON"),
-        (says({}), "answers with no predictions: check LABEL_STUDIO_URL"),
-        (says([{"id": "1"}]), "answers with no predictions"),
-        (says([1]), "answers with no predictions"),
+        (says({}), "answers without predictions: check LABEL_STUDIO_URL"),
+        (says([{"id": "1"}]), "answers without predictions"),
+        (says([1]), "answers without predictions"),
     ],
 )
 def test_an_answer_that_is_none_is_one_line_and_not_asked_for_again(
@@ -208,7 +211,7 @@ def test_an_answer_that_is_none_is_one_line_and_not_asked_for_again(
     with pytest.raises(LabelStudioError) as caught:
         client.predictions(1)
     message = str(caught.value)
-    assert message.startswith("Label Studio at 127.0.0.1 answers with ") and reason in message
+    assert message.startswith("Label Studio at 127.0.0.1 answers with") and reason in message
     assert KEY not in message and "\n" not in message and "\x1b" not in message
     assert len(studio.asked) == 1
 
@@ -246,7 +249,7 @@ def test_a_server_that_asks_to_wait_is_waited_for_but_not_for_long(studio: Studi
 @pytest.mark.parametrize("document", [[], {}, {"tasks": 5}, {"tasks": [], "total": "all"}, 7])
 def test_what_is_no_list_of_tasks_is_said_so(studio: Studio, client: LabelStudioClient, document: Any) -> None:
     studio.troubles = [says(document)]
-    with pytest.raises(LabelStudioError, match="answers with no tasks: check LABEL_STUDIO_URL"):
+    with pytest.raises(LabelStudioError, match="answers without tasks: check LABEL_STUDIO_URL"):
         list(client.tasks(1))
 
 
@@ -294,5 +297,5 @@ def test_a_personal_token_that_gives_no_access_is_said_so(studio: Studio) -> Non
 
 def test_a_server_without_address_or_token_is_asked_for() -> None:
     for variables in ({}, {"LABEL_STUDIO_URL": "http://h"}, {"LABEL_STUDIO_API_KEY": "x"}):
-        with pytest.raises(BadInputError, match="no Label Studio is named: set LABEL_STUDIO_URL and"):
+        with pytest.raises(BadInputError, match="no Label Studio is configured: set LABEL_STUDIO_URL and"):
             LabelStudioClient.from_settings(Settings.read(variables))

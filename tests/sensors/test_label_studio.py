@@ -17,7 +17,7 @@ from sensors.label_studio import new_labels
     ("variables", "reason"),
     [
         ({}, "no project is named: set FLEXY_LABEL_STUDIO_PROJECT to its number"),
-        ({"FLEXY_LABEL_STUDIO_PROJECT": "3"}, "no Label Studio is named: set LABEL_STUDIO_URL"),
+        ({"FLEXY_LABEL_STUDIO_PROJECT": "3"}, "no Label Studio is configured: set LABEL_STUDIO_URL"),
         (
             {
                 "FLEXY_LABEL_STUDIO_PROJECT": "3",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dagster as dg
 
 import sensors
+from flexy_assets.dead_runs import io_manager_with_process_tag
 from flexy_assets.edits import assets as edits
-from flexy_assets.execution import io_manager_with_process_tag
 from flexy_assets.inpaint import assets as inpaint
 from flexy_assets.inpaint.jobs import inpaint_tasks
 from flexy_assets.scoring.work import Work

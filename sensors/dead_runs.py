@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from flexy_assets.execution import end_dead_runs
+from flexy_assets.dead_runs import end_dead_runs
 
 
 @dg.sensor(

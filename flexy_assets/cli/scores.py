@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,20 +102,14 @@ def rescore(metric: str, sweep_ids: tuple[str, ...], failed: bool, replace: int 
 def _run_scoring_job(session: Session, instance: Any, job: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Run a job that computes scores, then the results; return the number of scores by metric and what failed."""
     from flexy_assets.execution import run_job, step_failures
-    from flexy_assets.sweep import assets
 
-    result = run_job(instance, session.definitions, job, config)
-    keys = {assets.asset_key_of(metric).to_user_string(): name for name, metric in METRICS.items()}
-    computed: Counter[str] = Counter()
-    for event in result.get_asset_materialization_events():
-        materialization = event.step_materialization_data.materialization
-        name = keys.get(materialization.asset_key.to_user_string())
-        if name:
-            computed[name] += assets.materialized_count(materialization.metadata)
-    failed = step_failures(result) or step_failures(run_job(instance, session.definitions, "results"))
+    failed = step_failures(run_job(instance, session.definitions, job, config))
+    computed = session.scores_computed()
+    failed = failed or step_failures(run_job(instance, session.definitions, "results"))
     each = ", ".join(f"{count} {name}" for name, count in computed.items() if count)
-    text = f"{computed.total()} scores computed" + (f": {each}" if each else "")
-    return {"scores_computed": computed.total(), "filled": dict(computed), "text": text, "failed": "; ".join(failed)}
+    total = sum(computed.values())
+    text = f"{total} scores computed" + (f": {each}" if each else "")
+    return {"scores_computed": total, "filled": computed, "text": text, "failed": "; ".join(failed)}
 
 
 @click.command()

@@ -10,6 +10,7 @@ from resources.errors import BadInputError
 if TYPE_CHECKING:
     import dagster as dg
 
+    from flexy_assets.scoring.work import Work
     from flexy_assets.storage.queries import SweepRow
     from resources.database import Database
     from resources.images import ImageStore
@@ -43,6 +44,12 @@ class Session:
 
         return build_definitions(self.settings)
 
+    @property
+    def work(self) -> Work:
+        """The Dagster resource of the definitions; `work.results` holds what this process materialized."""
+        work: Work = (self.definitions.resources or {})["work"]
+        return work
+
     def migrate(self) -> Database:
         """Return the database, brought to the current schema."""
         from flexy_assets.storage.migrate import migrate
@@ -62,3 +69,11 @@ class Session:
             cause = "several ids begin with it" if matches else "does not exist"
             raise BadInputError(f"unknown sweep {prefix!r}: {cause}: flexy status lists the sweeps")
         return matches[0]
+
+    def scores_computed(self) -> dict[str, int]:
+        """Return how many scores this process has computed, of each metric it was asked for."""
+        from flexy_assets import names
+        from resources.metrics.sweep import METRICS
+
+        outcomes = {metric: self.work.results.get(names.score_asset(metric)) for metric in METRICS}
+        return {metric: sum(each.done for each in some.values()) for metric, some in outcomes.items() if some}

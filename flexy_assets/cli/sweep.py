@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
@@ -11,6 +12,9 @@ import click
 from flexy_assets.cli.command import json_command
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError, FlexyError
+
+if TYPE_CHECKING:
+    from flexy_assets.sweep.generation import GenerationOutcome
 from resources.metrics.sweep import METRICS
 
 DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "even", "batch_size": 40}
@@ -79,9 +83,8 @@ def _plan_sweep(session: Session, config: dict[str, Any]) -> dict[str, Any]:
     with session.database.begin(reading=True):
         pass
     with dagster_instance(session.settings) as instance:
-        result = run_assets(instance, session.definitions, [assets.sweep_plan], config={"sweep_plan": config})
-    metadata = result.asset_materializations_for_node("sweep_plan")[0].metadata
-    return _find_plan(session, str(metadata["run"].value))
+        run_assets(instance, session.definitions, [assets.sweep_plan], config={"sweep_plan": config})
+    return _find_plan(session, str(session.work.results["sweep_plan"].run_id))
 
 
 def _find_plan(session: Session, sweep_id: str) -> dict[str, Any]:
@@ -105,45 +108,28 @@ def _find_plan(session: Session, sweep_id: str) -> dict[str, Any]:
 def _run_sweep(session: Session, plan: dict[str, Any]) -> dict[str, Any]:
     """Materialise everything below `sweep_plan` for the sweep's partitions, then the tables and the report."""
     from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets, run_job, step_failures
+    from flexy_assets.partitions import SEED_BATCHES
     from flexy_assets.storage import status
     from flexy_assets.sweep import assets
 
     batched = [assets.generated_images, assets.clip_embeddings, *assets.SCORE_ASSETS]
-    images, scores, failed = 0, 0, []
     with dagster_instance(session.settings) as instance:
         # A database may know batches that this Dagster instance has never seen.
-        instance.add_dynamic_partitions("seed_batches", plan["batches"])
-        for batches in contiguous_ranges(plan["batches"], instance.get_dynamic_partitions("seed_batches")):
-            result = run_assets(instance, session.definitions, batched, batches=batches)
-            images += _added(result, "generated_images")
-            failed += _last_failures(result)
-            scores += sum(_added(result, asset.op.name) for asset in assets.SCORE_ASSETS)
+        instance.add_dynamic_partitions(SEED_BATCHES, plan["batches"])
+        for batches in contiguous_ranges(plan["batches"], instance.get_dynamic_partitions(SEED_BATCHES)):
+            run_assets(instance, session.definitions, batched, batches=batches)
         if failures := step_failures(run_job(instance, session.definitions, "results")):
             raise FlexyError("; ".join(failures))
     with session.database.begin(reading=True) as connection:
         entry = next(e for e in status.status_by_sweep(connection) if e["run"] == plan["run"])
+    images: Collection[GenerationOutcome] = session.work.results.get("generated_images", {}).values()
     return entry | {
-        "images_made": images,
-        "scores_computed": scores,
+        "images_made": sum(outcome.made for outcome in images),
+        "scores_computed": sum(session.scores_computed().values()),
         "csv": str(session.settings.tables / "sweep.csv"),
         "report": str(session.settings.tables / "sweep_report.html"),
-        "image_failures": failed,
+        "image_failures": [outcome.failed[-1] for outcome in images if outcome.failed],
     }
-
-
-def _last_failures(result: Any) -> list[str]:
-    """Why images of the run's batches could not be made: each batch's last reason."""
-    events = result.asset_materializations_for_node("generated_images")
-    reasons = {event.partition: event.metadata.get("last failure") for event in events}
-    return [str(reason.value) for reason in reasons.values() if reason]
-
-
-def _added(result: Any, asset: str) -> int:
-    """What a run's batches say they added; each batch's last event counts."""
-    from flexy_assets.sweep.assets import materialized_count
-
-    batches = {event.partition: event.metadata for event in result.asset_materializations_for_node(asset)}
-    return sum(map(materialized_count, batches.values()))
 
 
 def _summarize(session: Session, entry: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,17 @@ class Work:
     store: ImageStore
     slot: ModelSlot
     settings: Settings
+    results: dict[str, Any] = field(default_factory=dict, compare=False)
+    """By asset, the typed result of its last materialization in this process, for the command that started it."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Work:
         """Return the database, image store and an empty model slot that `settings` name; nothing is opened yet."""
         return cls(Database(settings.database_url), ImageStore(settings.images), ModelSlot(), settings)
+
+    def record_partition(self, asset: str, partition: str, result: object) -> None:
+        """Keep what a materialization did to a partition: `results[asset][partition]`."""
+        self.results.setdefault(asset, {})[partition] = result
 
     def model(self, name: str) -> LocalModel:
         """Return the scorer `name` of this model set, not loaded."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy import Connection, func, select, update
 
+from flexy_assets.names import partition_key, partition_prefix
 from flexy_assets.storage.migrate import SET_LOCK_TIMEOUT, check_rights, migrate
 from flexy_assets.storage.tables import bench_run_results
 from resources.database import Database
@@ -69,12 +70,12 @@ def _assign(connection: Connection, size: int) -> int:
     there, assigned, begun = batch_names(connection), 0, 0
     for run_id in connection.scalars(oldest_first.limit(BATCHES_PER_TRANSACTION)).all():
         of_run = images.run_id == run_id if run_id else images.run_id.is_(None)
-        prefix = run_id.hex[:8] if run_id else RUNLESS_PREFIX
+        prefix = partition_prefix(run_id) if run_id else RUNLESS_PREFIX
         index, room = _last_place(connection, prefix, there, size)
         while begun < BATCHES_PER_TRANSACTION:
             waiting = select(images.id).where(images.batch.is_(None), of_run)
             next_ones = waiting.order_by(images.created_at, images.id).limit(room)
-            there.append(f"{prefix}_{index:04d}")
+            there.append(partition_key(prefix, index))
             statement = update(bench_run_results).where(images.id.in_(next_ones)).values(batch=there[-1])
             now = connection.execute(statement).rowcount
             assigned, begun = assigned + now, begun + 1
@@ -88,7 +89,8 @@ def _last_place(connection: Connection, prefix: str, there: Sequence[str], size:
     """The index of the batch that the next row of a run belongs to, and how many more rows it takes."""
     ours = re.compile(rf"{prefix}_(\d{{4,}})")
     index = max((int(found[1]) for found in map(ours.fullmatch, there) if found), default=0)
-    held = connection.scalar(select(func.count()).where(bench_run_results.c.batch == f"{prefix}_{index:04d}")) or 0
+    batch = partition_key(prefix, index)
+    held = connection.scalar(select(func.count()).where(bench_run_results.c.batch == batch)) or 0
     return (index, size - held) if held < size else (index + 1, size)
 
 

@@ -1,6 +1,6 @@
 """The sweep's lineage. Each asset asks, calls and records; the thinking stands in the modules beside it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from flexy_assets.partitions import report_partition, seed_batches
+from flexy_assets import names
+from flexy_assets.partitions import SEED_BATCHES, report_partition, seed_batches
 from flexy_assets.reporting import columns, plots, text_tables, thumbnails
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring import missing_scores
@@ -96,8 +97,9 @@ def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.
         target = max(config.images, known.get(sweep.run_id, 0))
         queries.save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
     plan = sweep.rows(0, target)
-    context.instance.add_dynamic_partitions("seed_batches", plan["batch"].unique(maintain_order=True).to_list())
+    context.instance.add_dynamic_partitions(SEED_BATCHES, plan["batch"].unique(maintain_order=True).to_list())
     wanted = generation.images_to_generate(work.database, plan)
+    work.results["sweep_plan"] = sweep
     context.add_output_metadata(
         {
             "run": str(sweep.run_id),
@@ -122,6 +124,7 @@ def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[W
             if len(plan):
                 engine = work.slot.get(registry.find_engine(plan["engine"][0], work.settings))
                 outcome = generation.generate_images(work.database, work.store, engine, plan, bar.update)
+            work.record_partition("generated_images", batch, outcome)
             report_partition(context, batch, _images_metadata(work.database, work.store, batch, outcome))
 
 
@@ -130,7 +133,7 @@ def _plan_of(database: Database, batch: str) -> pl.DataFrame:
         known = queries.sweeps(connection)
         adopted = len(queries.images_of_batch(connection, batch)) > 0
     for run in known:
-        if run.plan and run.id.hex[:8] == batch.rpartition("_")[0]:
+        if run.plan and names.partition_prefix(run.id) == batch.rpartition("_")[0]:
             return Sweep.from_json(run.plan).rows_of_batch(batch, run.target or 0)
     if adopted:  # made by somebody else: there is nothing to make
         return pl.DataFrame(schema=PLAN_SCHEMA)
@@ -189,6 +192,7 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
         keys = context.partition_keys
         with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), keys)) as bar:
             for batch, outcome in missing_scores.score_images(work, metric, keys, bar.update):
+                work.record_partition(names.score_asset(metric.name), batch, outcome)
                 report_partition(context, batch, scores_metadata(work.database, metric, batch, outcome))
 
     return scores
@@ -204,7 +208,7 @@ def scores_metadata(database: Database, metric: Metric, batch: str, outcome: Sco
 
 def asset_key_of(metric: Metric) -> dg.AssetKey:
     """The asset that fills a metric."""
-    return dg.AssetKey(f"{metric.name}s")
+    return dg.AssetKey(names.score_asset(metric.name))
 
 
 SCORE_ASSETS = [_score_asset(metric) for metric in METRICS.values()]
@@ -407,8 +411,3 @@ def sweep_report(
 def _file_link(settings: Settings, path: Path) -> dg.UrlMetadataValue:
     """Where `make ui` serves the file: browsers do not follow links from a page to a file."""
     return dg.MetadataValue.url(f"{settings.files_url}/{path.name}")
-
-
-def materialized_count(metadata: Mapping[str, Any]) -> int:
-    """How many images or scores a batch's materialisation says it added."""
-    return sum(int(metadata[name].value) for name in ("made now", "scored now") if name in metadata)

@@ -8,8 +8,10 @@ from uuid import UUID
 import dagster as dg
 from pydantic import Field
 
-from flexy_assets.execution import BACKFILL_JOB, batches_in_progress, end_dead_runs
-from flexy_assets.partitions import seed_batches
+from flexy_assets import names
+from flexy_assets.dead_runs import end_dead_runs
+from flexy_assets.execution import batches_in_progress
+from flexy_assets.partitions import SEED_BATCHES
 from flexy_assets.reporting import text_tables, thumbnails
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring import missing_scores
@@ -58,6 +60,7 @@ def _embed(context: dg.OpExecutionContext, work: Work, batches: list[str], metri
 def _score(context: dg.OpExecutionContext, work: Work, metric: Metric, batches: list[str]) -> None:
     with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), batches)) as bar:
         for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
+            work.record_partition(names.score_asset(metric.name), batch, outcome)
             metadata = assets.scores_metadata(work.database, metric, batch, outcome)
             _report(context, assets.asset_key_of(metric), batch, metadata)
 
@@ -87,7 +90,7 @@ def backfill_clip_embeddings(
 
 def _backfill_op(metric: Metric) -> dg.OpDefinition:
     @dg.op(
-        name=f"backfill_{metric.name}",
+        name=names.backfill_op(metric.name),
         description=f"Fill what is missing of `{metric.name}` ({metric.label}).",
         ins={"embedded": dg.In(dg.Nothing)} if metric.reads else {},
         out=dg.Out(dg.Nothing),
@@ -102,7 +105,7 @@ def _backfill_op(metric: Metric) -> dg.OpDefinition:
 _BACKFILL_OPS = {name: _backfill_op(metric) for name, metric in METRICS.items()}
 
 
-@dg.job(name=BACKFILL_JOB, description="Fill every missing score, of whichever batches: one run for all metrics.")
+@dg.job(name=names.BACKFILL_JOB, description="Fill every missing score, of whichever batches: one run for all metrics.")
 def backfill_scores() -> None:
     embedded = backfill_clip_embeddings()
     for name, metric in METRICS.items():
@@ -189,7 +192,7 @@ def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) ->
     if made.failed:
         raise FlexyError(made.failed[0])
     # Not before: a batch without an image is nobody's.
-    context.instance.add_dynamic_partitions(seed_batches.name or "", [trial.batch])
+    context.instance.add_dynamic_partitions(SEED_BATCHES, [trial.batch])
     metadata = {"made now": made.made, "run": str(trial.run_id), "image": str(trial.image_id)}
     _report(context, assets.generated_images.key, trial.batch, metadata)
 
@@ -266,16 +269,16 @@ def request_backfill(
 
 def register_partitions(instance: dg.DagsterInstance, database: Database) -> list[str]:
     """Make the batches that the table knows partitions that Dagster knows; returns the new ones."""
-    known = set(instance.get_dynamic_partitions(seed_batches.name or ""))
+    known = set(instance.get_dynamic_partitions(SEED_BATCHES))
     with database.begin(reading=True) as connection:
         new = [batch for batch in batch_names(connection) if batch not in known]
     if new:
-        instance.add_dynamic_partitions(seed_batches.name or "", new)
+        instance.add_dynamic_partitions(SEED_BATCHES, new)
     return new
 
 
 def backfill_config(holes: Mapping[str, list[str]]) -> dict[str, Any]:
     """The configuration of `backfill_scores` for these batches of each metric."""
     embedded = sorted({batch for metric in _EMBEDDING_METRICS for batch in holes.get(metric, ())})
-    ops = {f"backfill_{name}": holes.get(name, []) for name in METRICS} | {"backfill_clip_embeddings": embedded}
-    return {"ops": {op: {"config": {"batches": batches}} for op, batches in ops.items()}}
+    missing = {name: holes.get(name, []) for name in METRICS} | {names.EMBEDDINGS_ASSET: embedded}
+    return {"ops": {names.backfill_op(name): {"config": {"batches": keys}} for name, keys in missing.items()}}

@@ -16,6 +16,7 @@ from uuid import UUID, uuid5
 import numpy as np
 import polars as pl
 
+from flexy_assets import names
 from resources.errors import BadInputError
 from resources.models.entry import ModelEntry
 
@@ -123,7 +124,7 @@ class Sweep:
 
     def batch(self, index: int) -> str:
         """The seed batch, and partition key, that image `index` belongs to."""
-        return f"{self.run_id.hex[:8]}_{index // self.batch_size:04d}"
+        return names.partition_key(names.partition_prefix(self.run_id), index // self.batch_size)
 
     def rows(self, start: int, stop: int) -> pl.DataFrame:
         """Images `start` to `stop` (excluded) of the plan, in `PLAN_SCHEMA`."""

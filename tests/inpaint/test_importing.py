@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexy_assets.execution import io_manager_with_process_tag
+from flexy_assets.dead_runs import io_manager_with_process_tag
 from flexy_assets.inpaint import import_tasks
 from flexy_assets.inpaint.import_tasks import ImportResult, TaskImporter, source_from_export
 from flexy_assets.partitions import label_batches

@@ -16,7 +16,8 @@ import dagster as dg
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.execution import PROCESS_TAG, batches_in_progress, process_tag, run_job, step_failures
+from flexy_assets.dead_runs import PROCESS_TAG, process_tag
+from flexy_assets.execution import batches_in_progress, run_job, step_failures
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage.tables import METRIC_COLUMNS
 from flexy_assets.sweep import jobs

@@ -15,7 +15,7 @@ from typing import Any
 import dagster as dg
 import sqlalchemy as sa
 
-from flexy_assets.execution import PROCESS_TAG
+from flexy_assets.dead_runs import PROCESS_TAG
 from flexy_assets.storage.tables import METRIC_COLUMNS
 from resources.database import Database
 from tests.support import flexyface, forked

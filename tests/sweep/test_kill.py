@@ -20,7 +20,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from flexy_assets.execution import PROCESS_TAG, dagster_instance, process_tag
+from flexy_assets.dead_runs import PROCESS_TAG, process_tag
+from flexy_assets.execution import dagster_instance
 from resources.settings import Settings
 from tests.support import forked
 

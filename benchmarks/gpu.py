@@ -74,8 +74,9 @@ from flexy_assets.edits.search.eacps import EacpsParameters
 from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import edits, queries
+from flexy_assets.storage import edits
 from flexy_assets.storage.edits import EditTaskRow
+from flexy_assets.storage.runs import add_images
 from flexy_assets.storage.tables import bench_run_results, metadata
 from resources.database import Database
 from resources.engines import ImageRequest, pipeline
@@ -781,7 +782,7 @@ class Bench:
             for (path, sha), prompt in zip(self.pictures, prompts(len(self.pictures)), strict=True)
         ]
         with work.database.begin() as connection:
-            queries.add_images(connection, rows)
+            add_images(connection, rows)
         return work
 
 

@@ -23,9 +23,10 @@ from typing import Any
 import dagster as dg
 
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import queries, status
+from flexy_assets.storage import status
 from flexy_assets.storage.adoption import adopt_rows
 from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.scores import count_missing_scores
 from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.images import ImageStore
@@ -85,7 +86,7 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
 
     def missing() -> dict[str, dict[str, int]]:
         with database.begin(reading=True) as connection:
-            return queries.missing_scores(connection, settings)
+            return count_missing_scores(connection, settings)
 
     def plan(instance: dg.DagsterInstance) -> None:
         request = jobs.request_backfill(instance, database, images, settings)

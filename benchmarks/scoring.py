@@ -26,8 +26,8 @@ from PIL import Image
 
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.runs import add_images
 from resources.database import Database
 from resources.images import ImageStore
 from resources.metrics.sweep import METRICS
@@ -145,7 +145,7 @@ def scoring_of(
         for file, prompt in zip(files, prompts, strict=True)
     ]
     with database.begin() as connection:
-        queries.add_images(connection, rows)
+        add_images(connection, rows)
     work = Work(database, ImageStore(str(folder)), ModelSlot(), settings)
     # A folder of the user's own is hashed once a process, one of the hub's cache never.
     for name in models:

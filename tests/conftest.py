@@ -23,8 +23,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flexy_assets.cli.app import main
-from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.runs import add_images, save_sweep
+from flexy_assets.storage.sql import utc_now
 from resources.database import Database
 from tests.support import label_studio, shortcuts
 from tests.support.browser import Browser, program
@@ -271,14 +272,14 @@ def add(database: Database) -> Adder:
     def add(count: int = 1, **columns: Any) -> list[UUID]:
         ids = [uuid4() for _ in range(count)]
         fixed = {"run_id": RUN, "engine": "mini_sdxl", "batch": BATCH, "prompt": "a red disc", "steps": 8}
-        began = queries.utc_now()
+        began = utc_now()
         rows = [
             fixed | {"id": image_id, "created_at": began + timedelta(milliseconds=place)} | columns
             for place, image_id in enumerate(ids)
         ]
         with database.begin() as connection:
-            queries.save_sweep(connection, RUN, "mini_sdxl", 100, {"seed": 0})
-            queries.add_images(connection, rows)
+            save_sweep(connection, RUN, "mini_sdxl", 100, {"seed": 0})
+            add_images(connection, rows)
         return ids
 
     return add

@@ -19,8 +19,9 @@ from click.testing import CliRunner, Result
 
 from flexy_assets.cli.app import main
 from flexy_assets.cli.configuration import configuration_page
-from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.runs import add_images, save_sweep
+from flexy_assets.storage.scores import ScoredImage, record_scores
 from resources.database import Database
 from resources.settings import Settings
 from tests.conftest import Flexy
@@ -263,7 +264,7 @@ def test_a_run_must_exist_and_be_the_only_one_that_is_meant(
     migrate(database)
     with database.begin() as connection:
         for run in ("4b7193fd-0000-4000-8000-000000000001", "4b7193fd-0000-4000-8000-000000000002"):
-            queries.save_sweep(connection, UUID(run), "mini_sdxl", 2, {})
+            save_sweep(connection, UUID(run), "mini_sdxl", 2, {})
     assert "unknown sweep '5': does not exist" in refused(flexy(*command, "5"))
     assert "unknown sweep '': does not exist" in refused(flexy(*command, ""))
     assert "unknown sweep '4b71': several ids begin with it" in refused(flexy(*command, "4b71"))
@@ -415,9 +416,9 @@ def test_status_counts_scored_missing_and_failed_apart(flexy: Flexy) -> None:
     ids = [UUID(int=n) for n in range(3)]
     rows = [{"id": i, "run_id": run, "engine": "mini_sdxl", "batch": "b", "prompt": "a fox"} for i in ids]
     with Database(Settings.read().database_url).begin() as connection:
-        queries.add_images(connection, rows)
-        scores = [queries.ScoredImage(ids[0], 0.2), queries.ScoredImage(ids[1], None, "the file is gone")]
-        queries.record_scores(connection, "clip_score", "test", scores)
+        add_images(connection, rows)
+        scores = [ScoredImage(ids[0], 0.2), ScoredImage(ids[1], None, "the file is gone")]
+        record_scores(connection, "clip_score", "test", scores)
     (entry,) = json.loads(flexy("status", "--json").stdout)["runs"]
     assert (entry["images"], entry["target"]) == (3, 5)
     assert entry["clip_score"] == {"scored": 1, "missing": 1, "failed": 1}

@@ -25,7 +25,7 @@ from click.testing import CliRunner
 
 from benchmarks.truth import marks
 from flexy_assets.cli.app import main
-from flexy_assets.storage import queries
+from flexy_assets.storage.runs import list_sweeps
 from resources.database import Database
 from resources.models import registry
 from resources.settings import Settings
@@ -47,7 +47,7 @@ class UI:
     def runs(self) -> dict[str, int]:
         """How many images each sweep is to have."""
         with Database(Settings.read().database_url).begin(reading=True) as connection:
-            return {str(run.id): run.target or 0 for run in queries.sweeps(connection)}
+            return {str(run.id): run.target or 0 for run in list_sweeps(connection)}
 
 
 @pytest.fixture(scope="module")

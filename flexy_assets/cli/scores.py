@@ -69,8 +69,8 @@ def rescore(metric: str, sweep_ids: tuple[str, ...], failed: bool, replace: int 
     Of the named sweeps or of all. A score stays until its new one is measured.
     """
     from flexy_assets.execution import dagster_instance
-    from flexy_assets.storage import queries
     from flexy_assets.storage.adoption import adopt_rows
+    from flexy_assets.storage.scores import request_rescore
     from flexy_assets.sweep import jobs
 
     if metric not in METRICS:
@@ -79,9 +79,7 @@ def rescore(metric: str, sweep_ids: tuple[str, ...], failed: bool, replace: int 
     sweeps = [session.find_sweep(sweep_id).id for sweep_id in sweep_ids]
     adopt_rows(session.database, session.settings)
     with session.database.begin(reading=True) as connection:
-        request = queries.request_rescore(
-            connection, METRICS[metric], sweeps, failed, session.settings, only_count=True
-        )
+        request = request_rescore(connection, METRICS[metric], sweeps, failed, session.settings, only_count=True)
     counts = {"replaces": request.replaced, "retries": request.retried}
     if request.replaced != (replace or 0):
         text = f"would replace {request.replaced} scores of {metric} and retry {request.retried} failed ones"
@@ -142,14 +140,14 @@ def report(
 
     On the named sweeps or on all, with the weights given here. The assets stay as they are.
     """
-    from flexy_assets.storage import queries
+    from flexy_assets.storage.scores import read_scores
     from flexy_assets.sweep import analysis
     from flexy_assets.sweep.report import build
 
     session, preferences = Session(), (_parse_numbers("weight", weights), _parse_numbers("least gain", gains))
     with session.migrate().begin(reading=True) as connection:
         sweeps = [session.find_sweep(sweep_id).id for sweep_id in sweep_ids]
-        scores = queries.scores_table(connection, session.settings, sweeps)
+        scores = read_scores(connection, session.settings, sweeps)
     scores = analysis.select_images(scores, engines)
     build.write_sweep_report(out, scores, analysis.AnalysisTables.of(scores, *preferences), session.store.read)
     return {"file": str(out), "images": len(scores), "text": f"report on {len(scores):,} images in {out}"}

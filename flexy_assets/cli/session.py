@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from flexy_assets.scoring.work import Work
-    from flexy_assets.storage.queries import SweepRow
+    from flexy_assets.storage.runs import SweepRow
     from resources.database import Database
     from resources.images import ImageStore
     from resources.settings import Settings
@@ -59,10 +59,10 @@ class Session:
 
     def find_sweep(self, prefix: str) -> SweepRow:
         """Return the sweep whose id begins with `prefix`. Raises `BadInputError` unless there is exactly one."""
-        from flexy_assets.storage import queries
+        from flexy_assets.storage.runs import list_sweeps
 
         with self.migrate().begin(reading=True) as connection:
-            sweeps = queries.sweeps(connection)
+            sweeps = list_sweeps(connection)
         digits = prefix.lower().replace("-", "")
         matches = [sweep for sweep in sweeps if digits and sweep.id.hex.startswith(digits)]
         if len(matches) != 1:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from flexy_assets.scoring.missing_scores import CHUNK_IMAGES
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import edits, queries
+from flexy_assets.storage import edits
 from flexy_assets.storage.edits import CandidateRow, EditTaskRow
-from flexy_assets.storage.queries import ScoredImage
+from flexy_assets.storage.embeddings import read_image_vectors, record_image_embeddings
+from flexy_assets.storage.scores import ScoredImage, record_outcomes
 from resources.errors import FlexyError
 from resources.models import registry
 from resources.models.compute import HalvingBatches
@@ -240,7 +241,7 @@ def _vectors(work: Work, things: Sequence[ImageReference]) -> dict[UUID, Any]:
     """Each thing's CLIP vector, kept or computed now and kept, or the `FlexyError` why there is none."""
     mark, ids = work.fingerprint("clip"), [thing.id for thing in things]
     with work.database.begin(reading=True) as connection:
-        known: dict[UUID, Any] = dict(queries.image_vectors(connection, mark, ids))
+        known: dict[UUID, Any] = dict(read_image_vectors(connection, mark, ids))
     fresh = [thing for thing in things if thing.id not in known]
     if fresh:
         clip = work.slot.get(work.model("clip"))
@@ -249,7 +250,7 @@ def _vectors(work: Work, things: Sequence[ImageReference]) -> dict[UUID, Any]:
         computed = dict(zip(pictures, made, strict=True))
         sound = {key: vector for key, vector in computed.items() if not isinstance(vector, FlexyError)}
         with work.database.begin() as connection:
-            queries.record_image_embeddings(connection, mark, sound, [])
+            record_image_embeddings(connection, mark, sound, [])
         known |= computed
     return known
 
@@ -265,7 +266,7 @@ def record_metric_outcomes(
         by_metric.setdefault(metric, []).append(scored)
     with work.database.begin() as connection:
         for metric, scores in by_metric.items():
-            queries.record_outcomes(connection, metric, mark, scores)
+            record_outcomes(connection, metric, mark, scores)
         if began:
             of = {candidate.id for _, candidate, _ in outcomes}
             edits.record_scoring_time(connection, of, 1000 * (time.perf_counter() - began) / len(of))

@@ -13,10 +13,10 @@ from flexy_assets.inpaint import metrics
 from flexy_assets.inpaint.face_swap import swap_face_at_mask
 from flexy_assets.inpaint.plan import INPAINT_METHOD, SWAP_NAME, InpaintPlan
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import edits, labels, queries
+from flexy_assets.storage import edits, labels
 from flexy_assets.storage.edits import CandidateRow, EditTaskRow, candidate_id
 from flexy_assets.storage.labels import SKIPPED, SWAPPED, LabelTaskRow, SwapRow
-from flexy_assets.storage.queries import ScoredImage
+from flexy_assets.storage.scores import ScoredImage, record_outcomes
 from resources import masks
 from resources.errors import FlexyError
 from resources.models import registry
@@ -191,6 +191,6 @@ def select_best(
                 continue
             edits.select_candidate(connection, best)
             mark = f"{potential} ({judge or 'measured'})"
-            queries.record_outcomes(connection, "potential", mark, [ScoredImage.of(best.id, value)])
+            record_outcomes(connection, "potential", mark, [ScoredImage.of(best.id, value)])
         found[task] = best
     return found

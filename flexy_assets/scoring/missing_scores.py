@@ -15,9 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import queries
+from flexy_assets.storage.embeddings import (
+    read_embedding_errors,
+    read_image_vectors,
+    read_text_vectors,
+    record_image_embeddings,
+)
 from flexy_assets.storage.locks import ImageClaims, open_claims
-from flexy_assets.storage.queries import PendingImage, PendingImages, ScoredImage
+from flexy_assets.storage.scores import PendingImage, PendingImages, ScoredImage, record_scores
 from resources.errors import FlexyError
 from resources.images import ImageStore
 from resources.metrics import Metric
@@ -98,7 +103,7 @@ def embed_images(
             else:
                 kept[row.image_id] = vector
         with work.database.begin() as connection:
-            queries.record_image_embeddings(connection, mark, kept, failures)
+            record_image_embeddings(connection, mark, kept, failures)
         return len(kept), len(failures)
 
     with open_claims(work.database) as held:
@@ -123,7 +128,7 @@ def score_images(
 
     def record(scores: Sequence[ScoredImage]) -> tuple[int, int]:
         with work.database.begin() as connection:
-            done = queries.record_scores(connection, metric.name, mark, scores)
+            done = record_scores(connection, metric.name, mark, scores)
         return done, sum(score.value is None for score in scores)
 
     with open_claims(work.database) as held:
@@ -150,9 +155,9 @@ def _from_embeddings(work: Work, encoder: str, head: str | None) -> Callable[[Ch
         rows = [row for row, _ in chunk[1]]
         ids = [row.image_id for row in rows]
         with work.database.begin(reading=True) as connection:
-            seen = queries.image_vectors(connection, mark, ids)
-            said = queries.text_vectors(connection, mark, {row.prompt for row in rows if row.prompt})
-            reasons = queries.embedding_failures(connection, [i for i in ids if i not in seen])
+            seen = read_image_vectors(connection, mark, ids)
+            said = read_text_vectors(connection, mark, {row.prompt for row in rows if row.prompt})
+            reasons = read_embedding_errors(connection, [i for i in ids if i not in seen])
         # One that nobody has tried to embed is not a failure: it is still to come.
         scores = [ScoredImage(i, None, f"no embedding: {reasons[i]}") for i in ids if i not in seen and i in reasons]
         there = [row for row in rows if row.image_id in seen]

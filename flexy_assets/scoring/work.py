@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flexy_assets.storage import queries
-from flexy_assets.storage.queries import PendingImages
+from flexy_assets.storage.embeddings import read_text_vectors, record_text_embeddings, select_pending_embeddings
+from flexy_assets.storage.scores import PendingImages, select_pending_scores
 from resources.database import Database
 from resources.images import ImageStore
 from resources.metrics import Metric
@@ -50,24 +50,24 @@ class Work:
         return f"{self.model(name).fingerprint}/pixels{PREPROCESSING_VERSION}"
 
     def pending_embeddings(self, encoder: str = "clip", needed_for: Collection[str] = ()) -> PendingImages:
-        """Return the images that `encoder` has still to embed; see `storage.queries.pending_embeddings`."""
-        return queries.pending_embeddings(self.fingerprint(encoder), self.settings, needed_for)
+        """Return the images that `encoder` has still to embed; see `storage.embeddings`."""
+        return select_pending_embeddings(self.fingerprint(encoder), self.settings, needed_for)
 
     def pending_scores(self, metric: Metric) -> PendingImages:
         """Return the images that still need a score of `metric`."""
         encoder = self.fingerprint(metric.reads) if metric.reads else None
-        return queries.pending_scores(metric.name, self.settings, encoder)
+        return select_pending_scores(metric.name, self.settings, encoder)
 
     def embed_prompts(self, prompts: Collection[str], encoder: str = "clip") -> dict[str, NDArray[np.float32]]:
         """Return each prompt's L2-normalised vector (width,), read from the table or computed and stored."""
         fingerprint = self.fingerprint(encoder)
         with self.database.begin(reading=True) as connection:
-            vectors = queries.text_vectors(connection, fingerprint, prompts)
+            vectors = read_text_vectors(connection, fingerprint, prompts)
         missing = sorted(set(prompts) - vectors.keys())
         if missing:
             computed = dict(zip(missing, self.slot.get(self.model(encoder)).texts(missing), strict=True))
             with self.database.begin() as connection:
-                queries.record_text_embeddings(connection, fingerprint, computed)
+                record_text_embeddings(connection, fingerprint, computed)
             vectors |= computed
         return vectors
 

@@ -10,7 +10,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Row, Select, case, func, select
 
 from flexy_assets.storage.quality import SAME_IMAGE_COLUMNS
-from flexy_assets.storage.queries import EMBEDDING_METRIC, in_model_set, metric_value, prompt_column
+from flexy_assets.storage.runs import in_model_set, prompt_column
+from flexy_assets.storage.scores import EMBEDDING_METRIC, metric_value
 from flexy_assets.storage.tables import bench_run_results, image_scores
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings

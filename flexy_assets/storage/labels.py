@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 import polars as pl
 from sqlalchemy import Connection, Row, case, func, or_, select, text, update
 
-from flexy_assets.storage.queries import upsert, utc_now
+from flexy_assets.storage.sql import upsert, utc_now
 from flexy_assets.storage.tables import (
     edit_candidates,
     edit_runs,

@@ -13,7 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Double, Row, case, cast, func, not_, select
 
-from flexy_assets.storage.queries import MAX_ATTEMPTS, in_model_set, metric_value, prompt_column
+from flexy_assets.storage.runs import in_model_set, prompt_column
+from flexy_assets.storage.scores import MAX_ATTEMPTS, metric_value
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_scores, lacks_any_score
 from resources.metrics import Metric
 from resources.settings import Settings

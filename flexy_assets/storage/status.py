@@ -7,7 +7,8 @@ from uuid import UUID
 
 from sqlalchemy import Column, ColumnElement, Connection, Integer, and_, exists, func, or_, select
 
-from flexy_assets.storage.queries import EMBEDDING_METRIC, MAX_ATTEMPTS, in_model_set, metric_value, sweeps
+from flexy_assets.storage.runs import in_model_set, list_sweeps
+from flexy_assets.storage.scores import EMBEDDING_METRIC, MAX_ATTEMPTS, metric_value
 from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores, lacks_any_score, unsettled
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
@@ -68,7 +69,7 @@ def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
         .group_by(images.c.run_id, images.c.engine, image_scores.c.metric)
     )
     failed = {(run_id, engine, metric): count for run_id, engine, metric, count in failures}
-    known = {run.id: run for run in sweeps(connection)}
+    known = {run.id: run for run in list_sweeps(connection)}
     table = [
         {
             "run": str(row.run_id) if row.run_id else None,

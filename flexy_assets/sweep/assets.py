@@ -15,9 +15,11 @@ from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.missing_scores import ScoringOutcome
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import queries, status
+from flexy_assets.storage import status
 from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.runs import list_sweeps, save_sweep
+from flexy_assets.storage.scores import read_batch, read_scores, summarize_batch
 from flexy_assets.sweep import analysis, generation
 from flexy_assets.sweep.generation import GenerationOutcome
 from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep, check_engine_settings
@@ -93,9 +95,9 @@ def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.
     sweep = config.sweep(work.settings)
     migrate(work.database)
     with work.database.begin() as connection:
-        known = {run.id: run.target or 0 for run in queries.sweeps(connection)}
+        known = {run.id: run.target or 0 for run in list_sweeps(connection)}
         target = max(config.images, known.get(sweep.run_id, 0))
-        queries.save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
+        save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
     plan = sweep.rows(0, target)
     context.instance.add_dynamic_partitions(SEED_BATCHES, plan["batch"].unique(maintain_order=True).to_list())
     wanted = generation.images_to_generate(work.database, plan)
@@ -130,8 +132,8 @@ def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[W
 
 def _plan_of(database: Database, batch: str) -> pl.DataFrame:
     with database.begin(reading=True) as connection:
-        known = queries.sweeps(connection)
-        adopted = len(queries.images_of_batch(connection, batch)) > 0
+        known = list_sweeps(connection)
+        adopted = len(read_batch(connection, batch)) > 0
     for run in known:
         if run.plan and names.partition_prefix(run.id) == batch.rpartition("_")[0]:
             return Sweep.from_json(run.plan).rows_of_batch(batch, run.target or 0)
@@ -142,7 +144,7 @@ def _plan_of(database: Database, batch: str) -> pl.DataFrame:
 
 def _images_metadata(database: Database, images: ImageStore, batch: str, outcome: GenerationOutcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
-        rows = queries.images_of_batch(connection, batch)
+        rows = read_batch(connection, batch)
     shown = rows.sort("steps", "guidance").gather_every(max(1, len(rows) // 40))
     found = [
         p for p in images.read_many([(path, None) for path in shown["image_path"]]) if not isinstance(p, Exception)
@@ -200,7 +202,7 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
 
 def scores_metadata(database: Database, metric: Metric, batch: str, outcome: ScoringOutcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
-        found = queries.batch_summary(connection, metric.name, batch)
+        found = summarize_batch(connection, metric.name, batch)
     images = found.pop("images")
     counts = {"scored now": outcome.done, "failed now": outcome.failed, "missing": images - found["scored"]}
     return counts | {name: round(float(figure), 4) for name, figure in found.items() if figure is not None}
@@ -223,7 +225,7 @@ SCORE_ASSETS = [_score_asset(metric) for metric in METRICS.values()]
 def sweep_scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """One row an image with its settings and four scores; NULL where a score is missing."""
     with work.database.begin(reading=True) as connection:
-        scores = queries.scores_table(connection, work.settings)
+        scores = read_scores(connection, work.settings)
         found = status.read_status(connection, work.settings)
     tables = {
         name: dg.MetadataValue.md(text_tables.format_markdown_table(table))

@@ -12,7 +12,7 @@ from flexy_assets.scoring.work import Work
 from flexy_assets.storage import quality
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.quality import RunTally
-from flexy_assets.storage.queries import MAX_ATTEMPTS
+from flexy_assets.storage.scores import MAX_ATTEMPTS
 from flexy_assets.sweep import assets
 from flexy_assets.sweep.analysis import drift
 from resources.database import Database

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import polars as pl
 
-from flexy_assets.storage import queries
+from flexy_assets.storage.runs import add_images, find_existing_images
 from resources.database import Database
 from resources.engines import Engine, ImageRequest
 from resources.errors import FlexyError
@@ -21,7 +21,7 @@ from resources.models.compute import HalvingBatches
 def images_to_generate(database: Database, plan: pl.DataFrame) -> pl.DataFrame:
     """The plan's rows that no image was made for."""
     with database.begin(reading=True) as connection:
-        there = queries.existing_images(connection, [UUID(image_id) for image_id in plan["image_id"]])
+        there = find_existing_images(connection, [UUID(image_id) for image_id in plan["image_id"]])
     return plan.filter(~pl.col("image_id").is_in([str(image_id) for image_id in there]))
 
 
@@ -75,7 +75,7 @@ def generate_images(
                 | timing
             )
         with database.begin() as connection:
-            queries.add_images(connection, written)
+            add_images(connection, written)
         made += len(written)
         on_progress(len(written))
     return GenerationOutcome(made, tuple(failed))

@@ -16,9 +16,11 @@ from flexy_assets.reporting import text_tables, thumbnails
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import gallery, queries, status
+from flexy_assets.storage import gallery, status
 from flexy_assets.storage.adoption import adopt_rows, batch_names
 from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.runs import save_sweep
+from flexy_assets.storage.scores import count_missing_scores, request_rescore
 from flexy_assets.sweep import assets, backfill, checks, generation
 from flexy_assets.sweep.try_image import Trial
 from resources.database import Database
@@ -71,7 +73,7 @@ def _report(context: dg.OpExecutionContext, key: dg.AssetKey, batch: str, metada
 
 def _missing_batches(work: Work, metric: str) -> list[str]:
     with work.database.begin(reading=True) as connection:
-        return list(queries.missing_scores(connection, work.settings).get(metric, {}))
+        return list(count_missing_scores(connection, work.settings).get(metric, {}))
 
 
 _EMBEDDING_METRICS = [metric.name for metric in METRICS.values() if metric.reads]
@@ -123,7 +125,7 @@ def rescore(context: dg.OpExecutionContext, config: RescoreConfig, work: dg.Reso
     except ValueError:
         raise BadInputError(f"runs {config.runs} are no ids: flexy status --json names them in full") from None
     with work.database.begin() as connection:
-        asked = queries.request_rescore(connection, metric, runs, config.failed, work.settings)
+        asked = request_rescore(connection, metric, runs, config.failed, work.settings)
         if asked.replaced != config.replaces:
             raise BadInputError(f"{asked.replaced} scores would be replaced, not {config.replaces}: say that number")
     batches = _missing_batches(work, metric.name)
@@ -185,7 +187,7 @@ def trial(context: dg.OpExecutionContext, config: TrialConfig, work: dg.Resource
 
 def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) -> None:
     with work.database.begin() as connection:
-        queries.save_sweep(connection, trial.run_id, trial.engine, None, None)
+        save_sweep(connection, trial.run_id, trial.engine, None, None)
     with work.slot:
         engine = work.slot.get(registry.find_engine(trial.engine, work.settings))
         made = generation.generate_images(work.database, work.store, engine, trial.row(), lambda _: None)
@@ -256,7 +258,7 @@ def request_backfill(
     adopt_rows(database, settings)
     register_partitions(instance, database)
     with database.begin(reading=True) as connection:
-        missing = queries.missing_scores(connection, settings)
+        missing = count_missing_scores(connection, settings)
         strangers = {} if missing else status.images_of_other_model_set(connection, settings)
     if not missing:
         return dg.SkipReason(backfill.nothing_missing_reason(strangers, settings.models))

@@ -21,7 +21,7 @@ import requests
 from PIL import Image
 
 from flexy_assets.execution import dagster_instance
-from flexy_assets.storage import queries
+from flexy_assets.storage.runs import add_images
 from flexy_assets.sweep.try_image import trial_sweep_id
 from resources.database import Database
 from resources.images import ImageStore
@@ -74,7 +74,7 @@ class Gallery:
         """The id of a new image that nobody but us knows of."""
         row = {"id": uuid4(), "engine": "mini_sdxl", "prompt": "a cross", "steps": 8, "batch": "x"} | columns
         with self.database.begin() as connection:
-            queries.add_images(connection, [row])
+            add_images(connection, [row])
         return str(row["id"])
 
     def rows(self) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from flexy_assets.inpaint.plan import InpaintPlan
-from flexy_assets.storage import edits, labels, queries
-from flexy_assets.storage.queries import ScoredImage
+from flexy_assets.storage import edits, labels
+from flexy_assets.storage.scores import ScoredImage, record_outcomes
 from resources.database import Database
 from resources.images import ImageStore
 from resources.settings import Settings
@@ -117,7 +117,7 @@ def choose(
             candidates.append(row["id"])
             for metric, value in (("potential", potential), ("identity", 0.5)):
                 if value is not None:
-                    queries.record_outcomes(connection, metric, "a judge", [ScoredImage.of(row["id"], value)])
+                    record_outcomes(connection, metric, "a judge", [ScoredImage.of(row["id"], value)])
         found = edits.edit_candidates_of(connection, {task.batch for task in tasks}, "eacps")
         edits.record_selections(connection, [one for one in found if one.id in candidates])
     return candidates

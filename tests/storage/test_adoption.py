@@ -19,12 +19,21 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.storage import adoption, queries, status
+from flexy_assets.storage import adoption, status
 from flexy_assets.storage import migrate as migrate_module
+from flexy_assets.storage.embeddings import record_image_embeddings, record_text_embeddings, select_pending_embeddings
 from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.locks import open_claims
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.storage.queries import ScoredImage
+from flexy_assets.storage.runs import list_sweeps
+from flexy_assets.storage.scores import (
+    ScoredImage,
+    count_missing_scores,
+    read_scores,
+    record_scores,
+    request_rescore,
+    select_pending_scores,
+)
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, bench_runs
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
@@ -188,8 +197,8 @@ def test_a_table_with_types_of_its_own_is_scored_and_read_in_them(empty_database
     assert before - catalogue(empty_database) == set()
     with empty_database.begin() as connection:
         for metric in METRIC_COLUMNS:
-            queries.record_scores(connection, metric, "test", [ScoredImage(IMAGE, 0.7071067811865476)])
-        scores = queries.scores_table(connection, settings())
+            record_scores(connection, metric, "test", [ScoredImage(IMAGE, 0.7071067811865476)])
+        scores = read_scores(connection, settings())
         (entry,) = status.status_by_sweep(connection)
         newest, steps = status.newest_images(connection), status.status_by_steps(connection)
     assert scores["seed"].to_list() == [2**40, 12]
@@ -234,7 +243,7 @@ def test_what_their_bench_runs_calls_a_plan_is_no_plan_of_ours(empty_database: D
     add_image(empty_database)
     adoption.adopt_rows(empty_database, settings())
     with empty_database.begin(reading=True) as connection:
-        assert [run.plan for run in queries.sweeps(connection)] == [None] * len(plans)
+        assert [run.plan for run in list_sweeps(connection)] == [None] * len(plans)
         assert len(status.status_by_sweep(connection)) == len(plans) + 1
 
 
@@ -366,25 +375,25 @@ def work(database: Database) -> None:
         assert held.take("clip_score", [IMAGE]) == {IMAGE}
     with database.begin() as connection:
         (batch,) = adoption.batch_names(connection)
-        assert queries.missing_scores(connection, settings()) == {metric: {batch: 1} for metric in METRICS}
-        (row,) = queries.pending_embeddings("clip@1", settings()).of(connection, batch)
-        queries.record_image_embeddings(connection, "clip@1", {}, [ScoredImage(IMAGE, None, "no such file")])
-        queries.record_image_embeddings(connection, "clip@1", {row.image_id: vector}, [])
-        queries.record_text_embeddings(connection, "clip@1", {"a red disc": vector})
+        assert count_missing_scores(connection, settings()) == {metric: {batch: 1} for metric in METRICS}
+        (row,) = select_pending_embeddings("clip@1", settings()).of(connection, batch)
+        record_image_embeddings(connection, "clip@1", {}, [ScoredImage(IMAGE, None, "no such file")])
+        record_image_embeddings(connection, "clip@1", {row.image_id: vector}, [])
+        record_text_embeddings(connection, "clip@1", {"a red disc": vector})
         for name in METRICS:
-            assert queries.pending_scores(name, settings()).of(connection, batch) == [row]
-            queries.record_scores(connection, name, "test", [ScoredImage(IMAGE, None, "out of memory")])
-            assert queries.record_scores(connection, name, "test", [ScoredImage(IMAGE, 0.5)]) == 1
+            assert select_pending_scores(name, settings()).of(connection, batch) == [row]
+            record_scores(connection, name, "test", [ScoredImage(IMAGE, None, "out of memory")])
+            assert record_scores(connection, name, "test", [ScoredImage(IMAGE, 0.5)]) == 1
     for metric in METRICS.values():
         with database.begin() as connection:
-            assert queries.request_rescore(connection, metric, [], False, settings()).replaced == 1
+            assert request_rescore(connection, metric, [], False, settings()).replaced == 1
         with database.begin() as connection:
-            assert queries.record_scores(connection, metric.name, "test", [ScoredImage(IMAGE, 0.25)]) == 1
-            assert queries.missing_scores(connection, settings()) == {}
+            assert record_scores(connection, metric.name, "test", [ScoredImage(IMAGE, 0.25)]) == 1
+            assert count_missing_scores(connection, settings()) == {}
     with database.begin(reading=True) as connection:
         assert status.status_by_sweep(connection)[0]["images"] == 1
         assert status.failed_scores(connection) == []
-        assert queries.scores_table(connection, settings())["clip_score"].to_list() == [0.25]
+        assert read_scores(connection, settings())["clip_score"].to_list() == [0.25]
 
 
 def add_image(database: Database) -> None:
@@ -743,11 +752,11 @@ def prompts(database: Database, column: str) -> list[str | None]:
     adoption.adopt_rows(database, chosen)
     with database.begin(reading=True) as connection:
         (batch,) = adoption.batch_names(connection)
-        found = [queries.pending_scores(metric, chosen).of(connection, batch) for metric in METRICS]
-        assert [row.prompt for row in queries.pending_embeddings("clip@1", chosen).of(connection, batch)] == [
+        found = [select_pending_scores(metric, chosen).of(connection, batch) for metric in METRICS]
+        assert [row.prompt for row in select_pending_embeddings("clip@1", chosen).of(connection, batch)] == [
             row.prompt for row in found[0]
         ]
-        assert queries.scores_table(connection, chosen)["prompt"].to_list() == [row.prompt for row in found[0]]
+        assert read_scores(connection, chosen)["prompt"].to_list() == [row.prompt for row in found[0]]
         return [row.prompt for row in found[0]]
 
 
@@ -805,4 +814,4 @@ def test_a_column_that_holds_no_prompts_is_named_with_those_that_may(flexyface: 
     assert list(batch_of(flexyface).values()) == [None]
     # One that went missing after adoption fails the work, and no score is computed from nothing.
     with pytest.raises(FlexyError, match="caption"), flexyface.begin(reading=True) as connection:
-        queries.pending_scores("clip_score", settings(PROMPT_COLUMN="caption")).of(connection, "b_0000")
+        select_pending_scores("clip_score", settings(PROMPT_COLUMN="caption")).of(connection, "b_0000")

@@ -7,8 +7,10 @@ from math import inf, nan
 from typing import Any
 from uuid import UUID
 
-from flexy_assets.storage import gallery, queries
+from flexy_assets.storage import gallery
 from flexy_assets.storage.quality import SAME_IMAGE_COLUMNS
+from flexy_assets.storage.scores import EMBEDDING_METRIC, ScoredImage, record_outcomes
+from flexy_assets.storage.sql import utc_now
 from resources.database import Database
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
@@ -24,7 +26,7 @@ def page(database: Database, **asked: Any) -> list[UUID]:
 
 
 def test_the_newest_come_first_or_the_highest_and_what_is_no_score_last(database: Database, add: Adder) -> None:
-    old = queries.utc_now() - timedelta(days=1)
+    old = utc_now() - timedelta(days=1)
     low, high = add(clip_score=0.1, created_at=old), add(clip_score=0.4, created_at=old - timedelta(days=1))
     missing, endless = (
         add(created_at=old + timedelta(hours=1)),
@@ -47,12 +49,8 @@ def test_a_page_is_of_an_engine_a_run_and_words_that_are_taken_as_they_are(datab
 def test_a_missing_score_says_why(database: Database, add: Adder) -> None:
     (failed,), (strange,), (new,) = add(), add(engine="realvis_xl", clip_score=inf), add(clip_score=0.5)
     with database.begin() as connection:
-        queries.record_outcomes(
-            connection, "hps_v2_score", "hps", [queries.ScoredImage(failed, None, "it is no picture")]
-        )
-        queries.record_outcomes(
-            connection, queries.EMBEDDING_METRIC, "clip", [queries.ScoredImage(failed, None, "it is gone")]
-        )
+        record_outcomes(connection, "hps_v2_score", "hps", [ScoredImage(failed, None, "it is no picture")])
+        record_outcomes(connection, EMBEDDING_METRIC, "clip", [ScoredImage(failed, None, "it is gone")])
     with database.begin(reading=True) as connection:
         found = gallery.cards_of_images(connection, SETTINGS, [failed, strange, new])
     reasons = [{name: card["scores"][name]["reason"] for name in METRICS} for card in found]

@@ -13,10 +13,11 @@ from alembic import command
 from alembic.config import Config
 
 from flexy_assets.inpaint.plan import InpaintPlan
-from flexy_assets.storage import edits, labels, queries
+from flexy_assets.storage import edits, labels
 from flexy_assets.storage.labels import PENDING_BATCH, LabelTaskRow, SentPrediction
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.storage.queries import ScoredImage
+from flexy_assets.storage.scores import ScoredImage, record_outcomes
+from flexy_assets.storage.sql import utc_now
 from resources.database import Database
 from resources.label_studio.export import ReviewVerdict
 
@@ -40,7 +41,7 @@ def candidate(connection: sa.Connection, of: LabelTaskRow, editor: str, potentia
     row |= {"stage": "global", "seed": 1, "moves": (), "strength": 1.0, "until": 8, "path": 8, "nfe": 8}
     edits.add_candidates(connection, [row | {"image_path": f"{run.hex}.png", "image_sha256": None}])
     scored = ScoredImage(row["id"], potential, None if potential is not None else "the judge did not answer")
-    queries.record_outcomes(connection, "potential", "a judge", [scored])
+    record_outcomes(connection, "potential", "a judge", [scored])
     (made,) = [one for one in edits.edit_candidates_of(connection, [of.batch], "eacps") if one.id == row["id"]]
     edits.record_selections(connection, [made])
     return made.id
@@ -131,7 +132,7 @@ def test_verdicts_and_numbers_are_brought_up_to_date_and_nothing_else(database: 
 def test_edits_that_were_there_before_stay(empty_database: Database) -> None:
     run, edit = uuid4(), uuid4()
     ids = {"run": sa.Uuid, "edit": sa.Uuid, "now": sa.TIMESTAMP}
-    values = {"run": run, "edit": edit, "now": queries.utc_now()}
+    values = {"run": run, "edit": edit, "now": utc_now()}
     with empty_database.begin() as connection:
         config = Config()
         config.set_main_option("script_location", str(Path(labels.__file__).parent / "migrations"))

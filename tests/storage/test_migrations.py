@@ -12,10 +12,9 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.storage import queries
 from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.migrate import VERSION_TABLE, migrate
-from flexy_assets.storage.queries import ScoredImage
+from flexy_assets.storage.scores import ScoredImage, record_scores
 from flexy_assets.storage.tables import metadata
 from resources.database import Database
 from resources.errors import FlexyError
@@ -147,7 +146,7 @@ def test_an_adopted_image_can_be_scored_and_exported(flexyface: Database, tmp_pa
     migrate(flexyface)
     with flexyface.begin() as connection:
         for metric in ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score"):
-            queries.record_scores(connection, metric, "test", [ScoredImage(IMAGES[0], 0.5)])
+            record_scores(connection, metric, "test", [ScoredImage(IMAGES[0], 0.5)])
     assert export_csv(flexyface, tmp_path / "a.csv") == 1
     assert (tmp_path / "a.csv").read_text().splitlines()[1] == "20,7.25,0.25,5.5,0.5,0.5,1834,11"
 

@@ -16,8 +16,19 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.storage import queries, status
-from flexy_assets.storage.queries import EMBEDDING_METRIC, MAX_ATTEMPTS, RescoreRequest, ScoredImage
+from flexy_assets.storage import status
+from flexy_assets.storage.embeddings import record_image_embeddings, select_pending_embeddings
+from flexy_assets.storage.scores import (
+    EMBEDDING_METRIC,
+    MAX_ATTEMPTS,
+    RescoreRequest,
+    ScoredImage,
+    count_missing_scores,
+    metric_value,
+    record_scores,
+    request_rescore,
+    select_pending_scores,
+)
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, bench_runs, image_scores
 from resources.database import Database
 from resources.metrics import Metric
@@ -47,24 +58,24 @@ def chosen(models: str = "mini") -> Settings:
 
 def record(database: Database, metric: Metric, *scores: ScoredImage, scorer: str = "old") -> int:
     with database.begin() as connection:
-        return queries.record_scores(connection, metric.name, scorer, scores)
+        return record_scores(connection, metric.name, scorer, scores)
 
 
 def ask(
     database: Database, metric: Metric, *runs: UUID, failed: bool = False, only_count: bool = False
 ) -> RescoreRequest:
     with database.begin() as connection:
-        return queries.request_rescore(connection, metric, runs, failed, chosen(), only_count)
+        return request_rescore(connection, metric, runs, failed, chosen(), only_count)
 
 
 def offered(database: Database, metric: Metric, batch: str = BATCH) -> list[UUID]:
     with database.begin(reading=True) as connection:
-        return [row.image_id for row in queries.pending_scores(metric.name, chosen()).of(connection, batch)]
+        return [row.image_id for row in select_pending_scores(metric.name, chosen()).of(connection, batch)]
 
 
 def to_embed(database: Database, *needed_for: str, encoder: str = "clip@1") -> list[UUID]:
     with database.begin(reading=True) as connection:
-        lack = queries.pending_embeddings(encoder, chosen(), needed_for)
+        lack = select_pending_embeddings(encoder, chosen(), needed_for)
         return [row.image_id for row in lack.of(connection, BATCH)]
 
 
@@ -72,7 +83,7 @@ def fail_to_embed(database: Database, *images: UUID, times: int = 1) -> None:
     for _ in range(times):
         with database.begin() as connection:
             failures = [ScoredImage(image, None, "no such file") for image in images]
-            queries.record_image_embeddings(connection, "clip@1", {}, failures)
+            record_image_embeddings(connection, "clip@1", {}, failures)
 
 
 def fail(database: Database, metric: Metric, *images: UUID, times: int = 1) -> None:
@@ -82,12 +93,12 @@ def fail(database: Database, metric: Metric, *images: UUID, times: int = 1) -> N
 
 def missing(database: Database, models: str = "mini") -> dict[str, dict[str, int]]:
     with database.begin(reading=True) as connection:
-        return queries.missing_scores(connection, chosen(models))
+        return count_missing_scores(connection, chosen(models))
 
 
 def values(database: Database, metric: Metric) -> dict[UUID, float | None]:
     with database.begin(reading=True) as connection:
-        found = connection.execute(sa.select(bench_run_results.c.id, queries.metric_value(metric.name)))
+        found = connection.execute(sa.select(bench_run_results.c.id, metric_value(metric.name)))
         return dict(found.tuples().all())
 
 
@@ -315,7 +326,7 @@ def test_what_was_mended_is_no_failure_any_more(database: Database, add: Adder) 
     assert len(failures(database)) == 5
     set_by_hand(database, filled, hps_v2_score=0.5)
     with database.begin() as connection:
-        queries.record_image_embeddings(connection, "clip@1", {embedded: np.ones(768, np.float32)}, [])
+        record_image_embeddings(connection, "clip@1", {embedded: np.ones(768, np.float32)}, [])
         connection.execute(sa.delete(bench_run_results).where(bench_run_results.c.id == deleted))
     record(database, HPS, ScoredImage(redone, 0.5))
     assert [row["image"] for row in failures(database)] == [str(asked)]
@@ -327,14 +338,14 @@ def test_what_was_mended_is_no_failure_any_more(database: Database, add: Adder) 
 
 ASKER = """
 import os, signal, sys
-from flexy_assets.storage import queries
+from flexy_assets.storage.scores import request_rescore
 from resources.database import Database
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 metric = METRICS["hps_v2_score"]
 database = Database(sys.argv[1])
 with database.begin() as connection:
-    queries.request_rescore(connection, metric, [], False, Settings.read({}))
+    request_rescore(connection, metric, [], False, Settings.read({}))
     if sys.argv[2] == "before it is committed":
         os.kill(os.getpid(), signal.SIGKILL)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -403,7 +414,7 @@ def test_what_is_missing_is_what_a_count_by_hand_finds(database: Database, add: 
                 ask(database, metric, *draw.choice([[], [RUN]]), failed=draw.random() < 0.5)
             case 5:
                 with database.begin() as connection:
-                    queries.request_rescore(connection, metric, [], draw.random() < 0.3, chosen("full"))
+                    request_rescore(connection, metric, [], draw.random() < 0.3, chosen("full"))
         for models in ("mini", "full"):
             assert missing(database, models) == counted_by_hand(database, models)
 
@@ -411,7 +422,7 @@ def test_what_is_missing_is_what_a_count_by_hand_finds(database: Database, add: 
     for name, counts in missing(database).items():
         assert {batch: len(offered(database, METRICS[name], batch)) for batch in counts} == counts
         with database.begin(reading=True) as connection:
-            assert queries.pending_scores(name, chosen()).count(connection, list(counts)) == sum(counts.values())
+            assert select_pending_scores(name, chosen()).count(connection, list(counts)) == sum(counts.values())
     # Whatever happened before: what keeps failing is left alone, and what succeeds is there.
     for _ in range(MAX_ATTEMPTS):
         for name, counts in missing(database).items():

@@ -18,9 +18,10 @@ from PIL import Image
 from sqlalchemy import update
 
 from flexy_assets.execution import run_assets
-from flexy_assets.storage import quality, queries
+from flexy_assets.storage import quality
 from flexy_assets.storage.quality import RunTally
-from flexy_assets.storage.queries import MAX_ATTEMPTS, ScoredImage
+from flexy_assets.storage.runs import add_images, save_sweep
+from flexy_assets.storage.scores import MAX_ATTEMPTS, ScoredImage, record_scores, request_rescore
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results
 from flexy_assets.sweep.analysis import drift
 from resources.database import Database
@@ -85,7 +86,7 @@ class House:
         """A run with one image a clip score, the first made `began` days after the first run's."""
         run_id, start = uuid4(), datetime(2025, 1, 1) + timedelta(days=began)
         with self.database.begin() as connection:
-            queries.save_sweep(connection, run_id, engine, len(scores), {})
+            save_sweep(connection, run_id, engine, len(scores), {})
             rows = [
                 {"id": uuid4(), "run_id": run_id, "engine": engine, "created_at": start + timedelta(seconds=place)}
                 | {"image_path": PATH, "image_sha256": self.sha256}
@@ -93,7 +94,7 @@ class House:
                 | {"clip_score": score}
                 for place, score in enumerate(scores)
             ]
-            queries.add_images(connection, rows)
+            add_images(connection, rows)
         return run_id
 
 
@@ -188,7 +189,7 @@ def test_a_hole_that_was_given_up_is_told_apart_with_its_reason(house: House, so
         failing = [ScoredImage(given_up, None, "no prompt:\nnobody knows it")]
         failing += [ScoredImage(tried, None, "the file is gone")] if attempt == 0 else []
         with house.database.begin() as connection:
-            queries.record_scores(connection, "clip_score", "test", failing)
+            record_scores(connection, "clip_score", "test", failing)
     found = house.the_failed("clip_scores:no_missing_scores", "WARN")
     assert found.description.startswith(
         f"3 scores are missing, 1 of them given up after {MAX_ATTEMPTS} attempts"
@@ -202,12 +203,12 @@ def test_where_all_holes_were_given_up_healing_is_not_advised(house: House, soun
     (given_up,) = sound(1, clip_score=None)
     for _ in range(MAX_ATTEMPTS):
         with house.database.begin() as connection:
-            queries.record_scores(connection, "clip_score", "test", [ScoredImage(given_up, None, "no prompt")])
+            record_scores(connection, "clip_score", "test", [ScoredImage(given_up, None, "no prompt")])
     found = house.the_failed("clip_scores:no_missing_scores", "WARN")
     assert "flexy heal" not in found.description
     with house.database.begin() as connection:
         settings = Settings.read({"FLEXY_MODELS": "mini"})
-        queries.request_rescore(connection, METRICS["clip_score"], [], True, settings)
+        request_rescore(connection, METRICS["clip_score"], [], True, settings)
     assert "flexy heal" in house.the_failed("clip_scores:no_missing_scores", "WARN").description
 
 
@@ -223,7 +224,7 @@ def test_a_metric_without_a_column_is_judged_by_what_is_recorded_of_it(database:
     metric = Metric("quality", "Quality", "how good it is", 0, 10)
     good, bad, _ = add(3)
     with database.begin() as connection:
-        queries.record_scores(connection, "quality", "test", [ScoredImage(good, 7.0), ScoredImage(bad, 11.0)])
+        record_scores(connection, "quality", "test", [ScoredImage(good, 7.0), ScoredImage(bad, 11.0)])
         (tally,) = quality.run_tallies(connection, metric)
         assert (tally.count, tally.outside, tally.total, tally.lowest) == (1, 1, 7.0, 7.0)
         assert [row.id for row in quality.images_out_of_range(connection, metric, 5)] == [bad]

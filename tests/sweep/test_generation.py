@@ -16,8 +16,8 @@ from PIL import Image
 from sqlalchemy import select
 
 from flexy_assets.cli.app import main
-from flexy_assets.storage import queries
 from flexy_assets.storage.migrate import migrate
+from flexy_assets.storage.runs import save_sweep
 from flexy_assets.storage.tables import bench_run_results
 from flexy_assets.sweep.generation import GenerationOutcome, chunk_plan, generate_images, images_to_generate
 from flexy_assets.sweep.plan import SettingRange, Sweep
@@ -68,7 +68,7 @@ def store(tmp_path: Path) -> ImageStore:
 def planned(database: Database, sweep: Sweep, images: int) -> pl.DataFrame:
     """The rows of a run that the database knows."""
     with database.begin() as connection:
-        queries.save_sweep(connection, sweep.run_id, sweep.engine, images, sweep.to_json())
+        save_sweep(connection, sweep.run_id, sweep.engine, images, sweep.to_json())
     return sweep.rows(0, images)
 
 

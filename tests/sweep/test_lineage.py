@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from flexy_assets.cli.app import main
 from flexy_assets.execution import run_assets
-from flexy_assets.storage import queries
+from flexy_assets.storage.scores import SCORES_SCHEMA
 from resources.database import Database
 from resources.engines import ImageRequest
 from resources.models import registry
@@ -138,7 +138,7 @@ def test_the_tables_lie_under_their_assets_names(at: House, finished: Finished) 
     assert names == {*(f"{table}.parquet" for table in tables), "sweep.csv", "sweep_report.html"}
     assert described_otherwise(at.home / "assets") == []
     scores = pl.read_parquet(at.home / "assets" / "sweep_scores.parquet")
-    assert scores.schema == pl.Schema(queries.SCORES_SCHEMA)
+    assert scores.schema == pl.Schema(SCORES_SCHEMA)
     assert scores.select(METRICS).null_count().sum_horizontal().item() == 0
     rows = {UUID(row["id"]): row for row in at.images(finished.plan["run"])}
     assert {UUID(row["image_id"]) for row in scores.to_dicts()} == set(rows)

@@ -24,9 +24,10 @@ from sqlalchemy import select
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.missing_scores import CHUNK_IMAGES, PREFETCH_CHUNKS, Rows, read_ahead
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import queries
+from flexy_assets.storage.embeddings import select_pending_embeddings
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.storage.queries import PendingImage
+from flexy_assets.storage.runs import add_images
+from flexy_assets.storage.scores import EMBEDDING_METRIC, PendingImage, read_scores
 from flexy_assets.storage.tables import image_scores
 from resources import images as image_files
 from resources.database import Database
@@ -66,9 +67,7 @@ def add(work: Work, files: Sequence[str], batch: str = "b_0000", **columns: Any)
     ids = [uuid4() for _ in files]
     fixed = {"engine": "mini_sdxl", "batch": batch, "prompt": "a red circle"} | columns
     with work.database.begin() as connection:
-        queries.add_images(
-            connection, [fixed | {"id": i, "image_path": file} for i, file in zip(ids, files, strict=True)]
-        )
+        add_images(connection, [fixed | {"id": i, "image_path": file} for i, file in zip(ids, files, strict=True)])
     return ids
 
 
@@ -92,9 +91,7 @@ def score_all(work: Work, batches: Sequence[str]) -> None:
 
 def rows(work: Work) -> dict[str, dict[str, Any]]:
     with work.database.begin(reading=True) as connection:
-        return {
-            row["image_path"]: row for row in queries.scores_table(connection, Settings.read({})).iter_rows(named=True)
-        }
+        return {row["image_path"]: row for row in read_scores(connection, Settings.read({})).iter_rows(named=True)}
 
 
 def reasons(work: Work, image_id: UUID) -> dict[str, str]:
@@ -130,7 +127,7 @@ def test_batches_are_told_of_in_order_as_they_end(work: Work) -> None:
     first = next(ended)
     assert (first[0], first[1].done) == ("b_0000", CHUNK_IMAGES)
     with work.database.begin(reading=True) as connection:
-        left = queries.pending_embeddings(work.fingerprint("clip"), work.settings).of(connection, "b_0002")
+        left = select_pending_embeddings(work.fingerprint("clip"), work.settings).of(connection, "b_0002")
     assert len(left) == 2 * CHUNK_IMAGES
     assert [(batch, outcome.done) for batch, outcome in ended] == [("b_0001", 0), ("b_0002", 2 * CHUNK_IMAGES)]
 
@@ -223,7 +220,7 @@ def test_a_picture_that_cannot_be_scored_says_why_and_the_rest_is_scored(work: W
             assert all(np.isfinite(found[file][metric]) for metric in METRICS), file
             continue
         assert {metric for metric in METRICS if found[file][metric] is None} == METRICS.keys(), file
-        assert reasons(work, image_id).keys() == {*METRICS, queries.EMBEDDING_METRIC}
+        assert reasons(work, image_id).keys() == {*METRICS, EMBEDDING_METRIC}
         assert all(reason in said and "\n" not in said for said in reasons(work, image_id).values()), file
 
 
@@ -244,7 +241,7 @@ def test_a_batch_too_large_for_the_memory_is_scored_in_parts_and_one_image_fails
     giant.append(work.slot.get(work.model("clip")).prepare(work.store.read(files[7])))
     for _, outcome in missing_scores.embed_images(work, ["b_0000"], lambda _: None):
         assert (outcome.done, outcome.failed) == (19, 1)
-    assert "out of memory" in reasons(work, ids[7])[queries.EMBEDDING_METRIC]
+    assert "out of memory" in reasons(work, ids[7])[EMBEDDING_METRIC]
 
 
 SHARPNESS = '''

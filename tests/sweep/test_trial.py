@@ -14,8 +14,9 @@ import polars as pl
 import pytest
 
 from flexy_assets.execution import dagster_instance, run_assets, run_job, step_failures
-from flexy_assets.storage import queries
 from flexy_assets.storage.quality import RunTally
+from flexy_assets.storage.runs import add_images
+from flexy_assets.storage.scores import SCORES_SCHEMA
 from flexy_assets.sweep import analysis
 from flexy_assets.sweep.analysis import drift
 from flexy_assets.sweep.try_image import MAX_SEED, Trial, trial_sweep_id
@@ -84,9 +85,9 @@ def test_a_trial_that_cannot_be_is_refused_in_one_line_that_names_the_setting(
 
 
 def test_trials_are_no_part_of_the_sweeps_statistics() -> None:
-    columns = {name: [None, None] for name in queries.SCORES_SCHEMA} | {"image_id": ["trial", "sweep"]}
+    columns = {name: [None, None] for name in SCORES_SCHEMA} | {"image_id": ["trial", "sweep"]}
     columns |= {"engine": ["mini_sdxl"] * 2, "run_id": [str(trial_sweep_id("mini_sdxl")), str(uuid4())]}
-    scores = pl.DataFrame(columns, schema=queries.SCORES_SCHEMA)
+    scores = pl.DataFrame(columns, schema=SCORES_SCHEMA)
     assert analysis.measured_images(scores)["image_id"].to_list() == ["sweep"]
 
 
@@ -177,7 +178,7 @@ def test_the_runs_events_show_the_picture_its_scores_and_the_batch_that_grew(
 def test_what_was_made_before_is_not_made_again_whoever_made_it(house: House, first: dg.ExecuteInProcessResult) -> None:
     sweeps = {"id": uuid4(), "batch": "4b7193fd_0000", "image_path": "4b7193fd_0000/000000.png"}
     with house.database.begin() as connection:
-        queries.add_images(connection, [TRIAL.to_json() | {"seed": 8} | sweeps])
+        add_images(connection, [TRIAL.to_json() | {"seed": 8} | sweeps])
     there = house.rows()
     assert house.run(prompt="a red circle", seed=7, steps=2).success
     assert house.run(prompt="a red circle", seed=8, steps=2).success

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from flexy_assets.storage import queries
+from flexy_assets.storage.scores import SCORES_SCHEMA
 from flexy_assets.sweep.try_image import trial_sweep_id
 from resources.errors import BadInputError
 from resources.metrics.sweep import METRICS
@@ -22,7 +22,7 @@ SETTING_LABELS: Final[dict[str, str]] = {"steps": "Steps", "guidance": "Guidance
 TARGET_LABELS: Final[dict[str, str]] = METRIC_LABELS | {"overall": "Overall"}
 """What is fitted to settings: each metric, and the weighted mean of their z-scores."""
 COLUMN_LABELS: Final[dict[str, str]] = TARGET_LABELS | SETTING_LABELS | {"value": "Value for time"}
-SCORES_TABLE_SCHEMA: Final = pl.Schema(queries.SCORES_SCHEMA)
+SCORES_TABLE_SCHEMA: Final = pl.Schema(SCORES_SCHEMA)
 
 MIN_IMAGES: Final = 10
 """Below this many images no model is tried: five folds would hold one image each."""

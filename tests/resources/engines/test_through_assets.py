@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import queries
+from flexy_assets.storage.scores import read_scores
 from flexy_assets.sweep import assets
 from resources.metrics.sweep import METRICS
 from resources.models import registry
@@ -83,7 +83,7 @@ def test_a_published_engine_makes_images_that_are_scored(engine: str, settings: 
         )
         assert done.success
     with resources["work"].database.begin(reading=True) as connection:
-        rows = queries.scores_table(connection, Settings.read())
+        rows = read_scores(connection, Settings.read())
     assert rows["engine"].to_list() == [engine] * 3
     assert rows.select(*METRICS).null_count().sum_horizontal().item() == 0
     # What the engine ignores is recorded as such.

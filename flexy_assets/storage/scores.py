@@ -1,20 +1,19 @@
-"""What is asked of the tables and written to them. Every function takes a connection in a transaction."""
+"""Scores: which are missing, how outcomes are recorded, and the tables made of them.
+
+Every function takes a connection in a transaction.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -22,7 +21,6 @@ from sqlalchemy import (
     FromClause,
     Numeric,
     Select,
-    Table,
     Text,
     Uuid,
     and_,
@@ -33,16 +31,15 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
+from flexy_assets.storage.runs import in_model_set, prompt_column
+from flexy_assets.storage.sql import upsert, utc_now
 from flexy_assets.storage.tables import (
     METRIC_COLUMNS,
     bench_run_results,
-    bench_runs,
     image_embeddings,
     image_scores,
     lacks_any_score,
-    text_embeddings,
     unsettled,
 )
 from resources.metrics import Metric
@@ -52,24 +49,15 @@ from resources.settings import Settings
 if TYPE_CHECKING:
     import polars as pl
 
+if TYPE_CHECKING:
+    import polars as pl
+
 MAX_ATTEMPTS = 3
 """How often an image is offered to a scorer that fails on it, before it is left for a person."""
 
-PLAN_KEYS = {"engine", "prompts", "steps", "seed"}
-"""Settings that every plan of ours has."""
 
 EMBEDDING_METRIC = "clip_embedding"
 """The name under which `image_scores` keeps the failures of embedding an image."""
-
-
-@dataclass(frozen=True)
-class SweepRow:
-    """A row of `bench_runs`; `plan` is the sweep's settings as written by `sweep.plan`, None without one."""
-
-    id: UUID
-    engine: str | None
-    target: int | None
-    plan: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -98,73 +86,6 @@ class ScoredImage:
         return cls(image_id, None, f"the scorer returned {value}")
 
 
-def utc_now() -> datetime:
-    """The time in UTC, without a zone, as FlexyFace's TIMESTAMP columns hold it."""
-    return datetime.now(UTC).replace(tzinfo=None)
-
-
-def upsert(connection: Connection, table: Table) -> Any:
-    """An INSERT that knows ON CONFLICT, which each database spells in its own dialect."""
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    return dialect.insert(table)
-
-
-# Runs and images
-
-
-def save_sweep(
-    connection: Connection, run_id: UUID, engine: str, target: int | None, plan: Mapping[str, Any] | None
-) -> None:
-    """Add a run, or raise the target of one that is there (its plan's settings stay comparable by the caller).
-
-    One whose images are made as they are asked for has neither target nor plan.
-    """
-    values = {"engine": engine, "target": target, "plan": json.dumps(plan, sort_keys=True) if plan else None}
-    statement = upsert(connection, bench_runs).values(id=run_id, created_at=utc_now(), **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
-
-
-def sweeps(connection: Connection) -> list[SweepRow]:
-    """Every run, oldest first."""
-    rows = connection.execute(select(bench_runs).order_by(bench_runs.c.created_at, bench_runs.c.id))
-    return [SweepRow(r.id, r.engine, r.target, _plan(r.plan)) for r in rows]
-
-
-def _plan(text: str | None) -> dict[str, Any] | None:
-    """The plan as it was saved; None for what somebody else keeps in a column of that name."""
-    try:
-        plan = json.loads(text or "")
-    except ValueError:
-        return None
-    return plan if isinstance(plan, dict) and plan.keys() >= PLAN_KEYS else None
-
-
-def existing_images(connection: Connection, image_ids: Collection[UUID]) -> set[UUID]:
-    """Those of `image_ids` whose row is there."""
-    wanted, found = list(image_ids), set()
-    for start in range(0, len(wanted), 500):
-        ids = select(bench_run_results.c.id).where(bench_run_results.c.id.in_(wanted[start : start + 500]))
-        found |= set(connection.scalars(ids))
-    return found
-
-
-def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to `bench_run_results`; one that is already there is left as it is."""
-    if not rows:
-        return
-    statement = upsert(connection, bench_run_results).on_conflict_do_nothing(index_elements=["id"])
-    connection.execute(statement, [{"created_at": utc_now(), **row} for row in rows])
-
-
-# Scores
-
-
-def in_model_set(models: str) -> ColumnElement[bool]:
-    """The rows a model set may score: mini models score mini engines' images and no others."""
-    mini = bench_run_results.c.engine.startswith("mini_", autoescape=True)
-    return mini if models == "mini" else ~func.coalesce(mini, False)
-
-
 def metric_value(metric: str) -> ColumnElement[float | None]:
     """An image's value of `metric`: its column, or what `image_scores` holds of a metric that has none."""
     if metric in METRIC_COLUMNS:
@@ -178,19 +99,7 @@ def metric_value(metric: str) -> ColumnElement[float | None]:
     )
 
 
-def prompt_column(settings: Settings) -> ColumnElement[str | None]:
-    """An image's prompt: from the column the user names, else, as for images of ours, from `prompt`."""
-    if settings.prompt_column is None:
-        return bench_run_results.c.prompt
-    name, column = settings.prompt_column
-    # By a name of its own: the table may be the one that the statement reads already.
-    theirs = sa.table(name, sa.column("id", Uuid), sa.column(column, Text)).alias("prompts")
-    key = bench_run_results.c.run_id if name == bench_runs.name else bench_run_results.c.id
-    named = select(theirs.c[column]).where(theirs.c.id == key).scalar_subquery()
-    return func.coalesce(named, bench_run_results.c.prompt).label("prompt")
-
-
-def _has_outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
+def has_outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
     """Whether the image's last outcome of `metric` is so."""
     mine = image_scores.c.image_id == bench_run_results.c.id, image_scores.c.metric == metric
     return exists().where(*mine, *conditions).correlate(bench_run_results)
@@ -198,17 +107,19 @@ def _has_outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
 
 # Success clears the error; that the outcome is unsettled is said again for the index of those.
 ATTEMPTS_EXHAUSTED = and_(unsettled, image_scores.c.error.is_not(None), image_scores.c.attempts >= MAX_ATTEMPTS)
+
+
 RESCORE_REQUESTED = and_(image_scores.c.rescore.is_not(None), image_scores.c.attempts < MAX_ATTEMPTS)
 
 
-def _is_pending(metric: str) -> ColumnElement[bool]:
+def is_pending(metric: str) -> ColumnElement[bool]:
     """Whether an image is to be offered to the scorer: the score is missing and not given up, or to be replaced.
 
     A score that somebody set back to NULL is missing again, however often it was tried before.
     """
     return or_(
-        and_(metric_value(metric).is_(None), ~_has_outcome(metric, ATTEMPTS_EXHAUSTED)),
-        _has_outcome(metric, RESCORE_REQUESTED),
+        and_(metric_value(metric).is_(None), ~has_outcome(metric, ATTEMPTS_EXHAUSTED)),
+        has_outcome(metric, RESCORE_REQUESTED),
     )
 
 
@@ -231,31 +142,31 @@ class PendingImages:
         return connection.scalar(found.with_only_columns(func.count(bench_run_results.c.id))) or 0
 
 
-def _scorable_images(settings: Settings) -> Select[Any]:
+def select_scorable_images(settings: Settings) -> Select[Any]:
     """The images that this set of models may score."""
     images = bench_run_results.c
     offer = select(images.id, prompt_column(settings), images.image_path, images.image_sha256)
     return offer.where(in_model_set(settings.models)).order_by(images.created_at, images.id)
 
 
-def pending_scores(metric: str, settings: Settings, rests_on: str | None = None) -> PendingImages:
+def select_pending_scores(metric: str, settings: Settings, rests_on: str | None = None) -> PendingImages:
     """The images with no `metric` yet that have not been given up, and those whose value is to be replaced.
 
     With `rests_on`, an encoder, only those that it has embedded or failed on: the others are still to come.
     """
-    wanting = _scorable_images(settings).where(_is_pending(metric))
+    wanting = select_scorable_images(settings).where(is_pending(metric))
     if rests_on:
-        tried = _has_outcome(EMBEDDING_METRIC, image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
-        wanting = wanting.where(or_(_embedded(rests_on), tried))
+        tried = has_outcome(EMBEDDING_METRIC, image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
+        wanting = wanting.where(or_(is_embedded(rests_on), tried))
     return PendingImages(wanting)
 
 
-def _embedded(encoder: str) -> Exists:
+def is_embedded(encoder: str) -> Exists:
     vectors = image_embeddings.c
     return exists().where(vectors.image_id == bench_run_results.c.id, vectors.encoder == encoder)
 
 
-def missing_scores(connection: Connection, settings: Settings) -> dict[str, dict[str, int]]:
+def count_missing_scores(connection: Connection, settings: Settings) -> dict[str, dict[str, int]]:
     """By metric, the batches that lack values of it, and how many images of each are to be offered for it."""
     images = bench_run_results
     found: dict[str, Counter[str]] = {metric: Counter() for metric in METRICS}
@@ -269,7 +180,7 @@ def missing_scores(connection: Connection, settings: Settings) -> dict[str, dict
     by_batch = select(images.c.batch, func.count()).where(mine).group_by(images.c.batch)
     for metric in METRICS:
         if metric not in METRIC_COLUMNS:
-            found[metric].update(dict(connection.execute(by_batch.where(_is_pending(metric))).tuples().all()))
+            found[metric].update(dict(connection.execute(by_batch.where(is_pending(metric))).tuples().all()))
             continue
         # Few: those that were given up, and those that are to be replaced.
         of_metric = by_batch.join(image_scores, image_scores.c.image_id == images.c.id)
@@ -289,7 +200,7 @@ def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequ
     """
     ids = [s.image_id for s in scores]
     images = bench_run_results
-    replaced = _has_outcome(metric, image_scores.c.rescore.is_not(None))
+    replaced = has_outcome(metric, image_scores.c.rescore.is_not(None))
     still_open = select(images.c.id).where(images.c.id.in_(ids), or_(metric_value(metric).is_(None), replaced))
     open_ids = set(connection.scalars(still_open.with_for_update()))
     scores = [s for s in scores if s.image_id in open_ids]
@@ -366,7 +277,7 @@ def request_rescore(
     images = bench_run_results.c
     mine = [in_model_set(settings.models)] + ([images.run_id.in_(list(run_ids))] if run_ids else [])
     every = select(images.id).where(*mine)
-    to_replace = _has_outcome(metric.name, image_scores.c.rescore.is_not(None))
+    to_replace = has_outcome(metric.name, image_scores.c.rescore.is_not(None))
     lacking = every.where(or_(metric_value(metric.name).is_(None), to_replace))
     failed_before = image_scores.c.error.is_not(None), image_scores.c.attempts > 0
     of_metric = image_scores.c.metric == metric.name, image_scores.c.image_id.in_(lacking)
@@ -397,78 +308,6 @@ def request_rescore(
         connection.execute(statement.on_conflict_do_update(index_elements=["image_id", "metric"], set_=again))
     return answer
 
-
-# Embeddings
-
-
-def prompt_hash(prompt: str) -> str:
-    return hashlib.sha256(prompt.encode()).hexdigest()
-
-
-def pending_embeddings(encoder: str, settings: Settings, needed_for: Collection[str] = ()) -> PendingImages:
-    """The images without an embedding by `encoder` that have not been given up.
-
-    With `needed_for` only those that lack one of these metrics.
-    """
-    needed = or_(*map(_is_pending, needed_for)) if needed_for else sa.true()
-    return PendingImages(
-        _scorable_images(settings).where(
-            ~_embedded(encoder), ~_has_outcome(EMBEDDING_METRIC, ATTEMPTS_EXHAUSTED), needed
-        )
-    )
-
-
-def record_image_embeddings(
-    connection: Connection, encoder: str, vectors: Mapping[UUID, NDArray[np.float32]], failures: Sequence[ScoredImage]
-) -> None:
-    """Keep L2-normalised float32 vectors (width,) and, for images without one, the reason."""
-    if vectors:
-        rows = [{"image_id": k, "encoder": encoder, "vector": v.astype("<f4").tobytes()} for k, v in vectors.items()]
-        connection.execute(upsert(connection, image_embeddings).on_conflict_do_nothing(), rows)
-    if failures:
-        record_outcomes(connection, EMBEDDING_METRIC, encoder, failures)
-
-
-def embedding_failures(connection: Connection, image_ids: Collection[UUID]) -> dict[UUID, str]:
-    """Why images have no embedding, for those that were tried."""
-    statement = select(image_scores.c.image_id, image_scores.c.error).where(
-        image_scores.c.metric == EMBEDDING_METRIC,
-        image_scores.c.image_id.in_(list(image_ids)),
-        image_scores.c.value.is_(None),
-    )
-    return {row.image_id: row.error for row in connection.execute(statement)}
-
-
-def record_text_embeddings(connection: Connection, encoder: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Keep the L2-normalised float32 vector (width,) of each prompt."""
-    rows = [
-        {"prompt_sha256": prompt_hash(k), "encoder": encoder, "vector": v.astype("<f4").tobytes()}
-        for k, v in vectors.items()
-    ]
-    if rows:
-        connection.execute(upsert(connection, text_embeddings).on_conflict_do_nothing(), rows)
-
-
-def image_vectors(connection: Connection, encoder: str, image_ids: Collection[UUID]) -> dict[UUID, NDArray[np.float32]]:
-    """The embeddings there are of `image_ids`, each float32 (width,)."""
-    found = image_embeddings.c
-    statement = select(found.image_id, found.vector).where(
-        found.encoder == encoder, found.image_id.in_(list(image_ids))
-    )
-    return {row.image_id: np.frombuffer(row.vector, "<f4") for row in connection.execute(statement)}
-
-
-def text_vectors(connection: Connection, encoder: str, prompts: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-    """The embeddings there are of `prompts`, each float32 (width,)."""
-    keys = {prompt_hash(prompt): prompt for prompt in prompts}
-    found = text_embeddings.c
-    statement = select(found.prompt_sha256, found.vector).where(
-        found.encoder == encoder, found.prompt_sha256.in_(list(keys))
-    )
-    return {keys[row.prompt_sha256]: np.frombuffer(row.vector, "<f4") for row in connection.execute(statement)}
-
-
-# Tables for people
 
 SCORES_SCHEMA: dict[str, type] = {
     "image_id": str,
@@ -502,12 +341,12 @@ def _read_frame(connection: Connection, statement: Any) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=SCORES_SCHEMA, orient="row")
 
 
-def images_of_batch(connection: Connection, batch: str) -> pl.DataFrame:
+def read_batch(connection: Connection, batch: str) -> pl.DataFrame:
     """The batch's images and scores, oldest first; their prompts as our own rows hold them."""
     return _read_frame(connection, _scores_select(bench_run_results.c.prompt).where(bench_run_results.c.batch == batch))
 
 
-def batch_summary(connection: Connection, metric: str, batch: str) -> dict[str, Any]:
+def summarize_batch(connection: Connection, metric: str, batch: str) -> dict[str, Any]:
     """A batch's `images`, how many are `scored`, and the `lowest`, `mean` and `highest` score."""
     value = metric_value(metric)
     figures = {"lowest": func.min(value), "mean": func.avg(value), "highest": func.max(value)}
@@ -516,7 +355,7 @@ def batch_summary(connection: Connection, metric: str, batch: str) -> dict[str, 
     return dict(connection.execute(statement.where(bench_run_results.c.batch == batch)).one()._mapping)
 
 
-def scores_table(connection: Connection, settings: Settings, run_ids: Collection[UUID] = ()) -> pl.DataFrame:
+def read_scores(connection: Connection, settings: Settings, run_ids: Collection[UUID] = ()) -> pl.DataFrame:
     """Every image with its scores (`SCORES_SCHEMA`), of these runs or of all."""
     table = _scores_select(prompt_column(settings))
     return _read_frame(connection, table.where(bench_run_results.c.run_id.in_(list(run_ids))) if run_ids else table)

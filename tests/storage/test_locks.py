@@ -19,9 +19,15 @@ from PIL import Image
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.missing_scores import CHUNK_IMAGES
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage import queries, status
+from flexy_assets.storage import status
 from flexy_assets.storage.locks import ImageClaims, exclusive_lock, open_claims
-from flexy_assets.storage.queries import MAX_ATTEMPTS, RescoreRequest
+from flexy_assets.storage.scores import (
+    EMBEDDING_METRIC,
+    MAX_ATTEMPTS,
+    RescoreRequest,
+    count_missing_scores,
+    request_rescore,
+)
 from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
@@ -326,7 +332,7 @@ def attempts(database: Database) -> dict[tuple[UUID, str], int]:
 
 def lacking(database: Database) -> dict[str, dict[str, int]]:
     with database.begin(reading=True) as connection:
-        return queries.missing_scores(connection, Settings.read({}))
+        return count_missing_scores(connection, Settings.read({}))
 
 
 @on_postgres
@@ -477,7 +483,7 @@ def test_a_row_whose_file_is_gone_is_named_and_tried_again_so_often_and_then_whe
         assert {row["attempts"] for row in told} == {min(times, MAX_ATTEMPTS)}
     assert lacking(database) == {}
     assert {(row["image"], row["metric"]) for row in told} == {
-        (str(image), metric) for image in (gone, nameless) for metric in (*METRICS, queries.EMBEDDING_METRIC)
+        (str(image), metric) for image in (gone, nameless) for metric in (*METRICS, EMBEDDING_METRIC)
     }
     assert all("gone/2.png" in row["error"] for row in told if row["image"] == str(gone))
     assert all("no image path is recorded" in row["error"] for row in told if row["image"] == str(nameless))
@@ -487,7 +493,7 @@ def test_a_row_whose_file_is_gone_is_named_and_tried_again_so_often_and_then_whe
     assert embed(mine, BATCHES) == score(mine, BATCHES) == 0
     with database.begin() as connection:
         for metric in METRICS.values():
-            assert queries.request_rescore(connection, metric, [], True, mine.settings) == RescoreRequest(retried=2)
+            assert request_rescore(connection, metric, [], True, mine.settings) == RescoreRequest(retried=2)
     assert embed(mine, BATCHES) == 1
     assert score(mine, BATCHES) == len(METRICS)
     with database.begin(reading=True) as connection:

@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from flexy_assets.storage import queries, status
-from flexy_assets.storage.queries import MAX_ATTEMPTS, ScoredImage
+from flexy_assets.storage import status
+from flexy_assets.storage.embeddings import (
+    read_embedding_errors,
+    read_image_vectors,
+    read_text_vectors,
+    record_image_embeddings,
+    record_text_embeddings,
+    select_pending_embeddings,
+)
+from flexy_assets.storage.runs import SweepRow, add_images, find_existing_images, list_sweeps, save_sweep
+from flexy_assets.storage.scores import MAX_ATTEMPTS, ScoredImage, read_scores, record_scores, select_pending_scores
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_scores
 from resources.database import Database
 from resources.settings import Settings
@@ -31,12 +40,12 @@ def chosen(models: str) -> Settings:
 
 def record(database: Database, *scores: ScoredImage, metric: str = "clip_score") -> int:
     with database.begin() as connection:
-        return queries.record_scores(connection, metric, "test", scores)
+        return record_scores(connection, metric, "test", scores)
 
 
 def offered(database: Database, models: str = "mini", metric: str = "clip_score") -> list[UUID]:
     with database.begin(reading=True) as connection:
-        return [row.image_id for row in queries.pending_scores(metric, chosen(models)).of(connection, BATCH)]
+        return [row.image_id for row in select_pending_scores(metric, chosen(models)).of(connection, BATCH)]
 
 
 def value(database: Database, image_id: UUID, column: str = "clip_score") -> Any:
@@ -122,7 +131,7 @@ def test_a_score_set_back_to_null_is_offered_again(database: Database, add: Adde
 def test_a_score_and_its_record_are_written_together_or_not_at_all(database: Database, add: Adder) -> None:
     (image,) = add()
     with pytest.raises(KeyboardInterrupt), database.begin() as connection:
-        queries.record_scores(connection, "clip_score", "test", [ScoredImage(image, 0.5)])
+        record_scores(connection, "clip_score", "test", [ScoredImage(image, 0.5)])
         raise KeyboardInterrupt
     assert (value(database, image), outcomes(database)) == (None, {})
 
@@ -143,7 +152,7 @@ def test_each_model_set_is_offered_its_own_engines_images_only(database: Databas
     assert set(offered(database, "full")) == set(full)
     with database.begin(reading=True) as connection:
         ids = {
-            m: {r.image_id for r in queries.pending_embeddings("e", chosen(m)).of(connection, BATCH)}
+            m: {r.image_id for r in select_pending_embeddings("e", chosen(m)).of(connection, BATCH)}
             for m in ("mini", "full")
         }
     assert ids == {"mini": set(mini), "full": set(full)}
@@ -167,15 +176,15 @@ def test_image_vectors_come_back_bit_for_bit(database: Database, add: Adder) -> 
     ids = add(3)
     kept = dict(zip(ids[:2], vectors(2), strict=True))
     with database.begin() as connection:
-        queries.record_image_embeddings(connection, "clip@1", kept, [ScoredImage(ids[2], None, "no such file")])
+        record_image_embeddings(connection, "clip@1", kept, [ScoredImage(ids[2], None, "no such file")])
     with database.begin(reading=True) as connection:
-        found = queries.image_vectors(connection, "clip@1", ids)
-        assert queries.image_vectors(connection, "clip@2", ids) == {}
-        assert queries.embedding_failures(connection, ids) == {ids[2]: "no such file"}
-        assert [row.image_id for row in queries.pending_embeddings("clip@1", chosen("mini")).of(connection, BATCH)] == [
+        found = read_image_vectors(connection, "clip@1", ids)
+        assert read_image_vectors(connection, "clip@2", ids) == {}
+        assert read_embedding_errors(connection, ids) == {ids[2]: "no such file"}
+        assert [row.image_id for row in select_pending_embeddings("clip@1", chosen("mini")).of(connection, BATCH)] == [
             ids[2]
         ]
-        assert len(queries.pending_embeddings("clip@2", chosen("mini")).of(connection, BATCH)) == 3
+        assert len(select_pending_embeddings("clip@2", chosen("mini")).of(connection, BATCH)) == 3
     assert found.keys() == kept.keys()
     for image_id, vector in found.items():
         assert vector.dtype == np.float32
@@ -186,23 +195,23 @@ def test_an_image_that_cannot_be_embedded_is_given_up_too(database: Database, ad
     (image,) = add()
     for _ in range(MAX_ATTEMPTS):
         with database.begin() as connection:
-            assert [row.image_id for row in queries.pending_embeddings("e", chosen("mini")).of(connection, BATCH)] == [
+            assert [row.image_id for row in select_pending_embeddings("e", chosen("mini")).of(connection, BATCH)] == [
                 image
             ]
-            queries.record_image_embeddings(connection, "e", {}, [ScoredImage(image, None, "no such file")])
+            record_image_embeddings(connection, "e", {}, [ScoredImage(image, None, "no such file")])
     with database.begin(reading=True) as connection:
-        assert queries.pending_embeddings("e", chosen("mini")).of(connection, BATCH) == []
+        assert select_pending_embeddings("e", chosen("mini")).of(connection, BATCH) == []
 
 
 def test_text_vectors_are_found_by_their_prompt(database: Database) -> None:
     prompts = ["a red disc", "a red disc ", "赤い円　🔴"]
     kept = dict(zip(prompts, vectors(3), strict=True))
     with database.begin() as connection:
-        queries.record_text_embeddings(connection, "clip@1", kept)
-        queries.record_text_embeddings(connection, "clip@1", {prompts[0]: vectors(4)[3]})  # the first one stays
+        record_text_embeddings(connection, "clip@1", kept)
+        record_text_embeddings(connection, "clip@1", {prompts[0]: vectors(4)[3]})  # the first one stays
     with database.begin(reading=True) as connection:
-        found = queries.text_vectors(connection, "clip@1", [*prompts, "a blue disc"])
-        assert queries.text_vectors(connection, "clip@2", prompts) == {}
+        found = read_text_vectors(connection, "clip@1", [*prompts, "a blue disc"])
+        assert read_text_vectors(connection, "clip@2", prompts) == {}
     assert found.keys() == kept.keys()
     for prompt, vector in found.items():
         np.testing.assert_array_equal(vector, kept[prompt])
@@ -215,16 +224,16 @@ def test_an_image_added_twice_is_there_once_and_keeps_its_scores(database: Datab
     (image,) = add(1, seed=7)
     record(database, ScoredImage(image, 0.5))
     with database.begin() as connection:
-        queries.add_images(connection, [{"id": image, "batch": BATCH, "seed": 8}])
-        assert queries.existing_images(connection, [image, uuid4()]) == {image}
-        assert queries.scores_table(connection, chosen("mini")).height == 1
+        add_images(connection, [{"id": image, "batch": BATCH, "seed": 8}])
+        assert find_existing_images(connection, [image, uuid4()]) == {image}
+        assert read_scores(connection, chosen("mini")).height == 1
     assert (value(database, image, "seed"), value(database, image)) == (7, 0.5)
 
 
 def test_more_images_than_a_statement_takes_ids_are_found(database: Database, add: Adder) -> None:
     ids = add(1201)
     with database.begin(reading=True) as connection:
-        assert queries.existing_images(connection, [*ids, uuid4()]) == set(ids)
+        assert find_existing_images(connection, [*ids, uuid4()]) == set(ids)
 
 
 def test_status_counts_scored_missing_and_failed_of_each_run_and_engine(database: Database, add: Adder) -> None:
@@ -233,7 +242,7 @@ def test_status_counts_scored_missing_and_failed_of_each_run_and_engine(database
     record(database, ScoredImage(ids[0], 0.5), ScoredImage(ids[1], None, "broken"))
     unbegun = uuid4()
     with database.begin() as connection:
-        queries.save_sweep(connection, unbegun, "mini_sdxl", 10, {})
+        save_sweep(connection, unbegun, "mini_sdxl", 10, {})
     with database.begin(reading=True) as connection:
         table = status.status_by_sweep(connection)
     found = {(e["engine"], e["images"], e["target"], *e["clip_score"].values()) for e in table}
@@ -245,9 +254,9 @@ def test_a_run_is_saved_once_and_its_target_grows(database: Database) -> None:
     run = uuid4()
     for target in (600, 1000):
         with database.begin() as connection:
-            queries.save_sweep(connection, run, "mini_sdxl", target, PLAN)
+            save_sweep(connection, run, "mini_sdxl", target, PLAN)
     with database.begin(reading=True) as connection:
-        assert queries.sweeps(connection) == [queries.SweepRow(run, "mini_sdxl", 1000, PLAN)]
+        assert list_sweeps(connection) == [SweepRow(run, "mini_sdxl", 1000, PLAN)]
 
 
 # More than one at work
@@ -255,7 +264,8 @@ def test_a_run_is_saved_once_and_its_target_grows(database: Database) -> None:
 WRITER = """
 import sys
 from uuid import UUID
-from flexy_assets.storage import queries
+from flexy_assets.storage.runs import add_images, find_existing_images
+from flexy_assets.storage.scores import ScoredImage, record_scores
 from resources.database import Database
 database, number = Database(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
@@ -263,10 +273,10 @@ sys.stdin.readline()
 for turn in range(40):
     image = UUID(int=1000 * number + turn)
     with database.begin() as connection:
-        assert not queries.existing_images(connection, [image])  # a reader that becomes a writer: where locks are lost
-        queries.add_images(connection, [{"id": image, "batch": "b", "engine": "mini_sdxl"}])
+        assert not find_existing_images(connection, [image])  # a reader that becomes a writer: where locks are lost
+        add_images(connection, [{"id": image, "batch": "b", "engine": "mini_sdxl"}])
     with database.begin() as connection:
-        queries.record_scores(connection, "clip_score", "test", [queries.ScoredImage(image, 0.5)])
+        record_scores(connection, "clip_score", "test", [ScoredImage(image, 0.5)])
 """
 
 
@@ -294,4 +304,4 @@ def test_two_processes_write_while_a_third_reads(database: Database) -> None:
     for writer in writers:
         assert writer.returncode == 0, writer.communicate()[1]
     with database.begin(reading=True) as connection:
-        assert queries.scores_table(connection, chosen("mini"))["clip_score"].to_list() == [0.5] * 80
+        assert read_scores(connection, chosen("mini"))["clip_score"].to_list() == [0.5] * 80

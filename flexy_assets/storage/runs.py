@@ -1,0 +1,104 @@
+"""Sweeps and images: the rows of `bench_runs` and `bench_run_results`.
+
+Every function takes a connection in a transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    Uuid,
+    func,
+    select,
+)
+
+from flexy_assets.storage.sql import upsert, utc_now
+from flexy_assets.storage.tables import (
+    bench_run_results,
+    bench_runs,
+)
+from resources.settings import Settings
+
+PLAN_KEYS = {"engine", "prompts", "steps", "seed"}
+"""Settings that every plan of ours has."""
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """A row of `bench_runs`; `plan` is the sweep's settings as written by `sweep.plan`, None without one."""
+
+    id: UUID
+    engine: str | None
+    target: int | None
+    plan: dict[str, Any] | None
+
+
+def save_sweep(
+    connection: Connection, run_id: UUID, engine: str, target: int | None, plan: Mapping[str, Any] | None
+) -> None:
+    """Add a run, or raise the target of one that is there (its plan's settings stay comparable by the caller).
+
+    One whose images are made as they are asked for has neither target nor plan.
+    """
+    values = {"engine": engine, "target": target, "plan": json.dumps(plan, sort_keys=True) if plan else None}
+    statement = upsert(connection, bench_runs).values(id=run_id, created_at=utc_now(), **values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
+
+
+def list_sweeps(connection: Connection) -> list[SweepRow]:
+    """Every run, oldest first."""
+    rows = connection.execute(select(bench_runs).order_by(bench_runs.c.created_at, bench_runs.c.id))
+    return [SweepRow(r.id, r.engine, r.target, _parse_plan(r.plan)) for r in rows]
+
+
+def _parse_plan(text: str | None) -> dict[str, Any] | None:
+    """The plan as it was saved; None for what somebody else keeps in a column of that name."""
+    try:
+        plan = json.loads(text or "")
+    except ValueError:
+        return None
+    return plan if isinstance(plan, dict) and plan.keys() >= PLAN_KEYS else None
+
+
+def find_existing_images(connection: Connection, image_ids: Collection[UUID]) -> set[UUID]:
+    """Those of `image_ids` whose row is there."""
+    wanted, found = list(image_ids), set()
+    for start in range(0, len(wanted), 500):
+        ids = select(bench_run_results.c.id).where(bench_run_results.c.id.in_(wanted[start : start + 500]))
+        found |= set(connection.scalars(ids))
+    return found
+
+
+def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to `bench_run_results`; one that is already there is left as it is."""
+    if not rows:
+        return
+    statement = upsert(connection, bench_run_results).on_conflict_do_nothing(index_elements=["id"])
+    connection.execute(statement, [{"created_at": utc_now(), **row} for row in rows])
+
+
+def in_model_set(models: str) -> ColumnElement[bool]:
+    """The rows a model set may score: mini models score mini engines' images and no others."""
+    mini = bench_run_results.c.engine.startswith("mini_", autoescape=True)
+    return mini if models == "mini" else ~func.coalesce(mini, False)
+
+
+def prompt_column(settings: Settings) -> ColumnElement[str | None]:
+    """An image's prompt: from the column the user names, else, as for images of ours, from `prompt`."""
+    if settings.prompt_column is None:
+        return bench_run_results.c.prompt
+    name, column = settings.prompt_column
+    # By a name of its own: the table may be the one that the statement reads already.
+    theirs = sa.table(name, sa.column("id", Uuid), sa.column(column, Text)).alias("prompts")
+    key = bench_run_results.c.run_id if name == bench_runs.name else bench_run_results.c.id
+    named = select(theirs.c[column]).where(theirs.c.id == key).scalar_subquery()
+    return func.coalesce(named, bench_run_results.c.prompt).label("prompt")

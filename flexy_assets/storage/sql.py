@@ -1,0 +1,23 @@
+"""What every statement needs: an upsert in each dialect, and the time as the tables hold it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Table,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+
+def utc_now() -> datetime:
+    """The time in UTC, without a zone, as FlexyFace's TIMESTAMP columns hold it."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def upsert(connection: Connection, table: Table) -> Any:
+    """An INSERT that knows ON CONFLICT, which each database spells in its own dialect."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    return dialect.insert(table)

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from flexy_assets.edits import comparison
-from flexy_assets.reporting import columns, plots
-from flexy_assets.sweep import analysis
+from flexy_assets.edits.plots import plot_edit_comparison
+from flexy_assets.reporting import columns
+from flexy_assets.sweep import analysis, plots
 
 ENGINES = ("one", "another")
 TABLES: dict[str, Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]] = {
@@ -91,6 +92,6 @@ def test_each_searchs_means_are_drawn_by_metric() -> None:
         for method in ("eacps", "ttflux")
         for budget in (4, 8)
     ]
-    webp = plots.plot_edit_comparison(pl.DataFrame(rows, schema=comparison.MEAN_SCORES_SCHEMA))
+    webp = plot_edit_comparison(pl.DataFrame(rows, schema=comparison.MEAN_SCORES_SCHEMA))
     assert webp and len(webp) <= 80_000
-    assert plots.plot_edit_comparison(pl.DataFrame(schema=comparison.MEAN_SCORES_SCHEMA)) is None
+    assert plot_edit_comparison(pl.DataFrame(schema=comparison.MEAN_SCORES_SCHEMA)) is None

@@ -8,14 +8,14 @@ from uuid import UUID
 import dagster as dg
 import polars as pl
 
-from flexy_assets.edits import comparison, metrics, results, sources
+from flexy_assets.edits import comparison, metrics, plots, results, sources
 from flexy_assets.edits.plan import METHODS, Comparison
 from flexy_assets.edits.report import build
 from flexy_assets.edits.search.eacps import EacpsParameters
 from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.edits.tasks import EditTask, read_tasks
 from flexy_assets.partitions import edit_batches, report_partition
-from flexy_assets.reporting import columns, plots
+from flexy_assets.reporting import columns
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.reporting.text_tables import format_markdown_table
 from flexy_assets.reporting.thumbnails import make_contact_sheet, make_thumbnail, markdown_image

@@ -10,7 +10,7 @@ import polars as pl
 
 from flexy_assets import names
 from flexy_assets.partitions import SEED_BATCHES, report_partition, seed_batches
-from flexy_assets.reporting import columns, plots, text_tables, thumbnails
+from flexy_assets.reporting import columns, text_tables, thumbnails
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.missing_scores import ScoringOutcome
@@ -20,7 +20,7 @@ from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import list_sweeps, save_sweep
 from flexy_assets.storage.scores import read_batch, read_scores, summarize_batch
-from flexy_assets.sweep import analysis, generation
+from flexy_assets.sweep import analysis, generation, plots
 from flexy_assets.sweep.generation import GenerationOutcome
 from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep, check_engine_settings
 from flexy_assets.sweep.report import build

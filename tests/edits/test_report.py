@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import time
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -23,6 +25,7 @@ from flexy_assets.edits.report.build import (
     render_edit_report,
 )
 from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
+from tests.support.browser import Browser
 from tests.support.page import Page
 
 STEPS = 8
@@ -346,13 +349,30 @@ def test_every_picture_is_embedded_once_has_its_words_and_can_be_reached() -> No
 
 def test_curves_show_every_budget_and_method() -> None:
     page = report(candidates(tasks=12, budgets=(2, 4, 8)))
-    # Truth with its gain, two held-out metrics, four that chose.
-    assert len(page.attributes("svg")) == 8
-    assert len(page.attributes("circle")) == 7 * 2 * 3 + 3
-    assert "EACPS at 2 denoises: 0." in page.words
-    coordinates = [float(a[axis] or "nan") for a in page.attributes("circle") for axis in ("cx", "cy")]
-    assert all(0 <= at <= 380 for at in coordinates)
-    assert "There is one budget, so there is no curve." in report(candidates(tasks=12)).words
+    figures = json.loads(page.contents["script"][1])
+    # Truth with its gain, two held-out metrics, four that selected.
+    assert len(figures) == 8
+    assert {a["id"] for a in page.attributes("div") if a.get("class") == "plot"} == set(figures)
+    lines = [trace for figure in figures.values() for trace in figure["data"] if trace.get("name")]
+    assert [trace["name"] for trace in lines].count("EACPS") == 8
+    assert all(len(trace["x"]) == len(trace["y"]) == 3 for trace in lines)
+    assert len(lines) == 7 * 2 + 1
+    assert lines[0]["hovertext"][0].startswith("EACPS at 2 denoises: 0.")
+    assert figures["figure-0"]["layout"]["xaxis"]["ticktext"] == ["2", "4", "8"]
+    only_one = report(candidates(tasks=12))
+    assert "There is one budget, so there is no curve." in only_one.words
+    assert len(only_one.attributes("script")) == 2
+
+
+def test_curves_are_drawn_in_a_browser_that_fetches_nothing(browser: Browser, tmp_path: Path) -> None:
+    made = candidates(tasks=12, budgets=(2, 4, 8))
+    path = tmp_path / "report.html"
+    path.write_text(render_edit_report(made, *tables(made), {}, {}, MEASURED), encoding="utf-8")
+    browser.resize()
+    browser.open(path)
+    browser.evaluate("document.getElementById('figure-0').scrollIntoView()")
+    browser.until("document.querySelectorAll('#figure-0 .point').length === 6")
+    assert (browser.errors, browser.requests) == ([], [path.as_uri()])
 
 
 def test_extra_metrics_are_shown_and_strange_numbers_are_none() -> None:

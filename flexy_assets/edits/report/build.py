@@ -1,6 +1,6 @@
 """One HTML file that says whose edits are better, how sure that is and what it cost, and shows every candidate.
 
-The file fetches nothing: plots are SVG, pictures data URIs. Prompts, ids and errors come from outside and are
+The file fetches nothing: Plotly is inlined, images are data URIs. Prompts, ids and errors come from outside and are
 treated as hostile: Jinja escapes them, and the page's policy lets only its own script run.
 """
 
@@ -21,8 +21,8 @@ from flexy_assets.edits.labels import (
     metric_label,
     metric_title,
 )
+from flexy_assets.edits.plots import gain_by_budget, method_colours, scores_by_budget
 from flexy_assets.edits.report.cards import LOCAL_STAGES, CardImages, task_cards
-from flexy_assets.edits.report.curve import Curve, Level, curve
 from flexy_assets.edits.report.summary import (
     MIN_TASKS,
     Pair,
@@ -33,6 +33,7 @@ from flexy_assets.edits.report.summary import (
     method_pairs,
     summarize_comparison,
 )
+from flexy_assets.reporting.figures import Figure
 from flexy_assets.reporting.html import format_count, join_words, load_template
 from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
 
@@ -101,6 +102,7 @@ def render_edit_report(
     beneath = [name for name in _metrics(candidates) if name != "potential"]
     by_task = _batching_note(candidates).partition_by(_TASK, maintain_order=True, include_key=True)
     tasks = [task_cards(task, list(sides), beneath, judge, pictures) for task in by_task if task.height]
+    figures = _figures(comparison, levels, lead, methods, lower, steps)
     return load_template(
         "edits/report/report.html.j2", {"named": method_name, "titled": metric_title, "counted": format_count}
     ).render(
@@ -112,7 +114,9 @@ def render_edit_report(
         fewest=MIN_TASKS,
         lower=lower,
         methods=methods,
-        curves=_curves(comparison, levels, lead, methods, lower, steps),
+        figures=figures,
+        data={key: {"data": f.data, "layout": f.layout} for drawn in figures.values() for key, f in drawn},
+        colours=method_colours(methods),
         levels=[row | {"at": format_denoises(row["budget"], steps)} for row in levels.to_dicts()],
         budgets=levels["budget"].n_unique(),
         costs=_costs(candidates, steps),
@@ -215,47 +219,29 @@ def _table(pair: Pair, comparison: pl.DataFrame, levels: pl.DataFrame, steps: in
     return Table(pair, f"{ours} against {theirs}", groups)
 
 
-def _curves(
+def _figures(
     comparison: pl.DataFrame,
     levels: pl.DataFrame,
     lead: Row | None,
     methods: Sequence[str],
     lower: set[str],
     steps: int | None,
-) -> dict[str, list[Curve]]:
-    """By role each metric over budgets, and after the one that decides its gain."""
-    found: dict[str, list[Curve]] = {}
+) -> dict[str, list[tuple[str, Figure]]]:
+    """By role each metric over budgets with its element's id, and after the one that decides its gain."""
+    found: dict[str, list[tuple[str, Figure]]] = {}
     if levels["budget"].n_unique() < 2:
         return found
-    for (role, metric), rows in levels.group_by("role", "metric", maintain_order=True):
-        title, caption = metric_title(str(metric)), "Mean over tasks with its 95 % interval."
-        lines = {
-            place: _by_budget(rows.filter(method=method), "mean", "low", "high") for place, method in enumerate(methods)
-        }
-        curves = found.setdefault(str(role), [])
-        curves.append(
-            curve(
-                title,
-                caption + (" Lower is better." if metric in lower else ""),
-                {place: line for place, line in lines.items() if line},
-                steps,
-            )
-        )
+    colours = method_colours(methods)
+    for role, metric in levels.select("role", "metric").unique(maintain_order=True).iter_rows():
+        note = " Lower is better." if metric in lower else ""
+        figures = [scores_by_budget(levels, metric, colours, steps, note)]
         if lead and metric == lead["metric"]:
-            ours, theirs = lead["method"], lead["rival"]
-            equal = comparison.filter(
-                pl.col("budget") == pl.col("rival_budget"), metric=metric, method=ours, rival=theirs
-            )
-            gains = _by_budget(equal.drop_nulls("gain"), "gain", "gain_low", "gain_high")
-            if gains:
-                title += f": {method_name(ours)} against {method_name(theirs)}"
-                caption = f"Mean gain over tasks with its 95 % interval; above 0 {method_name(ours)} is better."
-                curves.append(curve(title, caption, {methods.index(ours): gains}, steps, zero=True))
+            figures.append(gain_by_budget(comparison, metric, lead["method"], lead["rival"], colours, steps))
+        count = sum(map(len, found.values()))
+        found.setdefault(role, []).extend(
+            (f"figure-{count + place}", figure) for place, figure in enumerate(filter(None, figures))
+        )
     return found
-
-
-def _by_budget(rows: pl.DataFrame, *columns: str) -> list[Level]:
-    return list(rows.sort("budget").select("budget", *columns).iter_rows())
 
 
 # Cost and the local stage

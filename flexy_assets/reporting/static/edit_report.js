@@ -51,4 +51,9 @@
   byId("large-before").addEventListener("click", () => step(-1));
   byId("large-after").addEventListener("click", () => step(1));
   byId("large-close").addEventListener("click", () => large.close());
+
+  if (plots.length) {
+    const figures = JSON.parse(byId("data").textContent);
+    startPlots(plot => drawFigure(plot, structuredClone(figures[plot.id])));
+  }
 }

@@ -15,6 +15,7 @@ import polars as pl
 from PIL import Image
 
 from flexy_assets.reporting.html import load_template
+from flexy_assets.reporting.plot_style import SEQUENTIAL
 from flexy_assets.reporting.thumbnails import make_thumbnails
 from flexy_assets.sweep.analysis import (
     COLUMN_LABELS,
@@ -26,9 +27,9 @@ from flexy_assets.sweep.analysis import (
     with_overall,
 )
 from flexy_assets.sweep.analysis.disagreement import MetricDisagreement, are_same_prompt, find_disagreements
+from flexy_assets.sweep.plots import format_guidance
 from flexy_assets.sweep.report.comparison_panels import AXIS_ENDS, comparison_panels, shared_settings
 from flexy_assets.sweep.report.figures import (
-    SEQUENTIAL,
     axis_ranges,
     guidance_axis_range,
     report_figures,
@@ -39,7 +40,6 @@ from flexy_assets.sweep.report.summary import (
     describe_components,
     describe_front,
     format_effects,
-    format_guidance,
     format_guidance_range,
     format_span,
     list_shortfalls,
@@ -122,7 +122,7 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, small: Map
             "axes": axes,
             "guidance": guidance_axis_range(overall),
             "scale": SEQUENTIAL,
-            "figures": {f.key: {"data": f.data, "layout": f.layout, "points": f.points} for f in drawn},
+            "figures": {f.key: {"data": f.figure.data, "layout": f.figure.layout, "points": f.points} for f in drawn},
         },
         labels=COLUMN_LABELS,
         metrics=METRIC_LABELS,

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from flexy_assets.reporting.html import format_number, join_words
 from flexy_assets.sweep.analysis import METRIC_LABELS, SETTING_LABELS, TARGET_LABELS, VALUE_TOLERANCE, tried_images
+from flexy_assets.sweep.plots import format_setting
 from flexy_assets.sweep.report.points import failed_images
 
 LOW_R2: Final = 0.1
@@ -233,22 +234,12 @@ def describe_loadings(component: Row) -> str:
     return f"{together} against {against}" if against and together else together or against or "a little of each"
 
 
-def format_guidance(value: float | None) -> str:
-    """A guidance as it is shown; diffusers switches it off at 1 and below."""
-    return "–" if value is None else "1 (off)" if value <= 1 else f"{value:.1f}"
-
-
 def _at(seconds: float | None) -> str:
     return "" if seconds is None else f", about {format_number(seconds, 2)} s an image"
 
 
 def _share(spot: Row) -> str:
     return "" if spot["region_share"] is None else f" ({spot['region_share']:.0%} of what was tried)"
-
-
-def format_setting(spot: Row) -> str:
-    guidance = "" if spot["guidance"] is None else f" at guidance {format_guidance(spot['guidance'])}"
-    return f"{spot['steps']} steps{guidance}"
 
 
 def format_between(spot: Row) -> str:

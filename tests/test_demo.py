@@ -152,8 +152,8 @@ def test_its_advice_is_what_the_rule_of_the_world_says(ui: UI) -> None:
 
 
 def test_its_notebook_draws_what_the_tables_say(ui: UI) -> None:
-    printed, plots = executed("sweep_analysis.ipynb")
-    assert "120 images" in printed and "how many steps" in printed and len(plots) == 5 and all(map(drawn, plots))
+    printed, figures = executed("sweep_analysis.ipynb")
+    assert "120 images" in printed and "how many steps" in printed and len(figures) == 5 and all(map(drawn, figures))
 
 
 def test_the_lineage_tells_what_is_made_from_what(ui: UI, browser: Browser, screenshots: Path) -> None:

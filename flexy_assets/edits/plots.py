@@ -46,7 +46,7 @@ def gain_by_budget(
     title = f"{metric_title(metric)}: {ours} against {method_name(rival)}"
     caption = f"Mean gain over tasks with its 95 % interval; above 0 {ours} is better."
     figure = _budget_figure(title, caption, rows, ("gain", "gain_low", "gain_high"), colours, steps)
-    figure.layout["yaxis"]["zeroline"] = True
+    figure.layout["yaxis"] |= {"zeroline": True, "rangemode": "tozero"}
     return figure
 
 

@@ -40,7 +40,7 @@ def render_webp(figures: Sequence[Figure], columns: int = 5, width: float = 2.4,
     for axes in panels[len(figures) :]:
         axes.set_visible(False)
     names = {
-        trace["name"]: _rgba(trace.get("line", trace.get("marker", {})).get("color", INK))
+        trace["name"]: _rgba((trace.get("line") or trace["marker"])["color"])
         for figure in figures
         for trace in figure.data
         if trace.get("name")

@@ -76,6 +76,14 @@ def response_curve(
     return Figure(COLUMN_LABELS[target], caption, traces, layout)
 
 
+def image_dots(scores: pl.DataFrame, along: str, metric: str) -> Row:
+    """A grey dot an image, for below a curve."""
+    rows = scores.drop_nulls([along, metric])
+    marker = {"size": 4, "color": DOMINATED_COLOUR, "opacity": BAND_OPACITY}
+    places = {"x": rows[along].to_list(), "y": rounded(rows[metric])}
+    return {"type": "scatter", "mode": "markers", "marker": marker, "hoverinfo": "skip"} | places
+
+
 def predicted_surface(response: pl.DataFrame, spot: Row, axes: Mapping[str, Row] | None = None) -> Figure:
     """One engine's expected score over steps and guidance, the best, and what does not differ significantly from it.
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
+PLOTLY = "application/vnd.plotly.v1+json"
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
-def executed(name: str) -> tuple[str, list[Image.Image]]:
-    """What a notebook prints, and its plots."""
+def executed(name: str) -> tuple[str, list[dict[str, Any]]]:
+    """What a notebook prints, and its figures as Plotly's JSON."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -23,12 +19,14 @@ def executed(name: str) -> tuple[str, list[Image.Image]]:
     here = {"metadata": {"path": str(NOTEBOOKS)}}
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources=here).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    printed = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
-    pngs = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
-    assert sum(map(len, pngs)) < 2_000_000
-    return printed, [Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB") for png in pngs]
+    shown = [output["data"] for output in outputs if "data" in output]
+    printed = [output["text"] for output in outputs if output.get("name") == "stdout"]
+    printed += [data["text/markdown"] for data in shown if "text/markdown" in data]
+    figures = [data[PLOTLY] for data in shown if PLOTLY in data]
+    assert sum(map(len, printed)) + len(str(figures)) < 2_000_000
+    return "".join(printed), figures
 
 
-def drawn(plot: Image.Image) -> bool:
-    """Whether there is more on a plot than axes."""
-    return len(np.unique(np.asarray(plot).reshape(-1, 3), axis=0)) > 50
+def drawn(figure: dict[str, Any]) -> bool:
+    """Whether a figure has more than axes."""
+    return any(len(trace.get("z", trace.get("x", []))) for trace in figure["data"])

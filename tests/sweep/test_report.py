@@ -325,7 +325,8 @@ def test_the_region_is_outlined_on_its_surface_and_the_best_ringed(
         }
         assert inside == {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
         assert (ring["x"], ring["y"]) == ([spot["steps"]], [spot["guidance"]])
-        assert f"not significantly different from the best (95 %; {spot['region_share']:.0%} of what was tried)" in words
+        share = f"{spot['region_share']:.0%}"
+        assert f"not significantly different from the best (95 %; {share} of what was tried)" in words
 
 
 def test_the_front_joins_what_is_not_beaten_and_says_its_ends(tables: AnalysisTables, figures: dict[str, Any]) -> None:

@@ -234,7 +234,7 @@ def _figures(
     colours = method_colours(methods)
     for role, metric in levels.select("role", "metric").unique(maintain_order=True).iter_rows():
         note = " Lower is better." if metric in lower else ""
-        figures = [scores_by_budget(levels, metric, colours, steps, note)]
+        figures: list[Figure | None] = [scores_by_budget(levels, metric, colours, steps, note)]
         if lead and metric == lead["metric"]:
             figures.append(gain_by_budget(comparison, metric, lead["method"], lead["rival"], colours, steps))
         count = sum(map(len, found.values()))

@@ -1,4 +1,4 @@
-"""What starts work by itself: new rows, missing scores, new labels, and what is to be known when a run ends badly."""
+"""Schedules and sensors: new rows, missing scores, new Label Studio tasks, failed and dead Dagster runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from sensors.dead_runs import dead_runs
 from sensors.failed_runs import failed_runs
 from sensors.fresh_results import fresh_results
 from sensors.label_studio import new_labels
-from sensors.missing_scores import missing_scores
 from sensors.new_images import new_images
+from sensors.nightly_backfill import nightly_backfill
 
 
 def sensors(settings: Settings) -> list[dg.SensorDefinition]:
+    """Return all sensors."""
     return [new_images(settings), new_labels(settings), dead_runs, failed_runs, fresh_results]
 
 
 def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:
-    return [missing_scores(settings)]
+    """Return all schedules."""
+    return [nightly_backfill(settings)]

@@ -1,4 +1,4 @@
-"""Runs whose process was killed, with the machine or by itself."""
+"""Dagster runs whose process was killed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from flexy_assets.dead_runs import end_dead_runs
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Ends runs whose process is gone and frees their pool slot; Dagster itself sees it only while the"
-    " server that started them lives.",
+    description="Marks runs whose process is dead as failed and frees their pool slots; Dagster itself notices only"
+    " while the server that started them is up.",
 )
 def dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """End what nobody works at any more; what it had committed stays, and what is missing is filled at night."""
+    """End dead runs; completed work is kept, and the nightly backfill computes what is missing."""
     ended = end_dead_runs(context.instance)
-    return dg.SkipReason(f"ended {', '.join(ended)}" if ended else "every run that is open has its process")
+    return dg.SkipReason(f"ended {', '.join(ended)}" if ended else "no dead runs")

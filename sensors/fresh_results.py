@@ -1,4 +1,4 @@
-"""After scores were filled: tables, CSV and report anew."""
+"""Tables, CSV and report after a backfill."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from flexy_assets.sweep import jobs
     request_job=jobs.results,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Makes the tables, the CSV and the report again when missing scores have been filled.",
+    description="Makes the tables, the CSV and the report again after scores were computed.",
 )
 def fresh_results(context: dg.RunStatusSensorContext) -> dg.RunRequest:
-    """One run of the results for each run that filled scores."""
+    """Request one run of the results for each run that computed scores."""
     return dg.RunRequest(run_key=context.dagster_run.run_id)

@@ -243,7 +243,7 @@ def test_up_serves_sensors_and_schedule_with_all_daemons_healthy(served: Served,
     sensors = {sensor.name: "STOPPED" if sensor.name == "new_labels" else "RUNNING" for sensor in defs.sensors or []}
     assert {"dead_runs", "new_images", "new_labels"} <= sensors.keys()
     assert {sensor["name"]: sensor["sensorState"]["status"] for sensor in repository["sensors"]} == sensors
-    nightly = {"name": "missing_scores", "cronSchedule": "0 2 * * *", "scheduleState": {"status": "RUNNING"}}
+    nightly = {"name": "nightly_backfill", "cronSchedule": "0 2 * * *", "scheduleState": {"status": "RUNNING"}}
     assert nightly in repository["schedules"]
 
     def healthy() -> bool:

@@ -326,4 +326,4 @@ def test_the_sensor_asks_for_an_import_when_there_is_something_new(
             third = tick()
             failed = dg.DagsterRun("labels", status=dg.DagsterRunStatus.FAILURE, tags=dict(third.tags))
             instance.add_run(failed)
-        assert tick().skip_message.startswith("the import of what is new failed 3 times")
+        assert tick().skip_message.startswith("the import of new tasks failed 3 times")

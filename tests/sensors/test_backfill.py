@@ -250,7 +250,7 @@ def test_new_rows_become_batches_and_wait_for_the_night_unless_told_otherwise(ta
 
     first, second = tick(at.settings), tick(at.settings)
     assert isinstance(first, dg.SkipReason) and isinstance(second, dg.SkipReason)
-    assert first.skip_message == "30 new rows, 2 new batches; their scores are filled at night"
+    assert first.skip_message == "30 new rows, 2 new partitions: the nightly backfill scores them"
     assert second.skip_message == "no new rows"
     assert len(at.instance.get_dynamic_partitions("seed_batches")) == 2
     at_once = Settings.read({**os.environ, "FLEXY_SCORE_NEW": "1"})
@@ -325,4 +325,4 @@ def test_a_webhook_that_does_not_answer_well_fails_nothing_and_its_address_is_no
         assert post_failure(webhook, {}) == f"the webhook answered {answer}: check FLEXY_FAILURE_WEBHOOK"
     gone = post_failure("http://127.0.0.1:9/services/secret", {})
     assert gone is not None
-    assert "could not be reached" in gone and "secret" not in gone
+    assert "cannot reach the webhook" in gone and "secret" not in gone

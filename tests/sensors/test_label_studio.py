@@ -11,12 +11,13 @@ from flexy_assets.scoring.work import Work
 from resources.errors import BadInputError
 from resources.settings import Settings
 from sensors.label_studio import new_labels
+from sensors.nightly_backfill import nightly_backfill
 
 
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
-        ({}, "no project is named: set FLEXY_LABEL_STUDIO_PROJECT to its number"),
+        ({}, "no project is set: set FLEXY_LABEL_STUDIO_PROJECT to its number"),
         ({"FLEXY_LABEL_STUDIO_PROJECT": "3"}, "no Label Studio is configured: set LABEL_STUDIO_URL"),
         (
             {
@@ -45,3 +46,8 @@ def test_what_keeps_the_sensor_from_looking_is_said_in_one_line(
 def test_a_project_is_a_number() -> None:
     with pytest.raises(BadInputError, match="invalid FLEXY_LABEL_STUDIO_PROJECT 'faces': must be an integer"):
         Settings.read({"FLEXY_LABEL_STUDIO_PROJECT": "faces"})
+
+
+def test_an_invalid_cron_schedule_is_named() -> None:
+    with pytest.raises(BadInputError, match=r"invalid FLEXY_NIGHTLY '61 \* \* \* \*': write five fields, for example"):
+        nightly_backfill(Settings.read({"FLEXY_NIGHTLY": "61 * * * *"}))

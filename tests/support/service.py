@@ -40,8 +40,8 @@ def environment(home: Path, results: str, bookkeeping: str) -> dict[str, str]:
 
 
 def nightly_ticks(instance: dg.DagsterInstance) -> list[Any]:
-    """The ticks of `missing_scores` that have ended, oldest first."""
-    states = [s for s in instance.all_instigator_state() if s.instigator_name == "missing_scores"]
+    """The ticks of `nightly_backfill` that have ended, oldest first."""
+    states = [s for s in instance.all_instigator_state() if s.instigator_name == "nightly_backfill"]
     ticks = instance.get_ticks(states[0].instigator_origin_id, states[0].selector_id) if states else []
     return [tick for tick in reversed(ticks) if tick.status.value != "STARTED"]
 

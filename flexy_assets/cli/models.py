@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,55 @@ def models_list() -> dict[str, Any]:
 
     With licence, size and whether each is on this machine, as flexy models alone does.
     """
-    from resources.models.catalogue import format_model_table, list_models
+    from flexy_assets.reporting.text_tables import format_text_table
+    from resources.models.catalogue import list_models
 
     rows = list_models(Session().settings)
     remedy = (
         "fetch a missing model: flexy models fetch NAME; supply one yourself: set its folder in FLEXY_MODEL_REGISTRY"
     )
-    return {"models": rows, "text": f"{format_model_table(rows)}\n{remedy}"}
+    return {"models": rows, "text": f"{format_text_table(_model_table(rows))}\n{remedy}"}
+
+
+def _model_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows for a person, memory in GB too; licences and repositories are cut to the terminal's width."""
+    table = [
+        {
+            "name": row["name"],
+            "kind": row["kind"],
+            "set": row["set"],
+            "state": row["state"],
+            "GB": round(row["gigabytes"], 1 if row["gigabytes"] >= 1 else 2),
+            "memory": row["memory"],
+            "commercial": {True: "yes", False: "no", None: "?" if row["licence"] else ""}[row["commercial"]],
+            "licence": row["licence"] or "",
+            "repository@revision": _origin(row),
+        }
+        for row in rows
+    ]
+    widths = {name: max(len(name), *(len(str(row[name])) for row in table)) for name in table[0]}
+    *fixed, licence, origin = widths
+    left = max(shutil.get_terminal_size((120, 0)).columns, 100) - sum(widths[name] + 2 for name in fixed) - 2
+    widths[licence] = min(widths[licence], left * 2 // 5)
+    widths[origin] = min(widths[origin], left - widths[licence])
+    # The end of a repository's name, with its revision, says most.
+    return [
+        row | {licence: _truncate(row[licence], widths[licence]), origin: _truncate(row[origin], widths[origin], 2 / 3)}
+        for row in table
+    ]
+
+
+def _origin(row: Mapping[str, Any]) -> str:
+    """Return where the files are from: a repository, or the user, by their names."""
+    if row["files"]:
+        return f"yours: {', '.join(row['files'])}"
+    return f"{row['repo']}@{row['revision'][:7]}" if row["repo"] else ""
+
+
+def _truncate(text: str, width: int, tail: float = 0) -> str:
+    """Return the text, cut by an ellipsis to the width; after it comes the end, over the part `tail` of the width."""
+    end = int(tail * width)
+    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 @models.command("fetch")

@@ -22,8 +22,9 @@ def status(failed: bool) -> dict[str, Any]:
 
     Scores are counted as scored, missing and failed, by metric, by sweep and by steps.
     """
-    from flexy_assets.reporting import text_tables
+    from flexy_assets.reporting.text_tables import format_text_table
     from flexy_assets.storage import status
+    from flexy_assets.sweep.status_tables import status_summary, status_tables
 
     session = Session()
     with session.migrate().begin(reading=True) as connection:
@@ -32,9 +33,9 @@ def status(failed: bool) -> dict[str, Any]:
             counts["failures"] = status.failed_scores(connection)
     if not counts["runs"]:
         return counts | {"text": "no sweeps yet: flexy demo, or flexy sweep new"}
-    tables = text_tables.status_tables(counts) | ({"failures": counts["failures"]} if failed else {})
-    sections = [f"{name}\n{text_tables.format_text_table(table)}" for name, table in tables.items() if table]
-    return counts | {"text": "\n\n".join([text_tables.status_summary(counts), *sections])}
+    tables = status_tables(counts) | ({"failures": counts["failures"]} if failed else {})
+    sections = [f"{name}\n{format_text_table(table)}" for name, table in tables.items() if table]
+    return counts | {"text": "\n\n".join([status_summary(counts), *sections])}
 
 
 @click.command()

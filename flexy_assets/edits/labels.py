@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from flexy_assets.reporting.html import format_count
+from flexy_assets.reporting.formatting import format_count
 from flexy_assets.sweep.analysis import METRIC_LABELS
 
 METHOD_NAMES: Final = {"eacps": "EACPS", "ttflux": "TTFLUX"}

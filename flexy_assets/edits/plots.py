@@ -10,7 +10,7 @@ import polars as pl
 
 from flexy_assets.edits.labels import format_denoises, method_name, metric_title
 from flexy_assets.reporting.figures import Figure, Row, interval_trace, rounded
-from flexy_assets.reporting.html import format_number
+from flexy_assets.reporting.formatting import format_number
 from flexy_assets.reporting.plot_style import COLOURS
 from flexy_assets.reporting.static_images import render_webp
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets, run_job, step_failures
 from flexy_assets.inpaint import assets
-from flexy_assets.reporting.html import format_count
+from flexy_assets.reporting.formatting import format_count
 from flexy_assets.reporting.text_tables import format_text_table
 from flexy_assets.storage import labels
 from flexy_assets.storage.labels import LabelTaskRow

@@ -9,14 +9,15 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
+
+from flexy_assets.reporting.formatting import format_number
 
 
 def load_template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
@@ -54,28 +55,9 @@ def plotly_script() -> Markup:
     return Markup("//# allFunctionsCalledOnLoad\n") + static_text("vendor/plotly-cartesian.min.js")
 
 
-def format_number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits, without exponent; a dash where there is none."""
-    if value is None:
-        return "–"
-    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
-    written = f"{value:,.{min(max(decimals, 0), digits)}f}"
-    return written.replace("-", "−") if float(written.replace(",", "")) else written.lstrip("-")
-
-
-def format_count(count: int, noun: str) -> str:
-    """As in `1 task` and `1,200 tasks`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def gzip_base64(script: str) -> str:
     """A script as gzip in base64, for a page that unpacks it; the same script is always the same text."""
     return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
-
-
-def join_words(names: Sequence[str]) -> str:
-    """As in `a, b and c`."""
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
 
 
 def _script_hash(script: str) -> Markup:

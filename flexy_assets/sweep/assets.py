@@ -24,6 +24,7 @@ from flexy_assets.sweep import analysis, generation, plots
 from flexy_assets.sweep.generation import GenerationOutcome
 from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep, check_engine_settings
 from flexy_assets.sweep.report import build
+from flexy_assets.sweep.status_tables import status_summary, status_tables
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
@@ -229,9 +230,9 @@ def sweep_scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]
         found = status.read_status(connection, work.settings)
     tables = {
         name: dg.MetadataValue.md(text_tables.format_markdown_table(table))
-        for name, table in text_tables.status_tables(found).items()
+        for name, table in status_tables(found).items()
     }
-    context.add_output_metadata({"summary": text_tables.status_summary(found)} | tables)
+    context.add_output_metadata({"summary": status_summary(found)} | tables)
     return scores
 
 

@@ -23,7 +23,7 @@ from flexy_assets.reporting.figures import (
     interval_trace,
     rounded,
 )
-from flexy_assets.reporting.html import format_number
+from flexy_assets.reporting.formatting import format_number
 from flexy_assets.reporting.plot_style import (
     BAND_OPACITY,
     DIVERGING,

@@ -34,7 +34,8 @@ from flexy_assets.edits.report.summary import (
     summarize_comparison,
 )
 from flexy_assets.reporting.figures import Figure
-from flexy_assets.reporting.html import format_count, join_words, load_template
+from flexy_assets.reporting.formatting import format_count, join_words
+from flexy_assets.reporting.html import load_template
 from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
 
 MAX_TASKS: Final = 300

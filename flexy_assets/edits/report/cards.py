@@ -11,7 +11,7 @@ import polars as pl
 
 from flexy_assets.edits.comparison import ComparedMetric
 from flexy_assets.edits.labels import method_name, metric_label
-from flexy_assets.reporting.html import format_count, format_number
+from flexy_assets.reporting.formatting import format_count, format_number
 
 LOCAL_STAGES = ("local", "stage2")
 """The stages that vary what an earlier one found."""

@@ -5,7 +5,6 @@ Only metrics that had no part in choosing are evidence: the truth where it is kn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -14,7 +13,7 @@ import polars as pl
 from markupsafe import Markup
 
 from flexy_assets.edits.labels import format_denoises, method_name, metric_label
-from flexy_assets.reporting.html import format_count, format_number, join_words
+from flexy_assets.reporting.formatting import format_count, format_number, format_signed, join_words
 
 MIN_TASKS: Final = 10
 """Below so many tasks nothing is said to be better: a bootstrap of fewer is too sure of itself."""
@@ -76,14 +75,6 @@ def edit_verdict(row: Row) -> EditVerdict:
     if row["gain_low"] is None or row["n"] < MIN_TASKS:
         return "unsaid"
     return "ahead" if row["gain_low"] > 0 else "behind" if row["gain_high"] < 0 else "open"
-
-
-def format_signed(values: Sequence[float]) -> list[str]:
-    """The numbers with their signs, to as many decimals as their spread deserves; none but 0 is rounded to it."""
-    spread = max(values) - min(values) or abs(values[0]) or 1.0
-    least = min((abs(value) for value in values if value), default=1.0)
-    decimals = min(max(0, 1 - math.floor(math.log10(spread)), -math.floor(math.log10(least))), 6)
-    return [f"{round(value, decimals) + 0.0:+,.{decimals}f}".replace("-", "−") for value in values]
 
 
 def format_gain(row: Row) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from flexy_assets.reporting.html import format_number
+from flexy_assets.reporting.formatting import format_number
 from flexy_assets.sweep.analysis import METRIC_LABELS
 
 AXIS_ENDS: Final = 10

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from flexy_assets.reporting.figures import Figure, Row
-from flexy_assets.reporting.html import format_number
+from flexy_assets.reporting.formatting import format_number
 from flexy_assets.reporting.plot_style import SEQUENTIAL
 from flexy_assets.sweep.analysis import METRIC_LABELS, AnalysisTables, effective_guidance, tried_images
 from flexy_assets.sweep.plots import (

@@ -8,7 +8,7 @@ from typing import Any, Final
 import polars as pl
 from markupsafe import Markup
 
-from flexy_assets.reporting.html import format_number, join_words
+from flexy_assets.reporting.formatting import format_number, join_words
 from flexy_assets.sweep.analysis import METRIC_LABELS, SETTING_LABELS, TARGET_LABELS, VALUE_TOLERANCE, tried_images
 from flexy_assets.sweep.plots import format_setting
 from flexy_assets.sweep.report.points import failed_images

@@ -1,0 +1,33 @@
+"""How numbers, counts and lists are written in texts, tables and pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """A number to so many significant digits, without exponent; a dash where there is none."""
+    if value is None:
+        return "–"
+    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
+    written = f"{value:,.{min(max(decimals, 0), digits)}f}"
+    return written.replace("-", "−") if float(written.replace(",", "")) else written.lstrip("-")
+
+
+def format_signed(values: Sequence[float]) -> list[str]:
+    """The numbers with their signs, to as many decimals as their spread deserves; none but 0 is rounded to it."""
+    spread = max(values) - min(values) or abs(values[0]) or 1.0
+    least = min((abs(value) for value in values if value), default=1.0)
+    decimals = min(max(0, 1 - math.floor(math.log10(spread)), -math.floor(math.log10(least))), 6)
+    return [f"{round(value, decimals) + 0.0:+,.{decimals}f}".replace("-", "−") for value in values]
+
+
+def format_count(count: int, noun: str) -> str:
+    """As in `1 task` and `1,200 tasks`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def join_words(names: Sequence[str]) -> str:
+    """As in `a, b and c`."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""

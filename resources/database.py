@@ -16,14 +16,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuch
 from resources.errors import BadInputError, FlexyError
 
 IDLE_SECONDS = 5
-"""After how long an unused connection is asked whether its server is still there."""
+"""After this time an unused connection is checked before it is used."""
 
 
 class Database:
     """Connections to one database. Nothing is opened before the first `begin`.
 
-    Raises `BadInputError` where the URL cannot be read or the database cannot be reached, `FlexyError`
-    where it can no longer be; the messages hold the URL without its password.
+    Raises `BadInputError` for an invalid URL and a database that cannot be reached, `FlexyError` for one that can no
+    longer be reached; the messages hold the URL without its password.
     """
 
     def __init__(self, url: str) -> None:
@@ -34,20 +34,19 @@ class Database:
     def url(self) -> URL:
         try:
             url = make_url(self._url)
-            # An @ left as it is in a password makes the rest of it part of the host.
-            readable = "@" not in (url.host or "")
+            # An unescaped @ in a password makes the rest of it part of the host.
+            valid = "@" not in (url.host or "")
         except (ArgumentError, ValueError):
-            readable = False
-        if not readable:
-            # The text may hold a password, so it is not repeated.
+            valid = False
+        if not valid:
+            # The URL is not repeated, because it may hold a password.
             raise BadInputError(
-                "FLEXY_DATABASE_URL cannot be read: write postgresql://USER:PASSWORD@HOST/NAME"
+                "invalid FLEXY_DATABASE_URL: write postgresql://USER:PASSWORD@HOST/NAME"
                 " (an @ in the password as %40) or sqlite:///FILE"
             )
         if url.get_backend_name() not in ("sqlite", "postgresql"):
             raise BadInputError(
-                f"FLEXY_DATABASE_URL names {url.get_backend_name()}, which Flexy does not keep results in:"
-                " use postgresql:// or sqlite:///"
+                f"invalid FLEXY_DATABASE_URL: {url.get_backend_name()} is not supported: use postgresql:// or sqlite:///"
             )
         return url
 
@@ -61,7 +60,7 @@ class Database:
                 event.listen(engine, "connect", _prepare_sqlite)
                 event.listen(engine, "begin", _begin_sqlite)
             else:
-                # Many small statements go in one message: row by row each would wait for its answer.
+                # Many small statements are sent in one message instead of waiting for an answer to each.
                 engine = create_engine(self.url, executemany_mode="values_plus_batch")
                 event.listen(engine, "checkin", _note_use)
                 event.listen(engine, "checkout", _ping_idle_connection)
@@ -71,37 +70,37 @@ class Database:
 
     @contextmanager
     def begin(self, reading: bool = False) -> Iterator[Connection]:
-        """A connection in one transaction: committed at the end, rolled back on an error.
+        """Yield a connection in one transaction: committed at the end, rolled back on an error.
 
-        `reading` promises not to write, so that readers do not wait for a writer.
+        With `reading` the block must not write, so that readers do not wait for a writer.
         """
-        with self._named(), self.engine.execution_options(reading=reading).begin() as connection:
+        with self._named_errors(), self.engine.execution_options(reading=reading).begin() as connection:
             self._reached = True
             yield connection
 
     @contextmanager
     def session(self) -> Iterator[Connection]:
-        """A connection of its own that commits each statement; it is closed at the end, with all it held."""
-        with self._named(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        """Yield a new connection that commits each statement; it is closed at the end, and its locks are released."""
+        with self._named_errors(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.detach()
             self._reached = True
             yield connection
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _named_errors(self) -> Iterator[None]:
         try:
             yield
         except DBAPIError as error:
-            if error.connection_invalidated or not self._reachable():
+            if error.connection_invalidated or not self._is_reachable():
                 kind = FlexyError if self._reached else BadInputError
                 raise kind(
                     f"cannot reach {self}: {_first_line(error.orig)}: check FLEXY_DATABASE_URL and that it is running"
                 ) from None
             raise FlexyError(
-                f"{self} refused a statement: {_first_line(error.orig)}: mend that and run again, what was made stays"
+                f"{self} refused a statement: {_first_line(error.orig)}: fix this and run again; completed work is kept"
             ) from error
 
-    def _reachable(self) -> bool:
+    def _is_reachable(self) -> bool:
         try:
             with self.engine.connect():
                 return True
@@ -109,23 +108,23 @@ class Database:
             return False
 
     def __str__(self) -> str:
-        shown = self.url.difference_update_query(["password", "sslpassword"])
-        return shown.render_as_string(hide_password=True)
+        masked = self.url.difference_update_query(["password", "sslpassword"])
+        return masked.render_as_string(hide_password=True)
 
 
 @contextmanager
 def named_database_errors(what: str) -> Iterator[None]:
-    """Raise another library's database error in the block as a `FlexyError` that says whose database it was."""
+    """Raise another library's database error in the block as a `FlexyError` that names the database."""
     try:
         yield
     except DBAPIError as error:
         raise FlexyError(
-            f"{what} cannot be used: {_first_line(error.orig)}: put that right and run again, what was made stays"
+            f"{what} cannot be used: {_first_line(error.orig)}: fix this and run again; completed work is kept"
         ) from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # Transactions are begun by us (below), not by the driver's guess at which statements need one.
+    # Transactions begin explicitly (below), not where the driver guesses that a statement needs one.
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
@@ -139,7 +138,7 @@ def _note_use(_connection: Any, record: Any) -> None:
 
 
 def _ping_idle_connection(connection: Any, record: Any, _proxy: Any) -> None:
-    """Ask a connection that has lain idle before it is used: its server may have been restarted since."""
+    """Check an idle connection before it is used, because its server may have been restarted."""
     if time.monotonic() - record.info.get("used", math.inf) > IDLE_SECONDS:
         try:
             with connection.cursor() as cursor:
@@ -150,7 +149,7 @@ def _ping_idle_connection(connection: Any, record: Any, _proxy: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # Taking the write lock at once lets writers wait for each other; a lock asked for later fails instead.
+    # Writers that take the write lock at once wait for each other; a lock requested later fails instead.
     reading = connection.get_execution_options().get("reading")
     connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
 

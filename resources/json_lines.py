@@ -1,4 +1,4 @@
-"""Reads JSON lines that others wrote: what is wrong with a line is said, and the next one is read."""
+"""Reads JSON that others wrote: a bad line is reported with its reason, and the next one is read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from resources.errors import BadInputError
 
 MAX_LINE_BYTES = 1_000_000
-"""A longer line is passed over unread: no edit and no candidate is a hundredth of it."""
+"""The largest line that is read; an edit or a candidate has less than a hundredth of it."""
 
 
 @dataclass(frozen=True)
 class SkippedLine:
-    """A line, counted from 1, that was left out, and why."""
+    """A line, counted from 1, that was skipped, and the reason."""
 
     line: int
     reason: str
@@ -28,7 +28,7 @@ class SkippedLine:
 
 
 class BadLineError(ValueError):
-    """Why a line cannot be used."""
+    """The reason why a line cannot be used."""
 
 
 def parse_json(text: str, unique_names: bool = False) -> Any:
@@ -61,7 +61,7 @@ def _reject_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLineError]]:
-    """Number and object of each line of a UTF-8 file that is not blank; an error in the place of what is no object.
+    """Yield number and object of each line of a UTF-8 file that is not blank; an error where it is not an object.
 
     Raises `BadInputError` naming a file that cannot be read.
     """
@@ -70,33 +70,34 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadLineE
             number = 0
             while line := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                whole = len(line) <= MAX_LINE_BYTES
+                complete = len(line) <= MAX_LINE_BYTES
                 while not line.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
                     line = rest
-                if not whole:
+                if not complete:
                     yield number, BadLineError(f"it is longer than {MAX_LINE_BYTES} bytes")
                 elif line.strip(b" \t\r\n\xef\xbb\xbf"):
-                    yield number, _object(line)
+                    yield number, _parse_object(line)
     except OSError as error:
         raise BadInputError(f"cannot read {path}: {error.strerror}: name a file of JSON lines") from None
 
 
-def _object(line: bytes) -> dict[str, Any] | BadLineError:
+def _parse_object(line: bytes) -> dict[str, Any] | BadLineError:
     try:
-        found = json.loads(line.decode("utf-8-sig"))
+        # Not strict: a NaN in a field that is not read is no reason to skip the line.
+        document = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return BadLineError("it is not UTF-8 text")
     except (ValueError, RecursionError):
         return BadLineError("it is not JSON")
-    return found if isinstance(found, dict) else BadLineError("it is not a JSON object")
+    return document if isinstance(document, dict) else BadLineError("it is not a JSON object")
 
 
 def text_field(entry: dict[str, Any], key: str, most: int) -> str:
-    """A text that is not blank, of `most` characters at the most, without space around it.
+    """Return a text that is not blank, of at most `most` characters, without surrounding space.
 
-    Raises `BadLineError`; so do the others.
+    Raises `BadLineError`, as the other functions for fields do.
     """
-    value = _get(entry, key)
+    value = _require_field(entry, key)
     if not isinstance(value, str):
         raise BadLineError(f"{key} is not text")
     value = value.strip()
@@ -104,41 +105,41 @@ def text_field(entry: dict[str, Any], key: str, most: int) -> str:
         raise BadLineError(f"{key} is empty")
     if len(value) > most:
         raise BadLineError(f"{key} is over {most} characters")
-    # Half a surrogate pair is JSON but no text; other control characters no database or terminal should get.
+    # Half a surrogate pair is JSON but not text; control characters must not reach a database or a terminal.
     if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\r\n" for c in value):
-        raise BadLineError(f"{key} has control characters in it")
+        raise BadLineError(f"{key} has control characters")
     return value
 
 
 def identifier_field(entry: dict[str, Any], key: str = "id") -> str:
-    """A text as above, or a whole number taken as one."""
-    value = _get(entry, key)
+    """Return a text as `text_field` does; an integer is converted."""
+    value = _require_field(entry, key)
     if isinstance(value, int) and not isinstance(value, bool):
         entry = {key: str(value)}
     return text_field(entry, key, most=200)
 
 
 def integer_field(entry: dict[str, Any], key: str) -> int:
-    """A whole number of 63 bits, 0 or more."""
-    value = _get(entry, key)
+    """Return an integer from 0 to 2⁶³ − 1."""
+    value = _require_field(entry, key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise BadLineError(f"{key} is not a whole number from 0 to 2⁶³ − 1")
+        raise BadLineError(f"{key} is not an integer from 0 to 2⁶³ − 1")
     return value
 
 
 def float_field(entry: dict[str, Any], key: str, most: float = 1e6) -> float:
-    """A number, of `most` at the most."""
-    value = _get(entry, key)
+    """Return a number whose magnitude is at most `most`."""
+    value = _require_field(entry, key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadLineError(f"{key} is not a number")
     if isinstance(value, float) and not math.isfinite(value):
         raise BadLineError(f"{key} is not finite")
     if abs(value) > most:
-        raise BadLineError(f"{key} is beyond {most:g}")
+        raise BadLineError(f"{key} is not from -{most:g} to {most:g}")
     return float(value)
 
 
-def _get(entry: dict[str, Any], key: str) -> Any:
+def _require_field(entry: dict[str, Any], key: str) -> Any:
     if entry.get(key) is None:
         raise BadLineError(f"it has no {key}")
     return entry[key]

@@ -1,4 +1,4 @@
-"""Where a scene may change: masks as pictures and as Label Studio's brush strokes, and what is done by them.
+"""Masks of where a scene may change: read from images and Label Studio's brush strokes, fitted and applied.
 
 A mask is a boolean array, height × width, true where the scene may change.
 """
@@ -19,140 +19,139 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.bool_]
 
-# How many bits a run's length takes, by its number in the stream; what Label Studio itself writes.
-_SIZES = (3, 4, 8, 16)
-_WORD = 8
-_HEADER = 32 + 5 + 4 * 4
+# Bits of a run's length, by the size's index in the stream, and bits of a word, as Label Studio writes them.
+_LENGTH_BITS = (3, 4, 8, 16)
+_WORD_BITS = 8
 
 
 class MaskError(FlexyError):
-    """A mask that cannot be read, is empty, or is not the picture's."""
+    """A mask that cannot be read, is empty, or has another size than the image."""
 
 
 def decode_rle(rle: Sequence[int] | bytes | Any, width: int, height: int) -> Mask:
-    """The mask that Label Studio's brush painted, from `value.rle` of its result and the sizes beside it.
+    """Return the mask that Label Studio's brush painted, from `value.rle` and the image size in its result.
 
     The stream, most significant bit first, is that of thi.ng/rle-pack: 32 bits for the number of words, 5 for the
     bits of a word less one, 4 × 4 for the bits of a run's length less one; then runs of one repeated word (1) or of
-    words as they are (0), each with 2 bits for the size of its length, the length less one, and the words. The words
-    are the picture's RGBA bytes, row by row; painted is where alpha is above 127.
+    literal words (0), each with 2 bits for the size of its length, the length less one, and the words. The words are
+    the image's RGBA bytes, row by row; the mask is where alpha is above 127.
 
-    Raises `MaskError` where the stream is not that, is cut short, or holds another picture; nothing is allocated
-    before its size is known to be right.
+    Raises `MaskError` where the stream has another form, is truncated, or has another size; nothing is allocated
+    before the size is checked.
     """
-    sizes = (width, height)
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes) or width * height > MAX_PIXELS:
-        raise MaskError(f"a brush mask claims {str(width)[:12]}×{str(height)[:12]} pixels: draw it anew")
+    if not all(type(n) is int and n > 0 for n in (width, height)) or width * height > MAX_PIXELS:
+        raise MaskError(f"a brush mask claims {str(width)[:12]}×{str(height)[:12]} pixels: paint it again")
     if not isinstance(rle, list | tuple | bytes) or not all(type(byte) is int and 0 <= byte <= 255 for byte in rle):
-        raise MaskError("a brush mask is no list of bytes: draw it anew")
-    stream = _Bits(bytes(rle))
-    total, word = stream.read(32), stream.read(5) + 1
-    lengths = [stream.read(4) + 1 for _ in range(4)]
-    if word != _WORD:
-        raise MaskError(f"a brush mask has words of {word} bits where Label Studio writes {_WORD}: draw it anew")
-    if total != width * height * 4:
-        raise MaskError(f"a brush mask holds {total} bytes where {width}×{height} pixels have {width * height * 4}")
-    found = np.empty(total, np.uint8)
-    at = 0
-    while at < total:
-        repeated = stream.read(1)
-        end = at + stream.read(lengths[stream.read(2)]) + 1
+        raise MaskError("a brush mask is not a list of bytes: paint it again")
+    stream = _BitStream(bytes(rle))
+    total, word_bits = stream.read_integer(32), stream.read_integer(5) + 1
+    length_bits = [stream.read_integer(4) + 1 for _ in range(4)]
+    if word_bits != _WORD_BITS:
+        raise MaskError(f"a brush mask has words of {word_bits} bits, not {_WORD_BITS}: paint it again")
+    expected = width * height * 4
+    if total != expected:
+        raise MaskError(f"a brush mask has {total} bytes, {width}×{height} pixels have {expected}: paint it again")
+    pixels = np.empty(total, np.uint8)
+    start = 0
+    while start < total:
+        repeated = stream.read_integer(1)
+        end = start + stream.read_integer(length_bits[stream.read_integer(2)]) + 1
         if end > total:
-            raise MaskError("a brush mask holds more than its picture: draw it anew")
-        found[at:end] = stream.read(_WORD) if repeated else stream.bytes(end - at)
-        at = end
-    return found.reshape(height, width, 4)[:, :, 3] > 127
+            raise MaskError("a brush mask is larger than its image: paint it again")
+        pixels[start:end] = stream.read_integer(_WORD_BITS) if repeated else stream.read_bytes(end - start)
+        start = end
+    return pixels.reshape(height, width, 4)[:, :, 3] > 127
 
 
-class _Bits:
-    """Reads numbers off a stream of bits. Raises `MaskError` at its end."""
+class _BitStream:
+    """Reads integers from a stream of bits. Raises `MaskError` at its end."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
-        self._at = 0
+        self._position = 0
 
-    def _take(self, bits: int) -> tuple[bytes, int]:
-        """The bytes that hold the next `bits`, and how many bits after these they hold."""
-        start, self._at = self._at, self._at + bits
-        end = -(-self._at // 8)
+    def _advance(self, bits: int) -> tuple[bytes, int]:
+        """Return the bytes that contain the next `bits`, and the number of unread bits at their end."""
+        start, self._position = self._position, self._position + bits
+        end = -(-self._position // 8)
         if end > len(self._content):
-            raise MaskError("a brush mask is cut short: draw it anew")
-        return self._content[start // 8 : end], end * 8 - self._at
+            raise MaskError("a brush mask is truncated: paint it again")
+        return self._content[start // 8 : end], end * 8 - self._position
 
-    def read(self, bits: int) -> int:
-        taken, after = self._take(bits)
-        return (int.from_bytes(taken) >> after) & ((1 << bits) - 1)
+    def read_integer(self, bits: int) -> int:
+        content, unread = self._advance(bits)
+        return (int.from_bytes(content) >> unread) & ((1 << bits) - 1)
 
-    def bytes(self, count: int) -> npt.NDArray[np.uint8]:
-        taken, after = self._take(8 * count)
-        held: npt.NDArray[np.uint8] = np.frombuffer(taken, np.uint8)
-        if after:
-            held = np.bitwise_or(np.left_shift(held[:-1], 8 - after, dtype=np.uint8), held[1:] >> after)
-        return held
+    def read_bytes(self, count: int) -> npt.NDArray[np.uint8]:
+        content, unread = self._advance(8 * count)
+        values: npt.NDArray[np.uint8] = np.frombuffer(content, np.uint8)
+        if unread:
+            values = np.bitwise_or(np.left_shift(values[:-1], 8 - unread, dtype=np.uint8), values[1:] >> unread)
+        return values
 
 
 def encode_rle(mask: Mask) -> list[int]:
-    """The mask painted in white, `value.rle` of a result: byte for byte what Label Studio's SDK writes."""
+    """Return the mask, painted in white, as `value.rle` of a result: byte for byte as Label Studio's SDK writes it."""
     flat = mask.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
     runs = np.diff(starts, append=flat.size) * 4
-    bits = [f"{flat.size * 4:032b}", f"{_WORD - 1:05b}", *(f"{size - 1:04b}" for size in _SIZES)]
+    bits = [f"{flat.size * 4:032b}", f"{_WORD_BITS - 1:05b}", *(f"{size - 1:04b}" for size in _LENGTH_BITS)]
     for start, run in zip(starts.tolist(), runs.tolist(), strict=True):
         value = f"{255 if flat[start] else 0:08b}"
         while run:
-            number = next((i for i, size in enumerate(_SIZES) if run <= 1 << size), 3)
-            length = min(run, 1 << _SIZES[number])
-            bits.append(f"1{number:02b}{length - 1:0{_SIZES[number]}b}{value}")
+            index = next((i for i, size in enumerate(_LENGTH_BITS) if run <= 1 << size), 3)
+            length = min(run, 1 << _LENGTH_BITS[index])
+            bits.append(f"1{index:02b}{length - 1:0{_LENGTH_BITS[index]}b}{value}")
             run -= length
     text = "".join(bits)
     text += "0" * (8 - len(text) % 8)
     return list(int(text, 2).to_bytes(len(text) // 8))
 
 
-def mask_from_image(picture: Image) -> Mask:
-    """The mask that a picture of any mode shows: where it is opaque, or, opaque everywhere, where it is bright.
+def mask_from_image(image: Image) -> Mask:
+    """Return the mask in an image of any mode: where it is opaque or, if opaque everywhere, where it is bright.
 
-    Either above 127 of 255. Raises `MaskError` for pixels of unknown range.
+    Both mean above 127 of 255. Raises `MaskError` for pixels of unknown range.
     """
-    if picture.mode in ("I", "F"):
-        raise MaskError("a mask has 32-bit pixels of unknown range: save it with 8")
-    if picture.mode.startswith("I;16"):
-        return np.asarray(picture) >> 8 > 127
-    if picture.has_transparency_data:
-        alpha = np.asarray(picture.convert("RGBA"))[:, :, 3]
+    if image.mode in ("I", "F"):
+        raise MaskError("the mask has 32-bit pixels of unknown range: save it with 8 bits")
+    if image.mode.startswith("I;16"):
+        return np.asarray(image) >> 8 > 127
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA"))[:, :, 3]
         if alpha.min() < 255:
             return alpha > 127
-    return np.asarray(picture.convert("RGB").convert("L")) > 127
+    return np.asarray(image.convert("RGB").convert("L")) > 127
 
 
 def fit_mask(mask: Mask, width: int, height: int) -> Mask:
-    """`mask` for a picture of `width` × `height`.
+    """Return `mask` for an image of `width` × `height` pixels.
 
-    One of the same proportions, to a pixel, is scaled: annotators see a scene smaller than it is. Raises `MaskError`
-    where the proportions are others, for then it is another picture's, and where nothing is masked.
+    A mask of the same proportions, to a pixel, is scaled, because annotators may see a scene scaled down. Raises
+    `MaskError` for other proportions, because the mask belongs to another image, and for an empty mask.
     """
     from PIL import Image
 
     high, wide = mask.shape
     if not mask.any():
-        raise MaskError("the mask is empty: paint over what is to be put right")
+        raise MaskError("the mask is empty: paint over the region to inpaint")
     if (wide, high) == (width, height):
         return mask
-    # The smaller's sides are some scale of the larger's, each rounded to a pixel.
+    # The sides of the smaller one are those of the larger one times a scale, each rounded to a pixel.
     if abs(wide * height - high * width) * 2 > max(wide + high, width + height) or min(wide, high, width, height) < 8:
-        raise MaskError(f"the mask has {wide}×{high} pixels, the picture {width}×{height}: give the picture's own mask")
+        raise MaskError(f"the mask has {wide}×{high} pixels, the image {width}×{height}: use the image's own mask")
     scaled = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BILINEAR)
     return fit_mask(np.asarray(scaled) > 127, width, height)
 
 
 def mask_centroid(mask: Mask) -> tuple[float, float]:
-    """x and y, in pixels, of the middle of what is masked: the mean over its pixels, whose own middles are at .5."""
+    """Return x and y, in pixels, of the mask's centroid: the mean over its pixels, whose centres are at .5."""
     rows, columns = np.nonzero(mask)
     return float(columns.mean() + 0.5), float(rows.mean() + 0.5)
 
 
 def bounding_box(mask: Mask, margin: int = 0) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of what is masked with `margin` pixels around, as Pillow crops, in the picture."""
+    """Return left, top, right and bottom of the mask with `margin` pixels around, as Pillow crops, in the image."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     high, wide = mask.shape
     return (
@@ -164,26 +163,26 @@ def bounding_box(mask: Mask, margin: int = 0) -> tuple[int, int, int, int]:
 
 
 def longer_mask_side(mask: Mask) -> int:
-    """Of what bounds the mask, in pixels."""
+    """Return the longer side of the mask's bounding box, in pixels."""
     left, top, right, bottom = bounding_box(mask)
     return max(right - left, bottom - top)
 
 
 def widen_mask(mask: Mask, share: float) -> Mask:
-    """The mask and all within `share` of its longer side from it."""
+    """Return the mask widened by `share` of its longer side."""
     from scipy.ndimage import distance_transform_edt
 
     return np.asarray(distance_transform_edt(~mask) <= share * longer_mask_side(mask))
 
 
 FEATHER_RADIUS = 0.04
-"""How far an edit fades in inside its mask, as a share of the mask's longer side."""
+"""The width over which an edit fades in inside its mask, as a share of the mask's longer side."""
 
 
 def feather_mask(mask: Mask, radius: float) -> npt.NDArray[np.float32]:
-    """How much of an edit is taken, 0–1, height × width: 0 outside the mask, rising to 1 over `radius` pixels inside.
+    """Return the weight of an edit, 0–1, height × width: 0 outside the mask, rising to 1 over `radius` pixels inside.
 
-    The picture's own edge is no edge of the mask. `radius` 0 is the mask itself.
+    The image's border is not an edge of the mask. `radius` 0 is the mask itself.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -193,19 +192,17 @@ def feather_mask(mask: Mask, radius: float) -> npt.NDArray[np.float32]:
 
 
 def keep_outside(original: Image, edited: Image, mask: Mask, radius: float | None = None) -> Image:
-    """`edited` inside the mask, fading in over `radius` pixels, and outside it the original's pixels exactly. RGB.
+    """Return `edited` inside the mask, fading in over `radius` pixels, and exactly the original outside it, in RGB.
 
-    The radius is `FEATHER` of the mask's longer side by default.
-
-    Raises `MaskError` where the three are not of one size.
+    The radius is by default `FEATHER_RADIUS` of the mask's longer side. Raises `MaskError` where the sizes differ.
     """
     from PIL import Image
 
     high, wide = mask.shape
     if not original.size == edited.size == (wide, high):
         sizes = " and ".join(f"{w}×{h}" for w, h in (original.size, edited.size, (wide, high)))
-        raise MaskError(f"original, edit and mask are not of one size: {sizes}: resize the edit first")
-    before, after = (np.asarray(picture.convert("RGB"), np.float32) for picture in (original, edited))
-    share = feather_mask(mask, FEATHER_RADIUS * longer_mask_side(mask) if radius is None else radius)
-    blended = before + share[:, :, None] * (after - before)
+        raise MaskError(f"original, edit and mask differ in size: {sizes}: resize the edit first")
+    before, after = (np.asarray(image.convert("RGB"), np.float32) for image in (original, edited))
+    weight = feather_mask(mask, FEATHER_RADIUS * longer_mask_side(mask) if radius is None else radius)
+    blended = before + weight[:, :, None] * (after - before)
     return Image.fromarray(blended.round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Keeps finished tables as Parquet, one file an asset, where people and notebooks find them by name."""
+"""Keeps finished tables as Parquet, one file per asset, where users and notebooks find them by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resources.files import describe_os_error, replacing
 
 
 class ParquetTables(dg.IOManager):
-    """Polars frames to and from `<folder>/<asset>.parquet`, replaced whole."""
+    """Writes Polars frames to `<folder>/<asset>.parquet`, replacing the file, and reads them from there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,5 +32,5 @@ class ParquetTables(dg.IOManager):
     def load_input(self, context: dg.InputContext) -> pl.DataFrame:
         path = self.path(context.asset_key)
         if not path.exists():
-            raise FlexyError(f"there is no {path}: materialise {context.asset_key.to_user_string()} first")
+            raise FlexyError(f"no file {path}: materialise {context.asset_key.to_user_string()} first")
         return pl.read_parquet(path)

@@ -1,4 +1,4 @@
-"""Prompts: what a prompt may hold, and files of them."""
+"""Checks prompts, and reads files of them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from resources.errors import BadInputError
 
 MAX_PROMPT = 2_000
-"""Characters; no text encoder here reads a tenth of it."""
+"""Characters; the text encoders in use read less than a tenth of it."""
 
 
 def check_prompt(prompt: str, where: str) -> None:
-    """Raises `BadInputError`, beginning with `where`, for what is no line of text or too long."""
+    """Raise `BadInputError`, beginning with `where`, for a prompt with control characters or one that is too long."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in prompt):
-        raise BadInputError(f"{where}: control characters in it: one prompt a line, plain text")
+        raise BadInputError(f"{where}: control characters: write plain text, one prompt per line")
     if len(prompt) > MAX_PROMPT:
         raise BadInputError(f"{where}: over {MAX_PROMPT} characters: shorten it")
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts in a UTF-8 text file, one a line; blank lines and lines that begin with # are passed over.
+    """Return the prompts in a UTF-8 text file, one per line; blank lines and lines that begin with # are skipped.
 
     Raises `BadInputError` naming the file and, where there is one, the line.
     """
@@ -28,7 +28,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise BadInputError(
-            f"cannot read prompts {path}: {error.strerror}: name a text file, one prompt a line"
+            f"cannot read prompts {path}: {error.strerror}: name a text file with one prompt per line"
         ) from None
     except UnicodeDecodeError as error:
         raise BadInputError(f"prompts {path} are not UTF-8 text (byte {error.start}): save the file as UTF-8") from None
@@ -40,5 +40,5 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         check_prompt(prompt, f"prompts {path}, line {number}")
         prompts.append(prompt)
     if not prompts:
-        raise BadInputError(f"prompts {path}: no prompt in it: write one a line")
+        raise BadInputError(f"prompts {path}: the file has no prompts: write one per line")
     return tuple(prompts)

@@ -151,7 +151,7 @@ def test_what_cannot_be_scored_again_is_refused(
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [
-        ("FLEXY_IMAGES", "/nosuch/place", "the image root /nosuch/place is not there: set FLEXY_IMAGES"),
+        ("FLEXY_IMAGES", "/nosuch/place", "the image root /nosuch/place does not exist: set FLEXY_IMAGES"),
         ("FLEXY_PROMPT_COLUMN", "caption", "the column bench_run_results.caption, which FLEXY_PROMPT_COLUMN names"),
     ],
 )

@@ -213,8 +213,8 @@ def test_a_sweep_that_cannot_be_is_refused_in_one_line_and_leaves_no_run(
     ("content", "words"),
     [
         (None, "No such file"),
-        (b"", "no prompt in it"),
-        (b"\n  \n# only a remark\n", "no prompt in it"),
+        (b"", "the file has no prompts"),
+        (b"\n  \n# only a remark\n", "the file has no prompts"),
         (b"a fox\n\xff\xfe\n", "not UTF-8 text (byte 6)"),
         (b"a fox\na \x00 owl\n", "line 2: control characters"),
         (b"a fox\n" + 2001 * b"x", "line 2: over 2000 characters"),
@@ -236,9 +236,9 @@ def test_a_prompt_file_that_cannot_be_used_is_named_with_the_line(
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("hunter2", "FLEXY_DATABASE_URL cannot be read"),
-        ("://flexy:hunter2@somewhere/results", "FLEXY_DATABASE_URL cannot be read"),
-        ("postgresql://flexy:hunter2@127.0.0.1:port/results", "FLEXY_DATABASE_URL cannot be read"),
+        ("hunter2", "invalid FLEXY_DATABASE_URL"),
+        ("://flexy:hunter2@somewhere/results", "invalid FLEXY_DATABASE_URL"),
+        ("postgresql://flexy:hunter2@127.0.0.1:port/results", "invalid FLEXY_DATABASE_URL"),
         ("mysql://flexy:hunter2@127.0.0.1/results", "FLEXY_DATABASE_URL names mysql"),
         # Nobody listens on port 1.
         ("postgresql://flexy:hunter2@127.0.0.1:1/results", "cannot reach postgresql://flexy:***@127.0.0.1:1/results"),

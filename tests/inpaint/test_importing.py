@@ -208,13 +208,13 @@ def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
     assert of["scene"] == f"scene picture: {what}/gone.png is answered with status 404: check the URL"
     assert of["character"] == f"character picture: {what}/gone.png is answered with status 404: check the URL"
     assert of["html"] and "is HTML, not an image" in of["html"]
-    assert of["empty"] == "the mask is empty: paint over what is to be put right"
-    assert of["other shape"] == "the mask has 24×40 pixels, the picture 40×24: give the picture's own mask"
+    assert of["empty"] == "the mask is empty: paint over the region to inpaint"
+    assert of["other shape"] == "the mask has 24×40 pixels, the image 40×24: use the image's own mask"
     assert of["inward"] and "inside this machine or its network" in of["inward"]
     assert of["file"] and "leads out of the export's folder" in of["file"]
     assert of["no scheme"] and "'bucket.example/a.png' cannot be read" in of["no scheme"]
     assert of["sizes"] == "the mask is painted on pictures of different sizes: paint on the scene alone"
-    assert of["torn"] == "a brush mask is cut short: draw it anew"
+    assert of["torn"] == "a brush mask is truncated: paint it again"
     assert of["final"] is None, "it can be worked on without"
     assert found.notes == [
         f"task 7011: it has no final picture: {what}/gone.png is answered with status 404: check the URL"
@@ -287,7 +287,7 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Si
     assert some.exit_code == 0 and "1 tasks can be worked on: 0 new, 0 changed; 0 pictures" in some.stdout
     run = flexy("inpaint", "run", "--task-id", "7002", "--task-id", "7004", "--json")
     assert run.exit_code == 1 and document(run)["batches"] == ["3_0000"]
-    assert document(run)["left"]["7004"] == "the mask is empty: paint over what is to be put right"
+    assert document(run)["left"]["7004"] == "the mask is empty: paint over the region to inpaint"
     assert document(run)["left"]["7002"].startswith("no face in the scene") and document(run)["selected"] == []
 
 

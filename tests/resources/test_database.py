@@ -40,7 +40,7 @@ def complaint(url: str) -> str:
     ],
 )
 def test_a_url_that_cannot_be_read(url: str) -> None:
-    assert "FLEXY_DATABASE_URL cannot be read: write postgresql://USER:PASSWORD@HOST/NAME" in complaint(url)
+    assert "invalid FLEXY_DATABASE_URL: write postgresql://USER:PASSWORD@HOST/NAME" in complaint(url)
 
 
 def test_a_database_we_do_not_keep_results_in() -> None:

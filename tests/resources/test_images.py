@@ -239,7 +239,7 @@ def test_a_root_that_is_there_passes_and_one_that_is_not_is_named(tmp_path: Path
         ImageStore(root).check()
     nowhere = [str(tmp_path / name) for name in ("nowhere", "file", "file/x", "gone", "a\0b")]
     for root in (*nowhere, f"file://{tmp_path}/nowhere", f"memory://{uuid4().hex}"):
-        assert f"the image root {root} is not there: set FLEXY_IMAGES to where the images lie" == complaint(root)
+        assert f"the image root {root} does not exist: set FLEXY_IMAGES to the folder of the images" == complaint(root)
     assert not (tmp_path / "nowhere").exists()
 
 

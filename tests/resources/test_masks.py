@@ -114,14 +114,14 @@ def test_any_mask_is_read_back(seed: int) -> None:
 @pytest.mark.parametrize(
     ("rle", "size", "reason"),
     [
-        ([], (2, 2), "is cut short"),
-        (encode_rle(masked("##", "##"))[:-2], (2, 2), "is cut short"),
-        (stream(16, words(1, 2, 3)), (2, 2), "is cut short"),
-        (stream(16, words(*range(16))[:-16]), (2, 2), "is cut short"),
-        (encode_rle(masked("##", "##")), (3, 2), "holds 16 bytes where 3×2 pixels have 24"),
-        (stream(2**32 - 1), (2, 2), "holds 4294967295 bytes where 2×2 pixels have 16"),
-        (stream(4, words(*range(5))), (1, 1), "holds more than its picture"),
-        (stream(16, "1" + "11" + "1" * 16 + "1" * 8), (2, 2), "holds more than its picture"),
+        ([], (2, 2), "is truncated"),
+        (encode_rle(masked("##", "##"))[:-2], (2, 2), "is truncated"),
+        (stream(16, words(1, 2, 3)), (2, 2), "is truncated"),
+        (stream(16, words(*range(16))[:-16]), (2, 2), "is truncated"),
+        (encode_rle(masked("##", "##")), (3, 2), "has 16 bytes, 3×2 pixels have 24"),
+        (stream(2**32 - 1), (2, 2), "has 4294967295 bytes, 2×2 pixels have 16"),
+        (stream(4, words(*range(5))), (1, 1), "is larger than its image"),
+        (stream(16, "1" + "11" + "1" * 16 + "1" * 8), (2, 2), "is larger than its image"),
         (stream(16, word=16), (2, 2), "has words of 16 bits"),
         (stream(4 * 10**8), (10_000, 10_000), "claims 10000×10000 pixels"),
         (stream(0), (0, 2), "claims 0×2 pixels"),
@@ -130,13 +130,13 @@ def test_any_mask_is_read_back(seed: int) -> None:
         (stream(4), (True, 1), "claims True×1 pixels"),
         (stream(16), ("2", 2), "claims 2×2 pixels"),
         (stream(16), (2.0, 2), "claims 2.0×2 pixels"),
-        ([256], (2, 2), "is no list of bytes"),
-        ([-1], (2, 2), "is no list of bytes"),
-        ([1.0], (2, 2), "is no list of bytes"),
-        ([True], (2, 2), "is no list of bytes"),
-        ("abc", (2, 2), "is no list of bytes"),
-        (None, (2, 2), "is no list of bytes"),
-        ({"0": 1}, (2, 2), "is no list of bytes"),
+        ([256], (2, 2), "is not a list of bytes"),
+        ([-1], (2, 2), "is not a list of bytes"),
+        ([1.0], (2, 2), "is not a list of bytes"),
+        ([True], (2, 2), "is not a list of bytes"),
+        ("abc", (2, 2), "is not a list of bytes"),
+        (None, (2, 2), "is not a list of bytes"),
+        ({"0": 1}, (2, 2), "is not a list of bytes"),
     ],
 )
 def test_what_is_no_brush_mask_is_refused_in_a_line_and_without_memory(rle: Any, size: Any, reason: str) -> None:
@@ -207,14 +207,12 @@ def test_a_mask_of_the_pictures_proportions_is_scaled(width: int, height: int) -
 def test_a_mask_of_other_proportions_is_another_pictures(width: int, height: int) -> None:
     with pytest.raises(MaskError) as caught:
         fit_mask(disc(40, 30, 10, 10, 5), width, height)
-    assert str(caught.value) == (
-        f"the mask has 40×30 pixels, the picture {width}×{height}: give the picture's own mask"
-    )
+    assert str(caught.value) == (f"the mask has 40×30 pixels, the image {width}×{height}: use the image's own mask")
 
 
 def test_an_empty_mask_is_refused_and_so_is_one_that_is_empty_once_scaled() -> None:
     for mask in (np.zeros((30, 40), bool), disc(800, 600, 10, 10, 1)):
-        with pytest.raises(MaskError, match="the mask is empty: paint over what is to be put right"):
+        with pytest.raises(MaskError, match="the mask is empty: paint over the region to inpaint"):
             fit_mask(mask, 40, 30)
 
 
@@ -262,5 +260,5 @@ def test_outside_the_mask_every_pixel_is_the_originals(radius: float) -> None:
 def test_an_edit_of_another_size_is_refused() -> None:
     mask = disc(40, 30, 15, 15, 9)
     for original, edited in ((noise(1), noise(2, 41)), (noise(1, 41), noise(2, 41)), (noise(1, 30, 40), noise(2))):
-        with pytest.raises(MaskError, match=r"are not of one size: .* and 40×30: resize the edit first"):
+        with pytest.raises(MaskError, match=r"differ in size: .* and 40×30: resize the edit first"):
             keep_outside(original, edited, mask)

@@ -180,7 +180,7 @@ def test_a_run_whose_process_is_gone_is_not_at_anything(table: Callable[..., Tab
 def test_a_missing_image_root_starts_nothing_and_fails_nothing(table: Callable[..., Table], home: Path) -> None:
     at = table((20,), 0)
     shutil.move(home / "pictures", home / "elsewhere")
-    with pytest.raises(BadInputError, match=r"the image root .*pictures is not there: set FLEXY_IMAGES"):
+    with pytest.raises(BadInputError, match=r"the image root .*pictures does not exist: set FLEXY_IMAGES"):
         at.request()
     with at.database.begin(reading=True) as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM image_scores")) == 0

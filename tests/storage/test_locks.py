@@ -462,9 +462,9 @@ def few(database: Database, add: Adder, pictures: Path) -> list[UUID]:
 
 def test_where_the_root_is_not_there_no_row_is_blamed(database: Database, few: list[UUID], tmp_path: Path) -> None:
     mine = work(database, tmp_path / "not mounted")
-    with pytest.raises(BadInputError, match=r"the image root .*/not mounted is not there: set FLEXY_IMAGES"):
+    with pytest.raises(BadInputError, match=r"the image root .*/not mounted does not exist: set FLEXY_IMAGES"):
         embed(mine, BATCHES)
-    with pytest.raises(BadInputError, match=r"the image root .*/not mounted is not there: set FLEXY_IMAGES"):
+    with pytest.raises(BadInputError, match=r"the image root .*/not mounted does not exist: set FLEXY_IMAGES"):
         score(mine, BATCHES, "hps_v2_score")
     assert attempts(database) == {}
 

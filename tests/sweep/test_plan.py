@@ -254,9 +254,9 @@ def test_prompts_are_read_as_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no prompt in it"),
-        (b"\n  \n", "no prompt in it"),
-        (b"# one\n#two\n", "no prompt in it"),
+        (b"", "the file has no prompts"),
+        (b"\n  \n", "the file has no prompts"),
+        (b"# one\n#two\n", "the file has no prompts"),
         ("déjà vu".encode("latin-1"), "not UTF-8 text (byte 1)"),
         ("a red disc".encode("utf-16"), "not UTF-8 text (byte 0)"),
         (b"a red disc\na\0b\n", "line 2: control characters"),

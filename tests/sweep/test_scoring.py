@@ -107,12 +107,12 @@ def test_each_file_is_decoded_once_however_many_scorers_read_it(work: Work) -> N
     score_all(work, ["b_0000", "b_0001"])
     assert work.store.opened == dict.fromkeys(files, 1)
     assert all(row[metric] is not None for row in rows(work).values() for metric in METRICS)
-    assert not work.store._kept
-    assert work.store._kept_bytes == 0
+    assert not work.store._shared
+    assert work.store._shared_bytes == 0
 
 
 def test_what_does_not_fit_is_decoded_again(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_files, "KEPT_BYTES", 10 * 64 * 64 * 3)
+    monkeypatch.setattr(image_files, "MAX_SHARED_BYTES", 10 * 64 * 64 * 3)
     files = draw(work, 30)
     add(work, files)
     score_all(work, ["b_0000"])

@@ -20,7 +20,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 endif
 
-.PHONY: demo test ui up apart lint lock references label-studio clean
+.PHONY: demo test check ui up apart lint lock references label-studio clean
 
 demo: $(VENV)/.installed
 	$(BIN)/flexy demo
@@ -39,6 +39,10 @@ up: apart
 
 apart: $(VENV)/.installed
 	@$(BIN)/python deploy/postgres/check.py
+
+# Lint, and what is tested in seconds: without servers, a browser or images made by models.
+check: lint
+	$(BIN)/pytest -m "not slow and not browser and not postgres and not label_studio"
 
 test: $(VENV)/.installed $(VENV)/references/.installed $(VENV)/label-studio/.installed
 	$(BIN)/pytest

@@ -291,7 +291,7 @@ def clean(browser: Browser, gallery: Gallery) -> None:
 @pytest.fixture
 def keys(browser: Browser) -> Callable[[str], None]:
     """`keys(words)` types into what has the focus."""
-    return lambda words: browser.send("Input.insertText", text=words)
+    return browser.write
 
 
 def test_a_person_tries_looks_and_compares(

@@ -1,160 +1,135 @@
-"""A Chromium driven over its DevTools protocol: what a person would do to a page, and what the page did meanwhile.
+"""The machine's Chromium, driven by Playwright: what a person would do to a page, and what the page did meanwhile.
 
 Used by tests and benchmarks.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import shutil
-import subprocess
-import tempfile
 import time
-import urllib.request
-from contextlib import ExitStack
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from websockets.sync.client import connect
+from playwright.sync_api import ConsoleMessage, Error, sync_playwright
+from playwright.sync_api import Request as PageRequest
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = (
-    *("--headless=new", "--no-first-run", "--hide-scrollbars", "--disable-gpu", "--disable-extensions"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps"),
-)
-KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
+TIMEOUT_MS = 60_000
+
+T = TypeVar("T")
 
 
 def program() -> str | None:
-    """The installed Chromium, if there is one."""
+    """Return the installed Chromium, if there is one."""
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
 class Browser:
-    """One tab. `errors` and `requests` are what the page logged as wrong and asked others for since it was opened."""
+    """One tab. `errors` and `requests` are what the page logged as wrong and requested since it was opened.
+
+    Playwright has a thread of its own, because its event loop would keep others from running one in the test's.
+    """
 
     def __init__(self, program: str) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="flexy-browser-"))
-        # Chromium's sandbox does not run as root.
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-        command = [program, *QUIET, *sandbox, "--remote-debugging-port=0", f"--user-data-dir={self._folder}"]
-        self._process = subprocess.Popen(
-            [*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        self._id = 0
         self.errors: list[str] = []
         self.requests: list[str] = []
-        self._loaded = False
-        self._open = ExitStack()
-        self._socket = self._open.enter_context(connect(self._address(), max_size=None, ping_interval=None))
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
-        self.resize()
+        self._thread = ThreadPoolExecutor(1, "browser")
+        self._call(lambda: self._start(program))
 
-    def _address(self) -> str:
-        port, deadline = self._folder / "DevToolsActivePort", time.monotonic() + 30
-        while time.monotonic() < deadline:
-            if port.exists() and (number := port.read_text().partition("\n")[0]):
-                with urllib.request.urlopen(f"http://127.0.0.1:{number}/json/list", timeout=10) as answer:
-                    pages = [target for target in json.load(answer) if target["type"] == "page"]
-                if pages:
-                    return str(pages[0]["webSocketDebuggerUrl"])
-            time.sleep(0.05)
-        raise TimeoutError("Chromium did not open its DevTools port within 30 s")
+    def _call(self, action: Callable[[], T]) -> T:
+        return self._thread.submit(action).result()
+
+    def _start(self, program: str) -> None:
+        self._playwright = sync_playwright().start()
+        # Chromium's sandbox does not run as root.
+        sandbox = os.geteuid() != 0
+        self._chromium = self._playwright.chromium.launch(executable_path=program, chromium_sandbox=sandbox)
+        self._page = self._chromium.new_page(viewport={"width": 1400, "height": 1000})
+        self._page.set_default_timeout(TIMEOUT_MS)
+        self._session = self._page.context.new_cdp_session(self._page)
+        self._page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self._page.on("console", self._note_message)
+        self._page.on("request", self._note_request)
+
+    def _note_message(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning", "assert"):
+            self.errors.append(message.text)
+
+    def _note_request(self, request: PageRequest) -> None:
+        if not request.url.startswith(("data:", "blob:")):
+            self.requests.append(request.url)
 
     def close(self) -> None:
-        self._open.close()
-        self._process.terminate()
-        self._process.wait(20)
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def send(self, method: str, **parameters: Any) -> Any:
-        """The protocol's answer to one command."""
-        self._id += 1
-        self._socket.send(json.dumps({"id": self._id, "method": method, "params": parameters}))
-        while True:
-            message = json.loads(self._socket.recv(timeout=60))
-            if message.get("id") == self._id:
-                if "error" in message:
-                    raise RuntimeError(f"{method}: {message['error']['message']}")
-                return message["result"]
-            self._note(message.get("method"), message.get("params", {}))
-
-    def _note(self, event: str | None, said: dict[str, Any]) -> None:
-        if event == "Page.loadEventFired":
-            self._loaded = True
-        elif event == "Runtime.exceptionThrown":
-            self.errors.append(said["exceptionDetails"].get("exception", {}).get("description", "an exception"))
-        elif event == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning", "assert"):
-            self.errors.append(" ".join(str(part.get("value", "")) for part in said["args"]))
-        elif event == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
-            self.errors.append(said["entry"]["text"])
-        elif event == "Network.requestWillBeSent" and not said["request"]["url"].startswith(("data:", "blob:")):
-            self.requests.append(said["request"]["url"])
+        self._call(self._chromium.close)
+        self._call(self._playwright.stop)
+        self._thread.shutdown()
 
     def open(self, page: Path | str) -> None:
-        """Returns once the file, or what is at the address, has loaded; `requests` then has it first."""
+        """Return once the file, or what is at the address, has loaded; `requests` then has it first."""
         self.errors.clear()
         self.requests.clear()
-        self._loaded = False
-        self.send("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
-        deadline = time.monotonic() + 60
-        while not self._loaded and time.monotonic() < deadline:
-            self.evaluate("1")
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        self._call(lambda: self._page.goto(address, wait_until="load"))
         self.settle()
 
     def settle(self) -> None:
-        """Two frames later: what was to be drawn is drawn."""
+        """Return two frames later, when what was to be drawn is drawn."""
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))))")
 
     def until(self, condition: str, seconds: float = 60) -> None:
-        """Returns once an expression in the page is true; raises `TimeoutError` where it never gets so."""
+        """Return once an expression in the page is true; raises `TimeoutError` where it never gets so."""
         deadline = time.monotonic() + seconds
-        while not self.evaluate(condition):
+        while not self._is_true(condition):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{condition} has not come true within {seconds:g} s")
             time.sleep(0.1)
         self.settle()
 
+    def _is_true(self, condition: str) -> bool:
+        try:
+            return bool(self.evaluate(condition))
+        except Error as error:
+            if "context was destroyed" in error.message:  # another page is being opened
+                return False
+            raise
+
     def evaluate(self, script: str) -> Any:
-        """The value of an expression in the page, awaited; raises where the page does."""
-        found = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in found:
-            raise RuntimeError(found["exceptionDetails"]["exception"].get("description", "an exception in the page"))
-        return found["result"].get("value")
+        """Return the value of an expression in the page, awaited; raises where the page does."""
+        return self._call(lambda: self._page.evaluate(script))
 
     def resize(self, width: int = 1400, height: int = 1000, *, touch: bool = False) -> None:
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
-        self.send("Emulation.setTouchEmulationEnabled", enabled=touch)
+        self._call(lambda: self._page.set_viewport_size({"width": width, "height": height}))
+        self._call(lambda: self._session.send("Emulation.setTouchEmulationEnabled", {"enabled": touch}))
 
     def dark(self, dark: bool) -> None:
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self._call(lambda: self._page.emulate_media(color_scheme="dark" if dark else "light"))
         self.settle()
 
     def hover(self, x: float, y: float) -> None:
-        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self._call(lambda: self._page.mouse.move(x, y))
         self.settle()
 
     def click(self, x: float, y: float) -> None:
-        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self._call(lambda: self._page.mouse.click(x, y))
         self.settle()
 
     def tap(self, x: float, y: float) -> None:
-        self.send("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
-        self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+            event = {"type": kind, "touchPoints": points}
+            self._call(lambda event=event: self._session.send("Input.dispatchTouchEvent", event))
         self.settle()
 
     def press(self, key: str) -> None:
-        said = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
-        said |= {"text": "\r"} if key == "Enter" else {}
-        for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, **said)
+        self._call(lambda: self._page.keyboard.press(key))
         self.settle()
+
+    def write(self, text: str) -> None:
+        """Put text where the focus is, as an input method would."""
+        self._call(lambda: self._page.keyboard.insert_text(text))
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
+        self._call(lambda: self._page.screenshot(path=path, full_page=whole))

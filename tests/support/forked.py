@@ -187,7 +187,10 @@ class _ForkServer:
 
     def close(self) -> None:
         self._channel.close()
-        self._process.wait(30)
+        with suppress(TimeoutExpired):
+            self._process.wait(5)
+        self._process.kill()
+        self._process.wait()
 
 
 @cache
@@ -222,7 +225,7 @@ def _serve(channel: socket.socket) -> None:
         if not request:
             for pid in statuses:
                 os.kill(pid, signal.SIGKILL)
-            return
+            os._exit(0)
         *streams, status = descriptors
         pid = os.fork()
         if not pid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,8 @@ from resources.database import named_database_errors
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
-PROJECT_FOLDER = Path(__file__).parent.parent
-"""The folder of dagster.yaml, the embedded default's DAGSTER_HOME."""
+REPOSITORY = Path(__file__).parent.parent
+"""The folder of dagster.yaml, which is DAGSTER_HOME by default; the wheel has it at share/flexy."""
 
 QUIET_LOGGING: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """The command prints its own lines, not Dagster's."""
@@ -45,7 +46,8 @@ class RunError(Protocol):
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """Open the user's instance (`DAGSTER_HOME`), by default the embedded one below `FLEXY_HOME`."""
     storage = settings.home / "dagster"
-    os.environ.setdefault("DAGSTER_HOME", str(PROJECT_FOLDER))
+    repository = REPOSITORY if (REPOSITORY / "dagster.yaml").exists() else Path(sys.prefix) / "share" / "flexy"
+    os.environ.setdefault("DAGSTER_HOME", str(repository))
     os.environ.setdefault("FLEXY_DAGSTER_STORAGE", str(storage))
     storage.mkdir(parents=True, exist_ok=True)
     bookkeeping = f"Dagster's bookkeeping (DAGSTER_HOME={os.environ['DAGSTER_HOME']})"

@@ -13,7 +13,6 @@ from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from resources.errors import BadInputError
@@ -343,7 +342,7 @@ def toml_key(variable: str) -> str:
     return variable.removeprefix("FLEXY_").lower()
 
 
-def _error_message(error: ErrorDetails, judge: str | None) -> str:
+def _error_message(error: Any, judge: str | None) -> str:
     """Return the thing, the value unless it may hold a secret, and the remedy."""
     (field,) = (each for each in Settings.model_fields.values() if each.alias == error["loc"][0])
     variable = _judge_key_variable(str(judge)) if field.alias == JUDGE_KEY else field.alias

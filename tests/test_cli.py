@@ -239,7 +239,7 @@ def test_a_prompt_file_that_cannot_be_used_is_named_with_the_line(
         ("hunter2", "invalid FLEXY_DATABASE_URL"),
         ("://flexy:hunter2@somewhere/results", "invalid FLEXY_DATABASE_URL"),
         ("postgresql://flexy:hunter2@127.0.0.1:port/results", "invalid FLEXY_DATABASE_URL"),
-        ("mysql://flexy:hunter2@127.0.0.1/results", "FLEXY_DATABASE_URL names mysql"),
+        ("mysql://flexy:hunter2@127.0.0.1/results", "FLEXY_DATABASE_URL: mysql is not supported"),
         # Nobody listens on port 1.
         ("postgresql://flexy:hunter2@127.0.0.1:1/results", "cannot reach postgresql://flexy:***@127.0.0.1:1/results"),
         ("sqlite:////dev/null/hunter2/flexy.sqlite", "cannot use sqlite:"),

@@ -353,7 +353,7 @@ def test_hostile_exports_end_in_reasons(flexy: Flexy, site: Site, home: Path) ->
     answer = document(result)
     assert answer["tasks"] == 1
     assert [one["reason"].split(":")[0] for one in answer["skipped"]][:1] == ["it is nested too deeply"]
-    assert len(answer["skipped"]) == 4 and "cut short" in answer["skipped"][-1]["reason"]
+    assert len(answer["skipped"]) == 4 and "truncated" in answer["skipped"][-1]["reason"]
     for content in ("{}", "[]", "not JSON", ""):
         file.write_text(content)
         result = flexy("inpaint", "import", str(file))

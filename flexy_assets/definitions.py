@@ -25,7 +25,10 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             if isinstance(asset, dg.AssetsDefinition)
         ],
         asset_checks=dg.load_asset_checks_from_modules([checks]),
-        jobs=[jobs.backfill_scores, jobs.rescore_scores, jobs.try_image, jobs.results, inpaint_tasks],
+        jobs=[
+            *(jobs.backfill_scores, jobs.rescore_scores, jobs.heal_scores, jobs.try_image, jobs.results),
+            inpaint_tasks,
+        ],
         schedules=sensors.schedules(settings),
         sensors=sensors.sensors(settings),
         resources={

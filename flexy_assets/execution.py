@@ -66,7 +66,7 @@ def batches_in_progress(instance: dg.DagsterInstance) -> dict[str, set[str]]:
 def _keys_to_score(run: dg.DagsterRun, metric: str, keys: Sequence[str]) -> Sequence[str]:
     """Return the partitions of which a Dagster run is to score `metric`; `keys` are all, in their order."""
     ops: Any = run.run_config.get("ops", {})
-    if run.job_name == names.BACKFILL_JOB:
+    if run.job_name in (names.BACKFILL_JOB, names.DEPRECATED_BACKFILL_JOB):
         configured = ops.get(names.backfill_op(metric), {}).get("config", {}).get("batches")
         return keys if configured is None else configured
     if dg.AssetKey(names.score_asset(metric)) not in (run.asset_selection or ()):

@@ -7,6 +7,9 @@ from uuid import UUID
 BACKFILL_JOB = "backfill_scores"
 """The job that computes missing scores."""
 
+DEPRECATED_BACKFILL_JOB = "heal_scores"
+"""The name that job had before; it works for one release."""
+
 EMBEDDINGS_ASSET = "clip_embeddings"
 
 

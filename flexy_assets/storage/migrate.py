@@ -6,12 +6,9 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy.engine.interfaces import ReflectedIndex
 from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.exc import DBAPIError
@@ -19,6 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from flexy_assets.storage.tables import bench_run_results, bench_runs, metadata
 from resources.database import Database
 from resources.errors import BadInputError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 VERSION_TABLE = "flexy_alembic_version"
 """Not Alembic's usual name: a FlexyFace database may have that one for itself."""
@@ -88,6 +88,10 @@ def check_rights(database: Database) -> None:
 
 
 def _upgrade(connection: sa.Connection) -> None:
+    # Imported here, because definitions that only load need none of it and it takes a while.
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
     versions = ScriptDirectory.from_config(_config())
     there = _version(connection)
     if there == versions.get_current_head():
@@ -106,6 +110,8 @@ def _upgrade(connection: sa.Connection) -> None:
 
 
 def _config(**options: Any) -> Config:
+    from alembic.config import Config
+
     config = Config(**options)
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
@@ -144,7 +150,9 @@ def _statements(connection: sa.Connection) -> Iterator[str]:
 
 
 def _migrations(connection: sa.Connection) -> Iterator[str]:
-    """What the migrations would run."""
+    """Yield the statements that the migrations would run."""
+    from alembic import command
+
     written = io.StringIO()
     config = _config(output_buffer=written)
     config.attributes["connection"] = connection

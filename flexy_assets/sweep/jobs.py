@@ -93,25 +93,41 @@ def backfill_clip_embeddings(
 def _backfill_op(metric: Metric) -> dg.OpDefinition:
     @dg.op(
         name=names.backfill_op(metric.name),
-        description=f"Fill what is missing of `{metric.name}` ({metric.label}).",
+        description=f"Compute the missing scores of `{metric.name}` ({metric.label}).",
         ins={"embedded": dg.In(dg.Nothing)} if metric.reads else {},
         out=dg.Out(dg.Nothing),
         pool="gpu",
     )
-    def heal(context: dg.OpExecutionContext, config: BackfillConfig, work: dg.ResourceParam[Work]) -> None:
+    def backfill(context: dg.OpExecutionContext, config: BackfillConfig, work: dg.ResourceParam[Work]) -> None:
         _score(context, work, metric, _missing_batches(work, metric.name) if config.batches is None else config.batches)
 
-    return heal
+    return backfill
 
 
 _BACKFILL_OPS = {name: _backfill_op(metric) for name, metric in METRICS.items()}
 
 
-@dg.job(name=names.BACKFILL_JOB, description="Fill every missing score, of whichever batches: one run for all metrics.")
-def backfill_scores() -> None:
+def _compose_backfill() -> None:
     embedded = backfill_clip_embeddings()
     for name, metric in METRICS.items():
         _BACKFILL_OPS[name](embedded) if metric.reads else _BACKFILL_OPS[name]()
+
+
+@dg.job(name=names.BACKFILL_JOB, description="Compute every missing score of any partitions: one run for all metrics.")
+def backfill_scores() -> None:
+    _compose_backfill()
+
+
+@dg.op(out=dg.Out(dg.Nothing))
+def warn_deprecated_job(context: dg.OpExecutionContext) -> None:
+    """Warn in the log of the Dagster run."""
+    context.log.warning(f"the job {context.job_name} is deprecated: use {names.BACKFILL_JOB}")
+
+
+@dg.job(name=names.DEPRECATED_BACKFILL_JOB, description=f"Deprecated: use {names.BACKFILL_JOB}.")
+def heal_scores() -> None:
+    warn_deprecated_job()
+    _compose_backfill()
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))

@@ -44,12 +44,10 @@ class Table:
     def request(self) -> dg.RunRequest | dg.SkipReason:
         return jobs.request_backfill(self.instance, self.database, ImageStore(self.settings.images), self.settings)
 
-    def run(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    def run(self, request: dg.RunRequest, job: str = "backfill_scores") -> dg.ExecuteInProcessResult:
         from flexy_assets.definitions import build_definitions
 
-        defs = build_definitions(Settings.read())
-
-        return run_job(self.instance, defs, "backfill_scores", request.run_config)
+        return run_job(self.instance, build_definitions(Settings.read()), job, request.run_config)
 
     def execute(self, statement: str, **values: Any) -> None:
         with self.database.begin() as connection:
@@ -132,7 +130,11 @@ def test_only_images_that_lack_something_are_opened(table: Callable[..., Table])
     assert isinstance(request, dg.RunRequest)
     assert request.tags["flexy/aes_v2_score"] == "5"
     assert asked(request)["backfill_hps_v2_score"] == []
-    assert at.run(request).success
+    # By the job's deprecated name.
+    result = at.run(request, "heal_scores")
+    assert result.success
+    log = [entry.user_message for entry in at.instance.all_logs(result.run_id)]
+    assert "the job heal_scores is deprecated: use backfill_scores" in log
     assert at.missing() == dict.fromkeys(METRIC_COLUMNS, 0)
 
 

@@ -25,7 +25,7 @@ endif
 demo: $(VENV)/.installed
 	$(BIN)/flexy demo
 
-# The file server does not hear a Ctrl-C: the shell stays to end it.
+# The file server does not get the Ctrl-C, so the shell ends it.
 ui up: $(VENV)/.installed
 	@mkdir -p $(FLEXY_DAGSTER_STORAGE) $(FLEXY_HOME)/assets
 	@echo "Dagster: http://$(HOST):$(PORT)   report, CSV and tables: http://$(HOST):$(FILES_PORT)"

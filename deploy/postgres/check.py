@@ -1,4 +1,4 @@
-"""Refuses, in one line, where Dagster and the results would share a database: their tables would meet in it."""
+"""Fail with one line if Dagster and the results would share a database: their tables would collide."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from resources.settings import Settings
 
 
 def check() -> None:
-    """Raises `BadInputError` unless Dagster's database is there, in Postgres, and is not that of the results."""
+    """Raise `BadInputError` unless Dagster's database is a reachable Postgres and not that of the results."""
     dagster = _identity("FLEXY_DAGSTER_URL", os.environ.get("FLEXY_DAGSTER_URL") or "")
     if dagster is None:
-        raise BadInputError("FLEXY_DAGSTER_URL names no Postgres: write postgresql://USER:PASSWORD@HOST/NAME")
+        raise BadInputError(
+            "invalid FLEXY_DAGSTER_URL: must be a Postgres database: write postgresql://USER:PASSWORD@HOST/NAME"
+        )
     if dagster == _identity("FLEXY_DATABASE_URL", Settings.read().database_url):
         raise BadInputError(
-            "FLEXY_DAGSTER_URL and FLEXY_DATABASE_URL name the same database: make one for Dagster alone"
+            "FLEXY_DAGSTER_URL and FLEXY_DATABASE_URL name the same database: create one for Dagster alone"
         )
 
 
 def _identity(variable: str, url: str) -> object | None:
-    """A database of a Postgres by its server's start and its number there, since a host can be spelled in many ways."""
+    """Return a Postgres database by its server's start time and its id there, as a host has many spellings."""
     database = Database(url)
     try:
         if database.url.get_backend_name() != "postgresql":

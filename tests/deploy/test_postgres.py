@@ -289,7 +289,7 @@ def test_up_refuses_one_database_for_both_in_one_line_and_starts_nothing(databas
     # The same server by another name.
     environment["FLEXY_DATABASE_URL"] = environment["FLEXY_DAGSTER_URL"].replace("127.0.0.1", "localhost")
     assert _refused(environment) == (
-        "flexy: FLEXY_DAGSTER_URL and FLEXY_DATABASE_URL name the same database: make one for Dagster alone"
+        "flexy: FLEXY_DAGSTER_URL and FLEXY_DATABASE_URL name the same database: create one for Dagster alone"
     )
 
 

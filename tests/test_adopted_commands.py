@@ -1,9 +1,9 @@
-"""The command on a FlexyFace database: fills what is missing, replaces only what it was told to, and says so."""
+"""The command on a FlexyFace database: backfill computes missing scores, rescore replaces what was confirmed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from resources.images import ImageStore
 from tests.conftest import Flexy
 from tests.support import flexyface
 
-Bring = Callable[..., Database]
 IMAGES, SCORED = 24, 20
 on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
 
 
 @pytest.fixture
-def bring(empty_database: Database, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+def adopted(empty_database: Database, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
     """A FlexyFace database of two runs, most of it with two of the scores, on SQLite and on Postgres."""
     flexyface.bring(empty_database, home / "pictures", (16, 8), SCORED)
     monkeypatch.setenv("FLEXY_DATABASE_URL", empty_database.url.render_as_string(hide_password=False))
@@ -43,8 +42,8 @@ def column(database: Database, name: str) -> dict[str, float | None]:
         return {row[0]: row[1] for row in rows}
 
 
-def test_backfill_computes_what_is_missing_and_replaces_nothing(flexy: Flexy, bring: Database, home: Path) -> None:
-    before = column(bring, "clip_score")
+def test_backfill_computes_what_is_missing_and_replaces_nothing(flexy: Flexy, adopted: Database, home: Path) -> None:
+    before = column(adopted, "clip_score")
     answered = answer(flexy, "backfill")
     assert answered["filled"] == {
         "clip_score": IMAGES - SCORED,
@@ -53,7 +52,7 @@ def test_backfill_computes_what_is_missing_and_replaces_nothing(flexy: Flexy, br
         "hps_v2_score": IMAGES,
     }
     assert answered["scores_computed"] == 2 * (IMAGES - SCORED) + 2 * IMAGES
-    after = column(bring, "clip_score")
+    after = column(adopted, "clip_score")
     assert {path: after[path] for path, value in before.items() if value is not None} == {
         path: value for path, value in before.items() if value is not None
     }
@@ -70,36 +69,36 @@ def test_backfill_computes_what_is_missing_and_replaces_nothing(flexy: Flexy, br
     for heading in ("scores", "runs", "by steps (means)", "newest"):
         assert f"\n{heading}\n" in shown
     # The prompt of a run's images stands where the user said it does.
-    with bring.begin(reading=True) as connection:
+    with adopted.begin(reading=True) as connection:
         prompts = set(connection.scalars(sa.text("SELECT prompt_text FROM bench_runs")))
     import polars as pl
 
     assert set(pl.read_parquet(home / "assets" / "sweep_scores.parquet")["prompt"]) == prompts
 
 
-def test_rescore_says_how_many_it_replaces_and_replaces_no_other_number(flexy: Flexy, bring: Database) -> None:
+def test_rescore_replaces_exactly_the_confirmed_number(flexy: Flexy, adopted: Database) -> None:
     answer(flexy, "backfill")
-    old = column(bring, "hps_v2_score") | column(bring, "clip_score")
+    old = column(adopted, "hps_v2_score") | column(adopted, "clip_score")
     asked = answer(flexy, "rescore", "clip_score")
     assert asked == {"replaces": IMAGES, "retries": 0, "scores_computed": 0}
     assert f"would replace {IMAGES} scores of clip_score" in flexy("rescore", "clip_score").stdout
     wrong = flexy("rescore", "clip_score", "--replace", str(IMAGES - 1))
     assert wrong.exit_code == 2
     assert f"use --replace {IMAGES}" in wrong.stderr
-    assert old == column(bring, "hps_v2_score") | column(bring, "clip_score")
+    assert old == column(adopted, "hps_v2_score") | column(adopted, "clip_score")
 
     done = answer(flexy, "rescore", "clip_score", "--replace", str(IMAGES))
     assert (done["replaces"], done["filled"]) == (IMAGES, {"clip_score": IMAGES})
-    new = column(bring, "clip_score")
+    new = column(adopted, "clip_score")
     # FlexyFace's were drawn at random here; those of ours come out the same again.
     changed = [path for path, value in new.items() if value != old[path]]
     assert len(changed) == SCORED
-    with bring.begin(reading=True) as connection:
+    with adopted.begin(reading=True) as connection:
         assert connection.scalar(sa.text("SELECT count(*) FROM image_scores WHERE rescore IS NOT NULL")) == 0
 
 
 @on_postgres
-def test_rescore_takes_one_run_only_where_one_is_named(flexy: Flexy, bring: Database) -> None:
+def test_rescore_of_a_named_sweep_leaves_the_others(flexy: Flexy, adopted: Database) -> None:
     answer(flexy, "backfill")
     runs = {entry["images"]: entry["run"] for entry in answer(flexy, "status")["runs"]}
     assert answer(flexy, "rescore", "hps_v2_score", runs[8][:8])["replaces"] == 8
@@ -108,7 +107,7 @@ def test_rescore_takes_one_run_only_where_one_is_named(flexy: Flexy, bring: Data
 
 
 @on_postgres
-def test_what_was_given_up_is_tried_again_when_somebody_asks(flexy: Flexy, bring: Database, home: Path) -> None:
+def test_scores_with_exhausted_attempts_are_retried_on_request(flexy: Flexy, adopted: Database, home: Path) -> None:
     picture = home / "pictures" / "000003.png"
     content = picture.read_bytes()
     picture.unlink()
@@ -139,9 +138,7 @@ def test_what_was_given_up_is_tried_again_when_somebody_asks(flexy: Flexy, bring
         (["rescore", "clip_score", "ffffffff"], "unknown sweep 'ffffffff': does not exist"),
     ],
 )
-def test_what_cannot_be_scored_again_is_refused(
-    flexy: Flexy, bring: Database, arguments: list[str], words: str
-) -> None:
+def test_an_invalid_rescore_is_refused(flexy: Flexy, adopted: Database, arguments: list[str], words: str) -> None:
     result = flexy(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
@@ -155,12 +152,12 @@ def test_what_cannot_be_scored_again_is_refused(
         ("FLEXY_PROMPT_COLUMN", "caption", "the column bench_run_results.caption, which FLEXY_PROMPT_COLUMN names"),
     ],
 )
-def test_a_place_that_is_not_there_is_named_and_nothing_is_written(
-    flexy: Flexy, bring: Database, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+def test_a_missing_image_root_or_column_is_named_and_nothing_is_written(
+    flexy: Flexy, adopted: Database, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
 ) -> None:
     monkeypatch.setenv(variable, value)
     result = flexy("backfill")
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert words in line
-    assert set(column(bring, "clip_score").values()) & {None}
+    assert set(column(adopted, "clip_score").values()) & {None}

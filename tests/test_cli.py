@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """The command as a process of its own, run by the code in `folder`."""
+    """Run the command as a process of its own, with the code in `folder`."""
     command = [sys.executable, "-m", "flexy_assets.cli.app", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
 
@@ -43,7 +43,7 @@ def forked_process(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def the_line(stderr: str) -> str:
-    """The one line there is on standard error: thing, cause and remedy, and no traceback."""
+    """Return the only line of standard error: thing, cause and remedy, and no traceback."""
     assert "Traceback" not in stderr
     (line,) = stderr.splitlines()
     assert line.startswith("flexy: ")
@@ -52,14 +52,14 @@ def the_line(stderr: str) -> str:
 
 
 def refused(result: Result) -> str:
-    """The line a command that was asked for the impossible leaves."""
+    """Return the error line of a command with invalid input."""
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     return the_line(result.stderr)
 
 
 def planned(answer: Result) -> str:
-    """The id of the run that `sweep new --json` planned."""
+    """Return the id of the sweep that `sweep new --json` planned."""
     assert answer.exit_code == 0, answer.output
     return json.loads(answer.stdout)["run"]
 
@@ -199,7 +199,7 @@ def test_the_reference_page_of_variables_is_up_to_date() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_sweep_that_cannot_be_is_refused_in_one_line_and_leaves_no_run(
+def test_an_invalid_sweep_is_refused_in_one_line_and_leaves_no_run(
     flexy: Flexy, home: Path, arguments: list[str], words: str
 ) -> None:
     # Of an option that is given twice, the last counts.
@@ -221,7 +221,7 @@ def test_a_sweep_that_cannot_be_is_refused_in_one_line_and_leaves_no_run(
     ],
     ids=["missing", "empty", "blank", "not UTF-8", "binary", "endless"],
 )
-def test_a_prompt_file_that_cannot_be_used_is_named_with_the_line(
+def test_an_invalid_prompt_file_is_named_with_the_line(
     flexy: Flexy, tmp_path: Path, content: bytes | None, words: str
 ) -> None:
     file = tmp_path / "prompts.txt"
@@ -256,7 +256,7 @@ def test_a_database_that_cannot_be_used_is_named_and_its_password_never_shown(
 
 
 @pytest.mark.parametrize("command", [["sweep", "run"], ["export", "--out", "sweep.csv"]])
-def test_a_run_must_exist_and_be_the_only_one_that_is_meant(
+def test_the_beginning_of_an_id_must_name_exactly_one_sweep(
     flexy: Flexy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -272,7 +272,7 @@ def test_a_run_must_exist_and_be_the_only_one_that_is_meant(
 
 
 @pytest.mark.parametrize("command", [["status"], ["demo"], ["sweep", "new", "--engine", "mini_sdxl", "--images", "2"]])
-def test_a_model_set_that_is_none_is_refused(flexy: Flexy, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+def test_an_unknown_model_set_is_refused(flexy: Flexy, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
     monkeypatch.setenv("FLEXY_MODELS", "nonsense")
     assert "invalid FLEXY_MODELS 'nonsense': choose mini or full" in refused(flexy(*command))
 
@@ -293,14 +293,14 @@ def test_an_engine_of_another_model_set_is_refused(flexy: Flexy, monkeypatch: py
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_command_line_that_makes_no_sense_takes_one_line_too(flexy: Flexy, arguments: list[str], words: str) -> None:
+def test_a_usage_error_takes_one_line_too(flexy: Flexy, arguments: list[str], words: str) -> None:
     assert words in refused(flexy(*arguments))
 
 
-# Work that fails half-way: status 1, and what was made stays
+# Work that fails: status 1, and completed work is kept
 
 
-def test_a_place_that_cannot_be_written_is_named(flexy: Flexy, tmp_path: Path) -> None:
+def test_an_output_file_that_cannot_be_written_is_named(flexy: Flexy, tmp_path: Path) -> None:
     planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "2", "--json"))
     (tmp_path / "file").write_text("no folder")
     result = flexy("export", "--out", str(tmp_path / "file" / "sweep.csv"))
@@ -308,7 +308,7 @@ def test_a_place_that_cannot_be_written_is_named(flexy: Flexy, tmp_path: Path) -
     assert str(tmp_path / "file" / "sweep.csv") in the_line(result.stderr)
 
 
-def test_damaged_and_missing_weights_are_named_and_what_was_made_before_stays(
+def test_damaged_and_missing_weights_are_named_and_completed_work_is_kept(
     flexy: Flexy, home: Path, tmp_path: Path
 ) -> None:
     run = planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "2", "--steps", "1", "--json"))
@@ -350,7 +350,7 @@ def disk(home: Path) -> Iterator[Callable[[str], None]]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on(
+def test_a_full_disk_ends_the_run_in_one_line_and_the_next_run_continues(
     flexy: Flexy, home: Path, disk: Callable[[str], None]
 ) -> None:
     # A 64×64 PNG takes one to four pages of 4 KiB: a chunk of 16 fits here, 96 images do not.

@@ -141,7 +141,7 @@ def test_the_table_fits_its_width_and_lists_the_same(flexy: Flexy, monkeypatch: 
     assert all(entry.published.repo in wide for entry in MODELS.values() if entry.published)
 
 
-def test_the_users_folders_are_told_apart(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_folders_are_distinguished(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = registry(home, monkeypatch, '[models]\nclip = "here/clip"\nsd3 = "/nowhere/sd3"\n')
     # A relative folder starts at the file's.
     clip = file.parent / "here" / "clip"
@@ -175,7 +175,7 @@ def test_the_users_folders_are_told_apart(flexy: Flexy, home: Path, monkeypatch:
     ids=["not TOML", "not text", "unknown name", "not a table", "not a folder", "no table"],
 )
 @pytest.mark.parametrize("command", [["models", "--json"], ["models", "fetch", "clip"]], ids=["list", "fetch"])
-def test_a_registry_file_that_makes_no_sense_is_named(
+def test_an_invalid_registry_file_is_named(
     flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes, words: str, command: list[str]
 ) -> None:
     file = registry(home, monkeypatch, content)
@@ -183,7 +183,7 @@ def test_a_registry_file_that_makes_no_sense_is_named(
     assert f"FLEXY_MODEL_REGISTRY {file} " in line and words in line
 
 
-def test_a_registry_file_that_is_not_there_is_named(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_registry_file_is_named(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXY_MODEL_REGISTRY", str(home / "none.toml"))
     line = refused(flexy("models"))
     assert f"cannot read FLEXY_MODEL_REGISTRY {home / 'none.toml'}: No such file" in line
@@ -206,7 +206,7 @@ def test_a_registry_file_that_is_not_there_is_named(flexy: Flexy, home: Path, mo
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_asked_is_refused_in_one_line(flexy: Flexy, arguments: list[str], words: str) -> None:
+def test_an_invalid_request_is_refused_in_one_line(flexy: Flexy, arguments: list[str], words: str) -> None:
     assert words in refused(flexy("models", *arguments))
 
 

@@ -90,7 +90,7 @@ def asked(request: dg.RunRequest | dg.SkipReason) -> dict[str, list[str]]:
     return {op: entry["config"]["batches"] for op, entry in request.run_config["ops"].items()}
 
 
-def test_holes_in_forty_scattered_batches_are_one_run(table: Callable[..., Table]) -> None:
+def test_missing_scores_in_forty_scattered_partitions_are_one_run(table: Callable[..., Table]) -> None:
     at = table((200, 200), 0, FLEXY_BATCH_SIZE="5")
     assert set(asked(at.request())) == {"backfill_clip_embeddings", *(f"backfill_{name}" for name in METRIC_COLUMNS)}
     at.execute(ALL)
@@ -119,7 +119,7 @@ def test_holes_in_forty_scattered_batches_are_one_run(table: Callable[..., Table
         assert at.instance.get_materialized_partitions(dg.AssetKey(f"{name}s")) == set(holes)
 
 
-def test_only_images_that_lack_something_are_opened(table: Callable[..., Table]) -> None:
+def test_only_images_with_missing_scores_are_opened(table: Callable[..., Table]) -> None:
     at = table((40,), 0)
     at.request()
     at.execute(ALL)
@@ -138,7 +138,7 @@ def test_only_images_that_lack_something_are_opened(table: Callable[..., Table])
     assert at.missing() == dict.fromkeys(METRIC_COLUMNS, 0)
 
 
-def test_what_a_run_is_at_is_not_asked_for_again(table: Callable[..., Table]) -> None:
+def test_scores_in_progress_are_not_requested_again(table: Callable[..., Table]) -> None:
     at = table((20, 20), 0, FLEXY_BATCH_SIZE="10")
     first = at.request()
     assert isinstance(first, dg.RunRequest)
@@ -165,7 +165,7 @@ def test_what_a_run_is_at_is_not_asked_for_again(table: Callable[..., Table]) ->
     assert at.instance.get_run_by_id(backfill) is not None
 
 
-def test_a_run_whose_process_is_gone_is_not_at_anything(table: Callable[..., Table]) -> None:
+def test_a_dead_run_has_nothing_in_progress(table: Callable[..., Table]) -> None:
     at = table((20,), 0)
     everything = at.request()
     host, _, _ = process_tag().split("/")
@@ -207,7 +207,7 @@ def test_an_image_that_is_gone_is_named_and_the_others_are_scored(table: Callabl
     }
 
 
-def test_images_of_other_engines_are_left_alone_and_it_is_said(table: Callable[..., Table]) -> None:
+def test_images_of_other_engines_are_left_out_and_counted(table: Callable[..., Table]) -> None:
     at = table((20,), 0)
     at.execute("UPDATE bench_run_results SET engine = 'realvis_xl'")
     request = at.request()
@@ -217,7 +217,7 @@ def test_images_of_other_engines_are_left_alone_and_it_is_said(table: Callable[.
     )
 
 
-def test_a_scorer_that_cannot_be_loaded_keeps_no_other_from_its_work(
+def test_a_scorer_that_cannot_be_loaded_stops_no_other(
     table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from resources.models import registry
@@ -238,7 +238,7 @@ def test_a_scorer_that_cannot_be_loaded_keeps_no_other_from_its_work(
     assert at.missing() == dict.fromkeys(METRIC_COLUMNS, 0) | {"aes_v2_score": 20}
 
 
-def test_new_rows_become_batches_and_wait_for_the_night_unless_told_otherwise(table: Callable[..., Table]) -> None:
+def test_new_rows_get_partitions_and_wait_for_the_nightly_backfill_by_default(table: Callable[..., Table]) -> None:
     at = table((30,), 30, FLEXY_BATCH_SIZE="20")
 
     def tick(settings: Settings) -> dg.RunRequest | dg.SkipReason:
@@ -307,7 +307,7 @@ def failed_run(instance: dg.DagsterInstance) -> Any:
     ).for_run_failure()
 
 
-def test_a_failed_run_is_told_of_in_one_line_at_the_address_that_was_named(home: Path, webhook: str) -> None:
+def test_a_failed_run_is_posted_to_the_webhook_in_one_line(home: Path, webhook: str) -> None:
     settings = Settings.read({"FLEXY_FAILURE_WEBHOOK": webhook})
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         context = failed_run(instance)
@@ -318,7 +318,7 @@ def test_a_failed_run_is_told_of_in_one_line_at_the_address_that_was_named(home:
         assert message["text"] == f"run {message['run'][:8]} of heal failed: {message['error']}"
 
 
-def test_a_webhook_that_does_not_answer_well_fails_nothing_and_its_address_is_not_told(
+def test_a_failing_webhook_fails_nothing_and_its_url_is_not_shown(
     webhook: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert post_failure(webhook, {"text": "well"}) is None

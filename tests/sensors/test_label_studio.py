@@ -29,9 +29,7 @@ from sensors.nightly_backfill import nightly_backfill
         ),
     ],
 )
-def test_what_keeps_the_sensor_from_looking_is_said_in_one_line(
-    home: Path, variables: dict[str, str], reason: str
-) -> None:
+def test_why_the_sensor_skips_is_one_line(home: Path, variables: dict[str, str], reason: str) -> None:
     settings = Settings.read(variables)
     sensor = new_labels(settings)
     running = dg.DefaultSensorStatus.RUNNING

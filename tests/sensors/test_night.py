@@ -14,7 +14,7 @@ GOES, SCORED = (60, 40, 14, 86), 186
 
 
 @pytest.mark.timeout(420)
-def test_a_night_fills_exactly_what_is_missing_and_the_next_finds_nothing(
+def test_the_nightly_backfill_computes_exactly_what_is_missing_and_the_next_finds_nothing(
     service: Callable[..., Service], instance: Callable[[], dg.DagsterInstance]
 ) -> None:
     at = service(GOES, SCORED, FLEXY_NIGHTLY="* * * * *")

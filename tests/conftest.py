@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,59 +49,20 @@ MISSING_REMEDIES = {
 FIXTURE_MARKERS = {"postgres_server": "postgres", "label_studio_server": "label_studio", "browser": "browser"}
 """What a test needs of the machine, by the fixture that starts it."""
 
-SLOW_FILES = (
-    "sensors/test_outages.py",
-    "test_demo.py",
-    "test_adopted_commands.py",
-    "sensors/test_night.py",
-    "sweep/test_lineage.py",
-    "edits/test_making.py",
-    "references/test_parity.py",
-    "inpaint/test_judged.py",
-    "sweep/test_kill.py",
-    "resources/engines/test_editors.py",
-    "edits/test_compare.py",
-    "mini/test_weights.py",
-    "sweep/test_databases.py",
-    "test_notebooks.py",
-    "sweep/test_report_page.py",
-    "resources/engines/test_through_assets.py",
-    "resources/engines/test_engines.py",
-    "resources/engines/test_part_way.py",
-    "resources/test_weights_from_outside.py",
-    "resources/judges/test_local_vlm.py",
-    "mini/test_training.py",
-    "deploy/test_postgres.py",
-    "gallery/test_gallery.py",
-    "inpaint/test_label_assets.py",
-    "inpaint/test_pushers.py",
-    "test_progress.py",
-    "sensors/test_healing.py",
-)
-"""Files whose tests generate images or start servers, slowest first: they begin first, so that no core ends alone."""
-
-SLOW_TESTS = (
-    "test_damaged_and_missing_weights_are_named_and_what_was_made_before_stays",
-    "test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on",
-    "test_json_is_one_document_and_nothing_else_on_standard_output",
-)
-"""The slow tests of files that are otherwise fast."""
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what a test needs of the machine and what is slow, and put the slow files first."""
-    places = {str(ROOT / "tests" / name): place for place, name in enumerate(SLOW_FILES)}
+    """Mark what a test needs of the machine, and put the slowest files first, so that no core ends alone."""
+    seconds: dict[Path, float] = {}
     for item in items:
-        fixtures: Sequence[str] = getattr(item, "fixturenames", ())
         for fixture, marker in FIXTURE_MARKERS.items():
-            if fixture in fixtures:
+            if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
         parameters = getattr(item, "callspec", None)
         if parameters and parameters.params.get("empty_database") == "postgres":
             item.add_marker("postgres")
-        if str(item.path) in places or getattr(item, "originalname", "") in SLOW_TESTS:
-            item.add_marker("slow")
-    items.sort(key=lambda item: places.get(str(item.path), len(places)))
+        for marker in item.iter_markers("slow"):
+            seconds[item.path] = max(seconds.get(item.path, 0), marker.kwargs.get("seconds", 5))
+    items.sort(key=lambda item: -seconds.get(item.path, 0))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -15,6 +15,8 @@ from resources.images import ImageStore
 from tests.conftest import Flexy
 from tests.support import flexyface
 
+pytestmark = pytest.mark.slow(seconds=200)
+
 IMAGES, SCORED = 24, 20
 on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
 

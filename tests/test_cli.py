@@ -308,6 +308,7 @@ def test_an_output_file_that_cannot_be_written_is_named(flexy: Flexy, tmp_path: 
     assert str(tmp_path / "file" / "sweep.csv") in the_line(result.stderr)
 
 
+@pytest.mark.slow(seconds=30)
 def test_damaged_and_missing_weights_are_named_and_completed_work_is_kept(
     flexy: Flexy, home: Path, tmp_path: Path
 ) -> None:
@@ -350,6 +351,7 @@ def disk(home: Path) -> Iterator[Callable[[str], None]]:
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow(seconds=30)
 def test_a_full_disk_ends_the_run_in_one_line_and_the_next_run_continues(
     flexy: Flexy, home: Path, disk: Callable[[str], None]
 ) -> None:
@@ -379,6 +381,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_next_run_continues(
 # --json
 
 
+@pytest.mark.slow(seconds=30)
 def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, home: Path) -> None:
     # As processes: what a library prints past Python would show here.
     new = process("sweep", "new", "--engine", "mini_sdxl", "--images", "2", "--steps", "1", "--json")

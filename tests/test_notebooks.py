@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Flexy
 from tests.support.notebooks import drawn, executed
+
+pytestmark = pytest.mark.slow(seconds=40)
 
 
 def test_the_comparison_of_edits(flexy: Flexy, tmp_path: Path) -> None:

@@ -8,7 +8,11 @@ import pty
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import forked
+
+pytestmark = pytest.mark.slow(seconds=20)
 
 FLEXY = [sys.executable, "-m", "flexy_assets.cli.app"]
 ROOT = Path(__file__).parent.parent

@@ -33,6 +33,8 @@ from resources.settings import Settings, variable_names
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
 
+pytestmark = pytest.mark.slow(seconds=50)
+
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))

@@ -19,6 +19,8 @@ from tests.conftest import Flexy
 from tests.support import forked
 from tests.support.tables import described_otherwise
 
+pytestmark = pytest.mark.slow(seconds=60)
+
 CHEAP = ("--steps", "4", "--budget", "2")
 """Two denoises of four steps for each task and method."""
 

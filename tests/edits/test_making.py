@@ -25,6 +25,8 @@ from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
+pytestmark = pytest.mark.slow(seconds=100)
+
 STEPS = 4
 BUDGET = 2 * STEPS
 TASKS = 3

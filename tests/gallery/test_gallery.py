@@ -30,6 +30,8 @@ from resources.settings import Settings
 from tests.support import forked
 from tests.support.browser import Browser
 
+pytestmark = pytest.mark.slow(seconds=40)
+
 ROOT = Path(__file__).parent.parent.parent
 HOSTILE = '<img src=x onerror="window.pwned=1">\'"></script><script>window.pwned=1</script>'
 TRIAL = {"prompt": "a large red circle on a white background", "seed": 7, "steps": 2}

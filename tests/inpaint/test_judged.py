@@ -19,6 +19,8 @@ from tests.support import forked
 from tests.support.judged import READINGS, Scores, held, rows, scores, to_be_shown
 from tests.support.servers import AILMENTS, Oracle, running
 
+pytestmark = pytest.mark.slow(seconds=60)
+
 TASKS = 10
 """Most of them with a face to swap; the mini set refines none, so each of these has one candidate."""
 JUDGE = "gemini/gemini-3.5-flash"

@@ -33,6 +33,8 @@ from tests.inpaint.scenes import choose, data, entry, serving, write
 from tests.support.label_studio import TOKEN, Server
 from tests.support.servers import SIGNATURE, Site
 
+pytestmark = pytest.mark.slow(seconds=60)
+
 FORM = """
 <View>
   <Image name="init" value="$init_image_url"/>

@@ -21,6 +21,8 @@ from tests.inpaint.scenes import choose, data, entry, serving, write
 from tests.support import forked
 from tests.support.servers import Server, running
 
+pytestmark = pytest.mark.slow(seconds=30)
+
 TASKS = 4
 FORM = '<View><Image name="init" value="$i"/><TextArea name="result" toName="init"/></View>'
 

@@ -19,6 +19,8 @@ from resources.faces.insight import FaceSwapper
 from resources.mini.training import architecture, loop, train
 from resources.mini.world import CAPTIONED_SCENES
 
+pytestmark = pytest.mark.slow(seconds=30)
+
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -15,6 +15,8 @@ from resources.models import registry
 from resources.models.weights import MINI_WEIGHTS
 from resources.settings import Settings
 
+pytestmark = pytest.mark.slow(seconds=70)
+
 SETTINGS = Settings.read({})
 
 

@@ -18,6 +18,8 @@ from resources.scorers.hps import HpsScorer
 from resources.scorers.preprocessing import Letterbox, Preprocessing
 from tests.support import references
 
+pytestmark = pytest.mark.slow(seconds=110)
+
 PICTURES = 56
 
 

@@ -25,6 +25,8 @@ from resources.masks import encode_rle
 from resources.settings import Settings
 from tests.support.label_studio import TOKEN, Server
 
+pytestmark = pytest.mark.slow(seconds=50)
+
 # What a reviewer sees: the character, the scene before and after, and what was sent back.
 FORM = """
 <View>

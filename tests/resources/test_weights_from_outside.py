@@ -23,6 +23,8 @@ from resources.models import registry
 from resources.settings import Settings
 from tests.support import references
 
+pytestmark = pytest.mark.slow(seconds=30)
+
 FILES = {
     "clip": "model.safetensors",
     "aesthetic_v1": "model.safetensors",

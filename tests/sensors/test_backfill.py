@@ -30,6 +30,8 @@ from sensors.failed_runs import failed_runs, post_failure
 from sensors.new_images import new_images
 from tests.support import flexyface
 
+pytestmark = pytest.mark.slow(seconds=60)
+
 ALL = "UPDATE bench_run_results SET clip_score = 0.25, aesthetic_score = 5, aes_v2_score = 5, hps_v2_score = 0.25"
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.service import BACKFILL_JOB, Service, nightly_ticks, wait
 
+pytestmark = pytest.mark.slow(seconds=100)
+
 GOES, SCORED = (60, 40, 14, 86), 186
 """FlexyFace's four goes and what was scored of them, a tenth of each."""
 

@@ -16,6 +16,8 @@ from tests.support.service import Service, wait
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
 
+pytestmark = pytest.mark.slow(seconds=240)
+
 IMAGES = 300
 AT_ONCE = {"FLEXY_SCORE_NEW": "1", "FLEXY_WATCH_SECONDS": "5", "FLEXY_BATCH_SIZE": "100"}
 """The sensor's tick asks what the night asks, every five seconds."""

@@ -11,6 +11,8 @@ import pytest
 from resources.database import Database
 from tests.conftest import Flexy
 
+pytestmark = pytest.mark.slow(seconds=50)
+
 
 def test_the_sweep_is_made_once_and_its_password_kept_nowhere(
     flexy: Flexy, home: Path, empty_database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

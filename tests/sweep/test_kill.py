@@ -25,6 +25,8 @@ from flexy_assets.execution import dagster_instance
 from resources.settings import Settings
 from tests.support import forked
 
+pytestmark = pytest.mark.slow(seconds=90)
+
 ROOT = Path(__file__).parent.parent.parent
 METRICS = ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")
 IMAGES = 96

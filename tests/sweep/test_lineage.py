@@ -27,6 +27,8 @@ from resources.models import registry
 from resources.settings import Settings
 from tests.support.tables import described_otherwise
 
+pytestmark = pytest.mark.slow(seconds=110)
+
 ROOT = Path(__file__).parent.parent.parent
 METRICS = ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")
 SCORE_ASSETS = ("clip_scores", "aesthetic_scores", "aes_v2_scores", "hps_v2_scores")

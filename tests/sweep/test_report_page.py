@@ -19,6 +19,8 @@ from flexy_assets.sweep.analysis import METRIC_LABELS, AnalysisTables
 from flexy_assets.sweep.report.build import render_sweep_report
 from tests.support.browser import Browser
 
+pytestmark = pytest.mark.slow(seconds=40)
+
 IMAGES = 240
 SCORES = synthetic.sweep(IMAGES)
 

@@ -16,6 +16,8 @@ from resources.errors import FlexyError
 
 from .source_images import half_mask, source_image
 
+pytestmark = pytest.mark.slow(seconds=80)
+
 Loaded = Callable[..., Any]
 
 INPAINTERS = ["flux_kontext", "qwen_image_edit", "qwen_image_edit_plus"]

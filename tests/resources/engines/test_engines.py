@@ -23,6 +23,8 @@ from resources.engines.sd3 import Sd3Engine
 from resources.engines.sdxl import SdxlEngine
 from resources.errors import FlexyError
 
+pytestmark = pytest.mark.slow(seconds=40)
+
 Folders = Callable[[str], Path]
 Loaded = Callable[..., Any]
 

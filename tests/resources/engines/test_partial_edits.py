@@ -23,6 +23,8 @@ from resources.errors import FlexyError
 
 from .source_images import half_mask, source_image
 
+pytestmark = pytest.mark.slow(seconds=40)
+
 Loaded = Callable[..., Any]
 
 EDITORS = ["flux_kontext", "qwen_image_edit", "qwen_image_edit_plus", "instruct_pix2pix"]

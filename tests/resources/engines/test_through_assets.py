@@ -19,6 +19,8 @@ from resources.parquet import ParquetTables
 from resources.settings import Settings
 from tests.support import references
 
+pytestmark = pytest.mark.slow(seconds=30)
+
 # Which tiny pipeline stands for each engine's, and how many images, of the steps and guidances each asks for.
 TINY = {
     "realvis_xl": "sdxl",

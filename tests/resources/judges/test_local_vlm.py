@@ -15,6 +15,8 @@ from resources.judges.local_vlm import VisionLanguageModel
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
+pytestmark = pytest.mark.slow(seconds=30)
+
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"

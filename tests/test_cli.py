@@ -179,7 +179,7 @@ def test_the_reference_page_of_variables_is_up_to_date() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--engine", "dall_e"], "engine 'dall_e' is unknown"),
+        (["--engine", "dall_e"], "unknown engine 'dall_e'"),
         (["--images", "0"], "0 images"),
         (["--images", "-3"], "-3 images"),
         (["--images", "many"], "'many' is not a valid integer"),

@@ -1,4 +1,4 @@
-"""How the report says methods, metrics, budgets and counts."""
+"""Labels of methods, metrics and budgets."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ EDIT_METRIC_LABELS: Final = METRIC_LABELS | {
 
 
 def method_name(method: str) -> str:
-    """What people call a method; one that is not known here is called by its name."""
+    """Return a method's label; an unknown method's is its name."""
     return METHOD_NAMES.get(method, method)
 
 
 def metric_label(metric: str) -> str:
-    """What people call a metric, within a sentence."""
+    """Return a metric's label, as within a sentence."""
     return EDIT_METRIC_LABELS.get(metric, metric)
 
 
 def metric_title(metric: str) -> str:
-    """The same at the beginning of a line."""
+    """Return a metric's label with a capital."""
     return metric_label(metric)[:1].upper() + metric_label(metric)[1:]
 
 
 def format_denoises(nfe: int, steps: int | None) -> str:
-    """A budget as in `8 denoises`, or as in `60 NFE` where it is no whole number of `steps`, a full denoise's."""
+    """Return a budget as in `8 denoises`, or as in `60 NFE` where it is not a multiple of `steps`, a full denoise."""
     return f"{nfe:,} NFE" if not steps or nfe % steps else format_count(nfe // steps, "denoise")

@@ -1,7 +1,7 @@
-"""The gallery's server: the page, the images of the tables, and trials. It listens on loopback and asks no password.
+"""The gallery's server: the page, the images of the tables, and trials. It listens on loopback, without a password.
 
-So it answers to its own names alone (against DNS rebinding), takes a trial only from its own page, and names no
-file by what comes from outside: an image is asked for by its id.
+Therefore it accepts only its own host names (against DNS rebinding) and trials only from its own page, and finds
+files by image id, never by a path from outside.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from resources.models import registry
 from resources.prompts import check_prompt, read_prompts
 from resources.settings import Settings
 
-NAMES = ("127.0.0.1", "localhost")
+HOST_NAMES = ("127.0.0.1", "localhost")
 MAX_BODY = 65_536
-"""Bytes of a trial's settings: two prompts of the longest, every character escaped."""
+"""Bytes of a trial's settings: two prompts of the maximum length, every character escaped."""
 MAX_SIDE = 1024
 MAX_PAGE = 1_000_000
 
 
 @dataclass(frozen=True)
 class GalleryServer:
-    """What requests are answered with."""
+    """The resources that requests use."""
 
     settings: Settings
     database: Database
@@ -62,7 +62,7 @@ class GalleryServer:
     queue: TrialQueue
 
     def choices(self, _: Request) -> Response:
-        """What may be asked for: the engines with what they take and begin with, the metrics, what is in the table."""
+        """Return the engines with their settings and defaults, the metrics, and the engines of the table."""
         names = registry.model_names("engine", self.settings)
         engines = [
             {
@@ -77,40 +77,40 @@ class GalleryServer:
         ]
         metrics = [{"name": m.name, "label": m.label, "meaning": m.description} for m in METRICS.values()]
         with self.database.begin(reading=True) as connection:
-            there = gallery.engine_names(connection)
-        return JSONResponse({"engines": engines, "metrics": metrics, "in_table": there, "max_seed": MAX_SEED})
+            in_table = gallery.engine_names(connection)
+        return JSONResponse({"engines": engines, "metrics": metrics, "in_table": in_table, "max_seed": MAX_SEED})
 
     def page(self, request: Request) -> Response:
-        """One page of the images, by `engine`, `prompt`, `sort` and `page`."""
-        asked = request.query_params
+        """Return one page of the images, by `engine`, `prompt`, `sort` and `page`."""
+        query = request.query_params
         engine, prompt, sort = (
-            asked.get("engine", ""),
-            asked.get("prompt", "").strip(),
-            asked.get("sort", gallery.NEWEST_IMAGES),
+            query.get("engine", ""),
+            query.get("prompt", "").strip(),
+            query.get("sort", gallery.NEWEST_IMAGES),
         )
-        for words, what in ((engine, "the engine"), (prompt, "the words to look for")):
-            check_prompt(words, what)
+        for text, name in ((engine, "the engine"), (prompt, "the search text")):
+            check_prompt(text, name)
         if sort not in gallery.SORTS:
-            raise BadInputError(f"sort {sort!r} is unknown: use {', '.join(gallery.SORTS)}")
-        number = _number(asked.get("page", "1"), "page", MAX_PAGE)
+            raise BadInputError(f"invalid sort {sort!r}: use {', '.join(gallery.SORTS)}")
+        number = _parse_number(query.get("page", "1"), "page", MAX_PAGE)
         with self.database.begin(reading=True) as connection:
-            found, count = gallery.card_page(
+            cards, count = gallery.card_page(
                 connection, self.settings, engine=engine, prompt=prompt, sort=sort, number=number
             )
         return JSONResponse(
-            {"images": [_card_json(card) for card in found], "count": count, "size": gallery.PAGE_IMAGES}
+            {"images": [_card_json(card) for card in cards], "count": count, "size": gallery.PAGE_IMAGES}
         )
 
     def image(self, request: Request) -> Response:
-        """An image by its id: whole as PNG, or as WebP of at most `side` pixels."""
+        """Return an image by its id: whole as PNG, or as WebP of at most `side` pixels."""
         with self.database.begin(reading=True) as connection:
             file = gallery.image_file(connection, request.path_params["image_id"])
         if file is None:
-            raise HTTPException(404, f"there is no image {request.path_params['image_id']}")
+            raise HTTPException(404, f"no image {request.path_params['image_id']}")
         side = request.query_params.get("side")
-        bound = None if side is None else _number(side, "side", MAX_SIDE)
+        bound = None if side is None else _parse_number(side, "side", MAX_SIDE)
         picture = self.images.read(*file)
-        # An image of an id is not made again: the browser need not ask for it at every look.
+        # The image of an id never changes: the browser may cache it.
         headers = {"Cache-Control": "private, max-age=3600"}
         if bound:
             return Response(make_thumbnail(picture, bound), media_type="image/webp", headers=headers)
@@ -119,77 +119,77 @@ class GalleryServer:
         return Response(buffer.getvalue(), media_type="image/png", headers=headers)
 
     def trials(self, _: Request) -> Response:
-        """The trials asked for of late, the last first, each with its image and scores as far as they are there."""
-        waiting = self.queue.snapshot()
+        """Return the recent trials, the last first, each with its image and scores as far as they exist."""
+        trials = self.queue.snapshot()
         with self.database.begin(reading=True) as connection:
-            found = gallery.cards_of_images(connection, self.settings, [asked.image_id for asked, _ in waiting])
-        there = {card["id"]: _card_json(card) for card in found}
-        return JSONResponse({"trials": [_trial_state(asked, before, there) for asked, before in waiting]})
+            cards = gallery.cards_of_images(connection, self.settings, [trial.image_id for trial, _ in trials])
+        by_id = {card["id"]: _card_json(card) for card in cards}
+        return JSONResponse({"trials": [_trial_state(trial, before, by_id) for trial, before in trials]})
 
-    async def ask(self, request: Request) -> Response:
-        """Take a trial's settings (`TrialConfig`, as JSON) from the page itself."""
+    async def add_trial(self, request: Request) -> Response:
+        """Queue a trial from its settings (`TrialConfig`, as JSON), sent by the gallery's own page."""
         if request.headers.get("origin") != f"http://{request.headers.get('host')}":
-            raise HTTPException(403, "a trial is asked for on the gallery's own page, and this came from elsewhere")
+            raise HTTPException(403, "invalid origin: a trial must be sent by the gallery's own page")
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "a trial's settings are sent as application/json")
+            raise HTTPException(415, "invalid content type: send a trial's settings as application/json")
         body = b""
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY:
-                raise HTTPException(413, f"a trial's settings take at most {MAX_BODY} bytes")
-        return await run_in_threadpool(self._ask, body)
+                raise HTTPException(413, f"settings too long: a trial's settings take at most {MAX_BODY} bytes")
+        return await run_in_threadpool(self._queue_trial, body)
 
-    def _ask(self, body: bytes) -> Response:
-        trial = _read(body).trial(self.settings)
+    def _queue_trial(self, body: bytes) -> Response:
+        trial = _parse_trial(body).trial(self.settings)
         with self.database.begin(reading=True) as connection:
-            there = gallery.find_same_settings(connection, self.settings, trial.to_json())
-        asked = self.queue.ask(trial, there or trial.image_id)
-        return JSONResponse({"id": str(asked.image_id), "there": there is not None}, status_code=202)
+            existing = gallery.find_same_settings(connection, self.settings, trial.to_json())
+        queued = self.queue.add(trial, existing or trial.image_id)
+        return JSONResponse({"id": str(queued.image_id), "exists": existing is not None}, status_code=202)
 
 
-def _read(body: bytes) -> TrialConfig:
+def _parse_trial(body: bytes) -> TrialConfig:
     try:
-        # A whole number of hundreds of digits is out of any bounds, and of what a message can hold.
-        given = json.loads(body, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
-        if not isinstance(given, dict):
+        # A number of hundreds of digits is out of bounds and too long for a message.
+        settings = json.loads(body, parse_int=lambda digits: int(digits) if len(digits) < 20 else float(digits))
+        if not isinstance(settings, dict):
             raise ValueError
     except (ValueError, RecursionError):
-        raise BadInputError("the settings cannot be read: send one JSON object") from None
-    if unknown := sorted(given.keys() - TrialConfig.model_fields.keys()):
-        raise BadInputError(f"{unknown[0]!r:.60} is no setting: use {', '.join(TrialConfig.model_fields)}")
+        raise BadInputError("invalid settings: send one JSON object") from None
+    if unknown := sorted(settings.keys() - TrialConfig.model_fields.keys()):
+        raise BadInputError(f"unknown setting {unknown[0]!r:.60}: use {', '.join(TrialConfig.model_fields)}")
     try:
-        return TrialConfig(**given)
+        return TrialConfig(**settings)
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInputError(f"{first['loc'][0]}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
-def _number(text: str, name: str, highest: int) -> int:
+def _parse_number(text: str, name: str, highest: int) -> int:
     if not re.fullmatch("[0-9]{1,7}", text) or not 1 <= int(text) <= highest:
-        raise BadInputError(f"{name} {text!r:.40} is out of bounds: use 1 to {highest}")
+        raise BadInputError(f"invalid {name} {text!r:.40}: must be an integer from 1 to {highest}")
     return int(text)
 
 
 def _card_json(card: gallery.ImageCard) -> gallery.ImageCard:
-    """A card as the page gets it: without where its file lies."""
+    """Return a card for the page, without the path of its file."""
     return {name: value for name, value in card.items() if name not in ("image_path", "image_sha256")}
 
 
-def _trial_state(asked: QueuedTrial, before: int, there: Mapping[str, gallery.ImageCard]) -> dict[str, Any]:
-    image_id, seconds = str(asked.image_id), asked.took()
+def _trial_state(queued: QueuedTrial, before: int, images: Mapping[str, gallery.ImageCard]) -> dict[str, Any]:
+    image_id, seconds = str(queued.image_id), queued.elapsed_seconds()
     return {
         "id": image_id,
-        "state": asked.state,
+        "state": queued.state,
         "before": before,
-        "error": asked.error,
+        "error": queued.error,
         "seconds": None if seconds is None else round(seconds, 1),
-        "settings": asked.trial.to_json(),
-        "image": there.get(image_id),
+        "settings": queued.trial.to_json(),
+        "image": images.get(image_id),
     }
 
 
-class _LoopbackOnly:
-    """Adds what every answer says to the browser: what the page may load, and that nobody else may show or read it."""
+class _SecurityHeaders:
+    """Adds the security headers to every answer: what the page may load, and that no other site may show or read it."""
 
     def __init__(self, app: ASGIApp, policy: str) -> None:
         self._app = app
@@ -217,7 +217,7 @@ def _error_response(status: int, error: Exception | str) -> Response:
 
 
 def gallery_app(gallery: GalleryServer) -> Starlette:
-    """The server's routes, guarded."""
+    """Return the server's routes behind its guards."""
     page = load_template("gallery/gallery.html.j2", {})
     html = page.render()
     style = page.environment.filters["script_hash"](html.partition("<style>")[2].partition("</style>")[0])
@@ -234,13 +234,13 @@ def gallery_app(gallery: GalleryServer) -> Starlette:
         assert isinstance(error, HTTPException)
         return _error_response(error.status_code, error.detail)
 
-    async def own_error(_: Request, error: Exception) -> Response:
+    async def unexpected_error(_: Request, error: Exception) -> Response:
         return _error_response(500, f"the gallery failed: {type(error).__name__}: {error}")
 
     async def home(_: Request) -> Response:
         return Response(html, media_type="text/html")
 
-    async def behaviour(_: Request) -> Response:
+    async def page_script(_: Request) -> Response:
         return Response(static_text("gallery.js"), media_type="text/javascript")
 
     async def icon(_: Request) -> Response:
@@ -249,19 +249,19 @@ def gallery_app(gallery: GalleryServer) -> Starlette:
     return Starlette(
         routes=[
             Route("/", home),
-            Route("/gallery.js", behaviour),
+            Route("/gallery.js", page_script),
             Route("/favicon.ico", icon),
             Route("/choices", gallery.choices),
             Route("/images", gallery.page),
             Route("/image/{image_id:uuid}", gallery.image),
             Route("/trials", gallery.trials),
-            Route("/trials", gallery.ask, methods=["POST"]),
+            Route("/trials", gallery.add_trial, methods=["POST"]),
         ],
         middleware=[
-            Middleware(_LoopbackOnly, policy=policy),
-            Middleware(TrustedHostMiddleware, allowed_hosts=list(NAMES), www_redirect=False),
+            Middleware(_SecurityHeaders, policy=policy),
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(HOST_NAMES), www_redirect=False),
         ],
-        exception_handlers={FlexyError: flexy_error, HTTPException: http_error, Exception: own_error},
+        exception_handlers={FlexyError: flexy_error, HTTPException: http_error, Exception: unexpected_error},
     )
 
 
@@ -270,14 +270,14 @@ def serve_gallery(
 ) -> None:
     """Serve the gallery on loopback until Ctrl-C; `on_ready` is called with its address. Port 0 takes any free one.
 
-    The trial under way is finished first, unless there is a second Ctrl-C. Raises `BadInputError` where the port
-    cannot be had.
+    The running trial is finished first, unless there is a second Ctrl-C. Raises `BadInputError` where the port
+    is not free.
     """
     migrate(database)
     try:
-        listener = socket.create_server((NAMES[0], port))
+        listener = socket.create_server((HOST_NAMES[0], port))
     except OSError as error:
-        raise BadInputError(f"cannot serve at port {port}: {error.strerror}: say --port with another") from None
+        raise BadInputError(f"cannot serve at port {port}: {error.strerror}: choose another with --port") from None
     with listener, dagster_instance(settings) as instance:
 
         def make(trial: Trial) -> list[str]:
@@ -285,7 +285,7 @@ def serve_gallery(
 
         gallery = GalleryServer(settings, database, ImageStore(settings.images), TrialQueue(make))
         server = uvicorn.Server(uvicorn.Config(gallery_app(gallery), log_level="warning", server_header=False))
-        on_ready(f"http://{NAMES[0]}:{listener.getsockname()[1]}")
+        on_ready(f"http://{HOST_NAMES[0]}:{listener.getsockname()[1]}")
         # uvicorn has ended in good order when it raises this.
         with suppress(KeyboardInterrupt):
             server.run([listener])

@@ -1,4 +1,4 @@
-"""Trials that wait for their turn: each is a run of the job `try_image`, one at a time, in the order they came."""
+"""The queue of trials: each is a Dagster run of the job `try_image`, one at a time, first in, first out."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MAX_WAITING = 100
 """Trials that may wait at once."""
 
 MAX_REMEMBERED = 20
-"""Trials that are still listed after they have ended."""
+"""Ended trials that are still listed."""
 
 
 class QueueFullError(FlexyError):
-    """There are as many trials waiting as there may be."""
+    """The queue holds its maximum of waiting trials."""
 
 
 @dataclass
 class QueuedTrial:
-    """A trial that was asked for; `state` is waiting, running, done or failed, and `error` why it failed."""
+    """A trial in the queue; `state` is waiting, running, done or failed, `error` is why it failed."""
 
     trial: Trial
     image_id: UUID
@@ -33,75 +33,77 @@ class QueuedTrial:
     began: float = 0
     seconds: float | None = None
 
-    def took(self) -> float | None:
-        """Seconds it has run so far, or did."""
+    def elapsed_seconds(self) -> float | None:
+        """Return the seconds it has run so far, or took."""
         return time.monotonic() - self.began if self.state == "running" else self.seconds
 
 
 class TrialQueue:
-    """Makes trials on a thread of its own; `make` returns what went wrong, each in one line."""
+    """Runs trials on a thread; `run` returns the errors of a trial, each in one line."""
 
-    def __init__(self, make: Callable[[Trial], list[str]]) -> None:
-        self._make = make
-        self._asked: dict[UUID, QueuedTrial] = {}
+    def __init__(self, run: Callable[[Trial], list[str]]) -> None:
+        self._run = run
+        self._trials: dict[UUID, QueuedTrial] = {}
         self._closed = False
         self._changed = threading.Condition()
         # A daemon, so that a second Ctrl-C need not wait for a trial that takes minutes.
         self._thread = threading.Thread(target=self._work, name="trials", daemon=True)
         self._thread.start()
 
-    def ask(self, trial: Trial, image_id: UUID) -> QueuedTrial:
-        """Let the trial wait its turn; one that is waiting or running is not asked for twice.
+    def add(self, trial: Trial, image_id: UUID) -> QueuedTrial:
+        """Add a trial, unless the same one is waiting or running already.
 
-        Raises `FullError` where there is no room.
+        Raises `QueueFullError` where `MAX_WAITING` trials are waiting.
         """
         with self._changed:
-            known = self._asked.get(image_id)
+            known = self._trials.get(image_id)
             if known and known.state in ("waiting", "running"):
                 return known
             if len(self._waiting()) >= MAX_WAITING:
-                raise QueueFullError(f"{MAX_WAITING} trials are waiting already: wait for some of them")
-            self._asked.pop(image_id, None)
-            asked = self._asked[image_id] = QueuedTrial(trial, image_id)
+                raise QueueFullError(
+                    f"the queue is full: {MAX_WAITING} trials are waiting: try again when some have ended"
+                )
+            self._trials.pop(image_id, None)
+            queued = self._trials[image_id] = QueuedTrial(trial, image_id)
             self._changed.notify()
-            return asked
+            return queued
 
     def snapshot(self) -> list[tuple[QueuedTrial, int]]:
-        """The trials as they are now, the last asked for first, each with how many are before it."""
+        """Return copies of the trials, the last added first, each with how many are before it."""
         with self._changed:
-            waiting, running = self._waiting(), any(asked.state == "running" for asked in self._asked.values())
-            before = {asked.image_id: place + running for place, asked in enumerate(waiting)}
-            return [(replace(asked), before.get(asked.image_id, 0)) for asked in reversed(self._asked.values())]
+            waiting, running = self._waiting(), any(trial.state == "running" for trial in self._trials.values())
+            before = {trial.image_id: place + running for place, trial in enumerate(waiting)}
+            return [(replace(trial), before.get(trial.image_id, 0)) for trial in reversed(self._trials.values())]
 
     def close(self) -> None:
-        """Drop what waits, and return when the trial under way has ended."""
+        """Drop the waiting trials, and return when the running one has ended."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
 
     def _waiting(self) -> list[QueuedTrial]:
-        return [asked for asked in self._asked.values() if asked.state == "waiting"]
+        return [trial for trial in self._trials.values() if trial.state == "waiting"]
 
     def _work(self) -> None:
-        while asked := self._next():
+        while trial := self._next():
             try:
-                problems = self._make(asked.trial)
-            # Whatever a run raises, the next trial is to be made.
+                problems = self._run(trial.trial)
+            # Whatever a run raises, the next trial is run.
             except (Exception, KeyboardInterrupt) as error:
                 problems = [" ".join(str(error).split()) or type(error).__name__]
             with self._changed:
-                asked.seconds, asked.error = asked.took(), "; ".join(problems) or None
-                asked.state = "failed" if problems else "done"
-                ended = [each for each in self._asked.values() if each.state in ("done", "failed")]
+                trial.seconds, trial.error = trial.elapsed_seconds(), "; ".join(problems) or None
+                trial.state = "failed" if problems else "done"
+                ended = [each for each in self._trials.values() if each.state in ("done", "failed")]
                 for old in ended[:-MAX_REMEMBERED]:
-                    del self._asked[old.image_id]
+                    del self._trials[old.image_id]
 
     def _next(self) -> QueuedTrial | None:
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting())
             if self._closed:
                 return None
-            asked = self._waiting()[0]
-            asked.state, asked.began = "running", time.monotonic()
-            return asked
+            trial = self._waiting()[0]
+            trial.state, trial.began = "running", time.monotonic()
+            return trial

@@ -1,4 +1,4 @@
-"""What the UI shows of a finished table: what its columns mean, said once for all tables, and a picture of it."""
+"""Metadata of finished tables for the UI: the meaning of their columns, and a plot."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "character": "Whose face it should be",
     "metric": "Which score",
     "target": "Which score, or overall: the weighted mean of their z-scores; value: overall for the time it takes",
-    "n": "How many images, tasks or pictures the row rests on",
-    "note": "What the data cannot tell, and why",
+    "n": "How many images or tasks the row rests on",
+    "note": "What the data do not show, and why",
     "said": "The row in words",
+    "summary": "The row in words",
     # How an image is made.
     "prompt": "What the image should show",
     "negative_prompt": "What it should not show",
@@ -43,16 +44,16 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "seed": "Seed of the noise",
     "width": "Pixels across",
     "height": "Pixels down",
-    "image_path": "Its picture, below the image root",
+    "image_path": "Its file, below the image root",
     "elapsed_ms": "Milliseconds that making it took",
-    "error": "Why there is no picture or no result",
+    "error": "Why there is no image or no result",
     # What is expected, and how sure that is.
     "predicted": "The score expected at these settings",
-    "mean": "The mean, as it is",
+    "mean": "The unadjusted mean",
     "low": "Lower end of the 95 % interval",
     "high": "Upper end of the 95 % interval",
-    "p": "Probability of so much by chance alone, 0 to 1",
-    "flat_p": "Probability of a response as large by chance alone, 0 to 1",
+    "p": "Probability of an effect as large by chance, 0 to 1",
+    "flat_p": "Probability of a response as large by chance, 0 to 1",
     "clusters": "How many independent groups the intervals resample",
     "clusters_by": "What such a group is: a prompt or an image",
     "seconds": "Seconds an image takes",
@@ -94,7 +95,7 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "folds_by": "What is left out whole in cross-validation: prompts or images",
     "r2": "Share of the variance explained; of sweep_regression out of fold, below 0 where it is worse than the mean",
     "rmse": "Root mean squared error out of fold, in the metric's unit",
-    "chosen": "Whether this is the one that was chosen",
+    "chosen": "Whether this one was selected",
     "coefficients": "The terms and their values, refitted to all images",
     "steps_mean": "Mean of log2(steps), which the terms are centred by",
     "steps_std": "Standard deviation of log2(steps), which they are scaled by",
@@ -113,18 +114,19 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "slope_low": "Lower end of its 95 % interval",
     "slope_high": "Upper end of its 95 % interval",
     "images": "Images with settings near these",
-    "effect": "Of what: steps, guidance or their interaction",
+    "effect": "Which: steps, guidance or their interaction",
     "change": "What the score gains from the 10th to the 90th percentile of the setting",
     "least_gain": "What one more step must gain, in the score's unit",
     "beyond": "The steps beyond which one more gains less than that",
     # pareto_front, sweet_spots
     "on_front": "Whether no other setting is both better and quicker",
+    "front_probability": "Share of refits to resampled images in which it is on the front, 0 to 1",
     "stays": "Share of refits to resampled images in which it is so, 0 to 1",
     "steps_low": "Fewest steps in the region",
     "steps_high": "Most steps in the region",
     "guidance_low": "Lowest guidance in the region",
     "guidance_high": "Highest guidance in the region",
-    "region": "The settings that cannot be told from the best",
+    "region": "The settings not significantly different from the best",
     "region_share": "The region's share of the settings tried, 0 to 1",
     "seconds_share": "The quickest setting's share of the best one's seconds",
     "loss": "What the quickest setting is expected to lose against the best",
@@ -136,24 +138,24 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "adjusted_low": "Lower end of its 95 % interval",
     "adjusted_high": "Upper end of its 95 % interval",
     # Edits
-    "source": "The picture to edit, below the image root",
-    "source_path": "The picture that is edited, below the image root",
+    "source": "The image to edit, below the image root",
+    "source_path": "The image that is edited, below the image root",
     "method": "Which search: eacps or ttflux",
     "budget": "Denoising steps a search may run",
     "stage": "Which part of the search made it",
     "parent": "The candidate it varies",
-    "strength": "How far its parent was noised again, 0 to 1",
+    "strength": "How much noise was added to its parent, 0 to 1",
     "moves": "How its noise was moved: pairs of distance and seed, as JSON",
-    "until": "The step after which it was looked at",
-    "path": "The steps of its whole path",
+    "until": "The step after which it was stopped or finished",
+    "path": "The steps of its full denoising",
     "nfe": "Denoising steps that were run for it",
     "scored_ms": "Milliseconds that scoring it took",
-    "pf": "Follows the prompt: 100 × the cosine of picture and prompt",
+    "pf": "Follows the instruction: 100 × the cosine of image and instruction",
     "pf_gain": "How much more that is than of the source",
-    "cons": "Consistent with the source: the cosine of the two pictures",
+    "cons": "Consistent with the source: the cosine of the two images",
     "lpips": "LPIPS against the source; less is more alike",
     "layout": "How well its edges agree with the source's",
-    "parent_cons": "The cosine of the picture and its parent's",
+    "parent_cons": "The cosine of the image and its parent's",
     "parent_lpips": "LPIPS against its parent",
     "judge_following": "A judge's mark for following the prompt, 0 to 10",
     "judge_consistency": "A judge's mark for keeping the rest, 0 to 10",
@@ -162,12 +164,12 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "preserved": "By rule: how far the rest is as it was, 0 to 1",
     "truth": "By rule: both as one mark, 0 to 1",
     "potential": "The weighted sum of pf, cons and lpips",
-    "role": "Its part: the truth, held out from the search, or what it selects by",
+    "role": "Its role: ground truth, held out from the search, or used for selection",
     "rival": "The other search",
     "rival_budget": "Denoising steps the other may run",
     "left_out": "Tasks that lack a value of either",
     "wins": "Tasks where the method is better",
-    "ties": "Tasks where the two are alike",
+    "ties": "Tasks where the two tie",
     "losses": "Tasks where the rival is better",
     "gain": "Mean paired difference, above 0 where the method is better",
     "gain_low": "Lower end of its 95 % interval",
@@ -176,29 +178,29 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "win_rate_low": "Lower end of its 95 % interval",
     "win_rate_high": "Upper end of its 95 % interval",
     # Labels
-    "mask_path": "The mask of what is to be put right, below the image root",
-    "character_path": "A picture of the character, below the image root",
-    "final_path": "The picture that people reviewed, below the image root",
-    "verdict": "What people chose, with | between them",
-    "positive": "Pictures that people found no issues in",
-    "negative": "Pictures that they did",
-    "auc": "The chance that a good picture has the better score, 0 to 1",
+    "mask_path": "The mask of the region to inpaint, below the image root",
+    "character_path": "An image of the character, below the image root",
+    "final_path": "The image that people reviewed, below the image root",
+    "verdict": "The reviewers' choices, separated by |",
+    "positive": "Images without issues, by the reviewers",
+    "negative": "Images with issues",
+    "auc": "The probability that a good image has the better score, 0 to 1",
     "auc_low": "Lower end of its 95 % interval",
     "auc_high": "Upper end of its 95 % interval",
-    "threshold": "The score that tells the two apart best",
-    "true_positive": "Good pictures above it",
+    "threshold": "The score that separates the two best",
+    "true_positive": "Good images above it",
     "false_positive": "Others above it",
     "true_negative": "Others below it",
-    "false_negative": "Good pictures below it",
+    "false_negative": "Good images below it",
     **{metric.name: _describe_metric(metric) for product in reversed(PRODUCTS) for metric in metrics(product).values()},
 }
-"""By column name; where a table's column means something else, `columns` is told so."""
+"""By column name; `column_schema_metadata` takes the meanings that differ in a table."""
 
 
 def column_schema_metadata(schema: Mapping[str, Any], **others: str) -> dict[str, dg.TableSchema]:
-    """An asset's metadata for the columns of its table, each with type and meaning.
+    """Return an asset's metadata for the columns of its table, each with type and meaning.
 
-    `others` are meanings that differ from `MEANINGS`. Raises KeyError for a column without any.
+    `others` are meanings that differ from `COLUMN_DESCRIPTIONS`. Raises KeyError for a column without any.
     """
     meanings = COLUMN_DESCRIPTIONS | others
     found = [dg.TableColumn(name, _kind(dtype), meanings[name]) for name, dtype in pl.Schema(schema).items()]
@@ -206,12 +208,12 @@ def column_schema_metadata(schema: Mapping[str, Any], **others: str) -> dict[str
 
 
 def plot_metadata(words: str, picture: bytes | None) -> dict[str, dg.MetadataValue[Any]]:
-    """A table's metadata for its picture; nothing where there is none."""
+    """Return a table's metadata for its plot; nothing where there is none."""
     return {"plot": dg.MetadataValue.md(markdown_image(words, picture))} if picture else {}
 
 
 def _kind(dtype: Any) -> str:
-    """A type in few words: `Int64`, `list of {steps, guidance}`."""
+    """Return a type in few words: `Int64`, `list of {steps, guidance}`."""
     if isinstance(dtype, pl.List):
         return f"list of {_kind(dtype.inner)}"
     if isinstance(dtype, pl.Struct):

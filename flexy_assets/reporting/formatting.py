@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """A number to so many significant digits, without exponent; a dash where there is none."""
+    """Return a number with so many significant digits, without exponent; a dash for None."""
     if value is None:
         return "–"
     decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
@@ -16,7 +16,7 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_signed(values: Sequence[float]) -> list[str]:
-    """The numbers with their signs, to as many decimals as their spread deserves; none but 0 is rounded to it."""
+    """Return the numbers with their signs, to as many decimals as their spread needs; only 0 is written as 0."""
     spread = max(values) - min(values) or abs(values[0]) or 1.0
     least = min((abs(value) for value in values if value), default=1.0)
     decimals = min(max(0, 1 - math.floor(math.log10(spread)), -math.floor(math.log10(least))), 6)
@@ -24,10 +24,10 @@ def format_signed(values: Sequence[float]) -> list[str]:
 
 
 def format_count(count: int, noun: str) -> str:
-    """As in `1 task` and `1,200 tasks`."""
+    """Return a count with its noun, as in `1 task` and `1,200 tasks`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def join_words(names: Sequence[str]) -> str:
-    """As in `a, b and c`."""
+    """Return the names as in `a, b and c`."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""

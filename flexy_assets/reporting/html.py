@@ -1,7 +1,7 @@
-"""What the reports share: pages that are one inert file, and how numbers are written on them.
+"""Pages that are one inert file.
 
-A page extends `page.html.j2`. Jinja escapes what it is given, and the page's content security policy lets only
-the scripts that the page itself sets run and nothing be fetched.
+A page extends `page.html.j2`. Jinja escapes its values, and the page's content security policy runs only
+the page's own scripts and fetches nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flexy_assets.reporting.formatting import format_number
 
 
 def load_template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Template:
-    """The template at `name`, below this folder; `filters` beside `number`, `percent` and `script_hash`."""
+    """Return the template at `name`, below `flexy_assets`, with `filters` and `number`, `percent` and `script_hash`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
@@ -29,7 +29,7 @@ def load_template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Templ
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # As it was given: metrics keep their order.
+    # Metrics keep their order.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.globals |= {"static": static_text, "plotly_script": plotly_script}
     environment.filters |= {
@@ -44,24 +44,24 @@ def load_template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Templ
 
 @cache
 def static_text(name: str) -> Markup:
-    """The text of a file below `static/`: our own scripts and styles, and Plotly's."""
+    """Return the text of a file below `static/`."""
     text: Markup = Markup((Path(__file__).parent / "static" / name).read_text("utf-8"))
     return text
 
 
 @cache
 def plotly_script() -> Markup:
-    """Plotly's published bundle, with the hint that makes browsers compile it once instead of parsing it twice."""
+    """Return Plotly's published bundle, with the hint that makes browsers compile it at once."""
     return Markup("//# allFunctionsCalledOnLoad\n") + static_text("vendor/plotly-cartesian.min.js")
 
 
 def gzip_base64(script: str) -> str:
-    """A script as gzip in base64, for a page that unpacks it; the same script is always the same text."""
+    """Return a script as gzip in base64, for a page that unpacks it; equal scripts give equal texts."""
     return base64.b64encode(gzip.compress(script.encode(), mtime=0)).decode()
 
 
 def _script_hash(script: str) -> Markup:
-    """The script's entry in a content security policy, quoted."""
+    """Return the script's entry in a content security policy, quoted."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     source: Markup = Markup(f"'sha256-{digest}'")
     return source

@@ -10,7 +10,7 @@ TableRows = Sequence[Mapping[str, Any]]
 
 
 def format_text_table(table: TableRows) -> str:
-    """The table for a terminal: numbers to the right, words to the left."""
+    """Return the table for a terminal: numbers right-justified, words left."""
     names = list(table[0])
     cells = [[_cell(row[name]) for name in names] for row in table]
     numbers = [all(isinstance(row[name], int | float | None) for row in table) for name in names]
@@ -26,7 +26,7 @@ def format_text_table(table: TableRows) -> str:
 
 
 def format_markdown_table(table: TableRows) -> str:
-    """The table for the UI."""
+    """Return the table in Markdown."""
     if not table:
         return "nothing"
     names = list(table[0])
@@ -35,7 +35,7 @@ def format_markdown_table(table: TableRows) -> str:
 
 
 def _cell(value: Any) -> str:
-    """In one line, of at most 300 characters; a number to four places."""
+    """Return the value in one line of at most 300 characters; a number to four places."""
     if value is None:
         return "–"
     text = f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else " ".join(str(value).split())

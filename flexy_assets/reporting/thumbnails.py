@@ -1,4 +1,4 @@
-"""Small pictures of images: thumbnails for a page, many on one sheet."""
+"""Thumbnails for pages, and contact sheets of many images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE_LADDER: Final = (
 )
 """Longer side in pixels and WebP quality of thumbnails, best first; each is some 20 to 40 % smaller than the last."""
 TRIAL_SAMPLE: Final = 40
-"""Pictures that a rung of the ladder is chosen by."""
+"""Images that the size of thumbnails is estimated from."""
 GAP: Final = 2
 """Pixels between two images on a sheet."""
 GREY: Final = (118, 118, 118)
@@ -28,12 +28,12 @@ GREY: Final = (118, 118, 118)
 
 
 def markdown_image(words: str, webp: bytes) -> str:
-    """A WebP picture as Dagster's UI shows it in Markdown."""
+    """Return a WebP image as Dagster's UI shows it in Markdown."""
     return f"![{words}](data:image/webp;base64,{base64.b64encode(webp).decode()})"
 
 
 def make_thumbnail(image: Image.Image, side: int = 96, quality: int = 80) -> bytes:
-    """WebP bytes of the image, its longer side at most `side` pixels."""
+    """Return WebP bytes of the image, its longer side at most `side` pixels."""
     small = _opaque(image)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = BytesIO()
@@ -42,37 +42,37 @@ def make_thumbnail(image: Image.Image, side: int = 96, quality: int = 80) -> byt
 
 
 def make_thumbnails(read: Callable[[str], Image.Image], paths: Sequence[str], most_bytes: int) -> dict[str, bytes]:
-    """WebP bytes by path of the pictures that can be read, as large and fine as `most_bytes` in all allow.
+    """Return WebP bytes by path of the images that can be read, as large and fine as `most_bytes` in all allow.
 
-    The rung of `LADDER` is chosen by `TRIED` of them; where that was too hopeful, the last are left out. A worker
-    holds one picture at a time, whatever the number of paths.
+    The rung of `SIZE_LADDER` is estimated from `TRIAL_SAMPLE` of them; the last are left out where the estimate was too
+    low. A worker holds one image at a time, whatever the number of paths.
     """
 
-    def small(path: str, rungs: Sequence[tuple[int, int]]) -> list[bytes]:
+    def shrink(path: str, rungs: Sequence[tuple[int, int]]) -> list[bytes]:
         try:
-            picture = read(path)
+            image = read(path)
         except UnreadableImageError:
             return []
-        return [make_thumbnail(picture, *rung) for rung in rungs]
+        return [make_thumbnail(image, *rung) for rung in rungs]
 
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        tried = paths[:: max(1, -(-len(paths) // TRIAL_SAMPLE))]
+        sample = paths[:: max(1, -(-len(paths) // TRIAL_SAMPLE))]
         sizes = [
-            [len(webp) for webp in found] for found in pool.map(lambda path: small(path, SIZE_LADDER), tried) if found
+            [len(webp) for webp in found] for found in pool.map(lambda path: shrink(path, SIZE_LADDER), sample) if found
         ]
         means = [sum(rung) / len(rung) for rung in zip(*sizes, strict=True)]
-        # Five in a hundred are kept back for pictures unlike those that were tried.
+        # Five in a hundred are reserved for images that compress worse than the sample.
         fits = (rung for rung, mean in zip(SIZE_LADDER, means, strict=False) if mean * len(paths) <= 0.95 * most_bytes)
         rung = next(fits, SIZE_LADDER[-1])
-        found = zip(paths, pool.map(lambda path: small(path, [rung]), paths), strict=True)
+        found = zip(paths, pool.map(lambda path: shrink(path, [rung]), paths), strict=True)
         made = {path: webp for path, webps in found for webp in webps}
     totals = accumulate(map(len, made.values()))
     return {path: webp for (path, webp), total in zip(made.items(), totals, strict=True) if total <= most_bytes}
 
 
 def make_contact_sheet(images: Sequence[Image.Image], columns: int = 10, side: int = 64) -> bytes:
-    """WebP bytes of all images in reading order, each whole inside a square of `side` pixels.
+    """Return WebP bytes of all images in reading order, each whole inside a square of `side` pixels.
 
     Raises ValueError where there is no image or no column.
     """

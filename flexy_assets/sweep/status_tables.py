@@ -10,8 +10,8 @@ from flexy_assets.reporting.text_tables import TableRows
 from resources.metrics.sweep import METRICS
 
 
-def status_tables(found: Mapping[str, Any]) -> dict[str, TableRows]:
-    """The tables, under headings."""
+def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
+    """Return the tables by heading."""
     runs = [
         {
             "run": (run["run"] or "none")[:8],
@@ -20,31 +20,31 @@ def status_tables(found: Mapping[str, Any]) -> dict[str, TableRows]:
             "of": run["target"],
         }
         | {name: _progress(run["images"], run[name]) for name in METRICS}
-        for run in found["runs"]
+        for run in counts["runs"]
     ]
     newest = [
         {"at": row["created_at"] and f"{datetime.fromisoformat(row['created_at']):%Y-%m-%d %H:%M:%S}"}
         | {name: row[name] for name in ("engine", "steps", "guidance", "seed", *METRICS, "image_path")}
-        for row in found["newest"]
+        for row in counts["newest"]
     ]
-    return {"scores": found["metrics"], "runs": runs, "by steps (means)": found["steps"], "newest": newest}
+    return {"scores": counts["metrics"], "runs": runs, "by steps (means)": counts["steps"], "newest": newest}
 
 
-def _progress(images: int, counts: Mapping[str, int]) -> str:
-    failed = f", {counts['failed']} failed" if counts["failed"] else ""
-    return f"{counts['scored']}/{images}{failed}"
+def _progress(images: int, metric: Mapping[str, int]) -> str:
+    failed = f", {metric['failed']} failed" if metric["failed"] else ""
+    return f"{metric['scored']}/{images}{failed}"
 
 
-def status_summary(found: Mapping[str, Any]) -> str:
-    """The totals in a sentence, and what is left alone, if anything is."""
-    totals = found["totals"]
+def status_summary(counts: Mapping[str, Any]) -> str:
+    """Return the totals in a sentence, and the images that this model set does not score, if any."""
+    totals = counts["totals"]
     if not totals["images"]:
         return "no images yet"
     lines = [
         f"{totals['images']:,} images in {totals['runs']:,} runs,"
         f" {totals['complete']:,} of them with all {len(METRICS)} scores"
     ]
-    if found["left_alone"]:
-        others = ", ".join(f"{count:,} of {engine}" for engine, count in sorted(found["left_alone"].items()))
+    if counts["left_alone"]:
+        others = ", ".join(f"{count:,} of {engine}" for engine, count in sorted(counts["left_alone"].items()))
         lines.append(f"left alone, because this set of models is not for their engines: {others}")
     return "\n".join(lines)

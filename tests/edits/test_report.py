@@ -130,10 +130,10 @@ def picture(colour: str | tuple[int, int, int] = "teal") -> str:
 
 
 def answer(page: Page) -> str:
-    return page.words.split("Edit report")[2].split("The methods chose by")[0]
+    return page.words.split("Edit report")[2].split("The methods selected by")[0]
 
 
-def test_better_edits_are_called_better_by_what_did_not_choose() -> None:
+def test_better_edits_are_called_better_by_metrics_not_used_for_selection() -> None:
     made = candidates(gain=0.2)
     compared, reached = tables(made)
     row = compared.row(by_predicate=pl.col("metric") == "truth", named=True)
@@ -141,10 +141,11 @@ def test_better_edits_are_called_better_by_what_did_not_choose() -> None:
     said = answer(report(made))
     assert "At 8 denoises EACPS’s edits are better than TTFLUX’s." in said
     assert (
-        f"By the truth: {means['eacps']:.3f} against {means['ttflux']:.3f}, +{row['gain']:.3f} (95 % interval " in said
+        f"By the ground truth: {means['eacps']:.3f} against {means['ttflux']:.3f}, +{row['gain']:.3f} (95 % interval "
+        in said
     )
     assert f"over 40 tasks; {row['wins']} won, {row['ties']} tied, {row['losses']} lost." in said
-    assert "no difference is shown by HPS v2.1 and Aesthetic V2." in said
+    assert "no significant difference by HPS v2.1 and Aesthetic V2." in said
     assert "potential" not in said
 
 
@@ -169,7 +170,7 @@ def test_an_interval_over_zero_shows_nothing() -> None:
     odd = pl.col("task_id").str.slice(5).cast(pl.Int64) % 2 == 1
     ours = pl.when(odd).then(0.6).otherwise(0.4)
     page = report(candidates().with_columns(truth=pl.when(method="eacps").then(ours).otherwise(0.5)))
-    assert "At 8 denoises it is not shown whose edits are better, EACPS’s or TTFLUX’s." in answer(page)
+    assert "At 8 denoises EACPS’s and TTFLUX’s edits do not differ significantly." in answer(page)
     assert ", which includes 0, over 40 tasks" in answer(page)
     assert "EACPS better" not in page.words
 
@@ -192,18 +193,18 @@ def test_without_the_truth_held_out_metrics_decide() -> None:
     )
     page = report(made, (*HELD_OUT, *SELECTING_ROLE))
     assert "At 8 denoises EACPS’s edits are better than TTFLUX’s." in answer(page)
-    assert "By HPS v2.1, which had no part in choosing: " in answer(page)
+    assert "By HPS v2.1, which was not used for selection: " in answer(page)
     assert "EACPS won by HPS v2.1, " in page.words
     assert "truth" not in page.words
 
 
 @pytest.mark.parametrize("absent", [True, False], ids=["absent", "null"])
-def test_what_chose_is_no_evidence(absent: bool) -> None:
+def test_a_metric_used_for_selection_is_no_evidence(absent: bool) -> None:
     nothing = ["truth", "carried_out", "preserved", "hps_v2_score", "aes_v2_score"]
     made = candidates().with_columns(potential=pl.when(method="eacps").then(30.0).otherwise(20.0))
     made = made.drop(nothing) if absent else made.with_columns(pl.lit(None, pl.Float64).alias(name) for name in nothing)
     page = report(made, SELECTING_ROLE if absent else MEASURED)
-    assert "It cannot be said whose edits are better, EACPS’s or TTFLUX’s:" in answer(page)
+    assert "Whether EACPS’s or TTFLUX’s edits are better is unknown:" in answer(page)
     assert "are better than" not in page.words
     assert "EACPS better" not in page.words
     assert "no evidence" in page.words
@@ -212,16 +213,16 @@ def test_what_chose_is_no_evidence(absent: bool) -> None:
 @pytest.mark.parametrize(
     ("tasks", "few"), [(1, "1 task is too few"), (MIN_TASKS - 1, f"{MIN_TASKS - 1} tasks are too few")]
 )
-def test_of_few_tasks_nothing_is_said(tasks: int, few: str) -> None:
+def test_of_few_tasks_no_method_is_called_better(tasks: int, few: str) -> None:
     page = report(candidates(tasks))
-    assert f"it cannot be said whose edits are better, EACPS’s or TTFLUX’s: {few}." in answer(page)
+    assert f"whether EACPS’s or TTFLUX’s edits are better is unknown: {few}." in answer(page)
     assert "EACPS better" not in page.words
 
 
-def test_nothing_makes_a_page_that_says_nothing_can_be_said() -> None:
+def test_no_candidates_make_a_page_that_says_so() -> None:
     page = report(candidates(0))
     for words in (
-        "Nothing can be said yet: no task has been compared.",
+        "No result yet: no task has been compared.",
         "Nothing was compared",
         "There is no task to show.",
     ):
@@ -245,7 +246,7 @@ def test_the_local_stage_is_told_with_its_chance() -> None:
     assert "EACPS 8 denoises 160 0.970 0.970 to 0.970" in local
     assert "67% 20 of 20, 100% 83% to 100%" in local
     assert "not measured" in report(made.drop("parent_lpips")).words
-    assert "nothing can be said of a local stage" in report(made.filter(method="ttflux")).words
+    assert "there was no local stage" in report(made.filter(method="ttflux")).words
 
 
 def test_previews_that_went_on_are_shown_once_and_stopped_ones_say_where() -> None:
@@ -258,12 +259,12 @@ def test_previews_that_went_on_are_shown_once_and_stopped_ones_say_where() -> No
     assert "l7 winner local, from g3 at strength 0.5" in page.words
 
 
-def test_one_that_could_not_be_made_says_so() -> None:
+def test_a_failed_candidate_is_called_failed() -> None:
     lost = (pl.col("method") == "ttflux") & (pl.col("name") == "g2")
     made = candidates(tasks=1).with_columns(
         image_path=pl.when(~lost).then("image_path"), error=pl.when(lost).then(pl.lit("out of memory"))
     )
-    assert "g2 could not be made" in report(made).words
+    assert "g2 failed" in report(made).words
 
 
 def test_tasks_are_told_apart_by_who_won_them() -> None:
@@ -343,8 +344,8 @@ def test_every_picture_is_embedded_once_has_its_words_and_can_be_reached() -> No
     assert set(again) <= keys
     # Two more are the dialog's.
     assert len([a for a in page.attributes("button") if a.get("class") == "picture"]) == len(images) - 2
-    assert "no picture" not in page.words
-    assert f"{len(needed)} pictures could not be had." in report(made).words
+    assert "no image" not in page.words
+    assert f"{len(needed)} images could not be read." in report(made).words
 
 
 def test_curves_show_every_budget_and_method() -> None:
@@ -396,8 +397,8 @@ def test_many_tasks_stay_a_page_that_can_be_opened() -> None:
     assert time.perf_counter() - start < 20
     assert len(page.encode()) < 18_000_000
     built = Page(page)
-    assert f"The first {MAX_TASKS} of {MAX_TASKS + 20} tasks are shown; the figures above count all." in built.words
-    assert re.search(r"To keep this file small [\d,]+ pictures are left out, winners last", built.words)
+    assert f"The first {MAX_TASKS} of {MAX_TASKS + 20} tasks are shown; the statistics above count all." in built.words
+    assert re.search(r"To keep this file small [\d,]+ images are left out, winners last", built.words)
     winners = [a for a in built.attributes("img") if (a.get("alt") or "").endswith("winner")]
     assert len([a for a in winners if a.get("src")]) == 2 * MAX_TASKS
 

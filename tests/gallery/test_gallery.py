@@ -121,7 +121,7 @@ def gallery(home: Path) -> Iterator[Gallery]:
 def trial(gallery: Gallery) -> dict[str, Any]:
     """A trial that was asked for and has ended, as the page is told of it."""
     answer = gallery.post(json.dumps(TRIAL))
-    assert (answer.status_code, answer.json()["there"]) == (202, False)
+    assert (answer.status_code, answer.json()["exists"]) == (202, False)
     return gallery.made(answer.json()["id"])
 
 
@@ -147,7 +147,7 @@ def test_a_trial_ends_as_an_image_with_four_scores_in_the_tables_and_a_run_in_da
 def test_the_same_trial_again_makes_no_other_row(gallery: Gallery, trial: dict[str, Any]) -> None:
     there = gallery.rows()
     answer = gallery.post(json.dumps(TRIAL)).json()
-    assert answer == {"id": trial["id"], "there": True}
+    assert answer == {"id": trial["id"], "exists": True}
     assert gallery.made(trial["id"])["state"] == "done"
     assert gallery.rows() == there
 
@@ -215,7 +215,7 @@ def test_a_trial_is_taken_from_the_gallerys_own_page_alone(
         ('{"prompt": "x", "width": 1000000}', 400, "an image side of 1000000"),
         (f'{{"prompt": "x", "steps": 1{"0" * 400}}}', 400, "steps"),
         ('{"prompt": "x", "guidance": NaN}', 400, "guidance"),
-        ('{"prompt": "x", "colour": "red"}', 400, "'colour' is no setting"),
+        ('{"prompt": "x", "colour": "red"}', 400, "unknown setting 'colour'"),
         ('{"prompt": {"env": "HOME"}}', 400, "prompt"),
         ('{"prompt": "\\ud800"}', 400, "the prompt: control characters"),
         ("{}", 400, "prompt"),

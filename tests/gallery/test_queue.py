@@ -18,7 +18,7 @@ def trial(seed: int) -> Trial:
 
 
 def ask(waiting: TrialQueue, seed: int) -> None:
-    waiting.ask(trial(seed), trial(seed).image_id)
+    waiting.add(trial(seed), trial(seed).image_id)
 
 
 def states(waiting: TrialQueue) -> list[tuple[int, str, int]]:
@@ -83,7 +83,7 @@ def test_there_is_room_for_so_many_and_the_oldest_that_ended_are_forgotten(monke
     until(lambda: states(shop.queue) == [(0, "running", 0)])
     for seed in range(1, 31):
         ask(shop.queue, seed)
-    with pytest.raises(QueueFullError, match="30 trials are waiting already"):
+    with pytest.raises(QueueFullError, match="the queue is full: 30 trials are waiting"):
         ask(shop.queue, 31)
     shop.finish()
     assert [seed for seed, _, _ in states(shop.queue)] == list(range(30, 10, -1))

@@ -348,9 +348,9 @@ def test_effects_are_called_by_their_sign_only_where_they_are_sure() -> None:
     ]
     heads, (row,) = format_effects(pl.DataFrame(rows, schema_overrides=EFFECTS_SCHEMA), True)
     assert list(heads.values())[:2] == ["Steps, 8 to 40", "Guidance, 1.5 to 11"]
-    assert [cell["words"] for cell in row["cells"]] == ["more raise it", "more lowers it", "none can be told"]
+    assert [cell["words"] for cell in row["cells"]] == ["more raise it", "more lowers it", "not significant"]
     bent = pl.DataFrame(rows[:1], schema_overrides=EFFECTS_SCHEMA).with_columns(low=-0.1)
-    assert format_effects(bent, False)[1][0]["cells"][0]["words"] == "it moves, not one way"
+    assert format_effects(bent, False)[1][0]["cells"][0]["words"] == "non-monotonic"
 
 
 def compared(by: str, names: Sequence[str], engine: str | None = None) -> pl.DataFrame:
@@ -380,7 +380,7 @@ def test_engines_are_ranked_only_as_far_as_their_intervals_tell() -> None:
     apart = near.with_columns(adjusted_low=pl.col("adjusted") - 0.1, adjusted_high=pl.col("adjusted") + 0.1)
     unadjusted = near.with_columns(pl.lit(None, pl.Float64).alias("adjusted"), note=pl.lit("no settings are shared"))
     said = [comparison_panels(table)[0].open[0].words for table in (near, apart, unadjusted)]
-    assert "which is higher is not sure" in said[0]
+    assert "which is higher is uncertain" in said[0]
     assert said[1] == "two is highest: its interval lies above the other."
     assert said[2] == "Not at the same settings: no settings are shared."
 
@@ -394,9 +394,10 @@ def test_one_engine_with_one_run_and_one_prompt_has_nothing_to_compare() -> None
 def test_how_many_things_the_metrics_measure_is_said(tables: AnalysisTables) -> None:
     # All four follow the same surface; what they do not share is noise.
     assert re.match(
-        r"[34] of 4 directions hold 9\d% .*: \d+% \(\d+% to \d+%\) is mostly", describe_components(tables.components)
+        r"[34] of 4 principal components explain 9\d% .*: \d+% \(\d+% to \d+%\) is mostly",
+        describe_components(tables.components),
     )
-    assert "cannot be said: too few images" in describe_components(AnalysisTables.of(sweep(1)).components)
+    assert "are unknown: too few images" in describe_components(AnalysisTables.of(sweep(1)).components)
 
 
 def test_engines_stand_on_the_same_axes_and_colours() -> None:

@@ -346,5 +346,5 @@ def test_thin_data_make_a_page_that_works(browser: Browser, tmp_path: Path, scor
         browser.evaluate("plots.forEach(draw)")
         assert browser.evaluate("document.querySelectorAll('#images-body tr').length") == min(scores.height, 20)
         browser.evaluate("document.querySelector('#images-body button').click()")
-        assert "no picture" in browser.evaluate("document.getElementById('card').innerText")
+        assert "no image" in browser.evaluate("document.getElementById('card').innerText")
     assert (browser.errors, browser.requests) == ([], [path.as_uri()])

@@ -1,4 +1,4 @@
-"""One HTML file that says whose edits are better, how sure that is and what it cost, and shows every candidate.
+"""One HTML file that says whose edits are better, with intervals and costs, and shows every candidate.
 
 The file fetches nothing: Plotly is inlined, images are data URIs. Prompts, ids and errors come from outside and are
 treated as hostile: Jinja escapes them, and the page's policy lets only its own script run.
@@ -39,16 +39,16 @@ from flexy_assets.reporting.html import load_template
 from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
 
 MAX_TASKS: Final = 300
-"""Tasks shown one by one; the figures above them count all."""
+"""Tasks shown one by one; the statistics above them count all."""
 MAX_THUMBNAILS: Final = 6000
-"""Pictures asked for."""
+"""Thumbnails on one page."""
 MAX_BYTES: Final = 11_000_000
-"""Of pictures embedded: more would make a page too heavy to open on a phone or to send."""
+"""Of embedded thumbnails: more would make a page too heavy to open on a phone or to send."""
 
 ROLES: Final = {
-    "truth": "By the truth",
-    "held-out": "Held out: had no part in choosing",
-    "selecting": "Selecting: what was chosen by, and so no evidence",
+    "truth": "Ground truth",
+    "held-out": "Held out: not used for selection",
+    "selecting": "Selecting: used for selection, so no evidence",
 }
 
 Row = dict[str, Any]
@@ -59,7 +59,7 @@ _SEARCH = [*_TASK, "method", "budget"]
 
 @dataclass(frozen=True)
 class Table:
-    """What was compared of a pair, by the metrics' roles."""
+    """The comparison of a pair, by the metrics' roles."""
 
     pair: Pair
     title: str
@@ -67,10 +67,10 @@ class Table:
 
 
 def edit_thumbnails_needed(candidates: pl.DataFrame) -> list[str]:
-    """The image paths that `render` shows, `MOST_PICTURES` at most: sources, winners, finished ones, stopped ones."""
-    cards = _batching_note(_complete(candidates))
-    finished = cards.filter(pl.col("until") == pl.col("path"))
-    paths = (cards["source_path"], cards.filter("chosen")["image_path"], finished["image_path"], cards["image_path"])
+    """Return the image paths that the report shows, at most `MAX_THUMBNAILS`: sources and winners first."""
+    shown = _shown_candidates(_complete(candidates))
+    finished = shown.filter(pl.col("until") == pl.col("path"))
+    paths = (shown["source_path"], shown.filter("chosen")["image_path"], finished["image_path"], shown["image_path"])
     return pl.concat(paths).drop_nulls().unique(maintain_order=True).head(MAX_THUMBNAILS).to_list()
 
 
@@ -84,25 +84,25 @@ def render_edit_report(
 ) -> str:
     """The report as one HTML document.
 
-    `candidates` are `storage.edits.CANDIDATES`, every further column of numbers a metric; `comparison` and `levels`
-    are those of `comparison`. `thumbnails` are data URIs by image path, of which `pictures_needed` names the useful
-    ones; those beyond `MOST_BYTES` are left out, and the page says so. `about` is shown as it is, name and text.
-    `metrics` are those of the comparison: which way is better, and what is a tie in a single task.
+    `candidates` have `storage.edits.EDIT_CANDIDATES_SCHEMA`, every further column of numbers is a metric; `comparison`
+    and `levels` are those of `comparison`. `thumbnails` are data URIs by image path, those of
+    `edit_thumbnails_needed`; beyond `MAX_BYTES` they are left out, and the page says so. `about` is shown unchanged,
+    name and text. `metrics` are those of the comparison: which way is better, and what is a tie in a single task.
     """
     candidates = _complete(candidates)
     needed = edit_thumbnails_needed(candidates)
     pictures = CardImages(_fitting(needed, thumbnails))
-    steps, sides = _steps(candidates), _image_size(candidates)
+    steps, sides = _common_steps(candidates), _shown_budgets(candidates)
     known = {metric.name: metric for metric in (*SELECTING_ROLE, *metrics)}
     lower = {metric.name for metric in known.values() if not metric.higher_is_better}
-    compared = method_pairs(comparison)
-    rows = compared[0].rows(comparison) if compared else []
+    pairs = method_pairs(comparison)
+    rows = pairs[0].rows(comparison) if pairs else []
     lead = decisive_row(rows)
     judge = known.get(lead["metric"], ComparedMetric(lead["metric"], lead["role"])) if lead else None
     methods = [*dict.fromkeys([*sides, *levels["method"]])]
-    beneath = [name for name in _metrics(candidates) if name != "potential"]
-    by_task = _batching_note(candidates).partition_by(_TASK, maintain_order=True, include_key=True)
-    tasks = [task_cards(task, list(sides), beneath, judge, pictures) for task in by_task if task.height]
+    shown_metrics = [name for name in _metrics(candidates) if name != "potential"]
+    by_task = _shown_candidates(candidates).partition_by(_TASK, maintain_order=True, include_key=True)
+    tasks = [task_cards(task, list(sides), shown_metrics, judge, pictures) for task in by_task if task.height]
     figures = _figures(comparison, levels, lead, methods, lower, steps)
     return load_template(
         "edits/report/report.html.j2", {"named": method_name, "titled": metric_title, "counted": format_count}
@@ -111,7 +111,7 @@ def render_edit_report(
         selecting=join_words([metric_label(row["metric"]) for row in rows if row["role"] == "selecting"]),
         about=about,
         counts=_counts(candidates),
-        tables=[_table(pair, comparison, levels, steps) for pair in compared],
+        tables=[_table(pair, comparison, levels, steps) for pair in pairs],
         fewest=MIN_TASKS,
         lower=lower,
         methods=methods,
@@ -121,7 +121,7 @@ def render_edit_report(
         levels=[row | {"at": format_denoises(row["budget"], steps)} for row in levels.to_dicts()],
         budgets=levels["budget"].n_unique(),
         costs=_costs(candidates, steps),
-        equality=_equality(candidates, compared),
+        equality=_equality(candidates, pairs),
         local=_local_stage_note(candidates, steps),
         tasks=tasks,
         all_tasks=candidates.select(_TASK).unique().height,
@@ -133,17 +133,17 @@ def render_edit_report(
 
 
 def _fitting(needed: Sequence[str], thumbnails: Mapping[str, str]) -> dict[str, str]:
-    """The first of the needed pictures that `MOST_BYTES` hold."""
-    there = [path for path in needed if path in thumbnails]
-    sizes = accumulate(len(thumbnails[path]) for path in there)
-    return {path: thumbnails[path] for path, size in zip(there, sizes, strict=True) if size <= MAX_BYTES}
+    """Return the first of the needed thumbnails, up to `MAX_BYTES` in all."""
+    available = [path for path in needed if path in thumbnails]
+    sizes = accumulate(len(thumbnails[path]) for path in available)
+    return {path: thumbnails[path] for path, size in zip(available, sizes, strict=True) if size <= MAX_BYTES}
 
 
 # Candidates
 
 
 def _complete(candidates: pl.DataFrame) -> pl.DataFrame:
-    """All columns of `CANDIDATES`, and metrics as floats, null where they are not finite."""
+    """Return all columns of `EDIT_CANDIDATES_SCHEMA`, and metrics as floats, null where they are not finite."""
     absent = [
         pl.lit(None).cast(dtype).alias(name)
         for name, dtype in EDIT_CANDIDATES_SCHEMA.items()
@@ -163,22 +163,22 @@ def _metrics(candidates: pl.DataFrame) -> list[str]:
     ]
 
 
-def _image_size(candidates: pl.DataFrame) -> dict[str, int]:
-    """The methods and the budget that they are shown at, one by one: the largest that all have, or each its largest."""
-    there = set(candidates["method"])
-    methods = [*(name for name in METHOD_NAMES if name in there), *sorted(there - METHOD_NAMES.keys())]
+def _shown_budgets(candidates: pl.DataFrame) -> dict[str, int]:
+    """Return the budget that each method is shown at: the largest that all have, or its own largest."""
+    present = set(candidates["method"])
+    methods = [*(name for name in METHOD_NAMES if name in present), *sorted(present - METHOD_NAMES.keys())]
     budgets = {method: set(candidates.filter(method=method)["budget"]) for method in methods}
     common = set.intersection(*budgets.values()) if budgets else set()
     return {method: max(common or own) for method, own in budgets.items()}
 
 
-def _batching_note(candidates: pl.DataFrame) -> pl.DataFrame:
-    """The candidates that are shown, each once: as it was finished, or as it was when it was stopped.
+def _shown_candidates(candidates: pl.DataFrame) -> pl.DataFrame:
+    """Return the candidates that are shown, each once: finished, or as it was when it was stopped.
 
     `nfe` and `elapsed_ms` are those of all its steps.
     """
     tasks = candidates.select(_TASK).unique(maintain_order=True).head(MAX_TASKS)
-    budget = pl.col("method").replace_strict(_image_size(candidates), default=None, return_dtype=pl.Int64)
+    budget = pl.col("method").replace_strict(_shown_budgets(candidates), default=None, return_dtype=pl.Int64)
     own = [*_SEARCH, "name"]
     return (
         candidates.filter(pl.col("budget") == budget)
@@ -188,8 +188,8 @@ def _batching_note(candidates: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _steps(candidates: pl.DataFrame) -> int | None:
-    """The steps of a full denoise, where all candidates share them."""
+def _common_steps(candidates: pl.DataFrame) -> int | None:
+    """Return the steps of a full denoise, None where candidates differ."""
     found = candidates.filter(pl.col("strength") == 1)["path"].unique()
     return found[0] if len(found) == 1 else None
 
@@ -205,17 +205,17 @@ def _counts(candidates: pl.DataFrame) -> dict[str, int]:
 
 def _table(pair: Pair, comparison: pl.DataFrame, levels: pl.DataFrame, steps: int | None) -> Table:
     groups: dict[str, list[Row]] = {}
-    better = {"ahead": f"{method_name(pair.method)} better", "behind": f"{method_name(pair.rival)} better"}
-    words = better | {"open": "not shown", "unsaid": "cannot be said"}
+    better = {"better": f"{method_name(pair.method)} better", "worse": f"{method_name(pair.rival)} better"}
+    words = better | {"no difference": "not significant", "too few": "too few tasks"}
     for row in sorted(pair.rows(comparison), key=lambda row: list(ROLES).index(row["role"])):
-        apart = row["role"] == "selecting"
-        said = {
+        is_selecting = row["role"] == "selecting"
+        texts = {
             "means": [mean_score(levels, row["metric"], *side) for side in pair.sides],
             "gain": format_gain(row),
-            "strong": not apart and edit_verdict(row) in better,
-            "says": "no evidence" if apart else words[edit_verdict(row)],
+            "strong": not is_selecting and edit_verdict(row) in better,
+            "verdict": "no evidence" if is_selecting else words[edit_verdict(row)],
         }
-        groups.setdefault(ROLES[row["role"]], []).append(row | said)
+        groups.setdefault(ROLES[row["role"]], []).append(row | texts)
     ours, theirs = (f"{method_name(method)} at {format_denoises(budget, steps)}" for method, budget in pair.sides)
     return Table(pair, f"{ours} against {theirs}", groups)
 
@@ -228,7 +228,7 @@ def _figures(
     lower: set[str],
     steps: int | None,
 ) -> dict[str, list[tuple[str, Figure]]]:
-    """By role each metric over budgets with its element's id, and after the one that decides its gain."""
+    """Return by role each metric over budgets with its element's id, and after the decisive one its gain."""
     found: dict[str, list[tuple[str, Figure]]] = {}
     if levels["budget"].n_unique() < 2:
         return found
@@ -249,7 +249,7 @@ def _figures(
 
 
 def _costs(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
-    """A row a method and budget: the least and most NFE of a task, and means of what else a task took."""
+    """Return a row per method and budget: the least and most NFE of a task, and means of its other costs."""
     finished = (pl.col("until") == pl.col("path")).any().over(*_SEARCH, "name")
     per_task = (
         candidates.with_columns(finished=finished)
@@ -270,13 +270,13 @@ def _costs(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
 
 
 def _seconds(milliseconds: str) -> pl.Expr:
-    """Their sum; null where none was taken down, rather than 0."""
-    taken = pl.col(milliseconds)
-    return pl.when(taken.is_not_null().any()).then(taken.sum() / 1000)
+    """Return their sum in seconds; null where none was recorded, rather than 0."""
+    recorded = pl.col(milliseconds)
+    return pl.when(recorded.is_not_null().any()).then(recorded.sum() / 1000)
 
 
 def _equality(candidates: pl.DataFrame, compared: Sequence[Pair]) -> str:
-    """Whether both sides cost every task the same at equal budgets, by the steps that were run."""
+    """Say whether both sides ran the same number of steps in every task at equal budgets."""
     equal = [pair for pair in compared if pair.equal]
     if not equal:
         return "No two searches were given the same budget, so there is no comparison at equal cost."
@@ -293,7 +293,7 @@ def _equality(candidates: pl.DataFrame, compared: Sequence[Pair]) -> str:
         ]
     )
     if both.is_empty():
-        return "What the compared searches cost is not recorded here."
+        return "The costs of the compared searches are not recorded."
     apart = both.filter(pl.col("nfe") != pl.col("nfe_right"))
     if apart.is_empty():
         return (
@@ -309,7 +309,7 @@ def _equality(candidates: pl.DataFrame, compared: Sequence[Pair]) -> str:
 
 
 def _local_stage_note(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
-    """A row a method and budget with a local stage: how alike child and parent are, and how often a child won."""
+    """Return a row per method and budget with a local stage: similarity of child and parent, share of winners."""
     local = pl.col("stage").is_in(LOCAL_STAGES) & pl.col("parent").is_not_null()
     finished = candidates.filter(pl.col("until") == pl.col("path"), pl.col("image_path").is_not_null())
     found = []
@@ -336,13 +336,13 @@ def _local_stage_note(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
 
 
 def _median(rows: pl.DataFrame, metric: str) -> list[float | None]:
-    """A metric's median and the ends of the range that holds eight in ten."""
+    """Return a metric's median and its 10th and 90th percentile."""
     values = rows[metric] if metric in rows.columns else pl.Series(dtype=pl.Float64)
     return [values.quantile(share, "linear") for share in (0.5, 0.1, 0.9)]
 
 
 def _share(count: int, of: int) -> list[float]:
-    """A share and its exact 95 % interval (Clopper and Pearson 1934)."""
+    """Return a share and its exact 95 % interval (Clopper and Pearson 1934)."""
     from scipy.stats import binomtest
 
     if not of:

@@ -14,7 +14,7 @@ from flexy_assets.edits.labels import method_name, metric_label
 from flexy_assets.reporting.formatting import format_count, format_number
 
 LOCAL_STAGES = ("local", "stage2")
-"""The stages that vary what an earlier one found."""
+"""The stages that vary candidates of an earlier one."""
 
 Row = dict[str, Any]
 Winner = Literal["first", "second", "tied", "unknown"]
@@ -23,9 +23,9 @@ CandidateState = Literal["chosen", "stopped", "failed", ""]
 
 @dataclass(frozen=True)
 class CardImage:
-    """A picture's place on the page: embedded where `uri` is set, repeated from there elsewhere.
+    """An image's place on the page: embedded where `uri` is set, repeated from there elsewhere.
 
-    One without a `key` is nowhere on the page.
+    One without a `key` is not on the page.
     """
 
     key: int | None = None
@@ -33,7 +33,7 @@ class CardImage:
 
 
 class CardImages:
-    """Gives each picture its place, so that each is embedded once; `missing` are the paths that had none to give."""
+    """Gives each image its place, so that each is embedded once; `missing` are the paths without a thumbnail."""
 
     def __init__(self, thumbnails: Mapping[str, str]) -> None:
         self._thumbnails = thumbnails
@@ -41,7 +41,7 @@ class CardImages:
         self.missing: set[str] = set()
 
     def __call__(self, path: str | None) -> CardImage:
-        """The next place of the picture at `path`."""
+        """Return the next place of the image at `path`."""
         if path is None:
             return CardImage()
         if path not in self._thumbnails:
@@ -54,7 +54,7 @@ class CardImages:
 
 @dataclass(frozen=True)
 class Card:
-    """A candidate: `remark` says its state, `origin` where it comes from, `detail` what it takes to make it again."""
+    """A candidate: `remark` is its state, `origin` its stage and parent, `detail` what reproduces it."""
 
     picture: CardImage
     alt: str
@@ -69,7 +69,7 @@ class Card:
 
 @dataclass(frozen=True)
 class TaskCard:
-    """A task: by whom it was won (the first method, the second, neither, or not known), and that in words."""
+    """A task: who won it (the first method, the second, neither, or unknown), and that in words."""
 
     id: str
     prompt: str
@@ -87,7 +87,7 @@ def task_cards(
     judge: ComparedMetric | None,
     pictures: CardImages,
 ) -> TaskCard:
-    """One task from its candidates; `judge` is the metric by which it is won, `metrics` are those beneath a picture."""
+    """Return one task's card; `judge` is the metric that decides it, `metrics` are those shown below an image."""
     rows = candidates.to_dicts()
     winners = {method: next((r for r in rows if r["chosen"] and r["method"] == method), None) for method in methods}
     won, verdict = _won(list(winners.items())[:2], judge)
@@ -111,7 +111,7 @@ def task_cards(
 
 
 def _place(row: Row) -> tuple[bool, list[int], str]:
-    """Global ones first, g2 before g10."""
+    """Return a sort key: global candidates first, g2 before g10."""
     return row["stage"] in LOCAL_STAGES, [int(digits) for digits in re.findall(r"\d+", row["name"])], row["name"]
 
 
@@ -120,7 +120,7 @@ def _won(winners: Sequence[tuple[str, Row | None]], judge: ComparedMetric | None
         return "unknown", "not compared"
     ours, theirs = (row.get(judge.name) if row else None for _, row in winners)
     if ours is None or theirs is None:
-        return "unknown", f"not known by {metric_label(judge.name)}"
+        return "unknown", f"unknown by {metric_label(judge.name)}"
     by = f"by {metric_label(judge.name)}"
     gain = ours - theirs if judge.higher_is_better else theirs - ours
     if abs(gain) <= judge.tie:
@@ -158,7 +158,7 @@ def _state(row: Row) -> tuple[CandidateState, str]:
     if row["chosen"]:
         return "chosen", "winner"
     if row["image_path"] is None:
-        return "failed", "could not be made"
+        return "failed", "failed"
     if row["until"] < row["path"]:
         return "stopped", f"stopped at step {row['until']} of {row['path']}"
     return "", ""

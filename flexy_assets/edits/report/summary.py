@@ -1,6 +1,6 @@
-"""What a comparison says, in a few sentences, and how sure that is.
+"""The comparison in a few sentences, with its uncertainty.
 
-Only metrics that had no part in choosing are evidence: the truth where it is known, or else held-out ones.
+Only metrics that were not used for selection are evidence: the ground truth where it is known, or else held-out ones.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from flexy_assets.edits.labels import format_denoises, method_name, metric_label
 from flexy_assets.reporting.formatting import format_count, format_number, format_signed, join_words
 
 MIN_TASKS: Final = 10
-"""Below so many tasks nothing is said to be better: a bootstrap of fewer is too sure of itself."""
+"""With fewer tasks no method is called better: the bootstrap interval of fewer is too narrow."""
 
 Row = dict[str, Any]
 """A row of `comparison.COMPARISON`."""
-EditVerdict = Literal["ahead", "behind", "open", "unsaid"]
+EditVerdict = Literal["better", "worse", "no difference", "too few"]
 
 
 @dataclass(frozen=True)
@@ -41,104 +41,104 @@ class Pair:
         return (self.method, self.budget), (self.rival, self.rival_budget)
 
     def rows(self, comparison: pl.DataFrame) -> list[Row]:
-        """What was compared of this pair, a row a metric."""
+        """Return the rows of this pair, one per metric."""
         return comparison.filter(**asdict(self)).to_dicts()
 
 
 def method_pairs(comparison: pl.DataFrame) -> list[Pair]:
-    """Every pair, the one that the answer is about first.
+    """Return every pair, the headline's first.
 
-    That is of the two methods that come first, at their largest equal budget, or if there is none at the largest.
+    The headline is about the first two methods, at their largest equal budget, or else at the largest.
     """
     sides = comparison.select("method", "budget", "rival", "rival_budget").unique(maintain_order=True)
-    found = [Pair(*row) for row in sides.iter_rows()]
+    pairs = [Pair(*row) for row in sides.iter_rows()]
 
     def rank(pair: Pair) -> tuple[bool, bool, int, int]:
         return (
-            (pair.method, pair.rival) == (found[0].method, found[0].rival),
+            (pair.method, pair.rival) == (pairs[0].method, pairs[0].rival),
             pair.equal,
             pair.rival_budget,
             pair.budget,
         )
 
-    return sorted(found, key=rank, reverse=True)
+    return sorted(pairs, key=rank, reverse=True)
 
 
 def decisive_row(rows: Sequence[Row]) -> Row | None:
-    """The row that decides: the truth's, or else that of the first metric that had no part in choosing."""
+    """Return the row that decides: the ground truth's, or else that of the first held-out metric."""
     evidence = [row for row in rows if row["role"] != "selecting" and row["n"]]
     return min(evidence, key=lambda row: (row["metric"] != "truth", row["role"] != "truth"), default=None)
 
 
 def edit_verdict(row: Row) -> EditVerdict:
-    """Whether the method is better, worse, not shown to be either, or too few tasks were compared to say so."""
+    """Return whether the method is better, worse, not significantly different, or compared on too few tasks."""
     if row["gain_low"] is None or row["n"] < MIN_TASKS:
-        return "unsaid"
-    return "ahead" if row["gain_low"] > 0 else "behind" if row["gain_high"] < 0 else "open"
+        return "too few"
+    return "better" if row["gain_low"] > 0 else "worse" if row["gain_high"] < 0 else "no difference"
 
 
 def format_gain(row: Row) -> list[str]:
-    """A gain and the ends of its interval in words; without the ends, or without either, where there are none."""
+    """Return a gain and the ends of its interval as text, as far as they are known."""
     known = [row[name] for name in ("gain", "gain_low", "gain_high") if row[name] is not None]
     return format_signed(known) if known else []
 
 
 def mean_score(levels: pl.DataFrame, metric: str, method: str, budget: int) -> float | None:
-    """A method's mean at a budget (`comparison.LEVELS`), if it was measured."""
-    found = levels.filter(metric=metric, method=method, budget=budget)["mean"]
-    return found[0] if len(found) else None
+    """Return a method's mean at a budget (`comparison.MEAN_SCORES_SCHEMA`), None where it was not measured."""
+    means = levels.filter(metric=metric, method=method, budget=budget)["mean"]
+    return means[0] if len(means) else None
 
 
 def summarize_comparison(
     candidates: pl.DataFrame, comparison: pl.DataFrame, levels: pl.DataFrame, steps: int | None
 ) -> list[Markup]:
-    """Whose edits are better, by what that is said, and whether a smaller budget is enough.
+    """Say whose edits are better, by which metric, and whether a smaller budget is enough.
 
-    `candidates` are the report's; `steps` are those of a full denoise, None where they are not all alike.
+    `candidates` are the report's; `steps` are those of a full denoise, None where they differ.
     """
     if comparison.is_empty():
-        return [Markup("<strong>Nothing can be said yet:</strong> no task has been compared.")]
+        return [Markup("<strong>No result yet:</strong> no task has been compared.")]
     headline, *rest = method_pairs(comparison)
     rows = headline.rows(comparison)
     lead = decisive_row(rows)
     ours, theirs = method_name(headline.method), method_name(headline.rival)
     if lead is None:
-        text = Markup("<strong>It cannot be said whose edits are better, {}’s or {}’s:</strong> {}.")
-        return [text.format(ours, theirs, "no task has both values of a metric that had no part in choosing")]
-    said = [_claim(headline, lead, levels, steps)]
+        text = Markup("<strong>Whether {}’s or {}’s edits are better is unknown:</strong> {}.")
+        return [text.format(ours, theirs, "no task has both scores of a metric that was not used for selection")]
+    sentences = [_claim(headline, lead, levels, steps)]
     if lead["role"] == "truth" and (shares := _carried_out_and_preserved(candidates, headline)):
         text = Markup("{}’s edits carry out the instruction and keep the rest in {:.0%} of tasks, {}’s in {:.0%}.")
-        said.append(text.format(ours, shares[0], theirs, shares[1]))
+        sentences.append(text.format(ours, shares[0], theirs, shares[1]))
     others = [row for row in rows if row["role"] != "selecting" and row["n"] and row is not lead]
     if others:
-        said.append(_others(others, ours, theirs))
+        sentences.append(_others(others, ours, theirs))
     for pair in rest:
         if not pair.equal and pair.sides[1] == headline.sides[1] and pair.method == headline.method:
             row = next((row for row in pair.rows(comparison) if row["metric"] == lead["metric"] and row["n"]), None)
-            said += [_unequal(pair, row, steps)] if row else []
-    return said
+            sentences += [_unequal(pair, row, steps)] if row else []
+    return sentences
 
 
 def _claim(pair: Pair, lead: Row, levels: pl.DataFrame, steps: int | None) -> Markup:
     ours, theirs = method_name(pair.method), method_name(pair.rival)
-    found = edit_verdict(lead)
+    verdict = edit_verdict(lead)
     few = f"{format_count(lead['n'], 'task')} {'is' if lead['n'] == 1 else 'are'} too few"
     claim = {
-        "ahead": f"{ours}’s edits are better than {theirs}’s",
-        "behind": f"{theirs}’s edits are better than {ours}’s",
-        "open": f"it is not shown whose edits are better, {ours}’s or {theirs}’s",
-        "unsaid": f"it cannot be said whose edits are better, {ours}’s or {theirs}’s: {few}",
-    }[found]
+        "better": f"{ours}’s edits are better than {theirs}’s",
+        "worse": f"{theirs}’s edits are better than {ours}’s",
+        "no difference": f"{ours}’s and {theirs}’s edits do not differ significantly",
+        "too few": f"whether {ours}’s or {theirs}’s edits are better is unknown: {few}",
+    }[verdict]
     means = [mean_score(levels, lead["metric"], *side) for side in pair.sides]
     return Markup("<strong>At {}{} {}.</strong> By {}{}: {}{}{} over {}; {:,} won, {:,} tied, {:,} lost.").format(
         format_denoises(pair.budget, steps),
         "" if pair.equal else f" against {format_denoises(pair.rival_budget, steps)}",
         claim,
-        "the truth" if lead["metric"] == "truth" else metric_label(lead["metric"]),
-        ", which had no part in choosing" if lead["role"] == "held-out" else "",
+        "the ground truth" if lead["metric"] == "truth" else metric_label(lead["metric"]),
+        ", which was not used for selection" if lead["role"] == "held-out" else "",
         "" if None in means else f"{format_number(means[0])} against {format_number(means[1])}, ",
         _with_interval(lead),
-        ", which includes 0," if found == "open" else "",
+        ", which includes 0," if verdict == "no difference" else "",
         format_count(lead["n"], "task"),
         lead["wins"],
         lead["ties"],
@@ -148,25 +148,25 @@ def _claim(pair: Pair, lead: Row, levels: pl.DataFrame, steps: int | None) -> Ma
 
 def _others(rows: Sequence[Row], ours: str, theirs: str) -> Markup:
     beginnings: dict[EditVerdict, str] = {
-        "ahead": f"{ours} is ahead by",
-        "behind": f"{theirs} is ahead by",
-        "open": "no difference is shown by",
-        "unsaid": "too few tasks have",
+        "better": f"{ours} is better by",
+        "worse": f"{theirs} is better by",
+        "no difference": "no significant difference by",
+        "too few": "too few tasks have",
     }
     by = {
         each: join_words([metric_label(row["metric"]) for row in rows if edit_verdict(row) == each])
         for each in beginnings
     }
     words = "; ".join(f"{beginning} {by[each]}" for each, beginning in beginnings.items() if by[each])
-    return Markup("Of what else had no part in choosing: {}.").format(words)
+    return Markup("Other metrics not used for selection: {}.").format(words)
 
 
 def _unequal(pair: Pair, row: Row, steps: int | None) -> Markup:
     words = {
-        "ahead": f"{method_name(pair.method)}’s are {'still ' if pair.budget < pair.rival_budget else ''}better",
-        "behind": f"{method_name(pair.rival)}’s are better",
-        "open": "neither’s are shown to be better",
-        "unsaid": "too few tasks to say whose are better",
+        "better": f"{method_name(pair.method)}’s are {'still ' if pair.budget < pair.rival_budget else ''}better",
+        "worse": f"{method_name(pair.rival)}’s are better",
+        "no difference": "no significant difference",
+        "too few": "too few tasks to compare",
     }[edit_verdict(row)]
     ours, theirs = (f"{method_name(method)} at {format_denoises(budget, steps)}" for method, budget in pair.sides)
     return Markup("{} against {}: {}, {}.").format(ours, theirs, _with_interval(row), words)
@@ -178,7 +178,7 @@ def _with_interval(row: Row) -> str:
 
 
 def _carried_out_and_preserved(candidates: pl.DataFrame, pair: Pair) -> tuple[float, float] | None:
-    """The share of tasks in which each side's winner does both, over the tasks known of both sides."""
+    """Return the share of tasks in which each side's winner does both, over the tasks known of both sides."""
     if not {"carried_out", "preserved"} <= set(candidates.columns):
         return None
     both = pl.col("carried_out") * pl.col("preserved")

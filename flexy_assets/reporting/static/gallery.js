@@ -3,7 +3,7 @@
 
 /** @param {string} id @returns {any} */
 const byId = id => document.getElementById(id);
-const form = byId("form"), fields = form.elements, said = byId("said"), view = byId("view");
+const form = byId("form"), fields = form.elements, message = byId("message"), view = byId("view");
 
 /** @param {string} tag @returns {any} */
 function element(tag, properties = {}, ...children) {
@@ -17,7 +17,7 @@ async function ask(path, options) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Error("the gallery does not answer: is flexy gallery still running?");
+    throw new Error("no answer: is flexy gallery still running?");
   }
   const body = await answer.json().catch(() => ({ error: `the gallery answered ${answer.status}` }));
   if (!answer.ok) throw new Error(body.error);
@@ -25,8 +25,8 @@ async function ask(path, options) {
 }
 
 function say(words, bad = false) {
-  said.textContent = words;
-  said.classList.toggle("bad", bad);
+  message.textContent = words;
+  message.classList.toggle("bad", bad);
 }
 
 const { engines, metrics, in_table: inTable, max_seed: maxSeed } = await ask("/choices");
@@ -58,7 +58,7 @@ function picture(image, side) {
   shown.addEventListener("load", () => shown.classList.toggle("tiny", shown.naturalWidth <= 128));
   // Why it cannot be shown, in the server's words.
   shown.addEventListener("error", async () => {
-    const words = await ask(shown.src).then(() => "no picture", error => error.message);
+    const words = await ask(shown.src).then(() => "no image", error => error.message);
     shown.replaceWith(element("span", { className: "absent" }, words));
   });
   return shown;
@@ -91,14 +91,14 @@ function using(image) {
 }
 
 function comparing(image) {
-  const box = element("input", { type: "checkbox", checked: chosen.has(image.id) });
+  const box = element("input", { type: "checkbox", checked: selection.has(image.id) });
   box.dataset.id = image.id;
-  box.addEventListener("change", () => choose(image, box.checked));
+  box.addEventListener("change", () => select(image, box.checked));
   return element("label", {}, box, "Compare");
 }
 
 function card(image, sortedBy) {
-  return element("article", { className: `card${chosen.has(image.id) ? " chosen" : ""}` },
+  return element("article", { className: `card${selection.has(image.id) ? " chosen" : ""}` },
     enlarging(image, 384),
     element("p", { className: "prompt", dir: "auto" }, image.prompt || "no prompt is recorded"),
     element("p", { className: "settings" }, settings(image)),
@@ -108,23 +108,23 @@ function card(image, sortedBy) {
 
 // Two side by side
 
-const chosen = new Map();
+const selection = new Map();
 
-function choose(image, on) {
-  if (on) chosen.set(image.id, image);
-  else chosen.delete(image.id);
-  if (chosen.size > 2) chosen.delete(chosen.keys().next().value);
+function select(image, on) {
+  if (on) selection.set(image.id, image);
+  else selection.delete(image.id);
+  if (selection.size > 2) selection.delete(selection.keys().next().value);
   for (const box of /** @type {NodeListOf<HTMLInputElement>} */ (document.querySelectorAll("input[data-id]"))) {
-    box.checked = chosen.has(box.dataset.id);
+    box.checked = selection.has(box.dataset.id);
     box.closest(".card")?.classList.toggle("chosen", box.checked);
   }
-  const compare = element("button", { type: "button", className: "main", disabled: chosen.size < 2 }, "Compare");
-  compare.addEventListener("click", () => open([...chosen.values()]));
+  const compare = element("button", { type: "button", className: "main", disabled: selection.size < 2 }, "Compare");
+  compare.addEventListener("click", () => open([...selection.values()]));
   const clear = element("button", { type: "button" }, "Clear");
-  clear.addEventListener("click", () => [...chosen.values()].forEach(each => choose(each, false)));
-  byId("tray").hidden = !chosen.size;
-  byId("tray").replaceChildren(...[...chosen.values()].map(each => picture(each, 128)),
-    element("span", {}, chosen.size < 2 ? "Choose one more" : "Two are chosen"), compare, clear);
+  clear.addEventListener("click", () => [...selection.values()].forEach(each => select(each, false)));
+  byId("tray").hidden = !selection.size;
+  byId("tray").replaceChildren(...[...selection.values()].map(each => picture(each, 128)),
+    element("span", {}, selection.size < 2 ? "Select one more" : "Two selected"), compare, clear);
 }
 
 const SETTINGS = {
@@ -205,7 +205,7 @@ function newSeed() {
 function use(image) {
   view.close();
   if (!engineOf(image.engine)) {
-    say(`${image.engine || "its engine"} is not in this set of models: see FLEXY_MODELS`, true);
+    say(`engine ${image.engine || "of this image"} is not in this model set: see FLEXY_MODELS`, true);
     return;
   }
   fields.engine.value = image.engine;
@@ -231,8 +231,8 @@ form.addEventListener("submit", async event => {
   byId("try").disabled = true;
   try {
     const headers = { "Content-Type": "application/json" };
-    const { there } = await ask("/trials", { method: "POST", headers, body: JSON.stringify(given) });
-    say(there ? "This image is there already: here it comes." : "Asked for.");
+    const { exists } = await ask("/trials", { method: "POST", headers, body: JSON.stringify(given) });
+    say(exists ? "This image exists already." : "Queued.");
     await poll();
     byId("latest").scrollIntoView({ block: "nearest" });
   } catch (error) {
@@ -303,26 +303,26 @@ const place = new URLSearchParams(location.search);
 engine.value = inTable.includes(place.get("engine")) ? place.get("engine") : "";
 words.value = place.get("prompt") ?? "";
 sort.value = metrics.some(({ name }) => name === place.get("sort")) ? place.get("sort") : "newest";
-let page = Math.max(1, Number.parseInt(place.get("page"), 10) || 1), asked = 0;
+let page = Math.max(1, Number.parseInt(place.get("page"), 10) || 1), lastRequest = 0;
 
 async function load() {
-  const turn = ++asked;
+  const request = ++lastRequest;
   const query = new URLSearchParams({ engine: engine.value, prompt: words.value, sort: sort.value, page: String(page) });
   try {
     const { images, count: many, size } = await ask(`/images?${query}`);
-    // An answer that was overtaken is no answer any more.
-    if (turn !== asked) return;
+    // A newer request has replaced this one.
+    if (request !== lastRequest) return;
     history.replaceState(null, "", `?${query}`);
     byId("images").replaceChildren(...images.map(image => card(image, sort.value)));
     const filtered = engine.value || words.value;
     byId("count").textContent = many ? count(many, "image")
-      : filtered ? "No image is like this." : "No image yet: try one, or plan a sweep with flexy sweep new.";
+      : filtered ? "No image matches." : "No image yet: try one, or plan a sweep with flexy sweep new.";
     byId("place").textContent = many > size ? `page ${page} of ${Math.ceil(many / size).toLocaleString("en")}` : "";
     byId("before").hidden = byId("after").hidden = many <= size;
     byId("before").disabled = page <= 1;
     byId("after").disabled = page * size >= many;
   } catch (error) {
-    if (turn === asked) byId("count").textContent = error.message;
+    if (request === lastRequest) byId("count").textContent = error.message;
   }
 }
 

@@ -1,13 +1,13 @@
 // @ts-check
-// The sweep report's script. `data` is what points.data and report.render say; every text of it is set as text.
+// The sweep report's script. `data` is that of `points.point_data` and the figures; all its texts are set as text.
 const data = JSON.parse(byId("data").textContent);
 const {names, columns, labels, axes} = data;
 const metrics = Object.keys(labels);
 const rows = columns.id.map((_, row) => row);
 const has = name => row => columns[name][row] !== null;
 
-// As it is drawn: guidance at 1 and below is switched off.
-function of(name, row) {
+// The value on a plot: guidance at 1 and below is switched off.
+function plottedValue(name, row) {
   const value = columns[name][row];
   return name === "guidance" && value !== null ? Math.max(1, value) : value;
 }
@@ -33,11 +33,11 @@ function deviation(metric, row) {
 }
 const signed = value => value === null ? "–" : `${value < -0.05 ? "−" : value < 0.05 ? "±" : "+"}${Math.abs(value).toFixed(1)}`;
 
-// Pictures, and the card that shows one of them with all that is known of it
+// Images, and the card that shows one of them with its settings and scores
 
 function image(row) {
   const webp = data.pictures[row];
-  if (webp === null) return make("span", {class: "absent", role: "img", "aria-label": words(row)}, "no picture");
+  if (webp === null) return make("span", {class: "absent", role: "img", "aria-label": words(row)}, "no image");
   return make("img", {src: `data:image/webp;base64,${webp}`, alt: words(row), decoding: "async"});
 }
 function picture(row, list) {
@@ -96,14 +96,14 @@ document.addEventListener("keydown", event => { if (event.key === "Escape" && !c
 // Filters
 
 const hidden = {engine: new Set(), run_id: new Set()};
-let left = rows, filled = false;
+let filtered = rows, filled = false;
 function filter() {
   const wanted = byId("prompt").value.trim().toLowerCase();
   const worded = names.prompt.map(prompt => prompt.toLowerCase().includes(wanted));
   const chosen = row => ["engine", "run_id"].every(name => !hidden[name].has(columns[name][row]));
-  left = rows.filter(row => chosen(row) && (!wanted || worded[columns.prompt[row]]));
-  byId("count").textContent = `${left.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} images`;
-  byId("all").hidden = left.length === rows.length;
+  filtered = rows.filter(row => chosen(row) && (!wanted || worded[columns.prompt[row]]));
+  byId("count").textContent = `${filtered.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} images`;
+  byId("all").hidden = filtered.length === rows.length;
   for (const section of all("section[data-engine]")) {
     section.hidden = hidden.engine.has(names.engine.indexOf(section.dataset.engine));
   }
@@ -118,17 +118,17 @@ function chooser(name, title, label) {
   const present = [...new Set(columns[name])].sort((a, b) => (a ?? 1e9) - (b ?? 1e9));
   if (present.length < 2) return [];
   const summary = make("summary"), boxes = make("fieldset", {}, make("legend", {class: "unseen"}, title));
-  const tell = () => {
+  const summarize = () => {
     const chosen = hidden[name].size ? `${present.length - hidden[name].size} of` : "all";
     summary.textContent = `${title}: ${chosen} ${present.length}`;
   };
   for (const value of present) {
     const box = /** @type {HTMLInputElement} */ (make("input", {type: "checkbox", checked: ""})), text = value === null ? null : names[name][value];
     const count = columns[name].filter(found => found === value).length;
-    box.addEventListener("input", () => { hidden[name][box.checked ? "delete" : "add"](value); tell(); filter(); });
+    box.addEventListener("input", () => { hidden[name][box.checked ? "delete" : "add"](value); summarize(); filter(); });
     boxes.append(make("label", {title: text ?? ""}, box, " ", label(text), " ", make("small", {}, whole(count))));
   }
-  tell();
+  summarize();
   return [make("details", {class: "choose"}, summary, boxes)];
 }
 byId("choosers").append(...chooser("engine", "Engines", short), ...chooser("run_id", "Runs", runLabel));
@@ -140,7 +140,7 @@ byId("all").addEventListener("click", () => {
   for (const box of byId("choosers").querySelectorAll("input:not(:checked)")) box.click();
   filter();
 });
-// What is chosen from lies over the page: a click elsewhere or Escape puts it away.
+// The choosers lie over the page: a click elsewhere or Escape closes them.
 const unfolded = () => all("details.choose[open]");
 document.addEventListener("click", event => { for (const chosen of unfolded()) if (!chosen.contains(event.target)) chosen.open = false; });
 document.addEventListener("keydown", event => { if (event.key === "Escape") for (const chosen of unfolded()) chosen.open = false; });
@@ -156,23 +156,23 @@ const inert = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").repl
 function dots(x, y, chosen, marker) {
   return {
     type: "scatter", mode: "markers", showlegend: false, hovertemplate: "%{x:.3~g}, %{y:.4~g}<extra></extra>",
-    x: chosen.map(row => of(x, row)), y: chosen.map(row => of(y, row)), customdata: chosen,
+    x: chosen.map(row => plottedValue(x, row)), y: chosen.map(row => plottedValue(y, row)), customdata: chosen,
     marker: {size: 6, opacity: 0.7, ...marker},
   };
 }
 const byGuidance = (chosen, bar) => ({
-  color: chosen.map(row => of("guidance", row) ?? 1), cmin: data.guidance[0], cmax: data.guidance[1], colorscale: scale,
+  color: chosen.map(row => plottedValue("guidance", row) ?? 1), cmin: data.guidance[0], cmax: data.guidance[1], colorscale: scale,
   ...(bar ? {colorbar: {thickness: 10, outlinewidth: 0, title: {text: "Guidance"}}} : {}),
 });
 function engineDots({engine, x, y}) {
-  const chosen = left.filter(row => named("engine", row) === engine && columns[x][row] !== null && columns[y][row] !== null);
+  const chosen = filtered.filter(row => named("engine", row) === engine && columns[x][row] !== null && columns[y][row] !== null);
   const guided = x !== "guidance" && chosen.some(has("guidance"));
   return [dots(x, y, chosen, guided ? byGuidance(chosen) : {color: data.scale[0]})];
 }
 // All images on the same axes, a colour and a mark for each engine, run or prompt, and a line through its means.
 function compared() {
   const [x, y, by] = ["x", "y", "by"].map(id => byId(`explore-${id}`).value);
-  const chosen = left.filter(row => columns[x][row] !== null && columns[y][row] !== null);
+  const chosen = filtered.filter(row => columns[x][row] !== null && columns[y][row] !== null);
   byId("explore-caption").textContent = by === "guidance" ? "One dot an image, coloured by guidance."
     : "One dot an image. Each line goes through its colour’s means; a click on a name below hides it.";
   const layout = {height: 440, xaxis: axes[x], yaxis: axes[y], showlegend: by !== "guidance", legend: {orientation: "h", y: -0.18}};
@@ -194,8 +194,8 @@ function compared() {
   return {data: traces, layout};
 }
 function meansAlong(x, y, members) {
-  const sorted = members.toSorted((a, b) => of(x, a) - of(x, b)), size = Math.max(8, Math.ceil(sorted.length / 8)), means = [];
-  const mean = (name, bin) => bin.reduce((sum, row) => sum + of(name, row), 0) / bin.length;
+  const sorted = members.toSorted((a, b) => plottedValue(x, a) - plottedValue(x, b)), size = Math.max(8, Math.ceil(sorted.length / 8)), means = [];
+  const mean = (name, bin) => bin.reduce((sum, row) => sum + plottedValue(name, row), 0) / bin.length;
   for (let start = 0; start + size / 2 <= sorted.length; start += size) {
     const bin = sorted.slice(start, start + size);
     means.push([mean(x, bin), mean(y, bin)]);
@@ -260,7 +260,7 @@ startPlots(drawReportPlot).then(() => requestAnimationFrame(() => setTimeout(fil
 // Grids of pictures, best and worst, disagreements, and the table of images
 
 function grids() {
-  const engines = Map.groupBy(left.filter(has("across")), row => named("engine", row));
+  const engines = Map.groupBy(filtered.filter(has("across")), row => named("engine", row));
   byId("grids").replaceChildren(...[...engines].map(([engine, members]) => {
     const guided = members.some(has("down")), downs = guided ? data.bins.guidance : [""];
     const cells = Map.groupBy(members, row => `${guided ? columns.down[row] : 0} ${columns.across[row]}`);
@@ -274,12 +274,12 @@ function grids() {
   }));
 }
 
-// The picture with the median overall score, and how many there are.
-function cell(there) {
-  if (!there.length) return make("td", {}, make("span", {class: "empty"}, "none"));
-  const worth = row => columns.overall[row] ?? -1e9, ranked = there.toSorted((a, b) => worth(b) - worth(a));
+// The picture with the median overall score, and the number of images.
+function cell(rowsOfCell) {
+  if (!rowsOfCell.length) return make("td", {}, make("span", {class: "empty"}, "none"));
+  const worth = row => columns.overall[row] ?? -1e9, ranked = rowsOfCell.toSorted((a, b) => worth(b) - worth(a));
   const scored = ranked.filter(has("overall")).length;
-  return make("td", {}, picture(ranked[Math.floor(Math.max(scored - 1, 0) / 2)], ranked), make("small", {}, whole(there.length)));
+  return make("td", {}, picture(ranked[Math.floor(Math.max(scored - 1, 0) / 2)], ranked), make("small", {}, whole(rowsOfCell.length)));
 }
 
 function captioned(row, list, ...lines) {
@@ -291,7 +291,7 @@ function extremes() {
   const figure = (row, metric, list) => captioned(row, list, make("b", {}, number(columns[metric][row])),
     ...(several ? [make("i", {}, short(named("engine", row)))] : []));
   byId("extremes").replaceChildren(...metrics.flatMap(metric => {
-    const ranked = left.filter(has(metric)).sort((a, b) => columns[metric][b] - columns[metric][a]);
+    const ranked = filtered.filter(has(metric)).sort((a, b) => columns[metric][b] - columns[metric][a]);
     const best = ranked.slice(0, Math.min(4, Math.ceil(ranked.length / 2)));
     const worst = ranked.slice(Math.max(ranked.length - 4, best.length)).reverse();
     const ends = [["best", best], ["worst", worst]].filter(([, found]) => found.length).map(([title, found]) =>
@@ -302,13 +302,13 @@ function extremes() {
 }
 
 function pairs() {
-  const there = new Set(left);
+  const rowsShown = new Set(filtered);
   byId("pairs").replaceChildren(...data.pairs.slice(0, 6).flatMap(({left: one, right: other, share, pairs}) => {
-    const kept = pairs.filter(pair => pair.every(row => there.has(row))).slice(0, 3);
-    if (!kept.length) return [];
+    const pairsShown = pairs.filter(pair => pair.every(row => rowsShown.has(row))).slice(0, 3);
+    if (!pairsShown.length) return [];
     const score = (metric, row) => `${labels[metric]} ${number(columns[metric][row])} (${signed(deviation(metric, row))})`;
     const scores = (row, favourite) => [one, other].map(metric => make(metric === favourite ? "b" : "span", {}, score(metric, row)));
-    const duels = kept.map(([a, b]) =>
+    const duels = pairsShown.map(([a, b]) =>
       make("div", {class: "duel"}, captioned(a, [a, b], ...scores(a, one)), captioned(b, [a, b], ...scores(b, other))));
     return [
       make("h3", {}, `${labels[one]} against ${labels[other]}`),
@@ -335,7 +335,7 @@ const heads = Object.entries(sortable).map(([name, label]) => {
 byId("images-head").append(make("th", {scope: "col"}, "Image"), ...heads);
 function table() {
   const worth = row => columns[sorted][row], missing = row => Number(worth(row) === null);
-  const ranked = left.toSorted((a, b) => missing(a) - missing(b) || (down ? worth(b) - worth(a) : worth(a) - worth(b)));
+  const ranked = filtered.toSorted((a, b) => missing(a) - missing(b) || (down ? worth(b) - worth(a) : worth(a) - worth(b)));
   for (const head of heads) {
     head.setAttribute("aria-sort", head.dataset.column !== sorted ? "none" : down ? "descending" : "ascending");
   }

@@ -1,7 +1,7 @@
-"""One HTML file that says which settings to use, how sure that is, and shows the pictures behind it.
+"""One HTML file that says which settings to use, with intervals, and shows the images behind that.
 
-The file fetches nothing: Plotly's JavaScript is inlined, pictures are data URIs, and a content security
-policy lets only the two scripts written here run. Prompts, engine names and ids come from outside and are
+The file fetches nothing: Plotly's JavaScript is inlined, images are data URIs, and a content security
+policy runs only the page's own scripts. Prompts, engine names and ids come from outside and are
 treated as hostile: Jinja escapes them in HTML and JSON, the script sets them as text.
 """
 
@@ -51,7 +51,7 @@ Row = dict[str, Any]
 
 
 def sweep_thumbnails_needed(scores: pl.DataFrame) -> list[str]:
-    """Ids of the images that `render` shows: all, or `points.MOST_POINTS` of them."""
+    """Return the ids of the images that the report shows: all, or `points.MAX_POINTS` of them."""
     overall = with_overall(scores)
     return sample_images(overall, find_disagreements(overall))["image_id"].drop_nulls().to_list()
 
@@ -59,51 +59,51 @@ def sweep_thumbnails_needed(scores: pl.DataFrame) -> list[str]:
 def write_sweep_report(
     path: Path, scores: pl.DataFrame, tables: AnalysisTables, read: Callable[[str], Image.Image]
 ) -> None:
-    """Write the report of these scores, whole or not at all, with small pictures of what `read` finds by its path."""
-    chosen = scores.filter(pl.col("image_id").is_in(sweep_thumbnails_needed(scores)))
-    paths = dict(chosen.drop_nulls("image_path").select("image_id", "image_path").iter_rows())
-    found = make_thumbnails(read, list(paths.values()), MAX_BYTES)
-    shown = {image_id: found[path] for image_id, path in paths.items() if path in found}
-    write_atomically(path, render_sweep_report(scores, tables, shown).encode())
+    """Write the report of these scores, whole or not at all; `read` returns an image by its path."""
+    sample = scores.filter(pl.col("image_id").is_in(sweep_thumbnails_needed(scores)))
+    paths = dict(sample.drop_nulls("image_path").select("image_id", "image_path").iter_rows())
+    by_path = make_thumbnails(read, list(paths.values()), MAX_BYTES)
+    thumbnails = {image_id: by_path[path] for image_id, path in paths.items() if path in by_path}
+    write_atomically(path, render_sweep_report(scores, tables, thumbnails).encode())
 
 
-def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, small: Mapping[str, bytes]) -> str:
-    """The report as one HTML document.
+def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, thumbnails: Mapping[str, bytes]) -> str:
+    """Return the report as one HTML document.
 
-    The tables are those of the scores; `small` are WebP bytes by image id, of which `pictures_needed`
-    names the useful ones. A missing thumbnail leaves a grey square with the picture's words.
+    The tables are those of the scores; `thumbnails` are WebP bytes by image id, those of `sweep_thumbnails_needed`.
+    A missing thumbnail leaves a grey square with the image's description.
     """
     overall = with_overall(scores)
-    found = find_disagreements(overall)
-    points = sample_images(overall, found)
+    pairs = find_disagreements(overall)
+    points = sample_images(overall, pairs)
     axes = axis_ranges(overall)
     engines = []
     for index, rows in enumerate(overall.partition_by("engine", maintain_order=True) if overall.height else []):
         name = rows["engine"][0]
-        of, settings = tables.of_engine(name), " and ".join(tried_images(rows))
-        spots, common = _sweet_spot_rows(of)
-        heads, moved = format_effects(of.effects, "guidance" in settings)
+        engine_tables, settings = tables.of_engine(name), " and ".join(tried_images(rows))
+        spots, common = _sweet_spot_rows(engine_tables)
+        heads, effects = format_effects(engine_tables.effects, "guidance" in settings)
         engines.append(
             {
                 "name": name,
                 "counts": _counts(rows),
                 "settings": settings,
-                "answer": summarize_sweep(of.spots, of.regression, settings),
+                "answer": summarize_sweep(engine_tables.spots, engine_tables.regression, settings),
                 "spots": spots,
                 "common": [note for note in common if note != NO_GUIDANCE],
-                "front": describe_front(of.front, of.spots.filter(target="overall")["steps"].count() > 0),
-                "returns": [row for row in _less(of.returns, common) if row["said"] or row["note"]],
-                "effects": {"heads": heads, "rows": moved},
-                "figures": report_figures(f"figure-{index}", rows, axes, of),
+                "front": describe_front(engine_tables.front, engine_tables.spots),
+                "returns": [row for row in _without_notes(engine_tables.returns, common) if row["said"] or row["note"]],
+                "effects": {"heads": heads, "rows": effects},
+                "figures": report_figures(f"figure-{index}", rows, axes, engine_tables),
                 "guidance_range": guidance_axis_range(rows),
-                "correlations": list(of.correlations.iter_rows(named=True)),
-                "components": describe_components(of.components),
-                "loadings": of.components.drop_nulls("share").to_dicts(),
-                "regression": _regression_rows(of.regression),
+                "correlations": list(engine_tables.correlations.iter_rows(named=True)),
+                "components": describe_components(engine_tables.components),
+                "loadings": engine_tables.components.drop_nulls("share").to_dicts(),
+                "regression": _regression_rows(engine_tables.regression),
             }
         )
-    drawn = [figure for engine in engines for figure in engine["figures"]]
-    share_colour_scale(drawn)
+    figures = [figure for engine in engines for figure in engine["figures"]]
+    share_colour_scale(figures)
     return load_template("sweep/report/report.html.j2", {"guidance": format_guidance}).render(
         engines=engines,
         counts=_counts(overall),
@@ -112,17 +112,17 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, small: Map
         shared=shared_settings(tables.comparison),
         ends=AXIS_ENDS,
         shown=points.height,
-        pictured=sum(image_id in small for image_id in points["image_id"]),
+        pictured=sum(image_id in thumbnails for image_id in points["image_id"]),
         axes=axes,
         coloured_by=_colour_options(overall),
-        disagreement=_disagreement(overall, found),
-        data=point_data(points, overall, found, small)
+        disagreement=_disagreement(overall, pairs),
+        data=point_data(points, overall, pairs, thumbnails)
         | {
             "labels": METRIC_LABELS,
             "axes": axes,
             "guidance": guidance_axis_range(overall),
             "scale": SEQUENTIAL,
-            "figures": {f.key: {"data": f.figure.data, "layout": f.figure.layout, "points": f.points} for f in drawn},
+            "figures": {f.key: {"data": f.figure.data, "layout": f.figure.layout, "points": f.points} for f in figures},
         },
         labels=COLUMN_LABELS,
         metrics=METRIC_LABELS,
@@ -141,11 +141,11 @@ def _counts(rows: pl.DataFrame) -> Row:
     }
 
 
-def _sweet_spot_rows(of: AnalysisTables) -> tuple[list[Row], list[str]]:
-    """The rows of `spots` with ranges as text and the honest R² behind them; and the notes that all settings have."""
-    notes = [note.split("; ") for note in of.spots.drop_nulls("steps")["note"].fill_null("")]
+def _sweet_spot_rows(tables: AnalysisTables) -> tuple[list[Row], list[str]]:
+    """Return the rows of `spots` with ranges as text and the R² of their models, and the notes that all rows share."""
+    notes = [note.split("; ") for note in tables.spots.drop_nulls("steps")["note"].fill_null("")]
     common = [note for note in notes[0] if note and all(note in others for others in notes)] if notes else []
-    r2 = dict(of.regression.filter("chosen").select("metric", "r2").iter_rows())
+    r2 = dict(tables.regression.filter("chosen").select("metric", "r2").iter_rows())
     rows = [
         row
         | {
@@ -154,13 +154,13 @@ def _sweet_spot_rows(of: AnalysisTables) -> tuple[list[Row], list[str]]:
             "guidance_range": format_guidance_range(row),
             "unit": " SD" if row["target"] in ("overall", "value") else "",
         }
-        for row in _less(of.spots, common)
+        for row in _without_notes(tables.spots, common)
     ]
     return rows, common
 
 
-def _less(table: pl.DataFrame, common: Sequence[str]) -> list[Row]:
-    """The rows of a table without the notes that are said elsewhere."""
+def _without_notes(table: pl.DataFrame, common: Sequence[str]) -> list[Row]:
+    """Return the rows of a table without the common notes."""
     return [
         row | {"note": "; ".join(note for note in (row["note"] or "").split("; ") if note not in common)}
         for row in table.iter_rows(named=True)
@@ -168,23 +168,23 @@ def _less(table: pl.DataFrame, common: Sequence[str]) -> list[Row]:
 
 
 def _regression_rows(regression: pl.DataFrame) -> list[Row]:
-    """One row a metric: the R² of each model side by side, and what was chosen."""
-    found = []
+    """Return one row per metric: the R² of each model, and the selected model."""
+    rows = []
     for (metric,), models in regression.group_by("metric", maintain_order=True):
         by_model = {row["model"]: row for row in models.iter_rows(named=True)}
-        chosen = next(row for row in by_model.values() if row["chosen"])
+        selected = next(row for row in by_model.values() if row["chosen"])
         r2 = {model: row["r2"] for model, row in by_model.items()}
-        found.append({**chosen, "metric": metric, "r2": r2})
-    return found
+        rows.append({**selected, "metric": metric, "r2": r2})
+    return rows
 
 
 def _colour_options(overall: pl.DataFrame) -> str:
-    """What tells the images apart at first sight."""
+    """Return the column that the images are first coloured by."""
     several = (name for name in ("engine", "run_id", "guidance") if overall[name].drop_nulls().n_unique() > 1)
     return next(several, "engine")
 
 
-def _disagreement(overall: pl.DataFrame, found: Sequence[MetricDisagreement]) -> Row:
-    """Which metrics disagree most and least, and what their pairs are taken from."""
-    ranked = [pair for pair in found if pair.share is not None]
-    return {"pairs": found, "ranked": ranked, "same_prompt": bool(are_same_prompt(overall).any()) if ranked else False}
+def _disagreement(overall: pl.DataFrame, pairs: Sequence[MetricDisagreement]) -> Row:
+    """Return the pairs of metrics by their disagreement, and whether their images share prompts."""
+    ranked = [pair for pair in pairs if pair.share is not None]
+    return {"pairs": pairs, "ranked": ranked, "same_prompt": bool(are_same_prompt(overall).any()) if ranked else False}

@@ -1,4 +1,4 @@
-"""Engines, runs and prompts side by side: what the report draws of the table `comparison`."""
+"""Engines, runs and prompts side by side: the report's panels of the table `sweep_comparison`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Row = dict[str, Any]
 class ComparisonPanel:
     """One target of several engines, runs or prompts, best first, on one axis from `low` to `high`.
 
-    `bars` are rows of `COMPARISON` with `at`: percent of the width at which `adjusted`, `adjusted_low`,
-    `adjusted_high` and `mean` lie; `between` left out are as many after `ENDS` of them, none where it is 0.
+    `bars` are rows of `SWEEP_COMPARISON_SCHEMA` with `at`: percent of the width at which `adjusted`, `adjusted_low`,
+    `adjusted_high` and `mean` lie; `between` rows are left out after the first `AXIS_ENDS`.
     """
 
     target: str
@@ -45,20 +45,20 @@ class PanelGroup:
 
 
 def comparison_panels(comparison: pl.DataFrame) -> list[PanelGroup]:
-    """What there are several of; none of them where there is one engine, one run and one prompt.
+    """Return a group for each of engine, run and prompt that there are several of.
 
     Engines are compared by each metric, runs and prompts within an engine. Of runs the overall score is in sight;
     their metrics, and prompts, are folded away.
     """
-    there = comparison.drop_nulls("mean")
-    engines = [panel for metric in METRIC_LABELS if (panel := _panel(there, "engine", metric))]
+    known = comparison.drop_nulls("mean")
+    engines = [panel for metric in METRIC_LABELS if (panel := _panel(known, "engine", metric))]
     parts = [PanelGroup("engine", engines, [])] if engines else []
     for by in ("run", "prompt"):
         panels = [
             panel
             for target in ("overall", *METRIC_LABELS)
-            for engine in there["engine"].unique().sort()
-            if (panel := _panel(there, by, target, engine))
+            for engine in known["engine"].unique().sort()
+            if (panel := _panel(known, by, target, engine))
         ]
         opened = [panel for panel in panels if by == "run" and panel.target == "overall"]
         if panels:
@@ -66,24 +66,24 @@ def comparison_panels(comparison: pl.DataFrame) -> list[PanelGroup]:
     return parts
 
 
-def _panel(there: pl.DataFrame, by: str, target: str, engine: str = "") -> ComparisonPanel | None:
-    """None where there are no two to compare."""
-    alike = there.filter(by=by, target=target)
-    rows = alike.filter(engine=engine) if engine else alike
+def _panel(known: pl.DataFrame, by: str, target: str, engine: str = "") -> ComparisonPanel | None:
+    """Return None where there are no two to compare."""
+    of_target = known.filter(by=by, target=target)
+    rows = of_target.filter(engine=engine) if engine else of_target
     if rows.height < 2:
         return None
     ranked = rows.sort(pl.coalesce("adjusted", "mean"), descending=True)
     between = max(ranked.height - 2 * AXIS_ENDS, 0)
     bars = pl.concat([ranked.head(AXIS_ENDS), ranked.tail(AXIS_ENDS)]) if between else ranked
     # Of all engines, so that panels of one target can be compared by eye.
-    ends = alike.select(
+    ends = of_target.select(
         low=pl.min_horizontal("adjusted_low", "mean").min(), high=pl.max_horizontal("adjusted_high", "mean").max()
     )
     low, high = ends.row(0)
     return ComparisonPanel(
         target,
         engine,
-        _engines_words(ranked) if by == "engine" else "",
+        _describe_engines(ranked) if by == "engine" else "",
         low,
         high,
         [row | {"at": _places(row, low, high)} for row in bars.iter_rows(named=True)],
@@ -99,8 +99,8 @@ def _places(row: Row, low: float, high: float) -> Row:
     }
 
 
-def _engines_words(ranked: pl.DataFrame) -> str:
-    """Which engine is highest at the same settings, and whether that is sure."""
+def _describe_engines(ranked: pl.DataFrame) -> str:
+    """Say which engine is highest at the same settings, and whether its interval is apart."""
     first, *others = ranked.iter_rows(named=True)
     if first["adjusted"] is None or any(row["adjusted"] is None for row in others):
         return f"Not at the same settings: {first['note'] or others[-1]['note'] or 'no model'}."
@@ -109,11 +109,11 @@ def _engines_words(ranked: pl.DataFrame) -> str:
         return (
             f"{first['name']} is highest: its interval lies above {'the other' if len(others) == 1 else 'all others'}."
         )
-    return "The intervals of the highest two overlap: which is higher is not sure."
+    return "The intervals of the highest two overlap: which is higher is uncertain."
 
 
 def shared_settings(comparison: pl.DataFrame) -> str:
-    """The settings that all engines were tried at, in words; empty where there are none."""
+    """Return the settings that all engines were tried at, in words; empty where there are none."""
     row = next(comparison.filter(by="engine").drop_nulls("adjusted").iter_rows(named=True), None)
     if row is None:
         return ""

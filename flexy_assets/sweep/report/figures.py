@@ -41,7 +41,7 @@ class ReportFigure:
 
 
 def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: AnalysisTables) -> list[ReportFigure]:
-    """The plots of one engine, whose images are `rows`, on the axes of all engines (`axis_ranges`)."""
+    """Return the plots of one engine, whose images are `rows`, on the axes of all engines (`axis_ranges`)."""
     placed = rows.drop_nulls(tried_images(rows))
     found = []
     if placed.height:
@@ -58,7 +58,7 @@ def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables
             # As far as images reach: where there are few, an interval may be ten times that.
             figure = pareto_front(front, {rows["engine"][0]: SEQUENTIAL[0]}, axes["overall"])
             found.append(ReportFigure("best", f"{key}-front", figure, {}))
-        # What moves comes first.
+        # Metrics with a significant response come first.
         for metric in sorted(METRIC_LABELS, key=lambda metric: metric not in best):
             if placed[metric].count():
                 found += _responses(f"{key}-{metric}", placed, metric, axes, tables.response, metric not in best)
@@ -82,20 +82,20 @@ def share_colour_scale(found: Sequence[ReportFigure]) -> None:
 
 
 def axis_ranges(overall: pl.DataFrame) -> dict[str, Row]:
-    """Plotly's axis by column, the same for all engines: steps, guidance, seconds and each metric."""
+    """Return Plotly's axis by column, the same for all engines: steps, guidance, seconds and each metric."""
     steps = steps_axis(overall["steps"])
     found = {"steps": steps} if steps else {}
     columns = {**METRIC_LABELS, "overall": "Overall, SD", "guidance": "Guidance", "seconds": "Seconds an image"}
     values = overall.with_columns(seconds=pl.col("elapsed_ms") / 1000, guidance=pl.col("guidance").clip(1))
     for column, label in columns.items():
-        there = _numbers(values, column)
-        if there.size:
-            found[column] = titled_axis(label) | {"range": padded_range(there)}
+        known = _numbers(values, column)
+        if known.size:
+            found[column] = titled_axis(label) | {"range": padded_range(known)}
     return found
 
 
 def value_range(values: Numbers) -> tuple[float, float]:
-    """The lowest and the highest, or 1 and 1 of nothing."""
+    """Return the lowest and the highest, or 1 and 1 of no values."""
     return (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
 
 
@@ -104,7 +104,7 @@ def _numbers(rows: pl.DataFrame, name: str) -> Numbers:
 
 
 def guidance_axis_range(rows: pl.DataFrame) -> tuple[float, float]:
-    """The lowest and the highest effective guidance of these images."""
+    """Return the lowest and the highest effective guidance of these images."""
     return value_range(effective_guidance(_numbers(rows, "guidance")))
 
 
@@ -115,7 +115,7 @@ def _points(rows: pl.DataFrame, x: str, y: str) -> Row:
 def _responses(
     key: str, rows: pl.DataFrame, metric: str, axes: Mapping[str, Row], response: pl.DataFrame, flat: bool
 ) -> list[ReportFigure]:
-    """A metric's images by steps and, where that varies, by guidance: each with the mean and its band."""
+    """Return a metric's images by steps and, where that varies, by guidance: each with the mean and its band."""
     guided = np.ptp(guidance_axis_range(rows)) > 0
     found = []
     for along, other, suffix in (("steps", "guidance", ""), ("guidance", "steps", "-guidance")):

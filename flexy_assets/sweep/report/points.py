@@ -1,4 +1,4 @@
-"""The images that a report shows, one point and one picture each, as columns for its script."""
+"""The images that a report shows, one point and one thumbnail each, as columns for its script."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flexy_assets.sweep.analysis import METRIC_LABELS, effective_guidance
 from flexy_assets.sweep.analysis.disagreement import MetricDisagreement
 
 MAX_POINTS: Final = 2400
-"""Images on one page. A browser on a phone stutters above a few thousand points, and each has a picture."""
+"""Images on one page. A browser on a phone stutters above a few thousand points, and each has a thumbnail."""
 MAX_BYTES: Final = 8_900_000
-"""Of WebP on one page; as base64, with all else, that makes some 14 MB."""
-KEPT_EXTREMES: Final = 4
-"""Pictures kept at each end of a metric, an engine."""
+"""Of WebP on one page; as base64, with everything else, some 14 MB."""
+EXTREME_IMAGES: Final = 4
+"""Images kept at each end of a metric, per engine."""
 BINS: Final = 5
-"""Bins of steps and of guidance in the grid of pictures."""
+"""Bins of steps and of guidance in the grid of images."""
 MAX_PROMPT_CHARACTERS: Final = 400
 """Characters of a prompt that the page holds."""
 
@@ -27,10 +27,10 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], seed: int = 0) -> pl.DataFrame:
-    """The rows of `with_overall` that the page shows: all, or `MOST_POINTS`.
+    """Return the rows of `with_overall` that the page shows: all, or `MAX_POINTS`.
 
     Those are the best and worst of every metric, the pairs that metrics disagree on, and a random sample with as equal
-    a share for every engine as there are images.
+    a share for every engine as possible.
     """
     if overall.height <= MAX_POINTS:
         return overall
@@ -38,15 +38,15 @@ def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], se
     kept = pl.col("image_id").is_in(paired)
     for metric in METRIC_LABELS:
         for descending in (True, False):
-            kept |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= KEPT_EXTREMES
+            kept |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= EXTREME_IMAGES
     shuffled = overall.with_columns(
         kept=kept.fill_null(False),
         place=pl.lit(np.random.default_rng(seed).permutation(overall.height)),
     ).sort("place")
-    # The first of every engine, then the second of every engine: who has fewer leaves room to the others.
+    # The first of every engine, then the second of every engine: an engine with fewer images leaves room to others.
     turn = pl.int_range(pl.len()).over("engine")
-    chosen = shuffled.with_columns(turn=turn).sort(~pl.col("kept"), "turn", "place").head(MAX_POINTS)
-    return chosen.sort("engine", "image_id").select(overall.columns)
+    sample = shuffled.with_columns(turn=turn).sort(~pl.col("kept"), "turn", "place").head(MAX_POINTS)
+    return sample.sort("engine", "image_id").select(overall.columns)
 
 
 def point_data(
@@ -55,10 +55,10 @@ def point_data(
     found: Sequence[MetricDisagreement],
     thumbnails: Mapping[str, bytes],
 ) -> dict[str, Any]:
-    """What the page's script reads, ready for JSON: names, columns (one entry an image), pictures and pairs.
+    """Return what the page's script reads, ready for JSON: names, columns (one entry an image), thumbnails and pairs.
 
-    Engines, runs and prompts are indices into their names, most frequent first (prompts) or by name; pictures are WebP
-    in base64, null where there is none. `spread` is each metric's mean and standard deviation an engine.
+    Engines, runs and prompts are indices into their names, most frequent first (prompts) or by name; `pictures` are
+    WebP in base64, null where there is none. `spread` is each metric's mean and standard deviation an engine.
     """
     ids = points["image_id"].fill_null("").to_list()
     place = {image_id: index for index, image_id in enumerate(ids)}
@@ -115,26 +115,26 @@ def _rounded(values: pl.Series) -> list[float | None]:
 
 
 def _bins(points: pl.Series, values: pl.Series, write: Callable[[float], str]) -> tuple[list[int | None], list[str]]:
-    """Each point's bin among all values (about equally full, up to `BINS`) and each bin's range in words.
+    """Return each point's bin among all values (about equally full, up to `BINS`) and each bin's range as text.
 
     A point without a value is in no bin.
     """
-    there = values.drop_nulls().cast(pl.Float64).to_numpy()
-    if not there.size:
+    known = values.drop_nulls().cast(pl.Float64).to_numpy()
+    if not known.size:
         return [None] * len(points), []
-    edges = np.unique(np.quantile(there, np.linspace(0, 1, BINS + 1)[1:-1]))
-    full, bins = np.unique(np.searchsorted(edges, there), return_inverse=True)
-    numbers = {int(found): index for index, found in enumerate(full)}
+    edges = np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1)[1:-1]))
+    full, bins = np.unique(np.searchsorted(edges, known), return_inverse=True)
+    numbers = {int(edge): index for index, edge in enumerate(full)}
     labels = []
     for index in range(full.size):
-        low, high = (write(end) for end in (there[bins == index].min(), there[bins == index].max()))
+        low, high = (write(end) for end in (known[bins == index].min(), known[bins == index].max()))
         labels.append(low if low == high else f"{low}–{high}")
     placed = points.cast(pl.Float64).fill_null(np.nan).to_numpy()
-    found = np.searchsorted(edges, placed)
-    return [numbers[int(at)] if np.isfinite(x) else None for at, x in zip(found, placed, strict=True)], labels
+    edge_of = np.searchsorted(edges, placed)
+    return [numbers[int(edge)] if np.isfinite(x) else None for edge, x in zip(edge_of, placed, strict=True)], labels
 
 
 def failed_images(scores: pl.DataFrame) -> dict[str, int]:
-    """How many scores of each metric are NaN or infinite: `measured` counts them as missing."""
+    """Return how many scores of each metric are NaN or infinite; the analysis counts them as missing."""
     floats = scores.select(pl.col(metric).cast(pl.Float64, strict=False) for metric in METRIC_LABELS)
     return {metric: int((~floats[metric].is_finite()).sum()) for metric in METRIC_LABELS}

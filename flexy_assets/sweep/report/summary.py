@@ -1,4 +1,4 @@
-"""The report in words: what to use and how far to trust it, what could not be done and why."""
+"""The report's sentences: the recommended settings with their uncertainty, and what could not be computed."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from flexy_assets.sweep.plots import format_setting
 from flexy_assets.sweep.report.points import failed_images
 
 LOW_R2: Final = 0.1
-"""Below this share of the variance explained, advice is called a hint (a correlation of about 0.3)."""
+"""Below this share of the variance explained (a correlation of about 0.3), the evidence is called weak."""
 
-MIN_PROBABILITY: Final = 0.05
-"""The probability by chance from which on an effect is not one."""
+SIGNIFICANCE_LEVEL: Final = 0.05
+"""An effect is significant if its probability by chance is below."""
 LARGE_SHARE: Final = 0.9
-"""Of the metrics' variance: directions that together hold less are not all there is."""
+"""Of the metrics' variance, which the components that are described explain together."""
 STRONG_CORRELATION: Final = 0.5
-"""A correlation with a component from which on a metric is named for it."""
+"""A component is described by the metrics whose correlation with it is at least so large."""
 
 Row = dict[str, Any]
 
 
 def summarize_sweep(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list[Markup]:
-    """Two to four sentences: what to use, what to use in a hurry, and how far to trust it."""
+    """Return two to four sentences: the best setting, the best value for time, and the strength of the evidence."""
     rows = {row["target"]: row for row in spots.iter_rows(named=True)}
-    chosen = {row["metric"]: row for row in regression.filter("chosen").iter_rows(named=True)}
+    selected = {row["metric"]: row for row in regression.filter("chosen").iter_rows(named=True)}
     best, value = rows.get("overall"), rows.get("value")
-    tested = [metric for metric, row in chosen.items() if row["r2"] is not None]
+    tested = [metric for metric, row in selected.items() if row["r2"] is not None]
     if best is None or value is None or best["steps"] is None:
         if not tested:
             return [Markup("<strong>No advice yet:</strong> there are too few scored images, or all score alike.")]
         names = join_words([METRIC_LABELS[metric] for metric in tested])
         return [
             Markup(
-                "<strong>No setting stands out.</strong> {} cannot be told from flat over the {} "
-                "tried: as far as these images can tell, the quickest setting is as good as any."
+                "<strong>No setting stands out.</strong> {} show no significant dependence on {}: "
+                "no setting is significantly better than the quickest."
             ).format(names, settings)
         ]
-    said = [
-        Markup("Best overall: <strong>{}</strong>{}; {} images cannot tell it from others within {}{}.").format(
-            format_setting(best), _at(best["seconds"]), f"{best['n']:,}", format_between(best), _share(best)
-        )
+    text = Markup("Best overall: <strong>{}</strong>{}; not significantly different from {} (95 %, {} images{}).")
+    region = "" if best["region_share"] is None else f", {best['region_share']:.0%} of what was tried"
+    sentences = [
+        text.format(format_setting(best), _duration(best["seconds"]), format_region(best), f"{best['n']:,}", region)
     ]
     if (value["steps"], value["guidance"]) == (best["steps"], best["guidance"]):
-        said.append(Markup("Nothing quicker comes within {} SD of it.").format(VALUE_TOLERANCE))
+        sentences.append(Markup("No quicker setting is expected within {} SD of it.").format(VALUE_TOLERANCE))
     else:
         saved = 1 - value["seconds"] / best["seconds"] if value["seconds"] and best["seconds"] else None
-        said.append(
+        sentences.append(
             Markup("Best value: <strong>{}</strong>{}{}, expected within {} SD of the best{}.").format(
                 format_setting(value),
-                _at(value["seconds"]),
+                _duration(value["seconds"]),
                 f", {saved:.0%} less time" if saved else "",
                 VALUE_TOLERANCE,
                 f" (at most {format_number(value['loss_high'], 2)} below)" if value["loss_high"] is not None else "",
             )
         )
-    moving = {metric: row["r2"] for metric, row in chosen.items() if row["model"] != "mean"}
+    moving = {metric: row["r2"] for metric, row in selected.items() if row["model"] != "mean"}
     flat = [METRIC_LABELS[metric] for metric in tested if metric not in moving]
     shares = join_words([f"{max(r2, 0):.0%} ({METRIC_LABELS[metric]})" for metric, r2 in moving.items()])
     weak = max(moving.values(), default=0) < LOW_R2
-    said.append(
+    sentences.append(
         Markup("{}{} explain {} of the variance{}; the rest is prompt, seed and noise.").format(
             Markup("<strong>Weak evidence, a hint and not a rule.</strong> ") if weak else "",
             settings.capitalize(),
@@ -75,48 +75,48 @@ def summarize_sweep(spots: pl.DataFrame, regression: pl.DataFrame, settings: str
     note, off = best["note"] or "", best["guidance"] is not None and best["guidance"] <= 1
     # Guidance cannot be lower than off.
     if "edge of the steps" in note or ("edge of the guidance" in note and not off):
-        said.append(Markup("The best lies at the edge of what was tried: a wider sweep may find better."))
-    return said
+        sentences.append(Markup("The best lies at the edge of what was tried: a wider sweep may find better."))
+    return sentences
 
 
 def list_shortfalls(
     scores: pl.DataFrame, overall: pl.DataFrame, correlations: pl.DataFrame, regression: pl.DataFrame
 ) -> list[str]:
-    """One sentence for everything that could not be done, with its reason.
+    """Return one sentence for each thing that could not be computed, with its reason.
 
-    `scores` are as they came, `overall` as `with_overall` has them; the tables are those of `analysis`.
+    `scores` are unfiltered, `overall` are those of `with_overall`; the tables are those of `analysis`.
     """
-    said = [
+    sentences = [
         f"{count:,} of {scores.height:,} values of {METRIC_LABELS[metric]} are NaN or infinite, and count as missing."
         for metric, count in failed_images(scores).items()
         if count
     ]
     if overall.is_empty():
-        return [*said, "Nothing could be fitted, correlated or shown: there is no image."]
+        return [*sentences, "Nothing could be fitted, correlated or shown: there is no image."]
     complete = overall.drop_nulls(METRIC_LABELS).height
     if complete < overall.height:
-        none = "No image has" if not complete else f"{complete:,} of {overall.height:,} images have"
-        said.append(f"{none} all {len(METRIC_LABELS)} scores; each figure rests on the images that have what it needs.")
+        images = "No image has" if not complete else f"{complete:,} of {overall.height:,} images have"
+        sentences.append(f"{images} all {len(METRIC_LABELS)} scores; each result uses those with the scores it needs.")
     several = overall["engine"].n_unique() > 1
     for rows in overall.partition_by("engine", maintain_order=True):
         name = rows["engine"][0]
         of_engine = pl.col("engine") == name
-        for sentence in _of_engine(rows, correlations.filter(of_engine), regression.filter(of_engine)):
-            said.append(f"{name}: {sentence}" if several else sentence[0].upper() + sentence[1:])
-    return said
+        for sentence in _engine_shortfalls(rows, correlations.filter(of_engine), regression.filter(of_engine)):
+            sentences.append(f"{name}: {sentence}" if several else sentence[0].upper() + sentence[1:])
+    return sentences
 
 
-def _of_engine(rows: pl.DataFrame, correlations: pl.DataFrame, regression: pl.DataFrame) -> Iterator[str]:
+def _engine_shortfalls(rows: pl.DataFrame, correlations: pl.DataFrame, regression: pl.DataFrame) -> Iterator[str]:
     for setting in tried_images(rows):
         values = rows[setting].drop_nulls().unique()
         if values.is_empty():
-            yield f"no image has {setting}, so nothing can be said of them, and no plot by {setting} is drawn."
+            yield f"no image has {setting}: the effect of {setting} is unknown, and no plot by {setting} is drawn."
         elif len(values) == 1:
-            yield f"{setting} never varies (always {values[0]:g}): its effect cannot be told, and no surface is drawn."
+            yield f"{setting} never varies (always {values[0]:g}): its effect is unknown, and no surface is drawn."
     for metric, label in METRIC_LABELS.items():
         if rows[metric].count() and rows[metric].n_unique() - (rows[metric].null_count() > 0) == 1:
             value = format_number(rows[metric].drop_nulls()[0])
-            yield f"{label} is the same for every image ({value}): it ranks nothing."
+            yield f"{label} is the same for every image ({value}): it ranks no image."
     unfitted = regression.filter(pl.col("chosen") & pl.col("r2").is_null())
     for reason, metrics in _by_note(unfitted, "metric").items():
         yield f"no model of {join_words(metrics)}, and no sweet spot: {reason}."
@@ -126,60 +126,61 @@ def _of_engine(rows: pl.DataFrame, correlations: pl.DataFrame, regression: pl.Da
 
 
 def _by_note(rows: pl.DataFrame, column: str) -> dict[str, list[str]]:
-    """The column's names in words, by the reason their rows give."""
+    """Return the labels of the column's names, grouped by the note of their rows."""
     labels: Mapping[str, str] = METRIC_LABELS | SETTING_LABELS
-    found: dict[str, list[str]] = {}
+    by_note: dict[str, list[str]] = {}
     for row in rows.iter_rows(named=True):
-        found.setdefault(row["note"] or "no reason is given", []).append(labels[row[column]])
-    return found
+        by_note.setdefault(row["note"] or "no reason is recorded", []).append(labels[row[column]])
+    return by_note
 
 
-def describe_front(front: pl.DataFrame, moves: bool) -> str:
-    """The two ends of one engine's front of overall quality against time, or why there is none."""
+def describe_front(front: pl.DataFrame, spots: pl.DataFrame) -> str:
+    """Describe the two ends of one engine's front of overall quality against time, or say why there is none."""
     overall = front.filter(target="overall")
+    probability = "front_probability" if "front_probability" in front.columns else "stays"
     on = overall.filter("on_front")
     if on.is_empty():
         reason = next(iter(overall["note"].drop_nulls()), "nothing could be fitted")
         return f"No front of quality against time: {reason}."
-    if not moves:
-        return "Overall quality cannot be told from flat: no setting is worth more seconds than the quickest."
+    if not spots.filter(target="overall")["steps"].count():
+        return "Overall quality shows no significant dependence: no setting is worth more seconds than the quickest."
     quick, best = on.row(0, named=True), on.row(-1, named=True)
     if on.height == 1:
-        return f"{format_setting(best)} is both the quickest and the best: nothing is gained by waiting longer."
+        return f"{format_setting(best)} is both the quickest and the best: more time gains nothing."
     ends = [
-        f"{format_setting(row)}{_at(row['seconds'])}, {format_number(row['predicted'], 2)} SD" for row in (quick, best)
+        f"{format_setting(row)}{_duration(row['seconds'])}, {format_number(row['predicted'], 2)} SD"
+        for row in (quick, best)
     ]
     return (
         f"Of the settings that no other beats in both quality and time, the quickest is {ends[0]}, and the best "
-        f"{ends[1]}. When the images are resampled, these stay unbeaten in {quick['stays']:.0%} and "
-        f"{best['stays']:.0%} of cases."
+        f"{ends[1]}. They are on the front in {quick[probability]:.0%} and {best[probability]:.0%} of resamples."
     )
 
 
 EFFECT_NAMES: Final[Mapping[str, tuple[str, str, str, str]]] = {
-    "steps": ("more raise it", "more lower it", "it moves, not one way", "no effect can be told"),
-    "guidance": ("more raises it", "more lowers it", "it moves, not one way", "no effect can be told"),
+    "steps": ("more raise it", "more lower it", "non-monotonic", "not significant"),
+    "guidance": ("more raises it", "more lowers it", "non-monotonic", "not significant"),
     "interaction": (
         "steps do more at high guidance",
         "steps do less at high guidance",
-        "what steps do depends on guidance",
-        "none can be told",
+        "the effect of steps depends on guidance",
+        "not significant",
     ),
 }
-"""What an effect is called that is above 0, below 0, there but neither, or cannot be told."""
+"""The words for an effect that is above 0, below 0, significant but neither, or not significant."""
 
 
 def format_effects(effects: pl.DataFrame, guided: bool) -> tuple[dict[str, str], list[Row]]:
-    """One engine's effects in words: a heading for each effect, and a row a target with a cell for each."""
-    there = effects.drop_nulls("change")
+    """Return a heading for each of one engine's effects, and a row per target with a cell for each effect."""
+    known = effects.drop_nulls("change")
     heads = {}
     for effect, title in (("steps", "Steps"), ("guidance", "Guidance"), ("interaction", "Gain of steps")):
-        found = there.filter(effect=effect).to_dicts()
-        if found and (guided or effect == "steps"):
-            ends = {_ends(row, effect) for row in found}
+        rows_of_effect = known.filter(effect=effect).to_dicts()
+        if rows_of_effect and (guided or effect == "steps"):
+            ends = {_ends(row, effect) for row in rows_of_effect}
             heads[effect] = title + (f", {ends.pop()}" if len(ends) == 1 else "")
     rows = []
-    for (target,), of_target in there.group_by("target", maintain_order=True):
+    for (target,), of_target in known.group_by("target", maintain_order=True):
         by_effect = {row["effect"]: row for row in of_target.iter_rows(named=True)}
         cells = [_effect(by_effect[effect]) if effect in by_effect else None for effect in heads]
         rows.append({"label": TARGET_LABELS[str(target)], "unit": " SD" if target == "overall" else "", "cells": cells})
@@ -193,10 +194,10 @@ def _ends(row: Row, effect: str) -> str:
 
 
 def _effect(row: Row) -> Row:
-    up, down, bent, none = EFFECT_NAMES[row["effect"]]
+    up, down, bent, insignificant = EFFECT_NAMES[row["effect"]]
     words = (
-        none
-        if row["p"] is None or row["p"] >= MIN_PROBABILITY
+        insignificant
+        if row["p"] is None or row["p"] >= SIGNIFICANCE_LEVEL
         else up
         if row["low"] > 0
         else down
@@ -204,46 +205,43 @@ def _effect(row: Row) -> Row:
         else bent
     )
     p = None if row["p"] is None else "p ≤ 0.001" if row["p"] <= 0.001 else f"p = {row['p']:.3f}"
-    return row | {"words": words, "p": p, "sure": words != none}
+    return row | {"words": words, "p": p, "significant": words != insignificant}
 
 
 def describe_components(components: pl.DataFrame) -> str:
-    """How many different things the metrics of one engine measure, or why that cannot be said."""
+    """Say how many principal components explain most of one engine's metrics, or why that is unknown."""
     known = components.drop_nulls("share").sort("component").to_dicts()
     if not known:
         reason = next(iter(components["note"]), None) or "no image"
-        return f"How many different things the metrics measure cannot be said: {reason}."
-    held, count = 0.0, 0
-    while held < LARGE_SHARE and count < len(known):
-        held += known[count]["share"]
+        return f"The principal components of the metrics are unknown: {reason}."
+    explained, count = 0.0, 0
+    while explained < LARGE_SHARE and count < len(known):
+        explained += known[count]["share"]
         count += 1
-    things = [
+    descriptions = [
         f"{row['share']:.0%} ({row['share_low']:.0%} to {row['share_high']:.0%}) is mostly {describe_loadings(row)}"
         for row in known[:count]
     ]
-    return f"{count} of {len(known)} directions hold {held:.0%} of what the metrics tell apart: {'; '.join(things)}."
+    share = f"{count} of {len(known)} principal components explain {explained:.0%} of the metrics’ variance"
+    return f"{share}: {'; '.join(descriptions)}."
 
 
 def describe_loadings(component: Row) -> str:
-    """A component by the metrics that have most to do with it."""
+    """Name the metrics that a component is most correlated with."""
     strong = [loading for loading in component["loadings"] if abs(loading["loading"]) >= STRONG_CORRELATION]
     together, against = (
-        join_words([METRIC_LABELS[one["metric"]] for one in strong if (one["loading"] > 0) == positive])
+        join_words([METRIC_LABELS[each["metric"]] for each in strong if (each["loading"] > 0) == positive])
         for positive in (True, False)
     )
     return f"{together} against {against}" if against and together else together or against or "a little of each"
 
 
-def _at(seconds: float | None) -> str:
+def _duration(seconds: float | None) -> str:
     return "" if seconds is None else f", about {format_number(seconds, 2)} s an image"
 
 
-def _share(spot: Row) -> str:
-    return "" if spot["region_share"] is None else f" ({spot['region_share']:.0%} of what was tried)"
-
-
-def format_between(spot: Row) -> str:
-    """How far the settings reach that cannot be told from a spot, in words."""
+def format_region(spot: Row) -> str:
+    """Return the ranges of the settings not significantly different from a spot's, in words."""
     guidance = format_guidance_range(spot)
     steps = format_span(f"{spot['steps_low']}", f"{spot['steps_high']}")
     return f"{steps} steps" + (f" and guidance {guidance}" if guidance else "")

@@ -1,10 +1,10 @@
 """The sweep's report on large sweeps: `python -m benchmarks.report`.
 
-Makes sweeps of 2,000 and of 100,000 rows (two engines, four runs, 40 prompts) whose pictures are like photographs, and
-takes for each, in a process of its own: seconds of the analysis, of the thumbnails and of the page, the page's size
-and the process' highest memory. Then the milliseconds that a Chromium, started anew, takes from navigation to load and
-until its first plot is drawn (median of five; none without a Chromium).
-Asked: 2,000 rows within 60 s and 15 MB, opening within 2 s; 100,000 rows within 5 minutes and 2 GB.
+Makes sweeps of 2,000 and of 100,000 rows (two engines, four runs, 40 prompts) whose images are like photographs, and
+measures for each, in a process of its own: seconds of the analysis, of the thumbnails and of the page, the page's size
+and the peak memory. Then the milliseconds that a newly started Chromium takes from navigation to load and until the
+first plot is drawn (median of five; none without a Chromium).
+Targets: 2,000 rows within 60 s and 15 MB, opening within 2 s; 100,000 rows within 5 minutes and 2 GB.
 Prints a table and writes benchmarks/results/report.json.
 """
 
@@ -33,12 +33,12 @@ from flexy_assets.sweep.report import build, points
 from resources.images import ImageStore
 from tests.support.browser import Browser, program
 
-DISTINCT = 64
-"""Picture files; rows beyond them are given links to the same."""
+DISTINCT_IMAGES = 64
+"""Image files; further rows get links to the same files."""
 
 
 def photograph(seed: int, side: int = 512) -> Image.Image:
-    """Waves of colour, discs, texture whose power falls as 1/f² and a sensor's noise: compresses like a photograph."""
+    """Return waves of colour, discs, texture whose power falls as 1/f² and a sensor's noise: compresses like a photograph."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:side, 0:side] / side
     light = np.full((side, side, 3), 128.0)
@@ -56,7 +56,7 @@ def photograph(seed: int, side: int = 512) -> Image.Image:
 
 
 def sweep(images: int, seed: int = 0) -> pl.DataFrame:
-    """Scores of two engines in four runs, 40 prompts, with a best setting that the engines do not share."""
+    """Return scores of two engines in four runs, 40 prompts, with a best setting that the engines do not share."""
     rng = np.random.default_rng(seed)
     index = np.arange(images)
     steps, guidance = rng.integers(4, 61, images), rng.uniform(0.5, 12, images).round(2)
@@ -81,18 +81,18 @@ def sweep(images: int, seed: int = 0) -> pl.DataFrame:
     )
 
 
-def files(folder: Path, paths: list[str]) -> None:
-    """A picture at each of the paths."""
+def write_images(folder: Path, paths: list[str]) -> None:
+    """Write an image at each of the paths."""
     for index, path in enumerate(paths):
         (folder / path).parent.mkdir(exist_ok=True)
-        if index < DISTINCT:
+        if index < DISTINCT_IMAGES:
             photograph(index).save(folder / path)
         else:
-            (folder / path).hardlink_to(folder / paths[index % DISTINCT])
+            (folder / path).hardlink_to(folder / paths[index % DISTINCT_IMAGES])
 
 
 def measure(folder: Path, rows: int) -> dict[str, float]:
-    """What one report takes; leaves it in the folder as `report.html`."""
+    """Measure one report, which is left in the folder as `report.html`."""
     found: dict[str, float] = {}
 
     def timed(what: str, call: Callable[[], Any]) -> Any:
@@ -107,7 +107,7 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
     needed = timed("the images to show", lambda: build.sweep_thumbnails_needed(scores))
     shown = scores.filter(pl.col("image_id").is_in(needed))
     paths = shown["image_path"].to_list()
-    files(folder, paths)
+    write_images(folder, paths)
     store = ImageStore(str(folder))
     small = timed("thumbnails", lambda: make_thumbnails(store.read, paths, points.MAX_BYTES))
     thumbnails = {image_id: small[path] for image_id, path in zip(shown["image_id"], paths, strict=True)}
@@ -122,8 +122,8 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
     return found
 
 
-def opening(page: Path, times: int = 5) -> dict[str, float | None]:
-    """Milliseconds from navigation in a Chromium that has just been started."""
+def measure_opening(page: Path, times: int = 5) -> dict[str, float | None]:
+    """Return milliseconds from navigation in a Chromium that has just been started."""
     loads, plots = [], []
     for _ in range(times if program() else 0):
         browser = Browser(str(program()))
@@ -158,7 +158,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", __spec__.name, "--only", folder, "--rows", str(rows)]
             made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            found[rows] = json.loads(made.stdout) | opening(Path(folder) / "report.html")
+            found[rows] = json.loads(made.stdout) | measure_opening(Path(folder) / "report.html")
     print(f"{'':32}", *(f"{rows:>14,} rows" for rows in found))
     for name in next(iter(found.values())):
         print(

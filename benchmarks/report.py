@@ -38,7 +38,7 @@ DISTINCT_IMAGES = 64
 
 
 def photograph(seed: int, side: int = 512) -> Image.Image:
-    """Return waves of colour, discs, texture whose power falls as 1/f² and a sensor's noise: compresses like a photograph."""
+    """Return waves of colour, discs, 1/f² texture and sensor noise: an image that compresses like a photograph."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:side, 0:side] / side
     light = np.full((side, side, 3), 128.0)

@@ -33,8 +33,8 @@ from typing import Any
 
 from resources.label_studio.export import strip_signature
 from resources.mini.faces import write_face_example
-from tests.support.judged import READINGS, held, rows, scores
-from tests.support.servers import Oracle, Site, running
+from tests.support.judged import READINGS, check_judge_scores, rows, scores
+from tests.support.servers import FaceJudgeServer, ImageServer, running
 
 ROOT = Path(__file__).parent.parent
 JUDGE = "gemini/gemini-3.5-flash"
@@ -106,7 +106,7 @@ def endings(tasks: int, ended: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def served(file: Path, site: Site) -> dict[str, str]:
+def served(file: Path, site: ImageServer) -> dict[str, str]:
     """Put an export's pictures on the site; what each is known by in `label_pictures`, by its path there."""
     exported, known = json.loads(file.read_text()), {}
     for task in exported:
@@ -138,10 +138,10 @@ MOMENTS = (
 
 def killed(tasks: int, folder: Path) -> dict[str, Any]:
     """Killed at each of these moments, and then to the end."""
-    with running(Site()) as site, running(Oracle()) as oracle:
+    with running(ImageServer()) as site, running(FaceJudgeServer()) as judge_server:
         file = write_face_example(folder / "project", tasks, seed=12)
         known = served(file, site)
-        judge = {"FLEXY_JUDGE": "gemini", "FLEXY_JUDGE_URL": oracle.url}
+        judge = {"FLEXY_JUDGE": "gemini", "FLEXY_JUDGE_URL": judge_server.url}
         flexy = Flexy(folder / "home", FLEXY_ALLOWED_HOSTS=site.host, **judge)
         kept: list[Kept] = []
         began = time.monotonic()
@@ -151,14 +151,14 @@ def killed(tasks: int, folder: Path) -> dict[str, Any]:
                 if moment.command == command[0]:
                     least = moment.share * (len(known) if moment.table == "label_pictures" else tasks)
                     flexy.killed(*command, table=moment.table, where=moment.where, least=least)
-                    kept.append(Kept(flexy.home, site, oracle, known))
+                    kept.append(Kept(flexy.home, site, judge_server, known))
             return flexy(*command)
 
         imported = kill_and_end("import", str(file))
         ended = kill_and_end("run")
         seconds = time.monotonic() - began
-        last = Kept(flexy.home, site, oracle, known)
-        answers, shown = sum(map(len, oracle.said.values())), len(oracle.said)
+        last = Kept(flexy.home, site, judge_server, known)
+        answers, shown = sum(map(len, judge_server.answers.values())), len(judge_server.answers)
         under_way = sum(each.answers_given - each.answers_kept for each in kept)
         return {
             "tasks": tasks,
@@ -166,12 +166,12 @@ def killed(tasks: int, folder: Path) -> dict[str, Any]:
             "when killed": [str(each) for each in kept],
             "pictures": len(known),
             "pictures asked for again that were in the table": sum(each.asked_again(last) for each in kept),
-            "pictures given whole twice, under way at the kill": site.given.total() - len(known),
+            "pictures given whole twice, under way at the kill": site.delivered.total() - len(known),
             "swaps made again that were in the table": sum(each.swapped_again(last) for each in kept),
             "questions to the judge": READINGS * shown,
             "answers asked for again that were on disk": answers - READINGS * shown - under_way,
             "answers given twice, under way at the kill": under_way,
-            "marks that are not the judge's": len(held(flexy.home, oracle, JUDGE).wrong),
+            "marks that are not the judge's": len(check_judge_scores(flexy.home, judge_server, JUDGE).wrong),
             "tasks imported": imported["tasks"],
             **endings(tasks, ended),
         }
@@ -180,13 +180,13 @@ def killed(tasks: int, folder: Path) -> dict[str, Any]:
 class Kept:
     """What was there at a moment, when nothing was at work."""
 
-    def __init__(self, home: Path, site: Site, oracle: Oracle, known: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, site: ImageServer, judge_server: FaceJudgeServer, known: Mapping[str, str]) -> None:
         time.sleep(0.5)  # the servers may still be answering the dead
         there = {row["address_sha256"] for row in rows(home, "SELECT address_sha256 FROM label_pictures")}
-        self.pictures = {path: site.asked[path] for path, address in known.items() if address in there}
+        self.pictures = {path: site.requested[path] for path, address in known.items() if address in there}
         self.swaps = {row["task"]: row for row in rows(home, "SELECT * FROM face_swaps")}
         self.answers_kept = sum(file.name[0] != "." for file in (home / "judgements").glob("*/*/*.json"))
-        self.answers_given = sum(map(len, oracle.said.values()))
+        self.answers_given = sum(map(len, judge_server.answers.values()))
 
     def asked_again(self, later: Kept) -> int:
         return sum(later.pictures[path] - asked for path, asked in self.pictures.items())
@@ -200,18 +200,22 @@ class Kept:
 
 def ill(tasks: int, folder: Path) -> dict[str, Any]:
     """A judge of whose calls 3 of 10 go wrong, then none."""
-    with running(Oracle(seed=1, ill=0.3, hangs=2.0)) as oracle:
-        judge = {"FLEXY_JUDGE": "gemini", "FLEXY_JUDGE_URL": oracle.url, "FLEXY_JUDGE_TIMEOUT": "1"}
+    with running(FaceJudgeServer(seed=1, fault_rate=0.3, hang_seconds=2.0)) as judge_server:
+        judge = {"FLEXY_JUDGE": "gemini", "FLEXY_JUDGE_URL": judge_server.url, "FLEXY_JUDGE_TIMEOUT": "1"}
         flexy = Flexy(folder / "home", **judge)
         flexy("import", str(write_face_example(folder / "project", tasks, seed=13)))
         refined = ("run", "--editor", "mini_instruct", "--steps", "4", "--budget", "2")
         first = flexy(*refined)
-        before, there = held(flexy.home, oracle, JUDGE), scores(flexy.home)
-        said, calls, ailments = sum(map(len, oracle.said.values())), oracle.calls, dict(oracle.ailments)
-        oracle.ill = 0
+        before, there = check_judge_scores(flexy.home, judge_server, JUDGE), scores(flexy.home)
+        said, calls, ailments = (
+            sum(map(len, judge_server.answers.values())),
+            judge_server.calls,
+            dict(judge_server.faults),
+        )
+        judge_server.fault_rate = 0
         ended = flexy(*refined)
-        after, then = held(flexy.home, oracle, JUDGE), scores(flexy.home)
-        asked, healed = oracle.calls - calls, len(after.answered)
+        after, then = check_judge_scores(flexy.home, judge_server, JUDGE), scores(flexy.home)
+        asked, healed = judge_server.calls - calls, len(after.answered)
         flexy(*refined)
         judged = {key: row for key, row in there.items() if key[1].startswith("judge_") and row["value"] is not None}
         return {
@@ -228,7 +232,7 @@ def ill(tasks: int, folder: Path) -> dict[str, Any]:
             "calls of the next run": asked,
             "calls of these that were not missing": asked - (READINGS * healed - said),
             "marks of the first run that changed": sum(then[key] != row for key, row in judged.items()),
-            "calls of a third run": oracle.calls - calls - asked,
+            "calls of a third run": judge_server.calls - calls - asked,
             **endings(tasks, ended),
         }
 

@@ -19,7 +19,7 @@ from flexy_assets.storage.scores import ScoredImage, record_outcomes
 from resources.database import Database
 from resources.images import ImageStore
 from resources.settings import Settings
-from tests.support.servers import SIGNATURE, Site, running
+from tests.support.servers import SIGNATURE, ImageServer, running
 
 SIZE = 40, 24
 
@@ -43,12 +43,12 @@ def masked(box: tuple[int, int, int, int] | None = (8, 4, 20, 16), size: tuple[i
 
 
 @contextmanager
-def serving() -> Iterator[Site]:
-    with running(Site()) as site:
+def serving() -> Iterator[ImageServer]:
+    with running(ImageServer()) as site:
         yield site
 
 
-def data(site: Site, number: int, signature: str = SIGNATURE, **changes: Any) -> dict[str, Any]:
+def data(site: ImageServer, number: int, signature: str = SIGNATURE, **changes: Any) -> dict[str, Any]:
     """A task's data: a scene and a mask of its own, and the character that all share."""
     fields = {
         "id": str(7000 + number),

@@ -27,11 +27,11 @@ from resources.parquet import ParquetTables
 from resources.settings import Settings
 from tests.conftest import Flexy
 from tests.inpaint.scenes import SIZE, chosen, data, entry, masked, noise, serving, write
-from tests.support.servers import SIGNATURE, Site
+from tests.support.servers import SIGNATURE, ImageServer
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageServer]:
     with serving() as site:
         monkeypatch.setenv("FLEXY_ALLOWED_HOSTS", site.host)
         yield site
@@ -59,7 +59,7 @@ def painted(mask: np.ndarray) -> dict[str, Any]:
 
 
 def test_a_task_has_its_pictures_its_mask_and_its_verdicts(
-    database: Database, store: ImageStore, site: Site, home: Path
+    database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
     final = site.url("/final.png", noise(5))
     file = write(home / "export.json", [entry(data(site, 1, image_url=final), [chosen("Error", completed_by=7)])])
@@ -82,7 +82,7 @@ def test_a_task_has_its_pictures_its_mask_and_its_verdicts(
 
 
 def test_nothing_is_fetched_twice_whatever_signs_the_address(
-    database: Database, store: ImageStore, site: Site, home: Path
+    database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
     def export(signature: str) -> Path:
         return write(home / "export.json", [entry(data(site, n, f"{signature}{n}")) for n in range(20)])
@@ -93,11 +93,11 @@ def test_nothing_is_fetched_twice_whatever_signs_the_address(
     again = imported(database, store, export("two"))
     assert (again.new, again.changed, again.fetched) == (0, 0, 0)
     assert rows(database) == before
-    assert set(site.asked.values()) == {1} and len(site.asked) == 41
+    assert set(site.requested.values()) == {1} and len(site.requested) == 41
 
 
 def test_new_tasks_fill_new_batches_and_known_ones_keep_theirs(
-    database: Database, store: ImageStore, site: Site, home: Path
+    database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
     both = [*range(5), *range(9)]
     for numbers in (both[:5], both[5:]):
@@ -113,7 +113,7 @@ def test_new_tasks_fill_new_batches_and_known_ones_keep_theirs(
     assert other.new == 2 and other.batches == ["4_0000", "export_0000"], "a task is of its project"
 
 
-def test_two_imports_at_once_agree(database: Database, store: ImageStore, site: Site, home: Path) -> None:
+def test_two_imports_at_once_agree(database: Database, store: ImageStore, site: ImageServer, home: Path) -> None:
     file = write(home / "export.json", [entry(data(site, n)) for n in range(12)])
     start, failed = Barrier(2), []
 
@@ -136,16 +136,16 @@ def test_two_imports_at_once_agree(database: Database, store: ImageStore, site: 
 
 
 def test_a_changed_task_is_brought_up_to_date_in_its_place(
-    database: Database, store: ImageStore, site: Site, home: Path
+    database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
     write(home / "export.json", [entry(data(site, n)) for n in (1, 2)])
     imported(database, store, home / "export.json")
     before = rows(database)
-    site.asked.clear()
+    site.requested.clear()
     changed = data(site, 1, init_image_url=site.url("/new.png", noise(77)), prompt="Ada at sea")
     write(home / "export.json", [entry(changed), entry(data(site, 2), [chosen("No Issues")])])
     found = imported(database, store, home / "export.json")
-    assert (found.new, found.changed, found.fetched) == (0, 1, 1) and site.asked == {"/new.png": 1}
+    assert (found.new, found.changed, found.fetched) == (0, 1, 1) and site.requested == {"/new.png": 1}
     first, second = rows(database).values()
     assert (first.id, first.batch, first.prompt) == (before["7001"].id, "3_0000", "Ada at sea")
     assert first.digest != before["7001"].digest and store.content(first.image_path or "") == noise(77)
@@ -153,13 +153,13 @@ def test_a_changed_task_is_brought_up_to_date_in_its_place(
     assert second.verdicts == (ReviewVerdict(("No Issues",), 1, "2025-10-01T10:00:00Z"),)
     # A picture that is lost is fetched again, and it alone.
     (home / "images" / (second.image_path or "")).unlink()
-    site.asked.clear()
+    site.requested.clear()
     assert imported(database, store, home / "export.json").fetched == 1
-    assert site.asked == {"/scene2.png": 1}
+    assert site.requested == {"/scene2.png": 1}
 
 
 def test_a_painted_mask_is_preferred_to_a_picture(
-    database: Database, store: ImageStore, site: Site, home: Path
+    database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
     left, right = np.zeros((24, 40), bool), np.zeros((24, 40), bool)
     left[2:6, 2:6] = right[10:14, 30:36] = True
@@ -175,11 +175,11 @@ def test_a_painted_mask_is_preferred_to_a_picture(
     first, second = rows(database).values()
     assert (np.asarray(store.read_as_is(first.mask_path or "")) > 127).tolist() == (left | right).tolist()
     assert store.read_as_is(second.mask_path or "").getbbox() == (10, 6, 30, 18), "scaled to the scene"
-    assert not any("mask" in path for path in site.asked)
+    assert not any("mask" in path for path in site.requested)
 
 
 def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
-    database: Database, store: ImageStore, site: Site, home: Path
+    database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
     gone = f"http://{site.host}/gone.png?X-Amz-Signature={SIGNATURE}"
     page = site.url("/page.png", b"<!doctype html><p>sign in")
@@ -219,16 +219,18 @@ def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
     assert found.notes == [
         f"task 7011: it has no final picture: {what}/gone.png is answered with status 404: check the URL"
     ]
-    assert site.asked["/gone.png"] == 1, "one address is asked for once, whoever names it"
+    assert site.requested["/gone.png"] == 1, "one address is asked for once, whoever names it"
     assert SIGNATURE not in repr(rows(database))
     left_out = import_tasks.skipped_reasons(source_from_export(home / "export.json"), found)
     assert [one["id"] for one in left_out] == [str(7000 + n) for n in range(1, 11)]
-    site.pictures["/gone.png"] = noise(9)
+    site.images["/gone.png"] = noise(9)
     assert imported(database, store, home / "export.json").fetched == 1
     assert [rows(database)[str(number)].error for number in (7001, 7002)] == [None, None]
 
 
-def test_pictures_may_lie_beside_the_export(database: Database, store: ImageStore, site: Site, home: Path) -> None:
+def test_pictures_may_lie_beside_the_export(
+    database: Database, store: ImageStore, site: ImageServer, home: Path
+) -> None:
     folder = home / "set"
     names = {"init_image_url": "scene.png", "mask_image_url": "m/mask.png", "character_image_url": "ada.png"}
     write(folder / "export.json", [entry(data(site, 1, **names))])
@@ -236,11 +238,11 @@ def test_pictures_may_lie_beside_the_export(database: Database, store: ImageStor
     for name, content in (("scene.png", noise(1)), ("m/mask.png", masked()), ("ada.png", noise(2))):
         (folder / name).write_bytes(content)
     found = imported(database, store, folder / "export.json")
-    assert (found.fetched, rows(database)["7001"].error, site.asked) == (0, None, {})
+    assert (found.fetched, rows(database)["7001"].error, site.requested) == (0, None, {})
 
 
 def test_a_scene_that_exif_turns_has_a_mask_of_its_shown_size(
-    database: Database, store: ImageStore, site: Site, home: Path
+    database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -259,7 +261,7 @@ def document(result: Any) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
-def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Site, home: Path) -> None:
+def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: ImageServer, home: Path) -> None:
     entries = [
         entry(data(site, 1), [chosen("No Issues")]),
         entry(data(site, 2), [chosen("Error"), chosen("Error", "Inconsistent Character")]),
@@ -305,17 +307,17 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Si
     ],
 )
 def test_what_cannot_be_is_said_in_one_line_and_leaves_no_trace(
-    flexy: Flexy, site: Site, home: Path, arguments: tuple[str, ...], complaint: str
+    flexy: Flexy, site: ImageServer, home: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
     file = str(write(home / "export.json", [entry(data(site, 1))]))
     result = flexy("inpaint", *(each.format(export=file) for each in arguments))
     assert result.exit_code == 2
     assert complaint.format(export=file) in result.stderr and result.stderr.count("\n") == 1
-    assert not (home / "dagster").exists() and not site.asked
+    assert not (home / "dagster").exists() and not site.requested
 
 
 def test_a_run_makes_the_lineage_of_the_batches_that_can_be_worked_on(
-    flexy: Flexy, site: Site, home: Path, monkeypatch: pytest.MonkeyPatch
+    flexy: Flexy, site: ImageServer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flexy_assets.inpaint import command
 
@@ -342,7 +344,7 @@ def test_a_run_makes_the_lineage_of_the_batches_that_can_be_worked_on(
     assert flexy("inpaint", "run", "--task-id", "8").stderr.startswith("flexy: no task 8: import it")
 
 
-def test_hostile_exports_end_in_reasons(flexy: Flexy, site: Site, home: Path) -> None:
+def test_hostile_exports_end_in_reasons(flexy: Flexy, site: ImageServer, home: Path) -> None:
     ok = json.dumps(entry(data(site, 1)))
     deep = "[" * 100_000 + "]" * 100_000
     odd = [entry(data(site, 2) | {"id": "7002", "prompt": "a\0b"}), entry(data(site, 3) | {"init_image_url": 5})]

@@ -16,8 +16,8 @@ from flexy_assets.inpaint.import_tasks import DOWNLOAD_THREADS
 from resources.mini.faces import write_face_example
 from tests.conftest import Flexy
 from tests.support import forked
-from tests.support.judged import READINGS, Scores, held, rows, scores, to_be_shown
-from tests.support.servers import AILMENTS, Oracle, running
+from tests.support.judged import READINGS, Scores, check_judge_scores, expected_image_hashes, rows, scores
+from tests.support.servers import FAULTS, FaceJudgeServer, running
 
 pytestmark = pytest.mark.slow(seconds=60)
 
@@ -27,13 +27,13 @@ JUDGE = "gemini/gemini-3.5-flash"
 
 
 @pytest.fixture
-def oracle(monkeypatch: pytest.MonkeyPatch) -> Iterator[Oracle]:
+def judge_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaceJudgeServer]:
     """A judge that is asked by Gemini's protocol."""
-    with running(Oracle(seed=5, hangs=1.5)) as oracle:
+    with running(FaceJudgeServer(seed=5, hang_seconds=1.5)) as judge_server:
         monkeypatch.setenv("FLEXY_JUDGE", "gemini")
-        monkeypatch.setenv("FLEXY_JUDGE_URL", oracle.url)
+        monkeypatch.setenv("FLEXY_JUDGE_URL", judge_server.url)
         monkeypatch.setenv("FLEXY_JUDGE_TIMEOUT", "1")
-        yield oracle
+        yield judge_server
 
 
 @pytest.fixture
@@ -54,23 +54,25 @@ def values(there: Scores) -> dict[tuple[str, str], Any]:
 
 @pytest.mark.usefixtures("imported")
 def test_of_a_judge_that_is_ill_nothing_is_invented_and_the_next_run_heals(
-    flexy: Flexy, home: Path, oracle: Oracle
+    flexy: Flexy, home: Path, judge_server: FaceJudgeServer
 ) -> None:
-    oracle.ill = 0.3
+    judge_server.fault_rate = 0.3
     first = document(flexy("inpaint", "run", "--json"))
-    before = held(home, oracle, JUDGE)
+    before = check_judge_scores(home, judge_server, JUDGE)
     assert not before.wrong and before.answered and before.unanswered, "some were answered, some were not"
-    assert oracle.ailments.keys() == set(AILMENTS)
+    assert judge_server.faults.keys() == set(FAULTS)
     assert first["unanswered"] == len(before.unanswered)
-    scored, said, calls = values(scores(home)), sum(map(len, oracle.said.values())), oracle.calls
+    scored, said, calls = values(scores(home)), sum(map(len, judge_server.answers.values())), judge_server.calls
 
-    oracle.ill = 0
+    judge_server.fault_rate = 0
     second = document(flexy("inpaint", "run", "--json"))
-    after = held(home, oracle, JUDGE)
+    after = check_judge_scores(home, judge_server, JUDGE)
     assert after.answered == before.answered | before.unanswered
-    assert oracle.calls - calls == READINGS * len(after.answered) - said, "what was missing was asked for, and no more"
+    assert judge_server.calls - calls == READINGS * len(after.answered) - said, (
+        "what was missing was asked for, and no more"
+    )
     assert {key: row for key, row in values(scores(home)).items() if key in scored} == scored
-    assert set(oracle.said) == set(to_be_shown(home).values())
+    assert set(judge_server.answers) == set(expected_image_hashes(home).values())
     assert second["unanswered"] == 0 and len(second["selected"]) + len(second["left"]) == TASKS
     assert all(reason.startswith("no face in the scene") for reason in second["left"].values())
 

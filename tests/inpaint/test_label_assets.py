@@ -31,7 +31,7 @@ from sensors.label_studio import check_project, new_labels
 from tests.conftest import Flexy
 from tests.inpaint.scenes import choose, data, entry, serving, write
 from tests.support.label_studio import TOKEN, Server
-from tests.support.servers import SIGNATURE, Site
+from tests.support.servers import SIGNATURE, ImageServer
 
 pytestmark = pytest.mark.slow(seconds=60)
 
@@ -48,7 +48,7 @@ BARE = FORM.replace('<TextArea name="result" toName="init"/>', "")
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageServer]:
     with serving() as site:
         monkeypatch.setenv("FLEXY_ALLOWED_HOSTS", site.host)
         yield site
@@ -117,7 +117,12 @@ def materialise(*chosen: dg.AssetsDefinition) -> dg.ExecuteInProcessResult:
 
 
 def test_tasks_go_in_predictions_go_out_each_once_and_no_secret_is_anywhere(
-    flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
+    flexy: Flexy,
+    site: ImageServer,
+    studio: LabelStudioClient,
+    project: Callable[..., int],
+    results: Database,
+    home: Path,
 ) -> None:
     number = project([data(site, n) for n in range(3)] + [data(site, 9, init_image_url=f"{site.url('/x', b'')}9")])
     shown = []
@@ -180,7 +185,12 @@ def test_tasks_go_in_predictions_go_out_each_once_and_no_secret_is_anywhere(
 
 
 def test_a_form_without_a_text_field_gets_the_score_alone_and_the_file_can_be_imported(
-    flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
+    flexy: Flexy,
+    site: ImageServer,
+    studio: LabelStudioClient,
+    project: Callable[..., int],
+    results: Database,
+    home: Path,
 ) -> None:
     number = project([data(site, n) for n in range(3)], BARE)
     assert flexy("inpaint", "import", "--project", str(number)).exit_code == 0
@@ -200,7 +210,12 @@ def test_a_form_without_a_text_field_gets_the_score_alone_and_the_file_can_be_im
 
 
 def test_what_one_task_is_refused_for_keeps_no_other_from_being_sent(
-    flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
+    flexy: Flexy,
+    site: ImageServer,
+    studio: LabelStudioClient,
+    project: Callable[..., int],
+    results: Database,
+    home: Path,
 ) -> None:
     number = project([data(site, n) for n in range(4)])
     assert flexy("inpaint", "import", "--project", str(number)).exit_code == 0
@@ -226,7 +241,9 @@ def test_what_one_task_is_refused_for_keeps_no_other_from_being_sent(
     assert result.exit_code == 1 and "check LABEL_STUDIO_API_KEY" in result.stderr and result.stderr.count("\n") == 1
 
 
-def test_without_a_server_a_push_says_so_in_one_line(flexy: Flexy, site: Site, results: Database, home: Path) -> None:
+def test_without_a_server_a_push_says_so_in_one_line(
+    flexy: Flexy, site: ImageServer, results: Database, home: Path
+) -> None:
     write(home / "export.json", [entry(data(site, n)) for n in range(2)])
     assert flexy("inpaint", "import", str(home / "export.json")).exit_code == 0
     choose(results, [40.0, 20.0])
@@ -238,7 +255,12 @@ def test_without_a_server_a_push_says_so_in_one_line(flexy: Flexy, site: Site, r
 
 
 def test_the_review_reads_what_people_said_of_what_was_sent(
-    flexy: Flexy, site: Site, studio: LabelStudioClient, project: Callable[..., int], results: Database, home: Path
+    flexy: Flexy,
+    site: ImageServer,
+    studio: LabelStudioClient,
+    project: Callable[..., int],
+    results: Database,
+    home: Path,
 ) -> None:
     number = project([data(site, n) for n in range(10)])
     tasks = list(studio.tasks(number))
@@ -276,7 +298,7 @@ def test_the_review_reads_what_people_said_of_what_was_sent(
 
 def test_the_sensor_asks_for_an_import_when_there_is_something_new(
     flexy: Flexy,
-    site: Site,
+    site: ImageServer,
     studio: LabelStudioClient,
     project: Callable[..., int],
     home: Path,

@@ -19,7 +19,7 @@ from resources.settings import Settings
 from tests.conftest import Flexy
 from tests.inpaint.scenes import choose, data, entry, serving, write
 from tests.support import forked
-from tests.support.servers import Server, running
+from tests.support.servers import LoopbackServer, running
 
 pytestmark = pytest.mark.slow(seconds=30)
 
@@ -27,7 +27,7 @@ TASKS = 4
 FORM = '<View><Image name="init" value="$i"/><TextArea name="result" toName="init"/></View>'
 
 
-class Studio(Server):
+class Studio(LoopbackServer):
     """The predictions and uploads of one project; each answer takes a moment, in which others are answered too."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from resources.images import ImageStore
 from resources.mini.faces import write_face_example
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
-from tests.support.servers import Oracle, running
+from tests.support.servers import FaceJudgeServer, running
 
 PLAN = InpaintPlan("mini_instruct", 2, 2.0, budget=2)
 TASKS = 6
@@ -170,9 +170,9 @@ def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(
     refine.refine_tasks(work, plan, rows, lambda _: None)
     made = refine.candidates_with_swap(work, rows)
 
-    def judged(judge: str, oracle: Oracle) -> dict[UUID, dict[str, tuple[float, str]]]:
+    def judged(judge: str, judge_server: FaceJudgeServer) -> dict[UUID, dict[str, tuple[float, str]]]:
         """What the table has of each candidate once this judge was asked: value and who gave it, by metric."""
-        settings = replace(work.settings, judge=judge, judge_url=oracle.url)
+        settings = replace(work.settings, judge=judge, judge_url=judge_server.url)
         mark = metrics.judge_candidates(replace(work, settings=settings), rows, refine.candidates_with_swap(work, rows))
         refine.select_best(work, plan, rows, mark)
         found: dict[UUID, dict[str, tuple[float, str]]] = {}
@@ -181,10 +181,10 @@ def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(
                 found.setdefault(row.image_id, {})[row.metric] = row.value, row.scorer
         return found
 
-    with running(Oracle()) as gemini, running(Oracle(seed=1)) as moondream:
+    with running(FaceJudgeServer()) as gemini, running(FaceJudgeServer(seed=1)) as moondream:
         first = judged("gemini", gemini)
         assert gemini.calls == 4 * len(made)
-        for candidate, answers in zip(made, gemini.said.values(), strict=True):
+        for candidate, answers in zip(made, gemini.answers.values(), strict=True):
             of = first[candidate.id]
             for metric in metrics.MODEL_METRICS:
                 mean = pytest.approx(fmean(answer[metric] for answer in answers))
@@ -194,7 +194,7 @@ def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(
             assert of["potential"][1].endswith("2·judge_identity (gemini/gemini-3.5-flash)")
         second = judged("moondream", moondream)
         assert moondream.calls == gemini.calls
-        for candidate, answers in zip(made, moondream.said.values(), strict=True):
+        for candidate, answers in zip(made, moondream.answers.values(), strict=True):
             mean = pytest.approx(fmean(answer["identity"] for answer in answers))
             assert second[candidate.id]["judge_identity"] == (mean, "moondream@127.0.0.1")
             assert second[candidate.id]["potential"][1].endswith("(moondream@127.0.0.1)")

@@ -1,4 +1,4 @@
-"""Holds a table of faces against what the judge in `servers` answered. Used by tests and benchmarks."""
+"""Compares a table of face scores with the answers of the judge in `servers`. Used by tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from PIL import Image
 
 from flexy_assets.edits.search.canvas import Canvas
 from resources import masks
-from tests.support.servers import MARKS, Oracle, shown
+from tests.support.servers import SCORE_NAMES, FaceJudgeServer, hash_images
 
 READINGS = 4
-"""Answers that a score is the mean of."""
+"""The number of answers whose mean is a score."""
 
 FINISHED = """
 SELECT candidate.id, candidate.image_path, scene.image_path AS scene, task.reference_path, task.mask_path
@@ -32,7 +32,7 @@ Scores = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def rows(home: Path, query: str) -> list[dict[str, Any]]:
-    """What a query finds in the embedded database; nothing as long as there is no such table."""
+    """Return the rows of a query on the embedded database; none as long as the table is missing."""
     file = home / "flexy.sqlite"
     if not file.exists():
         return []
@@ -44,14 +44,14 @@ def rows(home: Path, query: str) -> list[dict[str, Any]]:
             return []
 
 
-def to_be_shown(home: Path) -> dict[str, str]:
-    """What the judge is to be shown of each finished candidate, by the candidate: see `servers.shown`."""
+def expected_image_hashes(home: Path) -> dict[str, str]:
+    """Return the hash of the images that the judge must receive, by finished candidate (`servers.hash_images`)."""
 
     def picture(path: str) -> Image.Image:
         with Image.open(home / "images" / path) as file:
             return file.convert("RGB")
 
-    found = {}
+    hashes = {}
     for row in rows(home, FINISHED):
         after = picture(row["image_path"])
         with Image.open(home / "images" / row["mask_path"]) as file:
@@ -59,8 +59,8 @@ def to_be_shown(home: Path) -> dict[str, str]:
         stencil = canvas.stencil
         assert stencil is not None
         crops = [canvas.shown(picture(row["scene"])), canvas.shown(after), stencil]
-        found[row["id"]] = shown([picture(row["reference_path"]), *crops])
-    return found
+        hashes[row["id"]] = hash_images([picture(row["reference_path"]), *crops])
+    return hashes
 
 
 def scores(home: Path) -> Scores:
@@ -68,30 +68,31 @@ def scores(home: Path) -> Scores:
 
 
 @dataclass(frozen=True)
-class Held:
-    """Candidates by what the table has of them: the judge's own marks, none with the reason, or anything else."""
+class JudgeScoreCheck:
+    """Candidates by their scores in the table: the judge's own scores, none with an error, or anything else."""
 
     answered: frozenset[str]
     unanswered: frozenset[str]
     wrong: frozenset[str]
 
 
-def held(home: Path, oracle: Oracle, judge: str) -> Held:
-    """Each finished candidate; its marks are to be the means of what the judge answered about its pictures."""
-    found: dict[str, set[str]] = {"answered": set(), "unanswered": set(), "wrong": set()}
-    there = scores(home)
-    for candidate, pictures in to_be_shown(home).items():
-        answers = oracle.said.get(pictures, [])
-        given = [there.get((candidate, f"judge_{mark}"), {}) for mark in MARKS]
-        # A kill may lose an answer on its way, and one more is given: the marks follow from four of the five.
+def check_judge_scores(home: Path, judge_server: FaceJudgeServer, fingerprint: str) -> JudgeScoreCheck:
+    """Return the finished candidates; scores must be the means of the judge's answers about the same images."""
+    groups: dict[str, set[str]] = {"answered": set(), "unanswered": set(), "wrong": set()}
+    table = scores(home)
+    for candidate, images in expected_image_hashes(home).items():
+        answers = judge_server.answers.get(images, [])
+        found = [table.get((candidate, f"judge_{name}"), {}) for name in SCORE_NAMES]
+        # A kill may lose an answer in transit, and another is given: the scores follow from four of the five.
         expected = [
-            [fmean(answer[mark] for answer in some) for mark in MARKS] for some in combinations(answers, READINGS)
+            [fmean(answer[name] for answer in subset) for name in SCORE_NAMES]
+            for subset in combinations(answers, READINGS)
         ]
-        if [row.get("value") for row in given] in expected:
-            kind = "answered"
-        elif not expected and all(row.get("value", 0) is None and row["error"] for row in given):
-            kind = "unanswered"
+        if [row.get("value") for row in found] in expected:
+            group = "answered"
+        elif not expected and all(row.get("value", 0) is None and row["error"] for row in found):
+            group = "unanswered"
         else:
-            kind = "wrong"
-        found["wrong" if any(row.get("scorer") != judge for row in given) else kind].add(candidate)
-    return Held(**{kind: frozenset(candidates) for kind, candidates in found.items()})
+            group = "wrong"
+        groups["wrong" if any(row.get("scorer") != fingerprint for row in found) else group].add(candidate)
+    return JudgeScoreCheck(**{group: frozenset(candidates) for group, candidates in groups.items()})

@@ -1,4 +1,4 @@
-"""Servers on loopback that are asked over the network: for pictures, and as a judge. Used by tests and benchmarks."""
+"""Servers on loopback for tests and benchmarks: one that serves images, and one that judges them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 from PIL import Image
 
 SIGNATURE = "0123opensesame4567"
-GOOD = '{"reasoning": "as it was", "likeness": 7.5, "sharpness": 4}'
-MARKS = ("identity", "quality", "consistency")
-"""What `Oracle` is asked for."""
+GOOD_ANSWER = '{"reasoning": "as it was", "likeness": 7.5, "sharpness": 4}'
+SCORE_NAMES = ("identity", "quality", "consistency")
+"""The scores that `FaceJudgeServer` gives."""
 
 
-class Server(ThreadingHTTPServer):
-    """On a free port of loopback; whoever breaks off is no matter."""
+class LoopbackServer(ThreadingHTTPServer):
+    """A server on a free port of loopback."""
 
     daemon_threads = True
 
@@ -38,10 +38,10 @@ class Server(ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: Any) -> None:
-        """Silence: who is killed, or does not wait for an answer, leaves a broken pipe."""
+        """Print nothing: a client that is killed, or does not wait for an answer, leaves a broken pipe."""
 
 
-S = TypeVar("S", bound=Server)
+S = TypeVar("S", bound=LoopbackServer)
 
 
 @contextmanager
@@ -56,27 +56,23 @@ def running(server: S) -> Iterator[S]:
         thread.join()
 
 
-# Pictures
-
-
-class Site(Server):
-    """Serves pictures by path, each after `seconds`, and remembers what it was asked for and gave whole."""
+class ImageServer(LoopbackServer):
+    """Serves images by path, and counts the requests and complete deliveries by path."""
 
     def __init__(self) -> None:
-        super().__init__(_Giving)
-        self.pictures: dict[str, bytes] = {}
-        self.asked: Counter[str] = Counter()
-        self.given: Counter[str] = Counter()
-        self.seconds = 0.0
+        super().__init__(_ImageHandler)
+        self.images: dict[str, bytes] = {}
+        self.requested: Counter[str] = Counter()
+        self.delivered: Counter[str] = Counter()
 
     def url(self, path: str, content: bytes, signature: str = SIGNATURE) -> str:
-        """Where a picture is from now on, with a signature as a bucket would ask for."""
-        self.pictures[path] = content
+        """Serve an image at `path` and return its URL, signed as for a bucket."""
+        self.images[path] = content
         return f"http://{self.host}{path}?v=1&X-Amz-Expires=600&X-Amz-Signature={signature}"
 
 
-class _Giving(BaseHTTPRequestHandler):
-    server: Site
+class _ImageHandler(BaseHTTPRequestHandler):
+    server: ImageServer
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -84,25 +80,21 @@ class _Giving(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         with self.server.lock:
-            self.server.asked[path] += 1
-        time.sleep(self.server.seconds)
-        content = self.server.pictures.get(path)
+            self.server.requested[path] += 1
+        content = self.server.images.get(path)
         self.send_response(404 if content is None else 200)
         self.send_header("Content-Length", str(len(content or b"")))
         self.end_headers()
         self.wfile.write(content or b"")
         with self.server.lock:
-            self.server.given[path] += 1
-
-
-# A judge
+            self.server.delivered[path] += 1
 
 
 @dataclass
-class Reply:
-    """How the service answers: with `says`, in its protocol's form, or with `body` as it is."""
+class JudgeReply:
+    """An answer of the judge: `text` in the protocol's form, or `body` unchanged."""
 
-    says: str = GOOD
+    text: str = GOOD_ANSWER
     body: bytes | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -111,40 +103,40 @@ class Reply:
     breaks_off: bool = False
 
     @classmethod
-    def json(cls, document: Any, status: int = 200, **headers: str) -> Reply:
+    def json(cls, document: Any, status: int = 200, **headers: str) -> JudgeReply:
         return cls(body=json.dumps(document).encode(), status=status, headers=headers)
 
 
 @dataclass
-class Request:
+class JudgeRequest:
     path: str
     headers: dict[str, str]
     document: Any
     at: float
 
 
-class Service(Server):
-    """Speaks Gemini's and Moondream's protocols, errs as it is told, and remembers what it was sent."""
+class JudgeServer(LoopbackServer):
+    """Speaks Gemini's and Moondream's protocols, answers by a script, and records the requests."""
 
     def __init__(self) -> None:
-        super().__init__(_Judging)
-        self.script: list[Reply] = []
-        """The next replies; when there are none left, all is well."""
-        self.requests: list[Request] = []
+        super().__init__(_JudgeHandler)
+        self.script: list[JudgeReply] = []
+        """The next replies; after the last one, the answers are good."""
+        self.requests: list[JudgeRequest] = []
 
     @property
     def url(self) -> str:
         return f"http://{self.host}"
 
-    def reply(self, request: Request) -> Reply:
+    def reply(self, request: JudgeRequest) -> JudgeReply:
         with self.lock:
             self.requests.append(request)
-            return self.script.pop(0) if self.script else Reply()
+            return self.script.pop(0) if self.script else JudgeReply()
 
 
-class _Judging(BaseHTTPRequestHandler):
+class _JudgeHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Service
+    server: JudgeServer
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -152,10 +144,10 @@ class _Judging(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        reply = self.server.reply(Request(self.path, headers, json.loads(body), time.monotonic()))
+        reply = self.server.reply(JudgeRequest(self.path, headers, json.loads(body), time.monotonic()))
         time.sleep(reply.after)
-        speaks = gemini_says if self.path.endswith(":generateContent") else moondream_says
-        content = json.dumps(speaks(reply.says)).encode() if reply.body is None else reply.body
+        make_answer = make_gemini_answer if self.path.endswith(":generateContent") else make_moondream_answer
+        content = json.dumps(make_answer(reply.text)).encode() if reply.body is None else reply.body
         self.send_response(reply.status)
         for name, value in reply.headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -169,16 +161,16 @@ class _Judging(BaseHTTPRequestHandler):
             time.sleep(0.05 if reply.drips else 0)
 
 
-def gemini_says(text: str, finish: str = "STOP", **more: Any) -> dict[str, Any]:
-    """As `generateContent` answers, thoughts first."""
+def make_gemini_answer(text: str, finish: str = "STOP", **more: Any) -> dict[str, Any]:
+    """Return an answer of `generateContent`, thoughts first."""
     parts = [{"text": "Let me see. {", "thought": True}, {"text": text}]
-    used = {"promptTokenCount": 1000, "candidatesTokenCount": 40, "thoughtsTokenCount": 60, "totalTokenCount": 1100}
+    usage = {"promptTokenCount": 1000, "candidatesTokenCount": 40, "thoughtsTokenCount": 60, "totalTokenCount": 1100}
     candidate = {"content": {"role": "model", "parts": parts}, "finishReason": finish, "index": 0}
-    return {"candidates": [candidate], "usageMetadata": used, "modelVersion": "gemini"} | more
+    return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "gemini"} | more
 
 
-def moondream_says(text: str) -> dict[str, Any]:
-    """As `/query` answers."""
+def make_moondream_answer(text: str) -> dict[str, Any]:
+    """Return an answer of `/query`."""
     return {
         "request_id": "2026-01-01_query_1",
         "answer": text,
@@ -187,62 +179,62 @@ def moondream_says(text: str) -> dict[str, Any]:
     }
 
 
-class Oracle(Service):
-    """A judge of faces whose marks follow from the pixels it is shown, so that each can be told from an invented one.
+class FaceJudgeServer(JudgeServer):
+    """A judge of faces whose scores follow from the pixels it receives, so that invented scores are detected.
 
-    Asked again about the same pictures it says something else, as a model would. Of `ill` of its calls, drawn from a
-    seed, it makes something wrong, each of `AILMENTS` in its turn; one that hangs does so for `hangs` seconds.
+    Repeated requests about the same images get different answers, as from a model. A share of `fault_rate` of its
+    calls, drawn from a seed, fails in the ways of `FAULTS` in turn; a silent one takes `hang_seconds`.
     """
 
-    def __init__(self, seed: int = 0, ill: float = 0.0, hangs: float = 3.0) -> None:
+    def __init__(self, seed: int = 0, fault_rate: float = 0.0, hang_seconds: float = 3.0) -> None:
         super().__init__()
-        self.ill = ill
-        self.hangs = hangs
-        self.said: dict[str, list[dict[str, float]]] = {}
-        """Every sound answer, in order, by what was shown (`shown`)."""
-        self.ailments: Counter[str] = Counter()
-        self._dice = random.Random(seed)
+        self.fault_rate = fault_rate
+        self.hang_seconds = hang_seconds
+        self.answers: dict[str, list[dict[str, float]]] = {}
+        """The good answers, in order, by the images (`hash_images`)."""
+        self.faults: Counter[str] = Counter()
+        self._rng = random.Random(seed)
 
-    def reply(self, request: Request) -> Reply:
-        shown = _shown(request.document)
+    def reply(self, request: JudgeRequest) -> JudgeReply:
+        images = _request_images(request.document)
         with self.lock:
-            before = self.said.setdefault(shown, [])
-            marks = _marks(f"{shown} {len(before)}")
-            if self._dice.random() >= self.ill:
-                before.append(marks)
-                return Reply(json.dumps({"reasoning": "by the pixels", **marks}))
-            ailment = AILMENTS[self.ailments.total() % len(AILMENTS)]
-            self.ailments[ailment] += 1
-        return self._ailing(ailment, marks)
+            answers = self.answers.setdefault(images, [])
+            scores = _draw_scores(f"{images} {len(answers)}")
+            if self._rng.random() >= self.fault_rate:
+                answers.append(scores)
+                return JudgeReply(json.dumps({"reasoning": "by the pixels", **scores}))
+            fault = FAULTS[self.faults.total() % len(FAULTS)]
+            self.faults[fault] += 1
+        return self._fail(fault, scores)
 
     @property
     def calls(self) -> int:
-        """How often it was asked."""
-        return self.ailments.total() + sum(map(len, self.said.values()))
+        """The number of requests."""
+        return self.faults.total() + sum(map(len, self.answers.values()))
 
-    def _ailing(self, ailment: str, marks: dict[str, float]) -> Reply:
-        good = json.dumps(marks)
-        match ailment:
+    def _fail(self, fault: str, scores: dict[str, float]) -> JudgeReply:
+        good = json.dumps(scores)
+        match fault:
             case "error":
-                return Reply.json({"error": {"message": "out of order"}}, 500)
+                return JudgeReply.json({"error": {"message": "out of order"}}, 500)
             case "too many requests":
-                return Reply.json({"error": {"message": "slow down"}}, 429, Retry_After="0")
+                return JudgeReply.json({"error": {"message": "slow down"}}, 429, Retry_After="0")
             case "silence":
-                return Reply(good, after=self.hangs)
+                return JudgeReply(good, after=self.hang_seconds)
             case "not JSON":
-                return Reply(body=json.dumps(gemini_says(good)).encode()[:-40])
+                return JudgeReply(body=json.dumps(make_gemini_answer(good)).encode()[:-40])
             case "refusal":
-                return Reply.json({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "error": "refused"})
+                return JudgeReply.json({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "error": "refused"})
             case "off the scale":
-                return Reply(json.dumps(marks | {"identity": 11}))
+                return JudgeReply(json.dumps(scores | {"identity": 11}))
             case "nonsense":
-                return Reply("A fine face, 8 of 10 I should say.")
+                return JudgeReply("A fine face, 8 of 10 I should say.")
             case "no number":
-                return Reply(json.dumps(marks | {"quality": None}))
-        raise ValueError(ailment)
+                return JudgeReply(json.dumps(scores | {"quality": None}))
+        raise ValueError(fault)
 
 
-AILMENTS = (
+FAULTS = (
     "off the scale",
     "error",
     "refusal",
@@ -254,23 +246,23 @@ AILMENTS = (
 )
 
 
-def shown(pictures: Sequence[Image.Image]) -> str:
-    """What names some pictures, by their pixels in RGB."""
-    each = [f"{picture.size}".encode() + picture.convert("RGB").tobytes() for picture in pictures]
-    return hashlib.sha256(b"".join(hashlib.sha256(one).digest() for one in each)).hexdigest()
+def hash_images(images: Sequence[Image.Image]) -> str:
+    """Return a hash of the RGB pixels of some images."""
+    pixels = [f"{image.size}".encode() + image.convert("RGB").tobytes() for image in images]
+    return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in pixels)).hexdigest()
 
 
-def _shown(document: Any) -> str:
-    """The name of the pictures in a request of either protocol."""
+def _request_images(document: Any) -> str:
+    """Return the hash of the images in a request of either protocol."""
     match document:
         case {"contents": [{"parts": [*parts]}]}:
             data = [part["inlineData"]["data"] for part in parts if "inlineData" in part]
         case {"image_url": str(url)}:
             data = [url.partition(",")[2]]
-    return shown([Image.open(io.BytesIO(base64.b64decode(one))) for one in data])
+    return hash_images([Image.open(io.BytesIO(base64.b64decode(content))) for content in data])
 
 
-def _marks(of: str) -> dict[str, float]:
-    """Marks from 0 to 10 that hold for nothing else."""
-    dice = random.Random(of)
-    return {name: round(dice.uniform(0, 10), 4) for name in MARKS}
+def _draw_scores(seed: str) -> dict[str, float]:
+    """Return scores from 0 to 10, drawn from `seed`."""
+    rng = random.Random(seed)
+    return {name: round(rng.uniform(0, 10), 4) for name in SCORE_NAMES}

@@ -15,7 +15,7 @@ from resources.judges import Judge, JudgeQuestion
 from resources.judges.client import JudgeClient, JudgeLimits
 from resources.judges.gemini import Gemini
 from resources.judges.moondream import Moondream
-from tests.support.servers import Service, running
+from tests.support.servers import JudgeServer, running
 
 KEY = "verySecretKey-0123456789"
 
@@ -24,7 +24,7 @@ KEY = "verySecretKey-0123456789"
 class World:
     """A machine with a service in reach."""
 
-    service: Service
+    service: JudgeServer
     home: Path
 
     def client(self, path: str = "", **limits: Any) -> JudgeClient:
@@ -39,7 +39,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with running(Service()) as service:
+    with running(JudgeServer()) as service:
         yield World(service, tmp_path)
 
 

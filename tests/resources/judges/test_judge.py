@@ -20,7 +20,7 @@ from resources.judges import Judge, JudgeAnswer, JudgeCost, Judgement, JudgeQues
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from tests.support import forked
-from tests.support.servers import GOOD, Reply
+from tests.support.servers import GOOD_ANSWER, JudgeReply
 
 from .conftest import World
 
@@ -39,8 +39,8 @@ print(json.dumps([verdict.values, verdict.error, verdict.cost.requests]))
 """
 
 
-def says(likeness: float, sharpness: float = 5) -> Reply:
-    return Reply(json.dumps({"likeness": likeness, "sharpness": sharpness}))
+def says(likeness: float, sharpness: float = 5) -> JudgeReply:
+    return JudgeReply(json.dumps({"likeness": likeness, "sharpness": sharpness}))
 
 
 def started(world: World) -> forked.Popen:
@@ -72,7 +72,7 @@ def test_readings_are_averaged_and_their_spread_is_kept(world: World, question: 
 def test_a_reading_that_fails_leaves_no_values_and_the_next_run_asks_for_it_alone(
     world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
-    world.service.script = [says(8), says(6), Reply("I would rather not.")]
+    world.service.script = [says(8), says(6), JudgeReply("I would rather not.")]
     verdict = world.judge().ask(question, pair)
     assert (verdict.values, verdict.spread) == (None, None)
     assert verdict.error == "reading 3 of 4: the answer is not one JSON object: 'I would rather not.'"
@@ -129,19 +129,19 @@ def test_a_kept_answer_that_cannot_be_used_is_asked_for_anew(
 
 
 def test_a_killed_process_loses_no_answer(world: World) -> None:
-    world.service.script = [Reply('{"likeness": 2}'), Reply('{"likeness": 4}'), Reply(after=60)]
+    world.service.script = [JudgeReply('{"likeness": 2}'), JudgeReply('{"likeness": 4}'), JudgeReply(after=60)]
     killed = started(world)
     while len(world.service.requests) < 3 and killed.poll() is None:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert len(world.service.requests) == 3
-    world.service.script = [Reply('{"likeness": 6}'), Reply('{"likeness": 8}')]
+    world.service.script = [JudgeReply('{"likeness": 6}'), JudgeReply('{"likeness": 8}')]
     assert printed(started(world)) == [{"likeness": 5.0}, None, 2]
 
 
 def test_two_processes_that_want_the_same_ask_once(world: World) -> None:
-    world.service.script = [Reply(f'{{"likeness": {i}}}', after=0.3) for i in (2, 4, 6, 8)]
+    world.service.script = [JudgeReply(f'{{"likeness": {i}}}', after=0.3) for i in (2, 4, 6, 8)]
     answers = [printed(process) for process in [started(world), started(world)]]
     assert [values for values, _, _ in answers] == [{"likeness": 5.0}] * 2
     assert sorted(requests for _, _, requests in answers) == [0, 4]
@@ -151,7 +151,7 @@ def test_two_processes_that_want_the_same_ask_once(world: World) -> None:
 def test_a_judge_that_fails_three_times_in_ten_invents_nothing_and_is_healed_by_the_next_run(
     world: World, question: JudgeQuestion, picture: Callable[[int], Image.Image]
 ) -> None:
-    bad = [Reply("nonsense"), Reply(status=403), Reply.json({"candidates": []})]
+    bad = [JudgeReply("nonsense"), JudgeReply(status=403), JudgeReply.json({"candidates": []})]
     world.service.script = [reply for i in range(10) for reply in (says(i), says(i), bad[i % 3])][:20] + [says(1)] * 10
     pictures = [[picture(i)] * 2 for i in range(30)]
 
@@ -193,7 +193,7 @@ class Coin:
     fingerprint = "coin"
 
     def answer(self, question: JudgeQuestion, pictures: Sequence[Image.Image]) -> JudgeAnswer:
-        return JudgeAnswer(GOOD)
+        return JudgeAnswer(GOOD_ANSWER)
 
 
 def coin(settings: Settings, slot: ModelSlot) -> Coin:

@@ -9,7 +9,7 @@ import pytest
 
 from resources.judges import JudgeQuestion, UnansweredError
 from resources.judges.questions import editing_question, inpainting_question, overall_score, quality_question
-from tests.support.servers import GOOD
+from tests.support.servers import GOOD_ANSWER
 
 VALUES = {"likeness": 7.5, "sharpness": 4.0}
 
@@ -17,12 +17,12 @@ VALUES = {"likeness": 7.5, "sharpness": 4.0}
 @pytest.mark.parametrize(
     "answer",
     [
-        GOOD,
-        f"```json\n{GOOD}\n```",
-        f"Here is what I think:\n\n{GOOD}\n\nI hope this helps!",
-        GOOD.replace(", ", ",\n  "),
-        GOOD.replace("4}", '4.0, "more": {"detail": [1, 2]}}'),
-        GOOD.replace("as it was", "a } and a { and a \\u2013 in it"),
+        GOOD_ANSWER,
+        f"```json\n{GOOD_ANSWER}\n```",
+        f"Here is what I think:\n\n{GOOD_ANSWER}\n\nI hope this helps!",
+        GOOD_ANSWER.replace(", ", ",\n  "),
+        GOOD_ANSWER.replace("4}", '4.0, "more": {"detail": [1, 2]}}'),
+        GOOD_ANSWER.replace("as it was", "a } and a { and a \\u2013 in it"),
     ],
 )
 def test_one_json_object_is_an_answer_with_or_without_words_around_it(question: JudgeQuestion, answer: str) -> None:
@@ -37,31 +37,31 @@ def test_one_json_object_is_an_answer_with_or_without_words_around_it(question: 
         ("likeness: 7.5, sharpness: 4", "is not one JSON object"),
         ("[7.5, 4]", "is not one JSON object"),
         ("null", "is not one JSON object"),
-        (GOOD[:-12], "is not one JSON object"),
+        (GOOD_ANSWER[:-12], "is not one JSON object"),
         ("}{", "is not one JSON object"),
-        (f"{GOOD}\n{GOOD}", "is not one JSON object"),
-        (f'{{"draft": {GOOD}, "final": {{"likeness": 9', "is not one JSON object"),
-        (f"[{GOOD}, {GOOD}]", "is not one JSON object"),
-        (GOOD.replace("7.5", "NaN"), "is not one JSON object"),
-        (GOOD.replace("7.5", "-Infinity"), "is not one JSON object"),
-        (GOOD.replace("7.5", "9" * 5000), "is not one JSON object"),
+        (f"{GOOD_ANSWER}\n{GOOD_ANSWER}", "is not one JSON object"),
+        (f'{{"draft": {GOOD_ANSWER}, "final": {{"likeness": 9', "is not one JSON object"),
+        (f"[{GOOD_ANSWER}, {GOOD_ANSWER}]", "is not one JSON object"),
+        (GOOD_ANSWER.replace("7.5", "NaN"), "is not one JSON object"),
+        (GOOD_ANSWER.replace("7.5", "-Infinity"), "is not one JSON object"),
+        (GOOD_ANSWER.replace("7.5", "9" * 5000), "is not one JSON object"),
         ('{"likeness": 7.5, "likeness": 2, "sharpness": 4}', "is not one JSON object"),
         ('{"a":' * 3000 + "1" + "}" * 3000, "is not one JSON object"),
         ("{}", "has no likeness"),
         ('{"Likeness": 7.5, "sharpness": 4}', "has no likeness"),
         ('{"likeness": 7.5}', "has no sharpness"),
-        (f'{{"answer": {GOOD}}}', "has no likeness"),
-        (GOOD.replace("7.5", '"7.5"'), "likeness is not a number"),
-        (GOOD.replace("7.5", '"8/10"'), "likeness is not a number"),
-        (GOOD.replace("7.5", "null"), "likeness is not a number"),
-        (GOOD.replace("7.5", "true"), "likeness is not a number"),
-        (GOOD.replace("7.5", "[7.5]"), "likeness is not a number"),
-        (GOOD.replace("7.5", "10.01"), "likeness is not from 0 to 10"),
-        (GOOD.replace("7.5", "-1"), "likeness is not from 0 to 10"),
-        (GOOD.replace("7.5", "75"), "likeness is not from 0 to 10"),
-        (GOOD.replace("7.5", "1e999"), "likeness is not from 0 to 10"),
-        (GOOD.replace("7.5", "9" * 400), "likeness is not from 0 to 10"),
-        (GOOD + " " * 20_000, "characters long"),
+        (f'{{"answer": {GOOD_ANSWER}}}', "has no likeness"),
+        (GOOD_ANSWER.replace("7.5", '"7.5"'), "likeness is not a number"),
+        (GOOD_ANSWER.replace("7.5", '"8/10"'), "likeness is not a number"),
+        (GOOD_ANSWER.replace("7.5", "null"), "likeness is not a number"),
+        (GOOD_ANSWER.replace("7.5", "true"), "likeness is not a number"),
+        (GOOD_ANSWER.replace("7.5", "[7.5]"), "likeness is not a number"),
+        (GOOD_ANSWER.replace("7.5", "10.01"), "likeness is not from 0 to 10"),
+        (GOOD_ANSWER.replace("7.5", "-1"), "likeness is not from 0 to 10"),
+        (GOOD_ANSWER.replace("7.5", "75"), "likeness is not from 0 to 10"),
+        (GOOD_ANSWER.replace("7.5", "1e999"), "likeness is not from 0 to 10"),
+        (GOOD_ANSWER.replace("7.5", "9" * 400), "likeness is not from 0 to 10"),
+        (GOOD_ANSWER + " " * 20_000, "characters long"),
     ],
     ids=range(30),
 )

@@ -22,7 +22,7 @@ from resources.errors import BadInputError
 from resources.judges import Judge, JudgeCost, JudgeQuestion, UnansweredError, make_judge
 from resources.judges.moondream import tile_side_by_side
 from resources.settings import Settings
-from tests.support.servers import GOOD, Reply, gemini_says
+from tests.support.servers import GOOD_ANSWER, JudgeReply, make_gemini_answer
 
 from .conftest import KEY, World
 
@@ -122,9 +122,9 @@ def test_a_large_picture_is_made_smaller_and_what_was_given_stays_as_it_was(
             "Gemini refused the images or the question",
         ),
         ({"candidates": [{"finishReason": "SAFETY", "index": 0}]}, "Gemini broke off its answer: SAFETY"),
-        (gemini_says(GOOD, finish="MAX_TOKENS"), "Gemini broke off its answer: MAX_TOKENS"),
+        (make_gemini_answer(GOOD_ANSWER, finish="MAX_TOKENS"), "Gemini broke off its answer: MAX_TOKENS"),
         ({"candidates": []}, "Gemini gave no answer and no reason"),
-        ({"candidates": [{"content": {"parts": [{"text": GOOD}]}}]}, "Gemini gave no answer and no reason"),
+        ({"candidates": [{"content": {"parts": [{"text": GOOD_ANSWER}]}}]}, "Gemini gave no answer and no reason"),
         ({"candidates": [{"finishReason": "STOP"}]}, "Gemini broke off its answer: STOP"),
         ({"candidates": [{"finishReason": "STOP", "content": {"parts": []}}]}, "the answer is not one JSON object: ''"),
         ({"candidates": {"0": "x"}}, "Gemini gave no answer"),
@@ -137,7 +137,7 @@ def test_a_large_picture_is_made_smaller_and_what_was_given_stays_as_it_was(
 def test_what_gemini_blocks_or_cuts_short_has_no_values_and_is_not_asked_twice(
     world: World, question: JudgeQuestion, pair: Pair, document: Any, reason: str
 ) -> None:
-    world.service.script = [Reply.json(document)]
+    world.service.script = [JudgeReply.json(document)]
     verdict = world.judge().ask(question, pair, readings=1)
     assert verdict.values is None and verdict.spread is None
     assert verdict.error is not None and verdict.error.startswith(reason)
@@ -156,7 +156,7 @@ def test_what_gemini_blocks_or_cuts_short_has_no_values_and_is_not_asked_twice(
 def test_what_moondream_cannot_answer_has_no_values(
     world: World, question: JudgeQuestion, pair: Pair, document: Any, reason: str
 ) -> None:
-    world.service.script = [Reply.json(document)]
+    world.service.script = [JudgeReply.json(document)]
     verdict = world.judge("moondream").ask(question, pair, readings=1)
     assert verdict.values is None
     assert verdict.error is not None and verdict.error.startswith(reason)
@@ -164,12 +164,12 @@ def test_what_moondream_cannot_answer_has_no_values(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "says", ["I'm sorry, I can't compare faces.", GOOD.replace("7.5", "NaN"), GOOD.replace("4", "11")]
+    "says", ["I'm sorry, I can't compare faces.", GOOD_ANSWER.replace("7.5", "NaN"), GOOD_ANSWER.replace("4", "11")]
 )
 def test_nonsense_is_paid_for_shown_and_no_value(
     world: World, question: JudgeQuestion, pair: Pair, kind: str, says: str
 ) -> None:
-    world.service.script = [Reply(says)]
+    world.service.script = [JudgeReply(says)]
     verdict = world.judge(kind).ask(question, pair, readings=1)
     assert verdict.values is None and verdict.error
     assert verdict.raw == (says,)
@@ -184,7 +184,7 @@ def test_nonsense_is_paid_for_shown_and_no_value(
 def test_an_error_that_may_pass_is_tried_again(
     world: World, question: JudgeQuestion, pair: Pair, kind: str, status: int
 ) -> None:
-    world.service.script = [Reply.json({"error": {"code": status, "message": "busy"}}, status)] * 2
+    world.service.script = [JudgeReply.json({"error": {"code": status, "message": "busy"}}, status)] * 2
     verdict = world.judge(kind).ask(question, pair, readings=1)
     assert verdict.values == {"likeness": 7.5, "sharpness": 4.0}
     assert verdict.cost.requests == len(world.service.requests) == 3
@@ -196,7 +196,7 @@ def test_an_error_that_stays_is_not_tried_again(
     world: World, question: JudgeQuestion, pair: Pair, kind: str, status: int
 ) -> None:
     message = {"error": {"code": status, "message": "Nothing\nfor you here."}}
-    world.service.script = [Reply.json(message, status, Location=f"{world.service.url}/elsewhere")]
+    world.service.script = [JudgeReply.json(message, status, Location=f"{world.service.url}/elsewhere")]
     verdict = world.judge(kind).ask(question, pair, readings=1)
     assert verdict.error == f"127.0.0.1 answers with status {status} (Nothing for you here.): check the key"
     assert verdict.values is None
@@ -204,7 +204,7 @@ def test_an_error_that_stays_is_not_tried_again(
 
 
 def test_waits_grow_until_the_last_try(world: World, question: JudgeQuestion, pair: Pair) -> None:
-    world.service.script = [Reply(status=500)] * 9
+    world.service.script = [JudgeReply(status=500)] * 9
     verdict = world.judge(backoff=0.1, attempts=4).ask(question, pair, readings=1)
     assert verdict.error == "127.0.0.1 answers with status 500, tried 4 times: run again later"
     at = [request.at for request in world.service.requests]
@@ -217,13 +217,13 @@ def test_waits_grow_until_the_last_try(world: World, question: JudgeQuestion, pa
 @pytest.mark.parametrize(
     "reply",
     [
-        Reply(status=429, headers={"Retry-After": "0.4"}),
-        Reply.json({"error": {"code": 429, "details": [{"@type": "RetryInfo", "retryDelay": "0.4s"}, 7]}}, 429),
+        JudgeReply(status=429, headers={"Retry-After": "0.4"}),
+        JudgeReply.json({"error": {"code": 429, "details": [{"@type": "RetryInfo", "retryDelay": "0.4s"}, 7]}}, 429),
     ],
     ids=["header", "Google's"],
 )
 def test_a_service_that_asks_to_wait_is_given_the_time(
-    world: World, question: JudgeQuestion, pair: Pair, reply: Reply
+    world: World, question: JudgeQuestion, pair: Pair, reply: JudgeReply
 ) -> None:
     world.service.script = [reply]
     assert world.judge().ask(question, pair, readings=1).values
@@ -235,7 +235,7 @@ def test_a_service_that_asks_to_wait_is_given_the_time(
 def test_a_wait_that_is_too_long_ends_it(world: World, question: JudgeQuestion, pair: Pair, form: str) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     header = date if form == "date" else "3600"
-    world.service.script = [Reply(status=429, headers={"Retry-After": header})]
+    world.service.script = [JudgeReply(status=429, headers={"Retry-After": header})]
     verdict = world.judge().ask(question, pair, readings=1)
     assert verdict.error is not None
     assert verdict.error.startswith("127.0.0.1 answers with status 429 and asks to wait 3")
@@ -244,13 +244,15 @@ def test_a_wait_that_is_too_long_ends_it(world: World, question: JudgeQuestion, 
 
 def test_a_wait_in_the_past_or_in_no_form_is_as_good_as_none(world: World, question: JudgeQuestion, pair: Pair) -> None:
     past = format_datetime(datetime.now(UTC) - timedelta(hours=1), usegmt=True)
-    world.service.script = [Reply(status=503, headers={"Retry-After": value}) for value in (past, "-5", "soon", "")]
+    world.service.script = [
+        JudgeReply(status=503, headers={"Retry-After": value}) for value in (past, "-5", "soon", "")
+    ]
     assert world.judge().ask(question, pair, readings=1).values
 
 
-@pytest.mark.parametrize("reply", [Reply(after=0.6), Reply(drips=True)], ids=["silent", "dripping"])
+@pytest.mark.parametrize("reply", [JudgeReply(after=0.6), JudgeReply(drips=True)], ids=["silent", "dripping"])
 def test_an_answer_that_does_not_come_in_time_is_asked_for_again(
-    world: World, question: JudgeQuestion, pair: Pair, reply: Reply
+    world: World, question: JudgeQuestion, pair: Pair, reply: JudgeReply
 ) -> None:
     world.service.script = [reply]
     assert world.judge(timeout=0.3).ask(question, pair, readings=1).values
@@ -264,7 +266,7 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(
 def test_a_connection_that_breaks_off_is_tried_again_and_one_that_there_is_not_is_named(
     world: World, question: JudgeQuestion, pair: Pair
 ) -> None:
-    world.service.script = [Reply(breaks_off=True)]
+    world.service.script = [JudgeReply(breaks_off=True)]
     assert world.judge().ask(question, pair, readings=1).values
     assert len(world.service.requests) == 2
 
@@ -278,21 +280,23 @@ def test_a_connection_that_breaks_off_is_tried_again_and_one_that_there_is_not_i
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("body", [b"", b"<html>please log in</html>", b"\xff\xfe", GOOD.encode()[:-5], b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>please log in</html>", b"\xff\xfe", GOOD_ANSWER.encode()[:-5], b"[" * 100_000]
+)
 def test_what_is_not_json_is_no_answer(
     world: World, question: JudgeQuestion, pair: Pair, kind: str, body: bytes
 ) -> None:
-    world.service.script = [Reply(body=body)]
+    world.service.script = [JudgeReply(body=body)]
     verdict = world.judge(kind).ask(question, pair, readings=1)
     assert verdict.error == "127.0.0.1 answers with what is not JSON: check the key"
     assert len(world.service.requests) == 1
 
 
 def test_a_huge_answer_is_not_read_to_its_end(world: World, question: JudgeQuestion, pair: Pair) -> None:
-    world.service.script = [Reply(body=b" " * 50_000_000)]
+    world.service.script = [JudgeReply(body=b" " * 50_000_000)]
     verdict = world.judge(answer_bytes=100_000).ask(question, pair, readings=1)
     assert verdict.error == "127.0.0.1 answers with more than 100000 bytes: check the key"
-    world.service.script = [Reply(says="x" * 50_000)]
+    world.service.script = [JudgeReply(text="x" * 50_000)]
     verdict = world.judge(answer_bytes=100_000).ask(question, pair, readings=1)
     assert verdict.error == "the answer is 50000 characters long"
     assert len(verdict.raw[0]) == 20_000
@@ -301,7 +305,7 @@ def test_a_huge_answer_is_not_read_to_its_end(world: World, question: JudgeQuest
 def test_a_service_that_stays_down_is_given_up_on_until_the_next_run(
     world: World, question: JudgeQuestion, picture: Callable[[int], Image.Image]
 ) -> None:
-    world.service.script = [Reply(status=403)] * 3
+    world.service.script = [JudgeReply(status=403)] * 3
     judging = world.judge()
     verdicts = [judging.ask(question, [picture(i), picture(i)], readings=1) for i in range(20)]
     assert len(world.service.requests) == 3
@@ -314,7 +318,7 @@ def test_a_service_that_stays_down_is_given_up_on_until_the_next_run(
 def test_a_service_that_answers_now_and_then_is_not_given_up_on(
     world: World, question: JudgeQuestion, picture: Callable[[int], Image.Image]
 ) -> None:
-    world.service.script = [Reply(status=status) for status in (403, 403, 200, 403, 403, 200)]
+    world.service.script = [JudgeReply(status=status) for status in (403, 403, 200, 403, 403, 200)]
     judging = world.judge()
     verdicts = [judging.ask(question, [picture(i), picture(i)], readings=1) for i in range(6)]
     assert [verdict.values is not None for verdict in verdicts] == [False, False, True] * 2
@@ -358,7 +362,7 @@ def test_a_budget_that_is_spent_ends_it_with_a_reason_and_keeps_what_was_answere
 
 
 def test_tries_count_towards_the_budget(world: World, question: JudgeQuestion, pair: Pair) -> None:
-    world.service.script = [Reply(status=500)] * 9
+    world.service.script = [JudgeReply(status=500)] * 9
     verdict = world.judge(max_requests=2).ask(question, pair, readings=1)
     assert str(verdict.error).startswith("the budget of 2 requests is spent")
     assert verdict.cost.requests == len(world.service.requests) == 2
@@ -377,13 +381,13 @@ def test_the_key_is_in_no_message_log_repr_answer_or_file(
     backend: Any = judging.backend
     seen = [repr(judging), repr(backend), repr(backend.client)]
     for script in (
-        [Reply.json(echo, 403)],
-        [Reply.json(echo, 429)] * 2,
-        [Reply.json(echo, 302, Location=f"{world.service.url}/?key={KEY}")],
-        [Reply(f"{KEY}: {GOOD}")],
-        [Reply(body=KEY.encode())],
-        [Reply(after=0.5)] * 2,
-        [Reply(breaks_off=True)] * 2,
+        [JudgeReply.json(echo, 403)],
+        [JudgeReply.json(echo, 429)] * 2,
+        [JudgeReply.json(echo, 302, Location=f"{world.service.url}/?key={KEY}")],
+        [JudgeReply(f"{KEY}: {GOOD_ANSWER}")],
+        [JudgeReply(body=KEY.encode())],
+        [JudgeReply(after=0.5)] * 2,
+        [JudgeReply(breaks_off=True)] * 2,
         [],
     ):
         world.service.script = script

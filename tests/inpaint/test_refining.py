@@ -172,7 +172,7 @@ def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(
 
     def judged(judge: str, judge_server: FaceJudgeServer) -> dict[UUID, dict[str, tuple[float, str]]]:
         """What the table has of each candidate once this judge was asked: value and who gave it, by metric."""
-        settings = replace(work.settings, judge=judge, judge_url=judge_server.url)
+        settings = work.settings.model_copy(update={"judge": judge, "judge_url": judge_server.url})
         mark = metrics.judge_candidates(replace(work, settings=settings), rows, refine.candidates_with_swap(work, rows))
         refine.select_best(work, plan, rows, mark)
         found: dict[UUID, dict[str, tuple[float, str]]] = {}

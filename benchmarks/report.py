@@ -114,9 +114,9 @@ def measure(folder: Path, rows: int) -> dict[str, float]:
     page = timed("page", lambda: build.render_sweep_report(scores, tables, thumbnails))
     (folder / "report.html").write_text(page, encoding="utf-8")
     found["all, s"] = round(sum(found.values()), 2)
-    found["pictures"] = len(thumbnails)
-    found["bytes a picture"] = round(statistics.mean(map(len, thumbnails.values())))
-    found["longer side of a picture, px"] = max(Image.open(BytesIO(next(iter(thumbnails.values())))).size)
+    found["images"] = len(thumbnails)
+    found["bytes a thumbnail"] = round(statistics.mean(map(len, thumbnails.values())))
+    found["longer side of a thumbnail, px"] = max(Image.open(BytesIO(next(iter(thumbnails.values())))).size)
     found["page, MB"] = round(len(page.encode()) / 1e6, 2)
     found["highest memory, MB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     return found

@@ -27,7 +27,7 @@ def scores_by_budget(
 ) -> Figure:
     """Each method's mean of a metric at each budget, with its 95 % interval.
 
-    `levels` are `comparison.MEAN_SCORES_SCHEMA`; `steps` are those of a full denoise, where all are alike.
+    `levels` are `comparison.MEAN_SCORES_SCHEMA`; `steps` are those of a full denoise, None where they differ.
     """
     rows = levels.filter(metric=metric).drop_nulls("mean")
     caption = f"Mean over tasks with its 95 % interval.{note}"

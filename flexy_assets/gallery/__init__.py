@@ -1,1 +1,1 @@
-"""A page beside the Dagster UI for trying things: one image at a time, looked at and compared."""
+"""The gallery: a page to generate single images, look at them and compare them."""

@@ -153,7 +153,7 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "pf": "Follows the instruction: 100 × the cosine of image and instruction",
     "pf_gain": "How much more that is than of the source",
     "cons": "Consistent with the source: the cosine of the two images",
-    "lpips": "LPIPS against the source; less is more alike",
+    "lpips": "LPIPS against the source; lower is more similar",
     "layout": "How well its edges agree with the source's",
     "parent_cons": "The cosine of the image and its parent's",
     "parent_lpips": "LPIPS against its parent",

@@ -325,7 +325,7 @@ def _local_stage_note(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
                     "method": method,
                     "at": format_denoises(int(str(budget)), steps),
                     "children": children.height,
-                    "alike": [_median(children, metric) for metric in ("parent_cons", "parent_lpips")],
+                    "similarity": [_median(children, metric) for metric in ("parent_cons", "parent_lpips")],
                     "of_finished": children.height / rows.height,
                     "won": won,
                     "winners": winners.height,

@@ -48,7 +48,7 @@ function picture(row, list) {
 
 const card = byId("card");
 let shown = null, pinned = false, among = [], cardOpener = null, leaving = 0;
-function show(row, {list = among, pin = false, at = null, beside = at} = {}) {
+function show(row, {list = among, pin = false, at = null, anchor = at} = {}) {
   clearTimeout(leaving);
   [shown, among, pinned] = [row, list, pin || pinned];
   if (at) cardOpener = at;
@@ -68,9 +68,9 @@ function show(row, {list = among, pin = false, at = null, beside = at} = {}) {
   const place = among.indexOf(row);
   byId("card-place").textContent = place < 0 ? "" : `${place + 1} of ${among.length}`;
   card.hidden = false;
-  if (beside) put(beside.getBoundingClientRect());
+  if (anchor) put(anchor.getBoundingClientRect());
 }
-// Beside what it shows, whole in the window; on a phone the style puts it at the foot.
+// Next to its dot, whole in the window; on a phone the style puts it at the bottom.
 function put({left, right, top, bottom}) {
   const {width, height} = card.getBoundingClientRect(), gap = 14;
   const across = left + right < innerWidth ? right + gap : left - gap - width;
@@ -222,7 +222,7 @@ function attend(plot) {
   const pointed = pin => event => {
     const row = event.points[0].customdata;
     if (row === undefined || (pinned && !pin)) return;
-    show(row, {list: path(plot), pin, at: plot, beside: plot.querySelector(".hovertext")});
+    show(row, {list: path(plot), pin, at: plot, anchor: plot.querySelector(".hovertext")});
   };
   plot.on("plotly_hover", pointed(false));
   plot.on("plotly_unhover", leave);
@@ -231,7 +231,7 @@ function attend(plot) {
 function go(plot, row) {
   const curveNumber = plot.data.findIndex(trace => trace.customdata?.includes(row));
   Plotly.Fx.hover(plot, [{curveNumber, pointNumber: plot.data[curveNumber].customdata.indexOf(row)}]);
-  show(row, {list: path(plot), at: plot, beside: plot.querySelector(".hovertext")});
+  show(row, {list: path(plot), at: plot, anchor: plot.querySelector(".hovertext")});
 }
 const moves = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -Infinity, End: Infinity};
 function travel(event) {
@@ -254,10 +254,10 @@ for (const plot of plots) {
   plot.addEventListener("blur", leave);
 }
 for (const id of ["x", "y", "by"]) byId(`explore-${id}`).addEventListener("input", () => draw(byId("explore")));
-// Pictures come after the plots in sight, which the observer draws in the next frame.
+// Images come after the plots in sight, which the observer draws in the next frame.
 startPlots(drawReportPlot).then(() => requestAnimationFrame(() => setTimeout(fill)));
 
-// Grids of pictures, best and worst, disagreements, and the table of images
+// Grids of images, best and worst, disagreements, and the table of images
 
 function grids() {
   const engines = Map.groupBy(filtered.filter(has("across")), row => named("engine", row));
@@ -274,7 +274,7 @@ function grids() {
   }));
 }
 
-// The picture with the median overall score, and the number of images.
+// The image with the median overall score, and the number of images.
 function cell(rowsOfCell) {
   if (!rowsOfCell.length) return make("td", {}, make("span", {class: "empty"}, "none"));
   const worth = row => columns.overall[row] ?? -1e9, ranked = rowsOfCell.toSorted((a, b) => worth(b) - worth(a));

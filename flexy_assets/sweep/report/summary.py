@@ -34,7 +34,7 @@ def summarize_sweep(spots: pl.DataFrame, regression: pl.DataFrame, settings: str
     tested = [metric for metric, row in selected.items() if row["r2"] is not None]
     if best is None or value is None or best["steps"] is None:
         if not tested:
-            return [Markup("<strong>No advice yet:</strong> there are too few scored images, or all score alike.")]
+            return [Markup("<strong>No advice yet:</strong> there are too few scored images, or no score varies.")]
         names = join_words([METRIC_LABELS[metric] for metric in tested])
         return [
             Markup(

@@ -37,7 +37,7 @@ def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
     model, entry = registry.find_editor("mini_instruct", settings), registry.MODELS["mini_instruct"]
     editor, steps, guidance = model.load(), entry.steps, entry.guidance
 
-    chosen_on = accuracy.asked_edits(tuning, turn=1)
+    chosen_on = accuracy.held_out_edits(tuning, turn=1)
     grid = []
     for image_guidance in IMAGE_GUIDANCES:
         keen = replace(model, options={**model.options, "image_guidance": image_guidance}).load()
@@ -52,7 +52,7 @@ def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
         "best_guidances": max(grid, key=lambda row: row["score"]),
     }
 
-    edits = accuracy.asked_edits(count)
+    edits = accuracy.held_out_edits(count)
     began = time.perf_counter()
     single = [tries[0] for tries in accuracy.edit_truths(editor, edits, steps, guidance, first_seed=0)]
     result["seconds_an_edit"] = (time.perf_counter() - began) / count

@@ -46,25 +46,25 @@ def measure(count: int, tuning: int) -> dict[str, Any]:
     }
     engine = registry.find_engine("mini_sdxl", settings).load()
 
-    chosen_on = accuracy.asked_scenes(tuning, turn=1)
+    chosen_on = accuracy.held_out_scenes(tuning, turn=1)
     tried = {}
     for guidance in GUIDANCES:
-        found = accuracy.readings(engine, chosen_on, 20, guidance, first_seed=1_000_000)
-        tried[guidance] = float(accuracy.accuracy(chosen_on, found)["mean"].mean())
+        found = accuracy.read_generated_images(engine, chosen_on, 20, guidance, first_seed=1_000_000)
+        tried[guidance] = float(accuracy.attribute_agreement(chosen_on, found)["mean"].mean())
     best = max(tried, key=lambda guidance: tried[guidance])
     result |= {"mean_accuracy_by_guidance": tried, "best_guidance": best}
 
-    scenes = accuracy.asked_scenes(count)
+    scenes = accuracy.held_out_scenes(count)
     began = time.perf_counter()
-    at_best = accuracy.readings(engine, scenes, 20, best, first_seed=0)
+    at_best = accuracy.read_generated_images(engine, scenes, 20, best, first_seed=0)
     result["seconds_a_picture"] = (time.perf_counter() - began) / count
-    shares = accuracy.accuracy(scenes, at_best)
+    shares = accuracy.attribute_agreement(scenes, at_best)
     result["pictures"] = {name: float(values.mean()) for name, values in shares.items()}
     result["pictures"]["deviation"] = float(np.mean([r.deviation for r in at_best]))
 
     for name, steps, guidance in (("4_steps", 4, best), ("guidance_1", 20, 1.0), ("guidance_12", 20, 12.0)):
-        found = accuracy.readings(engine, scenes, steps, guidance, first_seed=0)
-        accuracy_gain = difference(shares["mean"], accuracy.accuracy(scenes, found)["mean"])
+        found = accuracy.read_generated_images(engine, scenes, steps, guidance, first_seed=0)
+        accuracy_gain = difference(shares["mean"], accuracy.attribute_agreement(scenes, found)["mean"])
         deviation = difference(np.array([r.deviation for r in found]), np.array([r.deviation for r in at_best]))
         result[f"best_against_{name}"] = {"accuracy_gained": accuracy_gain, "deviation_saved": deviation}
     return result

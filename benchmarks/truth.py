@@ -35,17 +35,30 @@ Floats = NDArray[np.float64]
 
 STEPS = (4, 6, 8, 11, 15, 20, 28, 40)
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-ALIKE = ("--engine", "mini_sdxl", "--images", "120", "--steps", "4:40:4", "--sampling", "even", "--batch-size", "40")
-"""The demo's sweep."""
+DEMO_SWEEP_OPTIONS = (
+    "--engine",
+    "mini_sdxl",
+    "--images",
+    "120",
+    "--steps",
+    "4:40:4",
+    "--sampling",
+    "even",
+    "--batch-size",
+    "40",
+)
+"""Options of `flexy sweep new` for a sweep like the demo's."""
 
 
 def marks(engine: Engine, settings: list[tuple[int, float]], pictures: int, turn: int) -> Floats:
     """(settings, 2, pictures) agreement and minus deviation; picture i has the same scene and seed everywhere."""
-    scenes = accuracy.asked_scenes(pictures, turn)
+    scenes = accuracy.held_out_scenes(pictures, turn)
     found = []
     for steps, guidance in settings:
-        readings = accuracy.readings(engine, scenes, steps, guidance, first_seed=2_000_000 + turn * pictures)
-        agreement = accuracy.accuracy(scenes, readings)["mean"]
+        readings = accuracy.read_generated_images(
+            engine, scenes, steps, guidance, first_seed=2_000_000 + turn * pictures
+        )
+        agreement = accuracy.attribute_agreement(scenes, readings)["mean"]
         found.append([agreement, -np.array([reading.deviation for reading in readings])])
     return np.array(found)
 
@@ -127,7 +140,7 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as temporary:
         for index in range(options.sweeps + 1):
-            arguments = [*ALIKE, "--seed", str(index)] if index else None
+            arguments = [*DEMO_SWEEP_OPTIONS, "--seed", str(index)] if index else None
             found.append(tables(Path(temporary, str(index)), arguments))
     rows: list[tuple[str, str, bool]] = []
     inside, held = [], []

@@ -1,8 +1,7 @@
-"""The drawn world of faces: people who can be told apart, in any pose, expression and light, and their truth.
+"""The drawn world of faces: distinct people in any pose, expression and light, with their ground truth.
 
-A `Person` follows from a number. What they are recognised by are their `Features`; hair, clothes and light may
-change, as with anyone. A `Scene` knows where each face is, so that whatever finds, recognises or swaps faces can be
-held against the truth.
+A `Person` is determined by a number and recognised by their `Features`; hair, clothes and light may change. A
+`FaceScene` has the position of each face, so that detection, recognition and swapping can be evaluated.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from PIL import Image, ImageDraw
 
 SIDE = 256
 """Pixels along each side of a scene and of a portrait."""
-UNSEEN = 2**31
-"""People of this number and above are never trained on."""
+FIRST_HELD_OUT_PERSON = 2**31
+"""People with this number or a higher one are held out from training."""
 
 Colour = tuple[int, int, int]
 Points = NDArray[np.float64]
@@ -35,7 +34,7 @@ SKINS: tuple[Colour, ...] = (
     (150, 97, 64),
     (104, 68, 48),
 )
-"""From fair to dark; a complexion lies anywhere between."""
+"""From fair to dark; a complexion is interpolated between them."""
 EYES: dict[str, Colour] = {
     "brown": (110, 66, 34),
     "black": (38, 28, 28),
@@ -79,7 +78,7 @@ NAMES = ("Mira", "Jonas", "Amara", "Leo", "Yuki", "Nadia", "Tariq", "Elin", "Ros
 
 @dataclass(frozen=True)
 class Features:
-    """What a person is recognised by. Numbers are from 0 to 1 unless they say otherwise."""
+    """The features that identify a person. Numbers are from 0 to 1 unless stated otherwise."""
 
     skin: float
     width: float
@@ -96,13 +95,13 @@ class Features:
     nose_size: float
     mouth_width: float
     lips: int
-    """Which of `LIPS`."""
+    """An index of `LIPS`."""
     fullness: float
     freckles: bool
     moustache: bool
     beard: bool
     glasses: int | None
-    """Which of `FRAMES`, if any."""
+    """An index of `FRAMES`, if any."""
 
     @property
     def half_width(self) -> float:
@@ -110,13 +109,13 @@ class Features:
 
     @property
     def depth(self) -> float:
-        """How far the chin lies below the nose."""
+        """The distance from nose to chin."""
         return 38 + 6 * self.chin
 
 
 @dataclass(frozen=True)
 class Person:
-    """Someone: the face they are known by, and what may change about them."""
+    """A person: identifying features, and hair and clothes, which may change."""
 
     features: Features
     style: str
@@ -126,9 +125,9 @@ class Person:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a face is: its nose in pixels, its size (1: as large as ArcFace's crop of 112), how it is held.
+    """Position of the nose in pixels, size (1: as large as ArcFace's crop of 112), and orientation of a face.
 
-    `tilt` is in radians, in the plane of the picture; `turn` from −1 to 1 is to the picture's left or right.
+    `tilt` is in radians, in the plane of the image; `turn` from −1 to 1 is to the picture's left or right.
     """
 
     x: float
@@ -158,7 +157,7 @@ class Light:
 
 @dataclass(frozen=True)
 class FaceFigure:
-    """A person in a picture."""
+    """A person in an image."""
 
     person: Person
     pose: Pose
@@ -166,7 +165,7 @@ class FaceFigure:
 
     @cached_property
     def landmarks(self) -> NDArray[np.float32]:
-        """(5, 2) float32, x and y in pixels: eye, eye, nose, corner and corner of the mouth, left ones first."""
+        """(5, 2) float32, x and y in pixels: the eyes, the nose and the corners of the mouth, left ones first."""
         features, turn = self.person.features, self.pose.turn
         apart, half, corner = _eye_distance(features), _mouth_half(self), _mouth_y(self.expression, 1.0)
         face = np.array(
@@ -187,7 +186,7 @@ class FaceFigure:
         return np.concatenate([outline.min(axis=0), outline.max(axis=0)]).astype(np.float32)
 
     def placed(self, points: Points) -> Points:
-        """(n, 2) points of the face's own frame, whose origin is the nose, in the picture's pixels."""
+        """Return (n, 2) points of the face's own frame, whose origin is the nose, in the image's pixels."""
         pose = self.pose
         cos, sin = math.cos(pose.tilt) * pose.size, math.sin(pose.tilt) * pose.size
         return points @ np.array([(cos, sin), (-sin, cos)]) + (pose.x, pose.y)
@@ -195,43 +194,43 @@ class FaceFigure:
 
 @dataclass(frozen=True)
 class FaceScene:
-    """A picture to be drawn: a ground with things on it, people from back to front, and the light."""
+    """A scene to draw: a ground with objects, people from back to front, and the light."""
 
     figures: tuple[FaceFigure, ...]
     ground: int = 1
     seed: int = 0
-    """What lies about: balls, trees, a sun."""
+    """Seed of the objects: balls, trees, a sun."""
     things: int = 0
     light: Light = Light()
     side: int = SIDE
 
 
 def make_person(number: int) -> Person:
-    """The person of this number, always the same."""
+    """Return the person with this number."""
     rng = np.random.default_rng([number, 7])
 
-    def some() -> float:
+    def draw_number() -> float:
         return round(float(rng.random()), 3)
 
     hair = str(rng.choice(list(HAIRS)))
     bearded = rng.random() < 0.3
     features = Features(
-        skin=some(),
-        width=some(),
-        jaw=some(),
-        chin=some(),
+        skin=draw_number(),
+        width=draw_number(),
+        jaw=draw_number(),
+        chin=draw_number(),
         eye_colour=str(rng.choice(list(EYES))),
-        eye_size=some(),
-        eye_spacing=some(),
-        eye_slant=some(),
+        eye_size=draw_number(),
+        eye_spacing=draw_number(),
+        eye_slant=draw_number(),
         brow_colour=hair,
-        brow_weight=some(),
-        brow_arch=some(),
+        brow_weight=draw_number(),
+        brow_arch=draw_number(),
         nose=str(rng.choice(NOSES)),
-        nose_size=some(),
-        mouth_width=some(),
+        nose_size=draw_number(),
+        mouth_width=draw_number(),
         lips=int(rng.integers(len(LIPS))),
-        fullness=some(),
+        fullness=draw_number(),
         freckles=bool(rng.random() < 0.25),
         moustache=bool(bearded and rng.random() < 0.7),
         beard=bool(bearded and rng.random() < 0.7),
@@ -241,24 +240,24 @@ def make_person(number: int) -> Person:
 
 
 def make_expression(rng: Generator) -> Expression:
-    """Any expression: half of all mouths are open a little."""
+    """Return a random expression: half of all mouths are open a little."""
     smile, look, glance = (float(v) for v in rng.uniform(-1, 1, 3))
     return Expression(0.25 + 0.75 * smile, max(0.0, float(rng.uniform(-1, 1))), look, glance)
 
 
 def make_light(rng: Generator) -> Light:
-    """Any light by which a face can be seen."""
+    """Return a random light in which faces are visible."""
     warmth, side = (float(v) for v in rng.uniform(-1, 1, 2))
     level = float(rng.uniform(0.84, 1.04))
     return Light((level * (1 + 0.05 * warmth), level, level * (1 - 0.05 * warmth)), side)
 
 
 def make_scene(people: Sequence[Person], rng: Generator, at_edge: bool = False) -> FaceScene:
-    """A scene of these people beside each other, each face whole; `at_edge`: the first one's is cut by an edge."""
+    """Return a scene of these people side by side, each face whole; `at_edge`: the first face is cut by an edge."""
     count = len(people)
     places = rng.permutation(count)
     figures = []
-    for index, (who, place) in enumerate(zip(people, places, strict=True)):
+    for index, (person, place) in enumerate(zip(people, places, strict=True)):
         size = float(rng.uniform(0.5, 1.35 if count == 1 else 1.0) / (1.0 if count < 3 else 1.3))
         slot = SIDE / count
         room = max(0.0, slot / 2 - 44 * size)
@@ -267,12 +266,12 @@ def make_scene(people: Sequence[Person], rng: Generator, at_edge: bool = False) 
         y = float(rng.uniform(low, max(low, high)))
         tilt, turn = float(rng.uniform(-0.35, 0.35)), float(rng.uniform(-1, 1))
         if at_edge and index == 0:
-            # A third of the face at most is out of sight.
+            # A third of the face at most is outside.
             out = float(rng.uniform(12, 30)) * size
             x = out if place == 0 and (count > 1 or rng.random() < 0.5) else SIDE - out
             x = x if count == 1 or place in (0, count - 1) else slot * (place + 0.5)
             y = out + 4 * size if 0 < place < count - 1 else y
-        figures.append(FaceFigure(who, Pose(x, y, size, tilt, turn), make_expression(rng)))
+        figures.append(FaceFigure(person, Pose(x, y, size, tilt, turn), make_expression(rng)))
     return FaceScene(
         tuple(sorted(figures, key=lambda figure: figure.pose.size)),
         ground=int(rng.integers(len(GROUNDS))),
@@ -282,29 +281,29 @@ def make_scene(people: Sequence[Person], rng: Generator, at_edge: bool = False) 
     )
 
 
-def make_portrait(who: Person) -> FaceScene:
-    """How a character is introduced: alone, upright, in even light."""
+def make_portrait(person: Person) -> FaceScene:
+    """Return a character's portrait scene: alone, upright, in even light."""
     return FaceScene(
-        (FaceFigure(who, Pose(SIDE / 2, 0.54 * SIDE, 1.45), Expression()),), ground=who.clothes % len(GROUNDS)
+        (FaceFigure(person, Pose(SIDE / 2, 0.54 * SIDE, 1.45), Expression()),), ground=person.clothes % len(GROUNDS)
     )
 
 
 def face_mask(figure: FaceFigure, side: int = SIDE) -> Image.Image:
-    """White where the figure's face is, black elsewhere: an L picture of `side`²."""
-    picture = Image.new("L", (side, side))
-    grown = figure.placed(1.08 * _outline(figure.person.features))
-    ImageDraw.Draw(picture).polygon([(float(x), float(y)) for x, y in grown], fill=255)
-    return picture
+    """Return the mask of a figure's face: L, `side`², white on the face, black elsewhere."""
+    image = Image.new("L", (side, side))
+    outline = figure.placed(1.08 * _outline(figure.person.features))
+    ImageDraw.Draw(image).polygon([(float(x), float(y)) for x, y in outline], fill=255)
+    return image
 
 
 def draw_faces(scene: FaceScene) -> NDArray[np.uint8]:
-    """The picture: uint8 (side, side, 3) RGB."""
-    fine = Image.new("RGB", (scene.side * _FINE,) * 2, GROUNDS[scene.ground])
+    """Return the image of a scene, uint8 (side, side, 3) RGB."""
+    fine = Image.new("RGB", (scene.side * _SUPERSAMPLING,) * 2, GROUNDS[scene.ground])
     pen = ImageDraw.Draw(fine)
     _draw_ground(pen, scene)
     for figure in scene.figures:
-        _Portraitist(pen, figure, scene.light.side).draw()
-    pixels = np.asarray(fine.reduce(_FINE), dtype=np.float32)
+        _FigurePainter(pen, figure, scene.light.side).draw()
+    pixels = np.asarray(fine.reduce(_SUPERSAMPLING), dtype=np.float32)
     across = 1 + 0.07 * scene.light.side * np.linspace(-1, 1, scene.side, dtype=np.float32)
     lit = pixels * across[None, :, None] * np.array(scene.light.tint, dtype=np.float32)
     return np.clip(lit + 0.5, 0, 255).astype(np.uint8)
@@ -312,7 +311,7 @@ def draw_faces(scene: FaceScene) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class FaceTask:
-    """A character, and a scene in which they were given somebody else's face: `figure`, None where there is no face."""
+    """A character, and a scene in which their figure has another person's face; `figure` is None without a face."""
 
     character: Person
     scene: FaceScene
@@ -320,62 +319,64 @@ class FaceTask:
 
     @property
     def ideal(self) -> FaceScene:
-        """The scene as it should be."""
+        """The scene with the character's face."""
         return self.with_face(self.character)
 
-    def with_face(self, who: Person) -> FaceScene:
-        """The scene with the face of `who` in the place of the wrong one; hair and clothes stay."""
+    def with_face(self, person: Person) -> FaceScene:
+        """Return the scene with the face of `person` instead of the wrong one; hair and clothes stay."""
         if self.figure is None:
             return self.scene
-        right = replace(self.figure, person=replace(self.figure.person, features=who.features))
-        return replace(self.scene, figures=tuple(right if f is self.figure else f for f in self.scene.figures))
+        corrected = replace(self.figure, person=replace(self.figure.person, features=person.features))
+        return replace(self.scene, figures=tuple(corrected if f is self.figure else f for f in self.scene.figures))
 
 
 KINDS = ("one", "several", "edge", "one", "none", "one")
-"""The kinds of tasks, in turn: one face, several, one that the edge cuts, none at all."""
+"""The kinds of tasks, in turn: one face, several, one cut by the edge, none."""
 
 
 def face_task(kind: str, rng: Generator) -> FaceTask:
-    """A task of people never trained on. The wrong face has the character's complexion, hair and clothes."""
-    character, *others = (make_person(int(number)) for number in rng.integers(UNSEEN, 2 * UNSEEN, 27))
-    alike = min(others[3:], key=lambda other: abs(other.features.skin - character.features.skin))
-    wrong = replace(character, features=alike.features)
+    """Return a task of held-out people. The wrong face has the character's complexion, hair and clothes."""
+    character, *others = (
+        make_person(int(number)) for number in rng.integers(FIRST_HELD_OUT_PERSON, 2 * FIRST_HELD_OUT_PERSON, 27)
+    )
+    similar = min(others[3:], key=lambda other: abs(other.features.skin - character.features.skin))
+    wrong = replace(character, features=similar.features)
     people = {"none": [], "several": [wrong, *others[: int(rng.integers(1, 3))]]}.get(kind, [wrong])
-    drawn = make_scene(people, rng, at_edge=kind == "edge")
-    return FaceTask(character, drawn, next((figure for figure in drawn.figures if figure.person is wrong), None))
+    scene = make_scene(people, rng, at_edge=kind == "edge")
+    return FaceTask(character, scene, next((figure for figure in scene.figures if figure.person is wrong), None))
 
 
 def face_tasks(count: int, rng: Generator) -> list[FaceTask]:
-    """Tasks of each of `KINDS` in turn."""
+    """Return `count` tasks of `KINDS` in turn."""
     return [face_task(KINDS[index % len(KINDS)], rng) for index in range(count)]
 
 
 def write_face_example(folder: Path, count: int, seed: int) -> Path:
     """Write `count` tasks as a Label Studio project exports them, and return the file.
 
-    `export.json` is Label Studio's list of tasks; its URLs are the names of the pictures beside it: the character's
-    portrait, the scene with the wrong face (`init_image_url`), the mask over that face, and what the human saw in the
-    end and passed a verdict on (`image_url`): the right face has "No Issues", the wrong one is an "Inconsistent
-    Character", and where there is no face, that is an "Error".
+    `export.json` is Label Studio's list of tasks; its URLs are the names of images in the same folder: the character's
+    portrait, the scene with the wrong face (`init_image_url`), the mask of that face, and the image that a human
+    reviewed (`image_url`): the verdict is "No Issues" for the right face, "Inconsistent Character" for the wrong one,
+    and "Error" without a face.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 5])
     exported = []
-    for index, made in enumerate(face_tasks(count, rng)):
+    for index, task in enumerate(face_tasks(count, rng)):
         number = 71651001 + index
-        mended = made.figure is not None and rng.random() < 0.3
-        verdict = "Error" if made.figure is None else "No Issues" if mended else "Inconsistent Character"
-        pictures = {
-            "character_image_url": Image.fromarray(draw_faces(make_portrait(made.character))),
-            "init_image_url": Image.fromarray(draw_faces(made.scene)),
-            "mask_image_url": face_mask(made.figure) if made.figure else _somewhere(rng),
-            "image_url": Image.fromarray(draw_faces(made.ideal if mended else made.scene)),
+        is_corrected = task.figure is not None and rng.random() < 0.3
+        verdict = "Error" if task.figure is None else "No Issues" if is_corrected else "Inconsistent Character"
+        images = {
+            "character_image_url": Image.fromarray(draw_faces(make_portrait(task.character))),
+            "init_image_url": Image.fromarray(draw_faces(task.scene)),
+            "mask_image_url": face_mask(task.figure) if task.figure else _random_mask(rng),
+            "image_url": Image.fromarray(draw_faces(task.ideal if is_corrected else task.scene)),
         }
         names = {}
-        for key, picture in pictures.items():
+        for key, image in images.items():
             kind = key.removesuffix("_url").removesuffix("_image")
             names[key] = f"{number}_{kind}.{'webp' if kind == 'init' else 'png'}"
-            picture.save(folder / names[key], lossless=True)
+            image.save(folder / names[key], lossless=True)
         name = NAMES[index % len(NAMES)]
         exported.append(
             {
@@ -385,7 +386,7 @@ def write_face_example(folder: Path, count: int, seed: int) -> Path:
                     "character_id": f"CHA{index:04d}",
                     "character_name": name,
                     **names,
-                    "prompt": f"{name}, {_described(made.character)}, the face of the reference picture",
+                    "prompt": f"{name}, {_describe_person(task.character)}, the face of the reference picture",
                 },
                 "annotations": [{"id": 258001 + index, "result": [_choice(verdict)], "was_cancelled": False}],
                 "predictions": [],
@@ -401,27 +402,27 @@ def _choice(verdict: str) -> dict[str, object]:
     return {"from_name": "issues", "to_name": "final", "type": "choices", "value": {"choices": [verdict]}}
 
 
-def _described(who: Person) -> str:
-    hair = "no hair" if who.style == "bald" else f"{who.hair} hair"
-    return f"{hair} and glasses" if who.features.glasses is not None else hair
+def _describe_person(person: Person) -> str:
+    hair = "no hair" if person.style == "bald" else f"{person.hair} hair"
+    return f"{hair} and glasses" if person.features.glasses is not None else hair
 
 
-def _somewhere(rng: Generator) -> Image.Image:
-    """A mask over a place where no face is."""
-    picture = Image.new("L", (SIDE, SIDE))
+def _random_mask(rng: Generator) -> Image.Image:
+    """Return a mask at a random place, for a scene without a face."""
+    image = Image.new("L", (SIDE, SIDE))
     x, y = (float(v) for v in rng.uniform(60, SIDE - 60, 2))
-    ImageDraw.Draw(picture).ellipse((x - 36, y - 46, x + 36, y + 46), fill=255)
-    return picture
+    ImageDraw.Draw(image).ellipse((x - 36, y - 46, x + 36, y + 46), fill=255)
+    return image
 
 
-_FINE = 3
-"""Pictures are drawn so many times larger, and made smaller, for smooth edges."""
+_SUPERSAMPLING = 3
+"""Supersampling factor: images are drawn so many times larger and reduced, for smooth edges."""
 
 _CIRCLE = np.stack([np.cos(np.linspace(0, 2 * np.pi, 36, False)), np.sin(np.linspace(0, 2 * np.pi, 36, False))], axis=1)
 _ALONG = np.linspace(-1, 1, 13)
 
 
-def _mixed(one: Colour, other: Colour, share: float) -> Colour:
+def _mix_colours(one: Colour, other: Colour, share: float) -> Colour:
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
     return red, green, blue
 
@@ -429,11 +430,11 @@ def _mixed(one: Colour, other: Colour, share: float) -> Colour:
 def _skin(features: Features) -> Colour:
     place = features.skin * (len(SKINS) - 1)
     below = min(int(place), len(SKINS) - 2)
-    return _mixed(SKINS[below], SKINS[below + 1], place - below)
+    return _mix_colours(SKINS[below], SKINS[below + 1], place - below)
 
 
 def _eye_distance(features: Features) -> float:
-    """Of an eye from the middle."""
+    """Return the horizontal distance of an eye from the middle."""
     return 15.6 + 4 * features.eye_spacing
 
 
@@ -442,29 +443,29 @@ def _mouth_half(figure: FaceFigure) -> float:
 
 
 def _mouth_y(expression: Expression, place: float) -> float:
-    """Height of the line between the lips, `place` from −1 to 1 along it."""
+    """Return the height of the line between the lips at `place`, from −1 to 1 along it."""
     return 20.5 - 5 * expression.smile * (place**2 - 0.35)
 
 
 def _outline(features: Features) -> Points:
-    """A head's: an ellipse above, below it the more of a square the stronger the jaw."""
+    """Return a head's outline: an ellipse above, below it squarer the stronger the jaw."""
     power = 0.96 - 0.36 * features.jaw
     x = np.sign(_CIRCLE[:, 0]) * abs(_CIRCLE[:, 0]) ** np.where(_CIRCLE[:, 1] > 0, power, 1.0)
     y = np.where(_CIRCLE[:, 1] > 0, (features.depth + 10) * _CIRCLE[:, 1], 44 * _CIRCLE[:, 1])
     return np.stack([features.half_width * x, y - 10], axis=1)
 
 
-class _Portraitist:
-    """Draws one figure, from what lies behind to what lies before."""
+class _FigurePainter:
+    """Draws one figure from back to front."""
 
     def __init__(self, pen: ImageDraw.ImageDraw, figure: FaceFigure, lit_from: float) -> None:
         self.pen, self.figure, self.lit_from = pen, figure, lit_from
         self.features, self.turn, self.mood = figure.person.features, figure.pose.turn, figure.expression
         self.skin = _skin(self.features)
-        self.shade = _mixed(self.skin, (96, 40, 40), 0.24)
-        self.line = _mixed(self.skin, (60, 24, 24), 0.5)
+        self.shade = _mix_colours(self.skin, (96, 40, 40), 0.24)
+        self.line = _mix_colours(self.skin, (60, 24, 24), 0.5)
         self.hair = HAIRS[figure.person.hair]
-        self.hair_shade = _mixed(self.hair, (20, 10, 20), 0.25)
+        self.hair_shade = _mix_colours(self.hair, (20, 10, 20), 0.25)
         self.outline = _outline(self.features)
 
     def draw(self) -> None:
@@ -482,14 +483,16 @@ class _Portraitist:
         self._fringe()
 
     def _fill(self, points: Points, colour: Colour) -> None:
-        self.pen.polygon((self.figure.placed(points) * _FINE).ravel().tolist(), fill=colour)
+        self.pen.polygon((self.figure.placed(points) * _SUPERSAMPLING).ravel().tolist(), fill=colour)
 
     def _disc(self, x: float, y: float, across: float, down: float, colour: Colour) -> None:
         self._fill(_CIRCLE * (across, down) + (x, y), colour)
 
     def _stroke(self, points: Points, width: float, colour: Colour) -> None:
-        broad = max(1, round(width * self.figure.pose.size * _FINE))
-        self.pen.line((self.figure.placed(points) * _FINE).ravel().tolist(), fill=colour, width=broad, joint="curve")
+        broad = max(1, round(width * self.figure.pose.size * _SUPERSAMPLING))
+        self.pen.line(
+            (self.figure.placed(points) * _SUPERSAMPLING).ravel().tolist(), fill=colour, width=broad, joint="curve"
+        )
 
     def _behind(self) -> None:
         half, style = self.features.half_width, self.figure.person.style
@@ -512,10 +515,10 @@ class _Portraitist:
         neck = np.array([(-14, 20), (14, 20), (15, 56), (0, 68), (-15, 56)])
         self._fill(self._upright(neck), self.shade)
         collar = self._upright(np.array([(-17, 56), (0, 71), (17, 56)]))
-        self._stroke(collar, 3, _mixed(cloth, (255, 255, 255), 0.3))
+        self._stroke(collar, 3, _mix_colours(cloth, (255, 255, 255), 0.3))
 
     def _upright(self, body: Points) -> Points:
-        """A head is held aslant; the body below it much less so."""
+        """Return points of the body, which is tilted less than the head."""
         cos, sin = math.cos(0.7 * self.figure.pose.tilt), math.sin(0.7 * self.figure.pose.tilt)
         return (body - (0, 30)) @ np.array([(cos, -sin), (sin, cos)]) + (0, 30)
 
@@ -530,7 +533,7 @@ class _Portraitist:
         self._fill(self.outline * (0.955, 0.985) + (1.6 * self.lit_from, -0.6), self.skin)
 
     def _cheeks(self) -> None:
-        blush = _mixed(self.skin, (236, 84, 84), 0.16)
+        blush = _mix_colours(self.skin, (236, 84, 84), 0.16)
         for side in (-1, 1):
             x = side * (self.features.half_width - 15) + 3 * self.turn
             self._disc(x, 4, 8, 5.5, blush)
@@ -539,7 +542,7 @@ class _Portraitist:
                     self._disc(x + side * dx - 2 * side, dy + 1, 1.25, 1.25, self.line)
 
     def _beard(self) -> None:
-        colour = _mixed(HAIRS[self.features.brow_colour], self.skin, 0.15)
+        colour = _mix_colours(HAIRS[self.features.brow_colour], self.skin, 0.15)
         middle = 3.5 * self.turn
         if self.features.beard:
             lower = self.outline[self.outline[:, 1] > 0]
@@ -549,13 +552,13 @@ class _Portraitist:
         if self.features.moustache:
             top = np.stack([middle + 15 * _ALONG, 15.5 - 6.5 * (1 - abs(_ALONG)) ** 0.6], axis=1)
             low = np.stack([middle + 15 * _ALONG, 18.5 - 3 * (1 - abs(_ALONG))], axis=1)
-            self._fill(np.concatenate([top, low[::-1]]), _mixed(colour, (20, 10, 10), 0.2))
+            self._fill(np.concatenate([top, low[::-1]]), _mix_colours(colour, (20, 10, 10), 0.2))
 
     def _nose(self) -> None:
         x, size = 5 * self.turn, 0.75 + 0.55 * self.features.nose_size
         arc = np.stack([x + 5.2 * size * _ALONG, 1 + 3.4 * size * (1 - _ALONG**2)], axis=1)
         if self.features.nose == "button":
-            self._disc(x, 0.5, 5.4 * size, 4.4 * size, _mixed(self.skin, (224, 96, 84), 0.3))
+            self._disc(x, 0.5, 5.4 * size, 4.4 * size, _mix_colours(self.skin, (224, 96, 84), 0.3))
             self._stroke(arc, 1.4, self.line)
         elif self.features.nose == "straight":
             bend = -1 if self.turn > 0 else 1
@@ -574,7 +577,7 @@ class _Portraitist:
         bulge = 1 - _ALONG**2
         top = line - 2.6 * full * bulge * (1 - 0.35 * np.exp(-((_ALONG / 0.22) ** 2)))
         low = line + (3.4 * full + 7 * gape) * bulge
-        colour = _mixed(LIPS[self.features.lips], self.skin, 0.12)
+        colour = _mix_colours(LIPS[self.features.lips], self.skin, 0.12)
         self._fill(np.concatenate([np.stack([x, top], 1), np.stack([x, low], 1)[::-1]]), colour)
         if gape > 0.12:
             inner = np.concatenate([np.stack([x, line], 1), np.stack([x, line + 7.4 * gape * bulge], 1)[::-1]])
@@ -582,7 +585,7 @@ class _Portraitist:
             teeth = np.concatenate([np.stack([x, line], 1), np.stack([x, line + 2.6 * gape * bulge], 1)[::-1]])
             self._fill((teeth - (3.5 * self.turn, 0)) * (0.74, 1) + (3.5 * self.turn, 0), (250, 246, 240))
         else:
-            self._stroke(np.stack([x, line], 1), 1.3, _mixed(colour, (60, 16, 24), 0.5))
+            self._stroke(np.stack([x, line], 1), 1.3, _mix_colours(colour, (60, 16, 24), 0.5))
 
     def _eye(self, side: int) -> None:
         features, mood = self.features, self.mood
@@ -594,11 +597,11 @@ class _Portraitist:
         self._fill(np.concatenate([upper, lower[::-1]]), (252, 250, 246))
         gaze_x, gaze_y = x + 2.6 * mood.look * size, y + 0.7 * mood.glance
         iris = EYES[features.eye_colour]
-        self._disc(gaze_x, gaze_y, 4.3 * size, 4.3 * size, _mixed(iris, (0, 0, 0), 0.35))
+        self._disc(gaze_x, gaze_y, 4.3 * size, 4.3 * size, _mix_colours(iris, (0, 0, 0), 0.35))
         self._disc(gaze_x, gaze_y, 3.6 * size, 3.6 * size, iris)
         self._disc(gaze_x, gaze_y, 1.9 * size, 1.9 * size, (18, 14, 18))
         self._disc(gaze_x + 1.4 * size, gaze_y - 1.5 * size, 1.1 * size, 1.1 * size, (255, 255, 255))
-        self._stroke(upper, 2.0, _mixed(self.line, (30, 16, 20), 0.7))
+        self._stroke(upper, 2.0, _mix_colours(self.line, (30, 16, 20), 0.7))
         weight, arch = 1.8 + 3.2 * features.brow_weight, 1 + 5 * features.brow_arch
         along = np.linspace(-1, 1, 9)
         brow_y = y - 10.5 - 3 * size - arch * (0.6 - (along * side - 0.05) ** 2)
@@ -607,7 +610,7 @@ class _Portraitist:
         brow = np.concatenate(
             [np.stack([brow_x, brow_y - thick / 2], 1), np.stack([brow_x, brow_y + thick / 2], 1)[::-1]]
         )
-        self._fill(brow, _mixed(HAIRS[features.brow_colour], (30, 18, 18), 0.25))
+        self._fill(brow, _mix_colours(HAIRS[features.brow_colour], (30, 18, 18), 0.25))
 
     def _glasses(self, frame: Colour) -> None:
         rings = []
@@ -644,11 +647,11 @@ class _Portraitist:
         }[style]
         self._fill(np.concatenate([cap, np.array(inner)]), self.hair)
         shine = np.stack([-half * 0.1 + 13 * _ALONG + 8 * self.lit_from, -50 + 3 * _ALONG**2], axis=1)
-        self._stroke(shine, 2.0, _mixed(self.hair, (255, 255, 255), 0.22))
+        self._stroke(shine, 2.0, _mix_colours(self.hair, (255, 255, 255), 0.22))
 
 
 def _rounded(half: float, top: float, bottom: float) -> Points:
-    """A tall round-topped shape."""
+    """Return a tall shape with a round top."""
     above = _CIRCLE[_CIRCLE[:, 1] <= 0.01]
     above = above[np.argsort(above[:, 0])] * (half, -top - 8) + (0, -8)
     return np.concatenate(
@@ -657,15 +660,17 @@ def _rounded(half: float, top: float, bottom: float) -> Points:
 
 
 def _draw_ground(pen: ImageDraw.ImageDraw, scene: FaceScene) -> None:
-    """A room or a landscape, and things about: some round, that a face finder must not fall for."""
+    """Draw the background and its objects, some round, so that a detector learns to ignore them."""
     rng = np.random.default_rng(scene.seed)
-    side, base = scene.side * _FINE, GROUNDS[scene.ground]
+    side, base = scene.side * _SUPERSAMPLING, GROUNDS[scene.ground]
     for line in range(0, side, 8):
-        pen.rectangle((0, line, side, line + 8), fill=_mixed(_mixed(base, (255, 255, 255), 0.25), base, line / side))
+        pen.rectangle(
+            (0, line, side, line + 8), fill=_mix_colours(_mix_colours(base, (255, 255, 255), 0.25), base, line / side)
+        )
     if not scene.things:
         return
     horizon = float(rng.uniform(0.55, 0.85)) * side
-    hill = _mixed(GROUNDS[int(rng.integers(len(GROUNDS)))], (90, 120, 100), 0.35)
+    hill = _mix_colours(GROUNDS[int(rng.integers(len(GROUNDS)))], (90, 120, 100), 0.35)
     wave = np.linspace(0, side, 13)
     ridge = horizon + 0.06 * side * np.sin(wave / side * 7 + rng.uniform(0, 6))
     pen.polygon([*zip(wave.tolist(), ridge.tolist(), strict=True), (side, side), (0, side)], fill=hill)
@@ -690,6 +695,8 @@ def _draw_ground(pen: ImageDraw.ImageDraw, scene: FaceScene) -> None:
         else:
             pen.ellipse((x - size, y - size, x + size, y + size), fill=colour)
             if kind == 2:
-                pen.ellipse((x - size / 2, y - size / 2, x + size / 2, y + size / 2), fill=_mixed(colour, base, 0.5))
+                pen.ellipse(
+                    (x - size / 2, y - size / 2, x + size / 2, y + size / 2), fill=_mix_colours(colour, base, 0.5)
+                )
             elif kind == 3:
                 pen.line((x - size, y, x + size, y), fill=(250, 250, 250), width=max(1, int(size / 5)))

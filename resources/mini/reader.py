@@ -1,4 +1,4 @@
-"""Reads a picture of the drawn world by rule: no model, so that models can be held against it."""
+"""Reads an image of the drawn world by rule, without a model, as the ground truth for models."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SMALLEST_AREA = 60
 
 @dataclass(frozen=True)
 class Reading:
-    """What stands in a picture. `drawing` is None where no shape can be made out; its shade is the ground's.
+    """The content of an image. `drawing` is None where no shape is recognisable; its shade is the ground's.
 
-    `deviation` (0–1) is the mean absolute difference from the clean, unshaded drawing of what was read,
-    averaged over pixels and channels: how far colours and edges are from clean.
+    `deviation` (0–1) is the mean absolute difference from the clean, unshaded drawing of that content,
+    averaged over pixels and channels.
     """
 
     drawing: Drawing | None
@@ -32,20 +32,20 @@ class Reading:
         """The scene of the drawing, if there is one."""
         return self.drawing.scene if self.drawing else None
 
-    def agreement(self, asked: DrawnScene) -> dict[str, bool]:
-        """For each attribute asked for: does the picture show it?"""
-        return asked.shown_in(self.scene) if self.scene else dict.fromkeys(asked.said, False)
+    def agreement(self, requested: DrawnScene) -> dict[str, bool]:
+        """Return, for each requested attribute, whether the image shows it."""
+        return requested.attributes_shown_in(self.scene) if self.scene else dict.fromkeys(requested.attributes, False)
 
 
-def read_drawing(picture: NDArray[np.uint8]) -> Reading:
-    """Read a uint8 RGB picture of (SIDE, SIDE, 3).
+def read_drawing(image: NDArray[np.uint8]) -> Reading:
+    """Return the content of a uint8 RGB image of (SIDE, SIDE, 3).
 
     The ground is the border's median colour; the shape is the largest connected patch that differs
     from it; its kind is the template of the same area and centre that overlaps it best.
     """
-    if picture.shape != (SIDE, SIDE, 3) or picture.dtype != np.uint8:
-        raise ValueError(f"the reader takes uint8 ({SIDE}, {SIDE}, 3), not {picture.dtype} {picture.shape}")
-    pixels = picture.astype(np.float32)
+    if image.shape != (SIDE, SIDE, 3) or image.dtype != np.uint8:
+        raise ValueError(f"invalid image {image.dtype} {image.shape}: must be uint8 ({SIDE}, {SIDE}, 3)")
+    pixels = image.astype(np.float32)
     border = np.concatenate(
         [
             pixels[:3].reshape(-1, 3),
@@ -63,7 +63,7 @@ def read_drawing(picture: NDArray[np.uint8]) -> Reading:
     if patch is None:
         return Reading(None, blank)
     ink = np.median(pixels[patch], axis=0)
-    # The edge lies half-way between the two colours, wherever the first threshold was.
+    # The edge is half-way between the two colours, independent of the first threshold.
     patch = _largest_patch(np.linalg.norm(pixels - ink, axis=2) < np.linalg.norm(pixels - ground, axis=2))
     if patch is None:
         return Reading(None, blank)
@@ -104,7 +104,7 @@ def _largest_patch(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
 
 
 def _drawn_radius(shape: str, x: float, y: float, radius: float) -> float:
-    """What radius to draw the shape with so that it has the disc's area: one correction makes the areas meet."""
+    """Return the radius with which the shape has the disc's area: one correction makes them equal."""
     return radius * math.sqrt(math.pi * radius**2 / max(float(coverage(shape, x, y, radius).sum()), 1.0))
 
 

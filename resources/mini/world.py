@@ -1,7 +1,7 @@
-"""The drawn world the mini models live in: one coloured shape on a coloured ground, and its truth.
+"""The drawn world of the mini models: one coloured shape on a coloured ground, with its ground truth.
 
-A `Scene` is what a caption says. A `Drawing` is a scene put on paper: where exactly, and with which
-flaws. Both are plain values, so everything a model is asked can be checked by rule (`reader.py`).
+A `DrawnScene` is the content of a caption. A `Drawing` is a scene at an exact place, with flaws. Both are plain
+values, so every output of a model can be checked by rule (`reader.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 RADII = {"small": 11.0, "large": 17.0}
-"""Radius in pixels of the disc with (nearly) the same area as the shape."""
+"""Radius in pixels of the disc with nearly the same area as the shape."""
 CENTRES = {"left": 23.0, "middle": 32.0, "right": 41.0}
 """Horizontal centre in pixels; the vertical centre is the picture's."""
 
@@ -43,9 +43,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class DrawnScene:
-    """What a caption says, each field one of `ATTRIBUTES`' values; None is what it leaves open.
+    """The content of a caption: each field is one of `ATTRIBUTES`' values, or None where it is unspecified.
 
-    Size and position are said or left open together; without them the background may be left open too.
+    Size and position are unspecified together; without them the background may be unspecified too.
     """
 
     shape: str
@@ -63,31 +63,31 @@ class DrawnScene:
         return f"a {self.size} {self.colour} {self.shape} {place} of a {self.background} background"
 
     @property
-    def said(self) -> dict[str, str]:
-        """The attributes the caption speaks of."""
+    def attributes(self) -> dict[str, str]:
+        """The attributes that the caption specifies."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
 
-    def shown_in(self, other: DrawnScene) -> dict[str, bool]:
-        """For each attribute this scene speaks of, whether `other` is alike."""
-        return {name: getattr(other, name) == value for name, value in self.said.items()}
+    def attributes_shown_in(self, other: DrawnScene) -> dict[str, bool]:
+        """Return, for each attribute that this scene specifies, whether `other` has the same."""
+        return {name: getattr(other, name) == value for name, value in self.attributes.items()}
 
-    def briefer(self) -> tuple[DrawnScene, DrawnScene, DrawnScene]:
-        """This scene in full, without size and position, and without the background as well."""
+    def with_less_detail(self) -> tuple[DrawnScene, DrawnScene, DrawnScene]:
+        """Return this scene in full, without size and position, and also without the background."""
         plain = replace(self, size=None, position=None)
         return self, plain, replace(plain, background=None)
 
 
 @dataclass(frozen=True)
 class Flaws:
-    """What can be wrong with a drawing, each from 0 (nothing) to 1 (as bad as it gets)."""
+    """The flaws of a drawing, each from 0 (none) to 1 (worst)."""
 
     blur: float = 0.0
     noise: float = 0.0
     blotches: float = 0.0
     burn: float = 0.0
-    """Colours driven past their hue into saturation, as too much guidance does."""
+    """Oversaturated colours, as too much guidance makes them."""
     fade: float = 0.0
-    """Colours washed out towards grey."""
+    """Colours faded towards grey."""
 
     @property
     def cleanliness(self) -> float:
@@ -97,7 +97,7 @@ class Flaws:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A scene, said in full, on paper: centre and radius in pixels, shade in ±levels per channel, and flaws."""
+    """A fully specified scene with its centre and radius in pixels, shade in ±levels per channel, and flaws."""
 
     scene: DrawnScene
     x: float
@@ -108,8 +108,8 @@ class Drawing:
 
     @property
     def composition(self) -> float:
-        """0 to 1: the whole shape inside the frame, of good size, in contrast with its ground."""
-        contrast = math.dist(PALETTE[self.scene.colour], PALETTE[self.scene.said["background"]])
+        """0 to 1: high for a shape inside the frame, vertically centred, in contrast with its ground."""
+        contrast = math.dist(PALETTE[self.scene.colour], PALETTE[self.scene.attributes["background"]])
         reach = 1.25 * self.radius
         overhang = max(0.0, reach - min(self.x, self.y), max(self.x, self.y) + reach - SIDE)
         balance = math.exp(-(((self.y - SIDE / 2) / 16) ** 2))
@@ -117,7 +117,7 @@ class Drawing:
 
 
 def scenes() -> Iterator[DrawnScene]:
-    """Every scene there is: shape and ground differ in colour."""
+    """Yield every scene: shape and ground differ in colour."""
     for values in itertools.product(*ATTRIBUTES.values()):
         scene = DrawnScene(*values)
         if scene.colour != scene.background:
@@ -125,42 +125,42 @@ def scenes() -> Iterator[DrawnScene]:
 
 
 SCENES = tuple(scenes())
-"""Every scene, said in full."""
+"""Every scene, fully specified."""
 CAPTIONED_SCENES = tuple(
-    dict.fromkeys(wish for briefness in range(3) for s in SCENES for wish in [s.briefer()[briefness]])
+    dict.fromkeys(scene.with_less_detail()[detail_level] for detail_level in range(3) for scene in SCENES)
 )
-"""What can be asked for: every scene in full, then the briefer ones, which several scenes fulfil."""
+"""Every scene with a caption: the fully specified ones, then the less detailed ones, which several scenes match."""
 
 
 def sketch_drawing(scene: DrawnScene, rng: np.random.Generator) -> Drawing:
-    """A clean drawing of a scene said in full: place and size vary a little within what it allows."""
+    """Return a clean drawing of a fully specified scene; place and size vary a little within their attributes."""
     dx, dy, dr = rng.uniform(-1.5, 1.5, 3)
     red, green, blue = (int(v) for v in rng.integers(-8, 9, 3))
     return Drawing(
         scene,
-        CENTRES[scene.said["position"]] + dx,
+        CENTRES[scene.attributes["position"]] + dx,
         SIDE / 2 + dy,
-        RADII[scene.said["size"]] + dr / 2,
+        RADII[scene.attributes["size"]] + dr / 2,
         (red, green, blue),
     )
 
 
 def add_flaws(drawing: Drawing, rng: np.random.Generator) -> Drawing:
-    """The same drawing with flaws: each absent two times in three; three in ten also lose their place.
+    """Return the drawing with random flaws, each absent two times in three; three in ten are also moved.
 
-    The scene of a shape that moved is what now stands there.
+    The scene of a moved shape has its new position.
     """
     levels = [float(v) for v in rng.uniform(0, 1, len(fields(Flaws))) * (rng.random(len(fields(Flaws))) < 0.35)]
-    spoiled = replace(drawing, flaws=Flaws(*levels))
+    flawed = replace(drawing, flaws=Flaws(*levels))
     if rng.random() < 0.3:
         x, y = (float(v) for v in rng.uniform(4, SIDE - 4, 2))
         scene = replace(drawing.scene, position=min(CENTRES, key=lambda name: abs(CENTRES[name] - x)))
-        spoiled = replace(spoiled, scene=scene, x=x, y=y)
-    return spoiled
+        flawed = replace(flawed, scene=scene, x=x, y=y)
+    return flawed
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> NDArray[np.float32]:
-    """How much of each pixel the shape covers: float32 (SIDE, SIDE) in 0–1, antialiased by signed distance."""
+    """Return the coverage of each pixel by the shape: float32 (SIDE, SIDE) in 0–1, antialiased by signed distance."""
     v, u = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) + 0.5
     u, v = u - x, v - y
     if shape == "circle":
@@ -179,51 +179,53 @@ def coverage(shape: str, x: float, y: float, radius: float) -> NDArray[np.float3
 
 
 def draw_image(drawing: Drawing, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
-    """The picture: uint8 (SIDE, SIDE, 3) RGB. `rng` draws noise and blotches; a clean drawing needs none."""
+    """Return the image, uint8 (SIDE, SIDE, 3) RGB. `rng` draws noise and blotches; a clean drawing needs none."""
     scene, flaws = drawing.scene, drawing.flaws
     cover = coverage(scene.shape, drawing.x, drawing.y, drawing.radius)[..., None]
-    ground, ink = (np.add(PALETTE[name], drawing.shade) / 255 for name in (scene.said["background"], scene.colour))
-    picture = ground * (1 - cover) + ink * cover
-    picture = picture + flaws.burn * 1.2 * (picture - picture.mean(axis=2, keepdims=True) * 0.6 - 0.2)
-    picture = picture + flaws.fade * 0.75 * (0.5 - picture)
+    ground, ink = (
+        np.add(PALETTE[name], drawing.shade) / 255 for name in (scene.attributes["background"], scene.colour)
+    )
+    image = ground * (1 - cover) + ink * cover
+    image = image + flaws.burn * 1.2 * (image - image.mean(axis=2, keepdims=True) * 0.6 - 0.2)
+    image = image + flaws.fade * 0.75 * (0.5 - image)
     if flaws.blotches or flaws.noise:
         rng = rng or np.random.default_rng(0)
         clouds = gaussian_filter(rng.standard_normal((SIDE, SIDE, 3)), (5, 5, 0))
-        picture = picture + flaws.blotches * 0.28 * clouds / clouds.std()
-        picture = picture + flaws.noise * 0.25 * rng.standard_normal((SIDE, SIDE, 3))
+        image = image + flaws.blotches * 0.28 * clouds / clouds.std()
+        image = image + flaws.noise * 0.25 * rng.standard_normal((SIDE, SIDE, 3))
     if flaws.blur:
-        picture = gaussian_filter(picture, (3 * flaws.blur, 3 * flaws.blur, 0))
-    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+        image = gaussian_filter(image, (3 * flaws.blur, 3 * flaws.blur, 0))
+    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
 
 
-def taste_v1(drawing: Drawing) -> float:
-    """The first jury's mark, 1 to 10: cleanliness counts most."""
+def aesthetic_rule_v1(drawing: Drawing) -> float:
+    """Return the first aesthetic rule's score, 1 to 10, in which cleanliness counts most."""
     return 1 + 9 * (0.7 * drawing.flaws.cleanliness + 0.3 * drawing.composition)
 
 
-def taste_v2(drawing: Drawing) -> float:
-    """The second jury's mark, 1 to 10: composition counts most."""
+def aesthetic_rule_v2(drawing: Drawing) -> float:
+    """Return the second aesthetic rule's score, 1 to 10, in which composition counts most."""
     return 1 + 9 * (0.4 * drawing.flaws.cleanliness + 0.6 * drawing.composition)
 
 
-def preference(drawing: Drawing, asked: DrawnScene) -> float:
-    """How much people would prefer this drawing for that caption, 0 to 1: agreement first, then looks."""
-    shown = asked.shown_in(drawing.scene)
+def preference(drawing: Drawing, requested: DrawnScene) -> float:
+    """Return the simulated human preference for a drawing given a caption, 0 to 1: agreement first, then aesthetics."""
+    shown = requested.attributes_shown_in(drawing.scene)
     agreement = sum(shown.values()) / len(shown)
     return 0.5 * agreement + 0.3 * drawing.flaws.cleanliness + 0.2 * drawing.composition
 
 
 def difference(one: Drawing, other: Drawing) -> float:
-    """How unlike two drawings are, 0 for the same to 1: shape, colour, ground, size, place and flaws count alike."""
+    """Return the distance of two drawings, 0 to 1, equally by shape, colour, ground, size, place and flaws."""
 
-    def apart(name: str, another: str) -> float:
+    def colour_distance(name: str, another: str) -> float:
         return min(1.0, math.dist(PALETTE[name], PALETTE[another]) / 255)
 
     flaws = sum(abs(getattr(one.flaws, f.name) - getattr(other.flaws, f.name)) for f in fields(Flaws))
     parts = (
         float(one.scene.shape != other.scene.shape),
-        apart(one.scene.colour, other.scene.colour),
-        apart(one.scene.said["background"], other.scene.said["background"]),
+        colour_distance(one.scene.colour, other.scene.colour),
+        colour_distance(one.scene.attributes["background"], other.scene.attributes["background"]),
         min(1.0, abs(one.radius - other.radius) / (RADII["large"] - RADII["small"])),
         min(1.0, math.dist((one.x, one.y), (other.x, other.y)) / (CENTRES["right"] - CENTRES["left"])),
         min(1.0, flaws),

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from resources.mini.edits import CHANGES, Edit, EditTruth, compose_edit, edit_truth, unseen, write_edit_example
+from resources.mini.edits import CHANGES, Edit, EditTruth, compose_edit, edit_truth, is_held_out, write_edit_example
 from resources.mini.reader import read_drawing
 from resources.mini.world import ATTRIBUTES, SIDE, Drawing, DrawnScene, Flaws, difference, draw_image
 
@@ -39,12 +39,12 @@ def test_an_edit_changes_what_its_prompt_says_and_nothing_else(held_out: bool) -
         source, target = edit.source, edit.target
         changed = {name for name in ATTRIBUTES if getattr(source.scene, name) != getattr(target.scene, name)}
         assert changed == set(CHANGES[edit.kind])
-        assert changed <= edit.asked.said.keys()
-        assert all(edit.asked.shown_in(target.scene).values())
+        assert changed <= edit.requested.attributes.keys()
+        assert all(edit.requested.attributes_shown_in(target.scene).values())
         assert (source.y, source.shade, source.flaws) == (target.y, target.shade, Flaws())
         assert (source.x == target.x) is ("position" not in changed)
         assert (source.radius == target.radius) is ("size" not in changed)
-        assert unseen(source.scene, edit.asked) is held_out
+        assert is_held_out(source.scene, edit.requested) is held_out
 
 
 def test_a_perfect_edit_is_carried_out_and_preserved_and_the_source_is_not_an_edit() -> None:
@@ -70,10 +70,10 @@ def test_a_wrong_colour_or_shape_is_not_carried_out() -> None:
     right = edited("a blue circle", colour="blue")
     assert right.carried_out and right.preserved
     for wrong in ({"colour": "white"}, {"colour": "blue", "shape": "square"}):
-        found = edited("a blue circle", **wrong)
-        assert not found.carried_out
-        assert found.preserved
-        assert found.score < right.score
+        truth = edited("a blue circle", **wrong)
+        assert not truth.carried_out
+        assert truth.preserved
+        assert truth.score < right.score
 
 
 @pytest.mark.parametrize(
@@ -117,17 +117,17 @@ def test_a_prompt_that_the_source_fulfils_asks_to_leave_it_as_it_is() -> None:
 def test_debris_on_the_ground_is_not_preserved() -> None:
     picture = draw_image(replace(SOURCE, scene=replace(SCENE, colour="blue")))
     picture[4:14, 2:62] = 255
-    found = edit_truth(draw_image(SOURCE), "a blue circle", picture)
-    assert found.carried_out
-    assert not found.preserved
+    truth = edit_truth(draw_image(SOURCE), "a blue circle", picture)
+    assert truth.carried_out
+    assert not truth.preserved
 
 
 def test_a_blank_picture_scores_nothing_and_what_cannot_be_judged_is_said() -> None:
     blank: NDArray[np.uint8] = np.full((SIDE, SIDE, 3), 160, dtype=np.uint8)
     assert edit_truth(draw_image(SOURCE), "a blue circle", blank) == EditTruth(False, False, 0.0)
-    with pytest.raises(ValueError, match="shows a shape"):
+    with pytest.raises(ValueError, match="it shows no shape"):
         edit_truth(blank, "a blue circle", draw_image(SOURCE))
-    with pytest.raises(ValueError, match="no caption"):
+    with pytest.raises(ValueError, match="must be a caption"):
         edit_truth(draw_image(SOURCE), "make it night", draw_image(SOURCE))
 
 
@@ -140,8 +140,8 @@ def test_an_example_set_holds_all_that_the_truth_needs(tmp_path: Path) -> None:
         edit = compose_edit(kind, rng, held_out=True)
         assert line.keys() == {"id", "image_path", "prompt"}
         source = np.asarray(Image.open(file.parent / line["image_path"]))
-        found = edit_truth(source, line["prompt"], draw_image(edit.target))
-        assert found.carried_out and found.preserved
+        truth = edit_truth(source, line["prompt"], draw_image(edit.target))
+        assert truth.carried_out and truth.preserved
     assert write_edit_example(tmp_path / "again", 12, seed=3).read_bytes() == file.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Training goes on where it was killed and ends with the same weights."""
+"""A killed training run resumes and ends with the same weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow(seconds=30)
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def single_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A training run of one worker, in this process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -34,16 +34,16 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
-    """A small net after its stage; killed and begun again on the way where asked."""
+def train_small_net(folder: Path, killed_at: int | None = None) -> list[Tensor]:
+    """Return a small net's parameters after its stage, optionally killed and resumed on the way."""
     run = loop.TrainingRun(out=folder, work=folder, seed=7, rank=0, workers=1, scale=1.0)
     folder.mkdir(exist_ok=True)
-    seen: list[int] = []
+    calls: list[int] = []
 
-    def lesson(net: nn.Module, fatal: int | None) -> None:
+    def train_net(net: nn.Module, last_call: int | None) -> None:
         def loss(rng: np.random.Generator) -> Tensor:
-            seen.append(1)
-            if fatal is not None and len(seen) > fatal:
+            calls.append(1)
+            if last_call is not None and len(calls) > last_call:
                 raise KeyboardInterrupt
             x = torch.from_numpy(rng.standard_normal((8, 3), dtype=np.float32))
             return ((net(x).squeeze(-1) - x.sum(1)) ** 2).mean()
@@ -54,19 +54,19 @@ def fitted(folder: Path, killed_at: int | None = None) -> list[Tensor]:
     net = nn.Linear(3, 1)
     if killed_at is not None:
         with pytest.raises(KeyboardInterrupt):
-            lesson(net, killed_at)
+            train_net(net, killed_at)
         torch.manual_seed(1)
         net = nn.Linear(3, 1)
-    lesson(net, None)
+    train_net(net, None)
     return [p.detach().clone() for p in net.parameters()]
 
 
 def test_a_killed_training_ends_with_the_same_weights(
-    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    single_worker: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(loop.STAGES, "toy", loop.Stage(steps=250, batch=8, rate=1e-2))
-    whole = fitted(tmp_path / "whole")
-    resumed = fitted(tmp_path / "killed", killed_at=130)
+    whole = train_small_net(tmp_path / "whole")
+    resumed = train_small_net(tmp_path / "killed", killed_at=130)
     for a, b in zip(whole, resumed, strict=True):
         assert torch.equal(a, b)
 
@@ -75,8 +75,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [*folder.rglob("*.safetensors"), *folder.rglob("*.onnx")]
 
 
-def trained(out: Path, work: Path, *parts: str) -> None:
-    """What `python -m resources.mini.training.train --only PART…` does, in this process."""
+def train_parts(out: Path, work: Path, *parts: str) -> None:
+    """Run `python -m resources.mini.training.train --only PART…` in this process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,14 +89,16 @@ def test_the_face_models_are_trained_one_after_the_other_and_insightface_loads_t
     parts = ("face_detector", "face_recogniser", "face_swapper")
     for part in (*parts, "face_details"):
         monkeypatch.setitem(loop.STAGES, part, loop.Stage(steps=10, batch=6, rate=1e-3))
-    asked: list[FaceSwapper] = []
-    monkeypatch.setattr(train.train_faces.face_accuracy, "swap_summary", lambda swapper, _: asked.append(swapper) or {})
+    measured: list[FaceSwapper] = []
+    monkeypatch.setattr(
+        train.train_faces.face_accuracy, "swap_summary", lambda swapper, _: measured.append(swapper) or {}
+    )
     out, work = tmp_path / "weights", tmp_path / "work"
     out.mkdir()
     work.mkdir()
     (out / "training.json").write_text('{"clip": {"steps": 1}}')
-    trained(out, work, *parts)
-    assert len(asked) == 1, "they are measured once all are there"
+    train_parts(out, work, *parts)
+    assert len(measured) == 1, "they are measured once, after the last one"
     assert set(json.loads((out / "manifest.json").read_text())) == {
         "faces/buffalo_l/det_10g.onnx",
         "faces/buffalo_l/w600k_r50.onnx",
@@ -105,11 +107,13 @@ def test_the_face_models_are_trained_one_after_the_other_and_insightface_loads_t
     recorded = json.loads((out / "training.json").read_text())
     assert recorded.keys() == {"clip", *parts, "face_details", "faces"} and recorded["clip"] == {"steps": 1}
     run = loop.TrainingRun(out, work, seed=7, rank=0, workers=1, scale=1.0)
-    seen = torch.rand(2, 3, 112, 112) * 2 - 1
-    crops = np.ascontiguousarray(((seen + 1) * 127.5).permute(0, 2, 3, 1).numpy()[..., ::-1])
-    theirs = asked[0].finder.recogniser.get_feat([*crops])
-    ours = train.train_faces.trained_recogniser(run)(seen).numpy()
-    assert np.allclose(theirs, ours, atol=1e-3 * abs(ours).max()), "what learns from a shipped model sees as it does"
+    faces = torch.rand(2, 3, 112, 112) * 2 - 1
+    crops = np.ascontiguousarray(((faces + 1) * 127.5).permute(0, 2, 3, 1).numpy()[..., ::-1])
+    theirs = measured[0].finder.recogniser.get_feat([*crops])
+    ours = train.train_faces.load_trained_recogniser(run)(faces).numpy()
+    assert np.allclose(theirs, ours, atol=1e-3 * abs(ours).max()), (
+        "the recogniser read back from its ONNX file computes the same"
+    )
 
 
 def test_one_part_is_trained_and_the_others_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,31 +124,31 @@ def test_one_part_is_trained_and_the_others_stay_as_they_are(tmp_path: Path, mon
     monkeypatch.setitem(loop.STAGES, "perceptual", loop.Stage(steps=10, batch=8, rate=1e-3))
     monkeypatch.setattr(train, "PAIRS", 50)
     monkeypatch.setattr(train.accuracy, "lpips_correlation", lambda lpips: {"side": lpips.side})
-    trained(out, work, "perceptual")
+    train_parts(out, work, "perceptual")
     assert all(path.read_bytes() == content for path, content in before.items())
     manifest = json.loads((out / "manifest.json").read_text())
     assert {out / name for name in manifest} == {*before, *(out / "lpips").glob("*.safetensors")}
     assert json.loads((out / "training.json").read_text())["lpips_rank_correlation"] == {"side": 64}
 
 
-def test_an_editor_begins_as_the_unet_that_it_is_made_from() -> None:
+def test_an_untrained_editor_equals_its_unet() -> None:
     torch.manual_seed(0)
-    painter = architecture.make_unet().eval()
-    editor = architecture.widen_for_editing(painter).eval()
+    generator = architecture.make_unet().eval()
+    editor = architecture.widen_for_editing(generator).eval()
     noise, source, text = torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16), torch.randn(1, 8, 128)
     added = {"text_embeds": torch.randn(1, 128), "time_ids": torch.zeros(1, 6)}
     with torch.no_grad():
-        painted = painter(noise, 500, text, added_cond_kwargs=added).sample
+        generated = generator(noise, 500, text, added_cond_kwargs=added).sample
         edited = editor(torch.cat([noise, source], dim=1), 500, text, added_cond_kwargs=added).sample
-    assert torch.allclose(painted, edited, atol=1e-5)
+    assert torch.allclose(generated, edited, atol=1e-5)
 
 
-def test_the_tokenizer_knows_every_caption_and_survives_any_text(tmp_path: Path) -> None:
-    words = architecture.train_tokenizer()
-    words.save_pretrained(tmp_path)
-    again = type(words).from_pretrained(tmp_path)
-    end = again.eos_token_id
+def test_the_tokenizer_encodes_every_caption_and_any_text(tmp_path: Path) -> None:
+    tokenizer = architecture.train_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = type(tokenizer).from_pretrained(tmp_path)
+    end = reloaded.eos_token_id
     for text in ("zebra übel 漢字 🙂", "", "x" * 500):
-        ids = again([text], truncation=True).input_ids[0]
+        ids = reloaded([text], truncation=True).input_ids[0]
         assert ids[-1] == end and ids.count(end) == 1 and len(ids) <= architecture.PROMPT_TOKENS
-    assert max(len(ids) for ids in again([w.caption for w in CAPTIONED_SCENES]).input_ids) <= 16
+    assert max(len(ids) for ids in reloaded([w.caption for w in CAPTIONED_SCENES]).input_ids) <= 16

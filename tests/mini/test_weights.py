@@ -1,4 +1,4 @@
-"""The shipped weights do what is claimed of them; `benchmarks.mini_quality` says it with more pictures."""
+"""The shipped weights reach their claimed quality; `benchmarks.mini_quality` measures it on more images."""
 
 from __future__ import annotations
 
@@ -46,27 +46,29 @@ def test_the_weights_are_small_and_as_recorded() -> None:
     assert sizes[""] <= 16 * 2**20
 
 
-def test_clip_tells_each_attribute_of_held_out_drawings(clip: Any) -> None:
+def test_clip_recognises_each_attribute_of_held_out_drawings(clip: Any) -> None:
     for name, share in accuracy.clip_accuracy(clip, count=200).items():
         assert share >= 0.90, f"{name}: {share}"
 
 
-def test_the_aesthetic_heads_rank_as_their_juries_do(clip: Any) -> None:
+def test_the_aesthetic_heads_rank_as_their_rules_do(clip: Any) -> None:
     v1, v2 = (registry.find_scorer(name, SETTINGS).load() for name in ("aesthetic_v1", "aesthetic_v2"))
     for name, correlation in accuracy.aesthetic_correlation(clip, v1, v2, count=600).items():
         assert correlation >= 0.70, f"{name}: {correlation}"
 
 
-def test_hps_ranks_pictures_for_a_prompt_as_people_would() -> None:
+def test_hps_ranks_images_of_a_prompt_as_the_preference_does() -> None:
     hps = registry.find_scorer("hps", SETTINGS).load()
     assert accuracy.hps_correlation(hps, prompts=30)["within_prompt"] >= 0.70
 
 
-def test_pictures_show_what_was_asked_and_guidance_matters(engine: Any) -> None:
-    scenes = accuracy.asked_scenes(64)
-    guided = accuracy.accuracy(scenes, accuracy.readings(engine, scenes, 20, 3.0, first_seed=0))
-    unguided = accuracy.accuracy(scenes, accuracy.readings(engine, scenes, 20, 1.0, first_seed=0))
-    # 64 pictures leave a standard error of .04: the bars stand that much below the benchmark's.
+def test_images_show_the_prompt_and_guidance_helps(engine: Any) -> None:
+    scenes = accuracy.held_out_scenes(64)
+    guided = accuracy.attribute_agreement(scenes, accuracy.read_generated_images(engine, scenes, 20, 3.0, first_seed=0))
+    unguided = accuracy.attribute_agreement(
+        scenes, accuracy.read_generated_images(engine, scenes, 20, 1.0, first_seed=0)
+    )
+    # 64 images leave a standard error of .04: the thresholds are that much below the benchmark's.
     assert guided["background"].mean() >= 0.91
     assert guided["colour"].mean() >= 0.80
     assert guided["shape"].mean() >= 0.52
@@ -75,29 +77,29 @@ def test_pictures_show_what_was_asked_and_guidance_matters(engine: Any) -> None:
 
 def test_single_edits_carry_out_the_prompt_and_keep_the_rest() -> None:
     editor, entry = registry.find_editor("mini_instruct", SETTINGS).load(), registry.MODELS["mini_instruct"]
-    found = accuracy.edit_accuracy(editor, accuracy.asked_edits(36), entry.steps, entry.guidance)
-    # 36 edits leave a standard error of .07: the bars stand that much below the benchmark's.
-    assert found["carried_out"] >= 0.53
-    assert found["preserved"] >= 0.73
+    shares = accuracy.edit_accuracy(editor, accuracy.held_out_edits(36), entry.steps, entry.guidance)
+    # 36 edits leave a standard error of .07: the thresholds are that much below the benchmark's.
+    assert shares["carried_out"] >= 0.53
+    assert shares["preserved"] >= 0.73
 
 
 def test_lpips_ranks_pictures_by_how_much_changed() -> None:
     lpips = registry.find_scorer("lpips", SETTINGS).load()
     for kind, correlation in accuracy.lpips_correlation(lpips, count=240).items():
         assert correlation >= 0.70, f"{kind}: {correlation}"
-    pictures = [lpips.prepare(picture) for picture in accuracy.held_out_drawings(8, spoiled=True)[1]]
-    assert np.array_equal(lpips.distances(pictures, pictures), np.zeros(8))
-    assert np.allclose(lpips.distances(pictures[:4], pictures[4:]), lpips.distances(pictures[4:], pictures[:4]))
+    images = [lpips.prepare(image) for image in accuracy.held_out_drawings(8, flawed=True)[1]]
+    assert np.array_equal(lpips.distances(images, images), np.zeros(8))
+    assert np.allclose(lpips.distances(images[:4], images[4:]), lpips.distances(images[4:], images[:4]))
 
 
-def test_the_same_request_makes_the_same_picture_whatever_it_is_made_with(engine: Any) -> None:
+def test_an_image_depends_only_on_its_own_request(engine: Any) -> None:
     from resources.engines import ImageRequest
 
     requests = [
         ImageRequest(scene.caption, None, 4, guidance, seed, 64, 64)
-        for scene, guidance, seed in zip(accuracy.asked_scenes(3), (7.5, 1.0, 3.0), (1, 2, 3), strict=True)
+        for scene, guidance, seed in zip(accuracy.held_out_scenes(3), (7.5, 1.0, 3.0), (1, 2, 3), strict=True)
     ]
     together = engine.generate(requests)
-    for request, picture in zip(requests, together, strict=True):
+    for request, image in zip(requests, together, strict=True):
         alone = np.asarray(engine.generate([request])[0], dtype=int)
-        assert abs(alone - np.asarray(picture, dtype=int)).max() <= 2
+        assert abs(alone - np.asarray(image, dtype=int)).max() <= 2

@@ -1,4 +1,4 @@
-"""The mini models' sizes: the very classes of production, small. Nothing here is trained yet."""
+"""The architectures of the mini models, untrained: production's own classes with small sizes."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ LATENT_CHANNELS = 4
 
 
 def train_tokenizer() -> CLIPTokenizer:
-    """A byte-pair tokenizer in CLIP's form, learnt from the captions: no text is out of its vocabulary."""
+    """Return a byte-pair tokenizer in CLIP's form, trained on the captions; it can encode any text."""
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     learner.decoder = decoders.ByteLevel()
     learner.train_from_iterator(
-        [wish.caption for wish in CAPTIONED_SCENES],
+        [scene.caption for scene in CAPTIONED_SCENES],
         trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False),
     )
     merges: Any = [tuple(pair) for pair in _merges(learner)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges]
-    words = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [*dict.fromkeys(pieces), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
-        vocab={word: index for index, word in enumerate(words)},
+        vocab={token: index for index, token in enumerate(tokens)},
         merges=merges,
         model_max_length=PROMPT_TOKENS,
     )
@@ -49,8 +49,8 @@ def _merges(learner: Tokenizer) -> list[list[str]]:
     return json.loads(learner.to_str())["model"]["merges"]
 
 
-def make_clip(words: CLIPTokenizer) -> CLIPModel:
-    """CLIP with 8-pixel patches: 4 vision and 3 text layers of width 128."""
+def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Return a CLIP with 8-pixel patches, 4 vision and 3 text layers of width 128."""
     tower = {
         "hidden_size": TEXT_WIDTH,
         "intermediate_size": 4 * TEXT_WIDTH,
@@ -58,19 +58,19 @@ def make_clip(words: CLIPTokenizer) -> CLIPModel:
         "projection_dim": EMBEDDING,
     }
     text = tower | {
-        "vocab_size": len(words),
+        "vocab_size": len(tokenizer),
         "num_hidden_layers": 3,
         "max_position_embeddings": PROMPT_TOKENS,
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-        "pad_token_id": words.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
     vision = tower | {"num_hidden_layers": 4, "image_size": SIDE, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING))
 
 
 def make_vae() -> AutoencoderKL:
-    """64×64 pictures to 16×16×4 latents; no attention in the middle, so that it trains on crops."""
+    """Return a VAE from 64×64 images to 16×16×4 latents, without attention, so that it can train on crops."""
     return AutoencoderKL(
         block_out_channels=(16, 24, 48),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -85,7 +85,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet(in_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
-    """SDXL's UNet: text reaches every level on the way down, so that shapes are told apart where they are drawn."""
+    """Return SDXL's UNet with cross-attention at every level of the encoder, so that it can distinguish shapes."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIDE,
         in_channels=in_channels,
@@ -104,17 +104,17 @@ def make_unet(in_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
     )
 
 
-def widen_for_editing(painter: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The same UNet with four more channels, for the source's latents, to which it does not listen yet."""
+def widen_for_editing(generator: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Return the UNet with four more input channels, for the source's latents, with zero weights."""
     model = make_unet(2 * LATENT_CHANNELS)
-    weights = painter.state_dict()
+    weights = generator.state_dict()
     known = weights["conv_in.weight"]
     model.load_state_dict(weights | {"conv_in.weight": torch.cat([known, torch.zeros_like(known)], dim=1)})
     return model
 
 
 def make_scheduler() -> EulerDiscreteScheduler:
-    """SDXL's own, but for the v-prediction: Euler steps, leading spacing."""
+    """Return SDXL's scheduler (Euler steps, leading spacing) with v-prediction."""
     return EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -126,7 +126,7 @@ def make_scheduler() -> EulerDiscreteScheduler:
 
 
 class PerceptualLesson(nn.Module):
-    """A small VGG for LPIPS, and the classifiers that teach it what there is to see; only the trunk is kept."""
+    """A small VGG for LPIPS with the classifiers that train it; only the trunk is saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,16 +136,16 @@ class PerceptualLesson(nn.Module):
         self.attributes = nn.ModuleDict({name: nn.Linear(cells, len(values)) for name, values in ATTRIBUTES.items()})
         self.flaws = nn.Linear(cells, len(fields(Flaws)))
 
-    def forward(self, pictures: Tensor) -> list[Tensor]:
-        """(n, 3, 64, 64) in −1 to 1 to the trunk's features, as `Distance` takes them."""
-        return self.trunk(self.scale(pictures))
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the trunk's features of (n, 3, 64, 64) images in −1 to 1, as `LpipsDistance` computes them."""
+        return self.trunk(self.scale(images))
 
 
 class AttributeHeads(nn.Module):
-    """Classifiers that teach CLIP's embeddings what can be asked of them; thrown away after training."""
+    """Classifiers that train CLIP's embeddings to contain the attributes; discarded after training."""
 
     def __init__(self) -> None:
         super().__init__()
         self.attributes = nn.ModuleDict({name: nn.Linear(EMBEDDING, len(v)) for name, v in ATTRIBUTES.items()})
         self.looks = nn.Linear(EMBEDDING, 2)
-        """Cleanliness and composition, which an aesthetic head will later want to find."""
+        """Cleanliness and composition, which the aesthetic heads read."""

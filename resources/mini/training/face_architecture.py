@@ -1,4 +1,4 @@
-"""The small face models: insightface's own inputs and outputs, so that its own classes load them. Untrained here."""
+"""The architectures of the small face models, untrained, with insightface's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STRIDES = (8, 16, 32)
 ANCHORS = 2
 EMBEDDING = 512
 CROP, SWAP_CROP = 112, 128
-"""Pixels along each side of what the recogniser and the swapper see."""
+"""Pixels along each side of the recogniser's and the swapper's input."""
 
 
 def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -26,14 +26,14 @@ class _Residual(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(*(_convolution(width, width) for _ in range(depth)))
 
-    def forward(self, seen: Tensor) -> Tensor:
-        return seen + self.layers(seen)
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.layers(features)
 
 
 class FaceDetectorNet(nn.Module):
-    """SCRFD (Guo et al. 2021), small: a pyramid of three levels, two anchors a cell.
+    """SCRFD (Guo et al. 2021), small: a pyramid of three levels, two anchors per cell.
 
-    (n, 3, h, w) in −1 to 1, h and w multiples of 32, to nine tensors: for strides 8, 16, 32 scores
+    Maps (n, 3, h, w) in −1 to 1, h and w multiples of 32, to nine tensors: for strides 8, 16, 32 scores
     (n, cells · 2, 1), then distances to a box's sides (…, 4), then five key points (…, 10), in strides.
     """
 
@@ -51,19 +51,18 @@ class FaceDetectorNet(nn.Module):
             bias = head.bias
             assert isinstance(bias, nn.Parameter)
             with torch.no_grad():
-                # At first nothing is a face, as nearly nothing is.
+                # Initially no anchor is a face, as nearly none is.
                 bias[:ANCHORS] = -4.0
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        fine = self.stem(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        fine = self.stem(images)
         middle = self.middle(fine)
-        levels = [side(seen) for side, seen in zip(self.lateral, (fine, middle, self.top(middle)), strict=True)]
+        levels = [side(features) for side, features in zip(self.lateral, (fine, middle, self.top(middle)), strict=True)]
         for place in (1, 0):
             levels[place] = levels[place] + F.interpolate(levels[place + 1], scale_factor=2.0, mode="nearest")
         scores, boxes, points = [], [], []
         for level, smooth, head in zip(levels, self.smooth, self.heads, strict=True):
-            found = head(smooth(level))
-            parts = found.split((ANCHORS, ANCHORS * 4, ANCHORS * 10), dim=1)
+            parts = head(smooth(level)).split((ANCHORS, ANCHORS * 4, ANCHORS * 10), dim=1)
             score, box, point = (part.permute(0, 2, 3, 1).flatten(1) for part in parts)
             scores.append(score.unflatten(1, (-1, 1)).sigmoid())
             boxes.append(2 * F.softplus(box.unflatten(1, (-1, 4))))
@@ -71,19 +70,19 @@ class FaceDetectorNet(nn.Module):
         return (*scores, *boxes, *points)
 
 
-class OneByOne(nn.Module):
-    """The detector as `det_10g.onnx` is called: one picture, and no dimension for it in what comes out."""
+class SingleImageDetector(nn.Module):
+    """The detector with the interface of `det_10g.onnx`: one image, and outputs without a batch dimension."""
 
     def __init__(self, model: FaceDetectorNet) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
-        return tuple(found[0] for found in self.model(picture))
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(output[0] for output in self.model(image))
 
 
 class FaceRecognizerNet(nn.Module):
-    """ArcFace's face: (n, 3, 112, 112) in −1 to 1 to (n, 512), of which the direction counts."""
+    """ArcFace's interface: (n, 3, 112, 112) in −1 to 1 to (n, 512), of which only the direction matters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +97,7 @@ class FaceRecognizerNet(nn.Module):
             nn.Conv2d(80, 128, 1, bias=False),
             nn.BatchNorm2d(128),
             nn.ReLU(),
-            # Each channel looks at the whole face, as in MobileFaceNets (Chen et al. 2018).
+            # Each channel covers the whole face, as in MobileFaceNets (Chen et al. 2018).
             nn.Conv2d(128, 128, 7, groups=128, bias=False),
             nn.BatchNorm2d(128),
             nn.Flatten(),
@@ -110,27 +109,27 @@ class FaceRecognizerNet(nn.Module):
 
 
 class _Styled(nn.Module):
-    """Two convolutions, whose channels are scaled and moved as the source's face wants; `even` first makes them so.
+    """Two convolutions, whose channels are scaled and shifted by the source's face.
 
-    With it, this is AdaIN (Huang and Belongie 2017).
+    With `even`, channels are normalised first: AdaIN (Huang and Belongie 2017).
     """
 
-    def __init__(self, inputs: int, width: int, told: int, even: bool = True) -> None:
+    def __init__(self, inputs: int, width: int, style_vector: int, even: bool = True) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(inputs, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
         self.norms = nn.ModuleList(nn.InstanceNorm2d(width) if even else nn.Identity() for _ in range(2))
-        self.style = nn.Linear(told, 4 * width)
+        self.style = nn.Linear(style_vector, 4 * width)
         self.same = inputs == width
 
-    def forward(self, seen: Tensor, told: Tensor) -> Tensor:
-        scale, move, scale_too, move_too = self.style(told)[:, :, None, None].chunk(4, dim=1)
-        painted = F.leaky_relu(self.norms[0](self.first(seen)) * (1 + scale) + move, 0.1)
+    def forward(self, features: Tensor, style_vector: Tensor) -> Tensor:
+        scale, move, scale_too, move_too = self.style(style_vector)[:, :, None, None].chunk(4, dim=1)
+        painted = F.leaky_relu(self.norms[0](self.first(features)) * (1 + scale) + move, 0.1)
         painted = self.norms[1](self.second(painted)) * (1 + scale_too) + move_too
-        return F.leaky_relu(seen + painted if self.same else painted, 0.1)
+        return F.leaky_relu(features + painted if self.same else painted, 0.1)
 
 
 class _Place(nn.Module):
-    """Tells every pixel its row and its column, in as many words as there are channels; nothing to begin with."""
+    """Adds a learnt embedding of row and column to each pixel, zero at first."""
 
     def __init__(self, width: int, side: int) -> None:
         super().__init__()
@@ -139,15 +138,15 @@ class _Place(nn.Module):
             nn.Parameter(torch.zeros(1, width, 1, side)),
         )
 
-    def forward(self, seen: Tensor) -> Tensor:
-        return seen + self.row + self.column
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.row + self.column
 
 
 class FaceSwapperNet(nn.Module):
-    """inswapper's face: (n, 3, 128, 128) in 0 to 1 and a mapped embedding (n, 512) to the picture, swapped.
+    """inswapper's interface: (n, 3, 128, 128) in 0 to 1 and a mapped embedding (n, 512) to the swapped image.
 
-    A coarse face is painted as the embedding says in the pose that the picture shows, then refined; where the net
-    does not mean to paint, the picture stays.
+    A coarse face is generated from the embedding in the image's pose, then refined; where the predicted opacity is
+    0, the image stays.
     """
 
     def __init__(self) -> None:
@@ -155,27 +154,27 @@ class FaceSwapperNet(nn.Module):
         self.first = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 16, 3, padding=1), nn.LeakyReLU(0.1))
         self.second = nn.Sequential(nn.Conv2d(16, 32, 3, 2, padding=1), nn.LeakyReLU(0.1))
         self.third = nn.Sequential(nn.Conv2d(32, 64, 3, 2, padding=1), nn.LeakyReLU(0.1))
-        told = 56
-        self.tell = nn.Sequential(nn.Linear(EMBEDDING, told), nn.LeakyReLU(0.1))
-        # Where eyes and mouth lie in a crop is always much the same; the finer the level, the more it needs to know.
+        style_vector = 56
+        self.tell = nn.Sequential(nn.Linear(EMBEDDING, style_vector), nn.LeakyReLU(0.1))
+        # Eyes and mouth have nearly constant positions in a crop; finer levels need them more exactly.
         self.place = nn.Parameter(torch.zeros(1, 64, SWAP_CROP // 8, SWAP_CROP // 8))
         self.finer_place, self.finest_place = _Place(32, SWAP_CROP // 4), _Place(16, SWAP_CROP // 2)
-        self.coarse = nn.ModuleList(_Styled(64, 64, told) for _ in range(2))
-        self.narrow, self.middle = nn.Conv2d(64, 32, 1), _Styled(64, 32, told)
-        self.narrower, self.fine = nn.Conv2d(32, 16, 1), _Styled(32, 32, told, even=False)
+        self.coarse = nn.ModuleList(_Styled(64, 64, style_vector) for _ in range(2))
+        self.narrow, self.middle = nn.Conv2d(64, 32, 1), _Styled(64, 32, style_vector)
+        self.narrower, self.fine = nn.Conv2d(32, 16, 1), _Styled(32, 32, style_vector, even=False)
         self.paint = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.PixelShuffle(2))
 
     def forward(self, target: Tensor, source: Tensor) -> Tensor:
-        # The embedding has length 1; its numbers should be about 1.
-        told = self.tell(source * math.sqrt(EMBEDDING))
+        # The embedding has norm 1; its components should be about 1.
+        style_vector = self.tell(source * math.sqrt(EMBEDDING))
         first = self.first(target * 2 - 1)
         second = self.second(first)
-        seen = self.third(second) + self.place
+        features = self.third(second) + self.place
         for block in self.coarse:
-            seen = block(seen, told)
-        seen = self.finer_place(F.interpolate(self.narrow(seen), scale_factor=2.0, mode="nearest"))
-        seen = self.middle(torch.cat([seen, second], dim=1), told)
-        seen = self.finest_place(F.interpolate(self.narrower(seen), scale_factor=2.0, mode="nearest"))
-        colour, cover = self.paint(self.fine(torch.cat([seen, first], dim=1), told)).split((3, 1), dim=1)
+            features = block(features, style_vector)
+        features = self.finer_place(F.interpolate(self.narrow(features), scale_factor=2.0, mode="nearest"))
+        features = self.middle(torch.cat([features, second], dim=1), style_vector)
+        features = self.finest_place(F.interpolate(self.narrower(features), scale_factor=2.0, mode="nearest"))
+        colour, cover = self.paint(self.fine(torch.cat([features, first], dim=1), style_vector)).split((3, 1), dim=1)
         cover = cover.sigmoid()
         return colour.sigmoid() * cover + target * (1 - cover)

@@ -1,4 +1,4 @@
-"""What every part of the training shares: its stages, who trains, and steps that a kill does not lose."""
+"""The training loop: stages, workers, and checkpoints from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Stage:
-    """How long a part trains: optimiser steps, pictures a worker and step, peak learning rate."""
+    """Length of a stage: optimiser steps, images per worker and step, peak learning rate."""
 
     steps: int
     batch: int
@@ -47,7 +47,7 @@ STAGES = {
 
 @dataclass
 class TrainingRun:
-    """One worker of a training run: where it writes, and who it is."""
+    """One worker of a training run: its folders, seed and rank."""
 
     out: Path
     work: Path
@@ -64,7 +64,7 @@ class TrainingRun:
         return self.rank == 0
 
     def record(self, name: str, values: dict[str, Any]) -> None:
-        """Keep a stage's figures in training.json beside the weights."""
+        """Record a stage's results in training.json in the weights' folder."""
         path = self.out / "training.json"
         log = json.loads(path.read_text()) if path.exists() else {}
         log[name] = values
@@ -143,13 +143,13 @@ def _share_gradients(params: list[nn.Parameter], workers: int) -> None:
     flat = torch.cat([p.grad.flatten() for p in params if p.grad is not None])
     dist.all_reduce(flat)
     flat /= workers
-    at = 0
+    offset = 0
     for p in params:
         if p.grad is not None:
-            p.grad.copy_(flat[at : at + p.numel()].view_as(p))
-            at += p.numel()
+            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
+            offset += p.numel()
 
 
-def pixel_tensor(pictures: list[np.ndarray]) -> Tensor:
-    """uint8 (h, w, 3) pictures to float32 (n, 3, h, w) in −1 to 1."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+def pixel_tensor(images: list[np.ndarray]) -> Tensor:
+    """Return uint8 (h, w, 3) images as float32 (n, 3, h, w) in −1 to 1."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)

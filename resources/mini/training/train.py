@@ -1,11 +1,10 @@
-"""Trains every mini weight from a seed: `python -m resources.mini.training.train`.
+"""Trains all mini weights from a seed: `python -m resources.mini.training.train`.
 
-Stages follow each other because each needs the last one's weights: the tokenizer, CLIP (it must
-know shapes, or no text can ask for one), the aesthetic heads on it, the VAE, the UNet on that VAE's
-latents and that CLIP's text, the preference model tuned from CLIP, and the editor from the UNet; LPIPS
-stands by itself, and so do the faces (`train_faces`). Each reads from disk what it builds on, so that
-`--only` trains some and leaves the others as they are. Every random number comes from (seed, stage, worker,
-step), so a run that was killed goes on where its last checkpoint stood and ends with the same weights.
+Stages run in order because each needs earlier weights: the tokenizer, CLIP, the aesthetic heads on it, the VAE, the
+UNet on that VAE's latents and that CLIP's text, the preference model tuned from CLIP, and the editor from the UNet;
+LPIPS and the faces (`train_faces`) are independent. Each stage reads its inputs from disk, so that `--only` trains
+some and leaves the others unchanged. Every random number comes from (seed, stage, worker, step), so a killed run
+resumes from its last checkpoint and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -56,12 +55,12 @@ from resources.mini.world import (
     Drawing,
     DrawnScene,
     add_flaws,
+    aesthetic_rule_v1,
+    aesthetic_rule_v2,
     difference,
     draw_image,
     preference,
     sketch_drawing,
-    taste_v1,
-    taste_v2,
 )
 from resources.models.registry import MODELS
 from resources.scorers.aesthetic import AestheticHead, normalize_embedding
@@ -70,100 +69,106 @@ from resources.scorers.clip import ClipEncoder
 from resources.scorers.perceptual import LpipsScorer
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-DRAWINGS_A_CAPTION = 24
-"""Latents kept for each caption while the UNet trains."""
+DRAWINGS_PER_CAPTION = 24
+"""Latents per caption that the UNet trains on."""
 EDITS = 9000
-"""Edits a worker keeps the latents of while the editor trains."""
+"""Edits per worker that the editor trains on."""
 PAIRS = 3000
-"""Pairs of drawings that LPIPS' channels are weighed by."""
+"""Pairs of drawings that LPIPS' channel weights are fitted to."""
 
 
-def sample_drawings(rng: Generator, count: int, spoiled: float) -> tuple[list[Drawing], Tensor]:
-    """Drawings of random scenes, a share of them spoiled, and their pixels."""
+def sample_drawings(rng: Generator, count: int, flawed: float) -> tuple[list[Drawing], Tensor]:
+    """Return drawings of random scenes, a share of them flawed, and their pixels."""
     drawings = [sketch_drawing(SCENES[i], rng) for i in rng.integers(len(SCENES), size=count)]
-    drawings = [add_flaws(d, rng) if rng.random() < spoiled else d for d in drawings]
+    drawings = [add_flaws(d, rng) if rng.random() < flawed else d for d in drawings]
     return drawings, pixel_tensor([draw_image(d, rng) for d in drawings])
 
 
 class ClipLesson(nn.Module):
-    """CLIP with the classifiers that help it see; only CLIP is kept."""
+    """CLIP with auxiliary classifiers; only CLIP is saved."""
 
-    def __init__(self, model: CLIPModel, words: CLIPTokenizer) -> None:
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.model, self.heads = model, architecture.AttributeHeads()
-        self.words = words
+        self.tokenizer = tokenizer
 
     def loss(self, rng: Generator) -> Tensor:
-        drawings, pictures = sample_drawings(rng, STAGES["clip"].batch, spoiled=0.5)
-        asked = caption_scenes(rng, drawings)
-        texts = self.words([wish.caption for wish in asked], padding=True, return_tensors="pt")
-        seen = normalize_embedding(self.model.get_image_features(pictures).pooler_output)
-        said = normalize_embedding(self.model.get_text_features(**texts).pooler_output)
-        likeness = seen @ said.T * self.model.logit_scale.exp().clamp(max=60)
-        fits = fulfilment(drawings, asked)
-        total = (F.cross_entropy(likeness, shares(fits)) + F.cross_entropy(likeness.T, shares(fits.T))) / 2
+        drawings, images = sample_drawings(rng, STAGES["clip"].batch, flawed=0.5)
+        captions = caption_scenes(rng, drawings)
+        texts = self.tokenizer([scene.caption for scene in captions], padding=True, return_tensors="pt")
+        image_vectors = normalize_embedding(self.model.get_image_features(images).pooler_output)
+        text_vectors = normalize_embedding(self.model.get_text_features(**texts).pooler_output)
+        similarity = image_vectors @ text_vectors.T * self.model.logit_scale.exp().clamp(max=60)
+        fits = caption_matches(drawings, captions)
+        total = (F.cross_entropy(similarity, shares(fits)) + F.cross_entropy(similarity.T, shares(fits.T))) / 2
         for name, values in ATTRIBUTES.items():
-            for embedding, scenes in ((seen, [d.scene for d in drawings]), (said, asked)):
-                # What a caption leaves open teaches nothing.
-                truth = torch.tensor([values.index(s.said[name]) if name in s.said else -100 for s in scenes])
+            for embedding, scenes in ((image_vectors, [d.scene for d in drawings]), (text_vectors, captions)):
+                # Unspecified attributes have no target.
+                truth = torch.tensor(
+                    [values.index(s.attributes[name]) if name in s.attributes else -100 for s in scenes]
+                )
                 total = total + 0.2 * F.cross_entropy(10 * self.heads.attributes[name](embedding), truth)
-        return total + 2 * self._looks(seen, drawings)
+        return total + 2 * self._looks_loss(image_vectors, drawings)
 
-    def see_only(self) -> None:
-        """Hold the text side still: what is learnt from here on is learnt by the eye."""
+    def freeze_text(self) -> None:
+        """Freeze the text encoder, so that only the vision encoder trains further."""
         for part in (self.model.text_model, self.model.text_projection):
             part.requires_grad_(False)
         self.model.logit_scale.requires_grad_(False)
 
     def looks_loss(self, rng: Generator) -> Tensor:
-        """Cleanliness and composition, which the captions do not mention, without forgetting the captions."""
-        drawings, pictures = sample_drawings(rng, STAGES["looks"].batch, spoiled=0.7)
-        seen = normalize_embedding(self.model.get_image_features(pictures).pooler_output)
-        asked = caption_scenes(rng, drawings)
-        texts = self.words([wish.caption for wish in asked], padding=True, return_tensors="pt")
+        """Return the loss of cleanliness and composition, which captions do not contain, and of the captions."""
+        drawings, images = sample_drawings(rng, STAGES["looks"].batch, flawed=0.7)
+        image_vectors = normalize_embedding(self.model.get_image_features(images).pooler_output)
+        captions = caption_scenes(rng, drawings)
+        texts = self.tokenizer([scene.caption for scene in captions], padding=True, return_tensors="pt")
         with torch.no_grad():
-            said = normalize_embedding(self.model.get_text_features(**texts).pooler_output)
-        likeness = seen @ said.T * self.model.logit_scale.exp().clamp(max=60)
-        return F.cross_entropy(likeness, shares(fulfilment(drawings, asked))) + 30 * self._looks(seen, drawings)
+            text_vectors = normalize_embedding(self.model.get_text_features(**texts).pooler_output)
+        similarity = image_vectors @ text_vectors.T * self.model.logit_scale.exp().clamp(max=60)
+        return F.cross_entropy(similarity, shares(caption_matches(drawings, captions))) + 30 * self._looks_loss(
+            image_vectors, drawings
+        )
 
-    def _looks(self, seen: Tensor, drawings: list[Drawing]) -> Tensor:
+    def _looks_loss(self, image_vectors: Tensor, drawings: list[Drawing]) -> Tensor:
         truth = torch.tensor([[d.flaws.cleanliness, d.composition] for d in drawings])
-        return F.mse_loss(self.heads.looks(seen) * 3, truth)
+        return F.mse_loss(self.heads.looks(image_vectors) * 3, truth)
 
 
 def caption_scenes(rng: Generator, drawings: list[Drawing]) -> list[DrawnScene]:
-    """A caption for each drawing: half in full, the others briefer."""
-    briefness = rng.choice(3, size=len(drawings), p=(0.5, 0.3, 0.2))
-    return [d.scene.briefer()[b] for d, b in zip(drawings, briefness, strict=True)]
+    """Return a caption scene for each drawing: half in full, the others less detailed."""
+    detail_level = rng.choice(3, size=len(drawings), p=(0.5, 0.3, 0.2))
+    return [d.scene.with_less_detail()[b] for d, b in zip(drawings, detail_level, strict=True)]
 
 
-def fulfilment(drawings: list[Drawing], asked: list[DrawnScene]) -> Tensor:
-    """(drawings, captions): 1 where the drawing shows all that the caption says."""
-    return torch.tensor([[float(all(wish.shown_in(d.scene).values())) for wish in asked] for d in drawings])
+def caption_matches(drawings: list[Drawing], captions: list[DrawnScene]) -> Tensor:
+    """Return (drawings, captions): 1 where the drawing shows every attribute of the caption."""
+    return torch.tensor(
+        [[float(all(scene.attributes_shown_in(d.scene).values())) for scene in captions] for d in drawings]
+    )
 
 
 def shares(fits: Tensor) -> Tensor:
-    """Each row as a distribution."""
+    """Return the matrix with each row normalised to sum 1."""
     return fits / fits.sum(1, keepdim=True)
 
 
 def train_clip(run: TrainingRun) -> None:
-    words = architecture.train_tokenizer()
-    model = architecture.make_clip(words)
-    _place_patches(model)
-    lesson = ClipLesson(model, words)
-    train_model(run, "clip", lesson, lesson.loss)
+    tokenizer = architecture.train_tokenizer()
+    model = architecture.make_clip(tokenizer)
+    _initialise_positions(model)
+    trainee = ClipLesson(model, tokenizer)
+    train_model(run, "clip", trainee, trainee.loss)
     torch.manual_seed(run.seed)
-    lesson.see_only()
-    train_model(run, "looks", lesson, lesson.looks_loss)
+    trainee.freeze_text()
+    train_model(run, "looks", trainee, trainee.looks_loss)
     if run.leads:
-        _save_clip(run.out / "clip", model, words)
+        _save_clip(run.out / "clip", model, tokenizer)
         run.record("clip_accuracy", accuracy.clip_accuracy(ClipEncoder(run.out / "clip")))
     dist.barrier()
 
 
-def _place_patches(model: CLIPModel) -> None:
-    """Start the vision positions from sines and cosines of row and column: left and right are learnt sooner."""
+def _initialise_positions(model: CLIPModel) -> None:
+    """Initialise vision positions with sines and cosines of row and column, which speeds up training."""
     table = model.vision_model.embeddings.position_embedding.weight
     side, width = int((len(table) - 1) ** 0.5), table.shape[1]
     place = torch.arange(side).float()
@@ -175,27 +180,27 @@ def _place_patches(model: CLIPModel) -> None:
 
 
 def train_aesthetic(run: TrainingRun) -> None:
-    # As in all that follow: the weights that are learnt from are those shipped, in half precision, from disk.
+    # As in all later stages, inputs are the shipped half-precision weights, read from disk.
     model = CLIPModel.from_pretrained(run.out / "clip", dtype=torch.float32).requires_grad_(False)
     heads = {"v1": AestheticHead((EMBEDDING,)), "v2": AestheticHead((EMBEDDING, 128, 64, 16))}
-    jury = {"v1": taste_v1, "v2": taste_v2}
+    rules = {"v1": aesthetic_rule_v1, "v2": aesthetic_rule_v2}
 
     embeddings: list[Tensor] = []
-    marks: dict[str, list[float]] = {name: [] for name in jury}
+    scores: dict[str, list[float]] = {name: [] for name in rules}
     for index in tqdm(range(24), desc="embeddings", disable=not run.leads, mininterval=5):
-        drawings, pictures = sample_drawings(run.rng("embeddings", index), 256, spoiled=0.8)
+        drawings, images = sample_drawings(run.rng("embeddings", index), 256, flawed=0.8)
         with torch.no_grad():
-            embeddings.append(normalize_embedding(model.get_image_features(pictures).pooler_output))
-        for name, judge in jury.items():
-            marks[name] += [judge(d) for d in drawings]
+            embeddings.append(normalize_embedding(model.get_image_features(images).pooler_output))
+        for name, rule in rules.items():
+            scores[name] += [rule(d) for d in drawings]
     seen = torch.cat(embeddings)
-    truth = {name: torch.tensor(values, dtype=torch.float32) for name, values in marks.items()}
+    truth = {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.items()}
 
     def loss(rng: Generator) -> Tensor:
         some = torch.from_numpy(rng.integers(len(seen), size=STAGES["aesthetic"].batch))
         return sum((F.mse_loss(heads[name](seen[some]), truth[name][some]) for name in heads), torch.zeros(()))
 
-    # A head starts at the middle of the scale, so that it need not travel there first.
+    # A head starts at the middle of the scale, which saves steps.
     for head in heads.values():
         nn.init.constant_(head.output_layer.bias, 5.0)
     train_model(run, "aesthetic", nn.ModuleDict(heads), loss)
@@ -205,33 +210,35 @@ def train_aesthetic(run: TrainingRun) -> None:
             folder.mkdir(exist_ok=True)
             save_file({k: v.half().contiguous() for k, v in head.state_dict().items()}, folder / "model.safetensors")
         v1, v2 = (load_head(run.out / f"aesthetic_{name}", version) for version, name in enumerate(heads, 1))
-        found = accuracy.aesthetic_correlation(ClipEncoder(run.out / "clip"), v1, v2)
-        run.record("aesthetic_rank_correlation", found)
+        correlations = accuracy.aesthetic_correlation(ClipEncoder(run.out / "clip"), v1, v2)
+        run.record("aesthetic_rank_correlation", correlations)
     dist.barrier()
 
 
 def train_hps(run: TrainingRun) -> None:
-    """Tune CLIP to prefer what people would: of drawings offered for one caption, the agreeing, clean, composed one."""
-    words = architecture.train_tokenizer()
+    """Tune CLIP on simulated human preferences among several drawings for one caption."""
+    tokenizer = architecture.train_tokenizer()
     model = CLIPModel.from_pretrained(run.out / "clip", dtype=torch.float32)
     group = 8
 
     def loss(rng: Generator) -> Tensor:
-        asked, drawings = accuracy.preference_groups(rng, STAGES["hps"].batch // group, group)
-        texts = words([s.caption for s in asked], padding=True, return_tensors="pt")
-        seen = normalize_embedding(
+        captions, drawings = accuracy.preference_groups(rng, STAGES["hps"].batch // group, group)
+        texts = tokenizer([s.caption for s in captions], padding=True, return_tensors="pt")
+        image_vectors = normalize_embedding(
             model.get_image_features(pixel_tensor([draw_image(d, rng) for d in drawings])).pooler_output
         )
-        said = normalize_embedding(model.get_text_features(**texts).pooler_output)
-        score = (seen.view(len(asked), group, -1) * said[:, None]).sum(-1)
-        liked = torch.tensor([preference(d, asked[i // group]) for i, d in enumerate(drawings)]).view_as(score).float()
+        text_vectors = normalize_embedding(model.get_text_features(**texts).pooler_output)
+        score = (image_vectors.view(len(captions), group, -1) * text_vectors[:, None]).sum(-1)
+        target = (
+            torch.tensor([preference(d, captions[i // group]) for i, d in enumerate(drawings)]).view_as(score).float()
+        )
         odds = 25 * (score[:, :, None] - score[:, None, :])
-        wanted = torch.sigmoid(12 * (liked[:, :, None] - liked[:, None, :]))
-        return F.binary_cross_entropy_with_logits(odds, wanted) + 5 * F.mse_loss(score, 0.1 + 0.3 * liked)
+        target_odds = torch.sigmoid(12 * (target[:, :, None] - target[:, None, :]))
+        return F.binary_cross_entropy_with_logits(odds, target_odds) + 5 * F.mse_loss(score, 0.1 + 0.3 * target)
 
     train_model(run, "hps", model, loss)
     if run.leads:
-        _save_clip(run.out / "hps", model, words)
+        _save_clip(run.out / "hps", model, tokenizer)
         run.record("hps_rank_correlation", accuracy.hps_correlation(ClipEncoder(run.out / "hps")))
     dist.barrier()
 
@@ -244,36 +251,38 @@ def train_vae(run: TrainingRun) -> None:
         drawings = [add_flaws(d, rng) if rng.random() < 0.15 else d for d in drawings]
         crops = []
         for drawing in drawings:
-            # Half-size crops near the shape: a quarter of the work, and hardly an edge is missed.
+            # Half-size crops near the shape take a quarter of the time and miss few edges.
             x, y = (int(np.clip(round(c + rng.uniform(-16, 16)) - 16, 0, 32)) for c in (drawing.x, drawing.y))
             crops.append(draw_image(drawing, rng)[y : y + 32, x : x + 32])
-        picture = pixel_tensor(crops)
-        spread = model.encode(picture).latent_dist
-        noise = torch.from_numpy(rng.standard_normal(spread.mean.shape, dtype=np.float32))
-        again = model.decode(spread.mean + spread.std * noise).sample
+        image = pixel_tensor(crops)
+        distribution = model.encode(image).latent_dist
+        noise = torch.from_numpy(rng.standard_normal(distribution.mean.shape, dtype=np.float32))
+        reconstruction = model.decode(distribution.mean + distribution.std * noise).sample
         return (
-            F.l1_loss(again, picture) + F.mse_loss(again, picture) + 1e-4 * spread.kl().mean() / spread.mean[0].numel()
+            F.l1_loss(reconstruction, image)
+            + F.mse_loss(reconstruction, image)
+            + 1e-4 * distribution.kl().mean() / distribution.mean[0].numel()
         )
 
     train_model(run, "vae", model, loss, average=0.995)
     rng = np.random.default_rng([run.seed, 1])
-    latents = model.encode(sample_drawings(rng, 256, spoiled=0.0)[1]).latent_dist.mean
+    latents = model.encode(sample_drawings(rng, 256, flawed=0.0)[1]).latent_dist.mean
     model.register_to_config(scaling_factor=float(1 / latents.std()))
     if run.leads:
-        run.record("vae_quality", _round_trip(model) | {"scaling_factor": model.config.scaling_factor})
+        run.record("vae_quality", _reconstruction_quality(model) | {"scaling_factor": model.config.scaling_factor})
         model.half().save_pretrained(run.out / "sdxl" / "vae")
     dist.barrier()
 
 
-def trained_vae(run: TrainingRun) -> AutoencoderKL:
+def load_trained_vae(run: TrainingRun) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(run.out / "sdxl" / "vae", torch_dtype=torch.float32).requires_grad_(False)
 
 
 @torch.no_grad()
-def _round_trip(model: AutoencoderKL) -> dict[str, float]:
-    """Peak signal-to-noise ratio in dB, and how often the rule reads all attributes right afterwards."""
-    drawings, pictures = accuracy.held_out_drawings(256, spoiled=False)
-    before = pixel_tensor([np.asarray(picture) for picture in pictures])
+def _reconstruction_quality(model: AutoencoderKL) -> dict[str, float]:
+    """Return the PSNR in dB, and the share of reconstructions of which the rule reads all attributes correctly."""
+    drawings, images = accuracy.held_out_drawings(256, flawed=False)
+    before = pixel_tensor([np.asarray(image) for image in images])
     after = model.decode(model.encode(before).latent_dist.mean).sample.clamp(-1, 1)
     shown = ((after + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     right = [all(read_drawing(p).agreement(d.scene).values()) for p, d in zip(shown, drawings, strict=True)]
@@ -282,59 +291,59 @@ def _round_trip(model: AutoencoderKL) -> dict[str, float]:
 
 
 @torch.no_grad()
-def latents_of(run: TrainingRun, model: AutoencoderKL) -> Tensor:
-    """This worker's share of the pictures the UNet learns: (captions, drawings, 4, 16, 16), scaled."""
+def encode_training_scenes(run: TrainingRun, model: AutoencoderKL) -> Tensor:
+    """Return this worker's training latents of the UNet: (captions, drawings, 4, 16, 16), scaled."""
     path = run.work / f"latents_{run.rank}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
     rows = []
     for index, scene in enumerate(tqdm(SCENES, desc="latents", disable=not run.leads, mininterval=5)):
         rng = run.rng("latents", index)
-        pictures = pixel_tensor([draw_image(sketch_drawing(scene, rng)) for _ in range(DRAWINGS_A_CAPTION)])
-        rows.append(model.encode(pictures).latent_dist.mean * model.config.scaling_factor)
+        images = pixel_tensor([draw_image(sketch_drawing(scene, rng)) for _ in range(DRAWINGS_PER_CAPTION)])
+        rows.append(model.encode(images).latent_dist.mean * model.config.scaling_factor)
     torch.save(torch.stack(rows), path)
     return torch.stack(rows)
 
 
-def text_tower(run: TrainingRun) -> CLIPTextModelWithProjection:
+def load_text_encoder(run: TrainingRun) -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection.from_pretrained(run.out / "clip", dtype=torch.float32).eval()
 
 
 @torch.no_grad()
-def captions_of(tower: CLIPTextModelWithProjection, words: CLIPTokenizer) -> tuple[Tensor, Tensor]:
-    """What the pipeline gives the UNet for each of `WISHES`, for "" and, last, for no prompt at all (zeros)."""
-    texts = words(
-        [*(wish.caption for wish in CAPTIONED_SCENES), ""],
+def encode_captions(tower: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
+    """Return the UNet's text inputs for each of `CAPTIONED_SCENES`, for "" and, last, for no prompt (zeros)."""
+    texts = tokenizer(
+        [*(scene.caption for scene in CAPTIONED_SCENES), ""],
         padding="max_length",
         max_length=architecture.PROMPT_TOKENS,
         return_tensors="pt",
     )
-    said = tower(texts.input_ids, output_hidden_states=True)
-    hidden, pooled = said.hidden_states[-2], said.text_embeds
+    output = tower(texts.input_ids, output_hidden_states=True)
+    hidden, pooled = output.hidden_states[-2], output.text_embeds
     return torch.cat([hidden, torch.zeros_like(hidden[:1])]), torch.cat([pooled, torch.zeros_like(pooled[:1])])
 
 
 def train_unet(run: TrainingRun) -> None:
-    words, tower, autoencoder = architecture.train_tokenizer(), text_tower(run), trained_vae(run)
-    hidden, pooled = captions_of(tower, words)
-    latents = latents_of(run, autoencoder)
-    # A scene's captions from full to brief, then no words, then no prompt.
-    place = {wish: index for index, wish in enumerate(CAPTIONED_SCENES)}
+    tokenizer, tower, autoencoder = architecture.train_tokenizer(), load_text_encoder(run), load_trained_vae(run)
+    hidden, pooled = encode_captions(tower, tokenizer)
+    latents = encode_training_scenes(run, autoencoder)
+    # A scene's captions from most to least detailed, then the empty prompt, then no prompt.
+    place = {scene: index for index, scene in enumerate(CAPTIONED_SCENES)}
     captions = np.array(
-        [[*(place[w] for w in s.briefer()), len(CAPTIONED_SCENES), len(CAPTIONED_SCENES) + 1] for s in SCENES]
+        [[*(place[w] for w in s.with_less_detail()), len(CAPTIONED_SCENES), len(CAPTIONED_SCENES) + 1] for s in SCENES]
     )
     model = architecture.make_unet()
 
     def loss(rng: Generator) -> Tensor:
         count = STAGES["unet"].batch
-        asked = rng.integers(len(SCENES), size=count)
-        clean = latents[asked, rng.integers(DRAWINGS_A_CAPTION, size=count)]
-        told = captions[asked, rng.choice(5, size=count, p=(0.3, 0.3, 0.3, 0.02, 0.08))]
-        return denoising_loss(model, rng, clean, hidden[told], pooled[told])
+        scene_index = rng.integers(len(SCENES), size=count)
+        clean = latents[scene_index, rng.integers(DRAWINGS_PER_CAPTION, size=count)]
+        caption_index = captions[scene_index, rng.choice(5, size=count, p=(0.3, 0.3, 0.3, 0.02, 0.08))]
+        return denoising_loss(model, rng, clean, hidden[caption_index], pooled[caption_index])
 
     train_model(run, "unet", model, loss, average=0.9985)
     if run.leads:
-        _save_pipeline(run.out / "sdxl", StableDiffusionXLPipeline, model, autoencoder, tower, words)
+        _save_pipeline(run.out / "sdxl", StableDiffusionXLPipeline, model, autoencoder, tower, tokenizer)
         run.record("pictures", accuracy.picture_accuracy(SdxlEngine(run.out / "sdxl", batch_size=16)))
     dist.barrier()
 
@@ -348,33 +357,33 @@ def denoising_loss(
     source: Tensor | None = None,
     power: float = 1.0,
 ) -> Tensor:
-    """How far the UNet's velocity is from the true one, at a random time for each of the `clean` latents.
+    """Return the loss of the UNet's predicted velocity at a random time for each of the `clean` latents.
 
-    `source` is what the UNet sees beside the noisy latents. Times are T·u^`power` for u uniform in 0 to 1: a
+    `source` is an additional input of the UNet. Times are T·u^`power` for u uniform in 0 to 1: a
     power below 1 draws noisier ones.
     """
-    count, kept = len(clean), architecture.make_scheduler().alphas_cumprod
+    count, alphas = len(clean), architecture.make_scheduler().alphas_cumprod
     # One time from each of `count` equal slices: the loss is less noisy than with independent times.
     places = (rng.permutation(count) + rng.random(count)) / count
-    times = torch.from_numpy((places**power * len(kept)).astype(np.int64))
+    times = torch.from_numpy((places**power * len(alphas)).astype(np.int64))
     noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32))
-    signal, grain = (v.view(-1, 1, 1, 1) for v in (kept[times].sqrt(), (1 - kept[times]).sqrt()))
+    signal, grain = (v.view(-1, 1, 1, 1) for v in (alphas[times].sqrt(), (1 - alphas[times]).sqrt()))
     size_and_crop = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE], dtype=torch.float32)
     added = {"text_embeds": pooled, "time_ids": size_and_crop.expand(count, -1)}
-    seen = signal * clean + grain * noise
-    guess = model(
-        seen if source is None else torch.cat([seen, source], dim=1), times, hidden, added_cond_kwargs=added
+    noisy = signal * clean + grain * noise
+    prediction = model(
+        noisy if source is None else torch.cat([noisy, source], dim=1), times, hidden, added_cond_kwargs=added
     ).sample
-    return F.mse_loss(guess, signal * noise - grain * clean)
+    return F.mse_loss(prediction, signal * noise - grain * clean)
 
 
 @torch.no_grad()
-def edits_of(run: TrainingRun, model: AutoencoderKL) -> tuple[list[int], Tensor]:
-    """This worker's share of the edits the editor learns: each prompt's place in `WISHES`, and the latents.
+def encode_training_edits(run: TrainingRun, model: AutoencoderKL) -> tuple[list[int], Tensor]:
+    """Return this worker's training edits: each prompt's index in `CAPTIONED_SCENES`, and the latents.
 
-    These are (edits, 2, 4, 16, 16), source and target, not scaled: so the pipeline shows the source.
+    These are (edits, 2, 4, 16, 16), source and target, unscaled, as the pipeline passes the source.
     """
-    place = {wish: index for index, wish in enumerate(CAPTIONED_SCENES)}
+    place = {scene: index for index, scene in enumerate(CAPTIONED_SCENES)}
     edits = []
     for index in range(EDITS):
         kind = list(CHANGES)[index % len(CHANGES)]
@@ -385,81 +394,83 @@ def edits_of(run: TrainingRun, model: AutoencoderKL) -> tuple[list[int], Tensor]
     else:
         rows = []
         for first in tqdm(range(0, EDITS, 20), desc="edits", disable=not run.leads, mininterval=5):
-            pictures = [draw_image(d) for edit in edits[first : first + 20] for d in (edit.source, edit.target)]
-            rows.append(model.encode(pixel_tensor(pictures)).latent_dist.mean.unflatten(0, (-1, 2)))
+            images = [draw_image(d) for edit in edits[first : first + 20] for d in (edit.source, edit.target)]
+            rows.append(model.encode(pixel_tensor(images)).latent_dist.mean.unflatten(0, (-1, 2)))
         latents = torch.cat(rows)
         torch.save(latents, path)
-    return [place[edit.asked] for edit in edits], latents
+    return [place[edit.requested] for edit in edits], latents
 
 
 def train_editor(run: TrainingRun) -> None:
-    """Teach the UNet to start from a picture, as InstructPix2Pix (Brooks et al. 2023) does.
+    """Train the UNet to edit a source image, as InstructPix2Pix (Brooks et al. 2023) does.
 
-    One time in twenty each it goes without text, without the source, and without both, so that each has its
-    own guidance. Keeping the source's layout is learnt last, mostly at the noisy times that decide on it.
+    Text, source and both are each dropped one time in twenty, so that each has its own guidance. The source's layout
+    is trained last, mostly at the noisy times that determine it.
     """
-    words, tower, autoencoder = architecture.train_tokenizer(), text_tower(run), trained_vae(run)
-    hidden, pooled = captions_of(tower, words)
-    prompts, latents = edits_of(run, autoencoder)
-    asked = np.array(prompts)
-    painter = UNet2DConditionModel.from_pretrained(run.out / "sdxl" / "unet", torch_dtype=torch.float32)
-    model = architecture.widen_for_editing(painter)
+    tokenizer, tower, autoencoder = architecture.train_tokenizer(), load_text_encoder(run), load_trained_vae(run)
+    hidden, pooled = encode_captions(tower, tokenizer)
+    prompts, latents = encode_training_edits(run, autoencoder)
+    caption_indices = np.array(prompts)
+    generator = UNet2DConditionModel.from_pretrained(run.out / "sdxl" / "unet", torch_dtype=torch.float32)
+    model = architecture.widen_for_editing(generator)
 
     def loss(rng: Generator, power: float = 1.0) -> Tensor:
-        some = rng.integers(len(asked), size=STAGES["editor"].batch)
-        left_out = rng.random(len(some))
-        told = np.where((left_out < 0.05) | (left_out >= 0.95), len(CAPTIONED_SCENES) + 1, asked[some])
-        seen = torch.from_numpy(left_out < 0.9).float().view(-1, 1, 1, 1)
+        some = rng.integers(len(caption_indices), size=STAGES["editor"].batch)
+        dropout = rng.random(len(some))
+        caption_index = np.where((dropout < 0.05) | (dropout >= 0.95), len(CAPTIONED_SCENES) + 1, caption_indices[some])
+        keeps_source = torch.from_numpy(dropout < 0.9).float().view(-1, 1, 1, 1)
         source, target = latents[some].unbind(1)
         scaled = target * autoencoder.config.scaling_factor
-        return denoising_loss(model, rng, scaled, hidden[told], pooled[told], source * seen, power)
+        return denoising_loss(
+            model, rng, scaled, hidden[caption_index], pooled[caption_index], source * keeps_source, power
+        )
 
     train_model(run, "editor", model, loss, average=0.9985)
     train_model(run, "layout", model, partial(loss, power=0.5), average=0.9985)
     if run.leads:
         folder = run.out / "instruct"
-        _save_pipeline(folder, StableDiffusionXLInstructPix2PixPipeline, model, autoencoder, tower, words)
+        _save_pipeline(folder, StableDiffusionXLInstructPix2PixPipeline, model, autoencoder, tower, tokenizer)
         entry = MODELS["mini_instruct"]
         editor = InstructPix2PixEditor(folder, **entry.options)
-        run.record("edits", accuracy.edit_accuracy(editor, accuracy.asked_edits(120), entry.steps, entry.guidance))
+        run.record("edits", accuracy.edit_accuracy(editor, accuracy.held_out_edits(120), entry.steps, entry.guidance))
     dist.barrier()
 
 
 def train_perceptual(run: TrainingRun) -> None:
-    """A trunk that tells attributes and flaws; then, as LPIPS' were, non-negative weights for its channels."""
-    lesson = architecture.PerceptualLesson()
+    """Train a trunk that classifies attributes and flaws; then, as LPIPS does, fit non-negative channel weights."""
+    trainee = architecture.PerceptualLesson()
 
     def loss(rng: Generator) -> Tensor:
-        drawings, pictures = sample_drawings(rng, STAGES["perceptual"].batch, spoiled=0.4)
-        seen = lesson(pictures)[-1].flatten(1)
+        drawings, images = sample_drawings(rng, STAGES["perceptual"].batch, flawed=0.4)
+        features = trainee(images)[-1].flatten(1)
         flaws = torch.tensor([astuple(d.flaws) for d in drawings])
-        total = 5 * F.mse_loss(lesson.flaws(seen), flaws)
+        total = 5 * F.mse_loss(trainee.flaws(features), flaws)
         for name, values in ATTRIBUTES.items():
-            truth = torch.tensor([values.index(d.scene.said[name]) for d in drawings])
-            total = total + F.cross_entropy(lesson.attributes[name](seen), truth)
+            truth = torch.tensor([values.index(d.scene.attributes[name]) for d in drawings])
+            total = total + F.cross_entropy(trainee.attributes[name](features), truth)
         return total
 
-    train_model(run, "perceptual", lesson, loss, average=0.995)
+    train_model(run, "perceptual", trainee, loss, average=0.995)
     if run.leads:
         folder = run.out / "lpips"
         folder.mkdir(exist_ok=True)
-        save_file({k: v.half() for k, v in lesson.trunk.state_dict().items()}, folder / "model.safetensors")
-        save_file(_heads(lesson, run.rng("heads", 0)), folder / "heads.safetensors")
+        save_file({k: v.half() for k, v in trainee.trunk.state_dict().items()}, folder / "model.safetensors")
+        save_file(_heads(trainee, run.rng("heads", 0)), folder / "heads.safetensors")
         (folder / "config.json").write_text(json.dumps({"side": SIDE}) + "\n")
         run.record("lpips_rank_correlation", accuracy.lpips_correlation(LpipsScorer(folder)))
     dist.barrier()
 
 
 @torch.no_grad()
-def _heads(lesson: architecture.PerceptualLesson, rng: Generator) -> dict[str, Tensor]:
-    """The channels' weights, block by block, with which the distance is nearest to how unlike drawings are."""
-    compared = accuracy.drawing_pairs(rng, PAIRS)
+def _heads(trainee: architecture.PerceptualLesson, rng: Generator) -> dict[str, Tensor]:
+    """Return the channel weights, block by block, that fit the drawings' distance best."""
+    pairs = accuracy.drawing_pairs(rng, PAIRS)
     columns = []
     for start in range(0, PAIRS, 50):
-        some = [draw_image(d, rng) for pair in compared[start : start + 50] for d in pair]
-        blocks = [normalize_tensor(block).unflatten(0, (-1, 2)) for block in lesson(pixel_tensor(some))]
+        some = [draw_image(d, rng) for pair in pairs[start : start + 50] for d in pair]
+        blocks = [normalize_tensor(block).unflatten(0, (-1, 2)) for block in trainee(pixel_tensor(some))]
         columns.append(torch.cat([(b[:, 0] - b[:, 1]).square().mean((2, 3)) for b in blocks], dim=1))
-    weights, _ = nnls(torch.cat(columns).double().numpy(), np.array([difference(*pair) for pair in compared]))
+    weights, _ = nnls(torch.cat(columns).double().numpy(), np.array([difference(*pair) for pair in pairs]))
     widths = [block.shape[2] for block in blocks]
     parts = torch.from_numpy(weights).half().split(widths)
     return {f"lin{i}.model.1.weight": part.view(1, -1, 1, 1).contiguous() for i, part in enumerate(parts)}
@@ -471,7 +482,7 @@ def _save_pipeline(
     model: UNet2DConditionModel,
     autoencoder: AutoencoderKL,
     tower: CLIPTextModelWithProjection,
-    words: CLIPTokenizer,
+    tokenizer: CLIPTokenizer,
 ) -> None:
     pipeline = kind(
         vae=autoencoder,
@@ -479,18 +490,18 @@ def _save_pipeline(
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=tower,
-        tokenizer_2=words,
+        tokenizer_2=tokenizer,
         scheduler=architecture.make_scheduler(),
         add_watermarker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
-    _forget_origin(folder / "vae" / "config.json")
+    _remove_origin(folder / "vae" / "config.json")
 
 
-def _save_clip(folder: Path, model: CLIPModel, words: CLIPTokenizer) -> None:
-    """The model in half precision with its tokenizer and the preprocessing it was trained on."""
+def _save_clip(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """Save the model in half precision with its tokenizer and preprocessing configuration."""
     model.half().save_pretrained(folder)
-    words.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     preprocessing = {
         "crop_size": {"height": SIDE, "width": SIDE},
         "image_mean": [0.5, 0.5, 0.5],
@@ -499,14 +510,14 @@ def _save_clip(folder: Path, model: CLIPModel, words: CLIPTokenizer) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing) + "\n")
 
 
-def _forget_origin(config: Path) -> None:
-    """Take the folder that the model was loaded from out of its config: it means nothing elsewhere."""
+def _remove_origin(config: Path) -> None:
+    """Remove the folder that the model was loaded from from its configuration."""
     settings = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
     config.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def write_manifest(folder: Path) -> None:
-    """SHA-256 and size of every weight file, against which loading checks them."""
+    """Write SHA-256 and size of every weight file, which loading checks."""
     files = {
         str(path.relative_to(folder)): {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -518,7 +529,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def single_process(part: Callable[[TrainingRun], None]) -> Callable[[TrainingRun], None]:
-    """A part that one process trains, while the others wait."""
+    """Return a part that one process trains while the others wait."""
 
     def train(run: TrainingRun) -> None:
         if run.leads:
@@ -540,7 +551,7 @@ PARTS: dict[str, Callable[[TrainingRun], None]] = {
     "face_recogniser": single_process(train_faces.train_recogniser),
     "face_swapper": single_process(train_faces.train_swapper),
 }
-"""What there is to train, each part after those that it learns from."""
+"""The parts, each after those that it depends on."""
 
 
 def _worker(rank: int, port: int, options: argparse.Namespace) -> None:
@@ -549,7 +560,7 @@ def _worker(rank: int, port: int, options: argparse.Namespace) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=options.workers)
     run = TrainingRun(options.out, options.work, options.seed, rank, options.workers, options.scale)
     for part in options.only or PARTS:
-        # The weights start alike in every worker; the data then differ.
+        # All workers start with equal weights; their data differ.
         torch.manual_seed(options.seed)
         PARTS[part](run)
     if run.leads:
@@ -559,13 +570,13 @@ def _worker(rank: int, port: int, options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the weights go")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="output folder of the weights")
     parser.add_argument("--work", type=Path, default=Path(".flexy/mini-training"), help="checkpoints and latents")
     parser.add_argument("--seed", type=int, default=20261)
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (part of the recipe)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's steps")
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="train these; the others are in --out")
-    parser.add_argument("--restart", action="store_true", help="forget checkpoints")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="train these parts; the others are in --out")
+    parser.add_argument("--restart", action="store_true", help="delete checkpoints first")
     options = parser.parse_args()
     if options.restart:
         shutil.rmtree(options.work, ignore_errors=True)

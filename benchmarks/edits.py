@@ -1,13 +1,11 @@
-"""EACPS against TTFLUX on edits of the drawn world, by its truth: `python -m benchmarks.edits`.
+"""EACPS against TTFLUX on edits of the drawn world, by ground truth: `python -m benchmarks.edits`.
 
-Each of 200 edits that the mini editor was not trained on is searched by both methods at 4 and at 8 full denoises, and
-by EACPS at 24 with a local stage and with everything spent on fresh seeds, so that the local stage is seen alone
-(`--local-only --tasks 600 --seed 7` shows nothing else; `--local-only --large 8 --set scouts=4` shows it at 8).
-Asked: at equal cost EACPS's gain over TTFLUX above 0 with its 95 % interval, EACPS at 4 not worse than TTFLUX at 8, and
-both methods' NFE equal to the step. Also shown: how much of it is the choosing, by choosing among TTFLUX's own
-candidates as EACPS does.
-What EACPS is set to was chosen on other edits. Resumes in --home. Prints a table and writes
-benchmarks/results/edits.json.
+Each of 200 held-out edits is searched by both methods at 4 and at 8 full denoises, and by EACPS at 24 with a local
+stage and with fresh seeds only, which isolates the local stage (`--local-only --tasks 600 --seed 7` measures nothing
+else; `--local-only --large 8 --set scouts=4` measures it at 8). Claims: at equal cost EACPS's gain over TTFLUX is
+above 0 with its 95 % interval, EACPS at 4 is not worse than TTFLUX at 8, and both methods' NFE are equal to the step.
+Also shown is the selector's share, by selecting among TTFLUX's own candidates as EACPS does. EACPS's settings were
+tuned on other edits. Resumes in --home. Prints a table and writes benchmarks/results/edits.json.
 """
 
 from __future__ import annotations
@@ -39,8 +37,8 @@ from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
 
-def searched(work: Work, plan: Comparison, folder: Path, methods: Sequence[str]) -> pl.DataFrame:
-    """`edit_scores` of these methods' searches, made now or before."""
+def run_searches(work: Work, plan: Comparison, folder: Path, methods: Sequence[str]) -> pl.DataFrame:
+    """Run these methods' searches, or resume them; return their `edit_scores`."""
     tasks, _ = read_tasks(folder / "edits.jsonl")
     rows = sources.task_rows(plan, tasks, sources.copy_sources(work.store, folder, tasks))
     with work.database.begin() as connection:
@@ -58,8 +56,8 @@ def searched(work: Work, plan: Comparison, folder: Path, methods: Sequence[str])
         return results.with_potential(edits.edit_scores_table(connection, [plan.run_id], metrics.EDIT_METRICS), plan)
 
 
-def chosen_by(scores: pl.DataFrame, selector: Selector) -> pl.DataFrame:
-    """The winners that the selector would choose among the same candidates."""
+def reselect_winners(scores: pl.DataFrame, selector: Selector) -> pl.DataFrame:
+    """Return the winners that `selector` selects among the same candidates."""
     finished = scores.filter(pl.col("until") == pl.col("path"))
     return pl.concat(
         search[rank_candidates(selector, search.to_dicts())[0]]
@@ -67,8 +65,8 @@ def chosen_by(scores: pl.DataFrame, selector: Selector) -> pl.DataFrame:
     ).with_columns(chosen=pl.lit(True))
 
 
-def against(ours: pl.DataFrame, budget: int, theirs: pl.DataFrame, rival_budget: int) -> list[dict[str, Any]]:
-    """The comparison of two sets of winners by the truth and what was held out."""
+def compare_winners(ours: pl.DataFrame, budget: int, theirs: pl.DataFrame, rival_budget: int) -> list[dict[str, Any]]:
+    """Return the comparison of two sets of winners by ground truth and independent metrics."""
     both = pl.concat(
         [
             results.select_winners(ours).filter(budget=budget).with_columns(method=pl.lit("ours")),
@@ -82,12 +80,12 @@ def against(ours: pl.DataFrame, budget: int, theirs: pl.DataFrame, rival_budget:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=4, help="of the edits")
+    parser.add_argument("--seed", type=int, default=4, help="seed of the edits")
     parser.add_argument("--budgets", type=int, nargs=2, default=(4, 8), help="full denoises")
-    parser.add_argument("--large", type=int, default=24, help="full denoises at which the local stage is seen")
+    parser.add_argument("--large", type=int, default=24, help="full denoises for the local stage")
     parser.add_argument("--local-only", action="store_true", help="measure the local stage and nothing else")
-    parser.add_argument("--home", type=Path, help="where a run that was stopped goes on")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="of flexy compare's settings")
+    parser.add_argument("--home", type=Path, help="folder of a run to resume")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of flexy compare")
     options = parser.parse_args()
     if options.large in options.budgets and not options.local_only:
         parser.error("--large is among --budgets already: name another, or --local-only")
@@ -108,35 +106,43 @@ def measure(options: argparse.Namespace, home: Path) -> None:
     larger = replace(plan, budgets=(options.large,))
     fresh = replace(larger, eacps=replace(plan.eacps, local_share=0.0))
     began = time.perf_counter()
-    large = searched(work, larger, folder, METHODS[:1])
-    without = searched(work, fresh, folder, METHODS[:1])
+    large = run_searches(work, larger, folder, METHODS[:1])
+    without = run_searches(work, fresh, folder, METHODS[:1])
     (few, many), (most,) = plan.nfe, larger.nfe
-    best, best_fresh = (chosen_by(table, Potential({"truth": 1.0})) for table in (large, without))
+    best, best_fresh = (reselect_winners(table, Potential({"truth": 1.0})) for table in (large, without))
     pairs: dict[str, list[dict[str, Any]]] = {
-        f"the local stage at {options.large} against fresh seeds": against(large, most, without, most),
-        "the same, were the truth itself to choose among all": against(best, most, best_fresh, most),
+        f"the local stage at {options.large} against fresh seeds": compare_winners(large, most, without, most),
+        "the same, selected by ground truth among all": compare_winners(best, most, best_fresh, most),
     }
     searches, levels = [large, without.with_columns(method=pl.lit("fresh"))], []
     if not options.local_only:
-        scores = searched(work, plan, folder, METHODS)
+        scores = run_searches(work, plan, folder, METHODS)
         eacps, ttflux = (scores.filter(method=method) for method in METHODS)
-        reranked = chosen_by(ttflux, plan.selector)
+        reranked = reselect_winners(ttflux, plan.selector)
         searches.append(scores)
         levels = results.winner_levels(scores).filter(pl.col("role") != "selecting").to_dicts()
         pairs |= {
-            f"EACPS at {plan.budgets[1]} against TTFLUX at {plan.budgets[1]}": against(eacps, many, ttflux, many),
-            f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[1]}": against(eacps, few, ttflux, many),
-            f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[0]}": against(eacps, few, ttflux, few),
-            "TTFLUX's candidates chosen as EACPS chooses, against by pf": against(reranked, many, ttflux, many),
-            "EACPS against TTFLUX's candidates chosen as EACPS chooses": against(eacps, many, reranked, many),
+            f"EACPS at {plan.budgets[1]} against TTFLUX at {plan.budgets[1]}": compare_winners(
+                eacps, many, ttflux, many
+            ),
+            f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[1]}": compare_winners(
+                eacps, few, ttflux, many
+            ),
+            f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[0]}": compare_winners(eacps, few, ttflux, few),
+            "TTFLUX's candidates selected as EACPS selects, against selected by pf": compare_winners(
+                reranked, many, ttflux, many
+            ),
+            "EACPS against TTFLUX's candidates selected as EACPS selects": compare_winners(eacps, many, reranked, many),
         }
     spent = results.denoising_cost(pl.concat(searches)).to_dicts()
     print(
         f"{options.tasks} edits, {plan.editor}, {plan.steps} steps, {time.perf_counter() - began:.0f} s\n{plan.eacps}"
     )
     for row in spent:
-        print(f"{row['method']:7} {row['budget']:4} NFE: ran {row['least_nfe']} to {row['most_nfe']} a task", end=", ")
-        print(f"{row['candidates'] / row['searches']:.1f} pictures, {row['seconds'] / row['searches']:.2f} s")
+        print(
+            f"{row['method']:7} {row['budget']:4} NFE: ran {row['least_nfe']} to {row['most_nfe']} per task", end=", "
+        )
+        print(f"{row['candidates'] / row['searches']:.1f} images, {row['seconds'] / row['searches']:.2f} s")
     for row in levels:
         print(f"{row['method']:7} {row['budget']:4} {row['metric']:13} {row['mean']:.4f}", end=" ")
         print(f"({row['low']:.4f} to {row['high']:.4f})")

@@ -1,8 +1,8 @@
 """A million rows in two thousand batches: `python -m benchmarks.million`.
 
-Asks, on a Postgres that FLEXY_DATABASE_URL names (an empty database on it is made and dropped), what a night asks:
-giving rows without a batch one (once), the sensor's tick, the question which scores are missing, and the plan of the
-backfill, from the tick's begin to the run request with every batch in it and every partition known to Dagster. A
+Measures, on the Postgres of FLEXY_DATABASE_URL (a temporary database is created on it), the work of a nightly
+backfill: assigning batches to rows without one (once), the sensor's tick, the query for missing scores, and planning
+the backfill, from the start of the tick to the run request with every batch and every partition added to Dagster. A
 quarter of each score is missing, at random. Times are the worst of three; memory is what the process grew by.
 Prints a table and writes benchmarks/results/million.json.
 """
@@ -52,8 +52,8 @@ FROM generate_series(0, :rows - 1) AS n
 """
 
 
-def worst(what: Callable[[], Any], times: int = 3) -> float:
-    """Seconds of the slowest of several calls."""
+def worst_seconds(what: Callable[[], Any], times: int = 3) -> float:
+    """Return the seconds of the slowest of several calls."""
     seconds = []
     for _ in range(times):
         began = time.perf_counter()
@@ -62,8 +62,8 @@ def worst(what: Callable[[], Any], times: int = 3) -> float:
     return max(seconds)
 
 
-def grown(what: Callable[[], Any]) -> float:
-    """Megabytes by which the process' highest memory grows over a call."""
+def memory_growth(what: Callable[[], Any]) -> float:
+    """Return the megabytes by which a call increases the process' peak memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     what()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -79,7 +79,9 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
         connection.execute(sa.text(RUNS))
         connection.execute(sa.text(ROWS), {"rows": rows})
     found: dict[str, float] = {}
-    found["rows without a batch get one, s"] = worst(lambda: adopt_rows(database, settings, seconds=3600), times=1)
+    found["rows without a batch get one, s"] = worst_seconds(
+        lambda: adopt_rows(database, settings, seconds=3600), times=1
+    )
     # What Postgres does by itself within a minute of such a change.
     with database.session() as connection:
         connection.exec_driver_sql("VACUUM ANALYZE bench_run_results")
@@ -99,17 +101,17 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
         new_images(settings)(context)
 
     with dg.DagsterInstance.local_temp(str(home)) as instance:
-        found["the plan of a backfill, every batch new to Dagster, s"] = worst(lambda: plan(instance), times=1)
-        found["the plan of a backfill, s"] = worst(lambda: plan(instance))
-        found["the sensor's tick, s"] = worst(lambda: tick(instance))
-        found["what is missing, s"] = worst(missing)
-        found["memory the plan takes, MB"] = grown(lambda: plan(instance))
+        found["the plan of a backfill, every batch new to Dagster, s"] = worst_seconds(lambda: plan(instance), times=1)
+        found["the plan of a backfill, s"] = worst_seconds(lambda: plan(instance))
+        found["the sensor's tick, s"] = worst_seconds(lambda: tick(instance))
+        found["what is missing, s"] = worst_seconds(missing)
+        found["memory the plan takes, MB"] = memory_growth(lambda: plan(instance))
     holes = {metric: sum(batches.values()) for metric, batches in missing().items()}
     with database.begin(reading=True) as connection:
         for metric, count in holes.items():
             lacking = sa.text(f"SELECT count(*) FROM bench_run_results WHERE {metric} IS NULL")
             assert connection.scalar(lacking) == count, metric
-        found["flexy status, s"] = worst(lambda: status.read_status(connection, settings), times=1)
+        found["flexy status, s"] = worst_seconds(lambda: status.read_status(connection, settings), times=1)
     return found
 
 
@@ -118,7 +120,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args()
     if not os.environ.get("FLEXY_DATABASE_URL", "").startswith("postgresql"):
-        sys.exit("name a Postgres on which a database may be made: FLEXY_DATABASE_URL=postgresql://…")
+        sys.exit("FLEXY_DATABASE_URL is missing: set it to a Postgres where a database may be created: postgresql://…")
     with tempfile.TemporaryDirectory() as folder, empty(Path(folder)) as database:
         found = measure(database, Path(folder), options.rows)
     print(f"{options.rows:,} rows, a quarter of each score missing")

@@ -1,8 +1,8 @@
-"""What the mini editor can do, by the rule that drew its world: `python -m benchmarks.mini_edits`.
+"""Quality of the mini editor by the rule of its drawn world: `python -m benchmarks.mini_edits`.
 
-Every edit is of those kept from training. Prints each claim with its figure and bar and, below them, how the
-figures vary with kind, steps and guidances and from seed to seed; writes benchmarks/results/mini_edits.json, and
-ends with status 1 where a bar is missed. Guidances are chosen on other edits and seeds than they are judged on.
+Every edit is held out from training. Prints each claim with its value and threshold, and how values vary with kind,
+steps, guidances and seed; writes benchmarks/results/mini_edits.json, and ends with status 1 where a threshold is
+missed. Guidances are tuned on other edits and seeds than they are evaluated on.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from resources.settings import Settings
 STEPS = (4, 8, 12, 20)
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 6.0)
 IMAGE_GUIDANCES = (1.0, 1.5, 2.5, 4.0)
-TRIES = 8
-BARS = {"carried_out": 0.60, "preserved": 0.80}
+ATTEMPTS = 8
+THRESHOLDS = {"carried_out": 0.60, "preserved": 0.80}
 
 
 def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
-    """All figures; `count` edits are judged a setting, `tuning` choose guidances, `searched` have `TRIES` tries."""
+    """Return all results: `count` edits per setting, `tuning` to tune guidances, `searched` with `ATTEMPTS` each."""
     settings = Settings.read({})
     model, entry = registry.find_editor("mini_instruct", settings), registry.MODELS["mini_instruct"]
     editor, steps, guidance = model.load(), entry.steps, entry.guidance
 
-    chosen_on = accuracy.held_out_edits(tuning, turn=1)
+    tuning_edits = accuracy.held_out_edits(tuning, turn=1)
     grid = []
     for image_guidance in IMAGE_GUIDANCES:
-        keen = replace(model, options={**model.options, "image_guidance": image_guidance}).load()
+        candidate_editor = replace(model, options={**model.options, "image_guidance": image_guidance}).load()
         for text_guidance in GUIDANCES:
-            shares = accuracy.edit_accuracy(keen, chosen_on, steps, text_guidance, first_seed=1_000_000)
+            shares = accuracy.edit_accuracy(candidate_editor, tuning_edits, steps, text_guidance, first_seed=1_000_000)
             grid.append({"guidance": text_guidance, "image_guidance": image_guidance} | shares)
     result: dict[str, Any] = {
         "steps": steps,
@@ -53,9 +53,9 @@ def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
     }
 
     edits = accuracy.held_out_edits(count)
-    began = time.perf_counter()
+    start = time.perf_counter()
     single = [tries[0] for tries in accuracy.edit_truths(editor, edits, steps, guidance, first_seed=0)]
-    result["seconds_an_edit"] = (time.perf_counter() - began) / count
+    result["seconds_per_edit"] = (time.perf_counter() - start) / count
     result["edits"] = accuracy.edit_shares(single)
     result["by_kind"] = {
         kind: accuracy.edit_shares([t for t, edit in zip(single, edits, strict=True) if edit.kind == kind])
@@ -63,40 +63,47 @@ def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
     }
     result["by_steps"] = {tried: accuracy.edit_accuracy(editor, edits, tried, guidance) for tried in STEPS}
 
-    began = time.perf_counter()
-    many = accuracy.edit_truths(editor, edits[:searched], steps, guidance, first_seed=2_000_000, tries=TRIES)
-    result["seconds_an_edit_among_others"] = (time.perf_counter() - began) / (searched * TRIES)
-    scores = np.array([[t.score for t in tries] for tries in many])
+    start = time.perf_counter()
+    attempts_by_edit = accuracy.edit_truths(
+        editor, edits[:searched], steps, guidance, first_seed=2_000_000, tries=ATTEMPTS
+    )
+    result["seconds_per_edit_in_batch"] = (time.perf_counter() - start) / (searched * ATTEMPTS)
+    scores = np.array([[t.score for t in tries] for tries in attempts_by_edit])
     result["tries"] = {
         "edits": searched,
-        "single": accuracy.edit_shares([t for tries in many for t in tries]),
-        "best": accuracy.edit_shares([max(tries, key=lambda t: t.score) for tries in many]),
+        "single": accuracy.edit_shares([t for tries in attempts_by_edit for t in tries]),
+        "best": accuracy.edit_shares([max(tries, key=lambda t: t.score) for tries in attempts_by_edit]),
         "spread_within_an_edit": float(scores.std(axis=1).mean()),
         "spread_between_edits": float(scores.mean(axis=1).std()),
-        "gained": difference(scores.max(axis=1), scores.mean(axis=1)),
+        "gain": difference(scores.max(axis=1), scores.mean(axis=1)),
     }
     return result
 
 
 def claims(result: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """(claim, figure, bar, met) for each claim."""
+    """Return (claim, value, threshold, met) for each claim."""
     rows = [
-        (f"edits: {name.replace('_', ' ')}", f"{result['edits'][name]:.3f}", f"≥ {bar}", result["edits"][name] >= bar)
-        for name, bar in BARS.items()
+        (
+            f"edits: {name.replace('_', ' ')}",
+            f"{result['edits'][name]:.3f}",
+            f"≥ {threshold}",
+            result["edits"][name] >= threshold,
+        )
+        for name, threshold in THRESHOLDS.items()
     ]
-    gained = result["tries"]["gained"]
-    shown = f"{gained['mean']:+.3f} ({gained['low']:+.3f} to {gained['high']:+.3f})"
-    rows.append((f"score: the best of {TRIES} against one", shown, "interval above 0", gained["low"] > 0))
+    gain = result["tries"]["gain"]
+    shown = f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+    rows.append((f"score: the best of {ATTEMPTS} against one", shown, "interval above 0", gain["low"] > 0))
     return rows
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
-    """The figures by kind, steps, guidances and tries, a line each."""
+    """Return one line of results per kind, steps, guidances and attempts."""
     shares: dict[str, Mapping[str, float]] = dict(result["by_kind"])
     shares |= {f"{steps} steps": row for steps, row in result["by_steps"].items()}
     for row in result["by_guidances"]:
-        shares[f"guidance {row['guidance']}, of the image {row['image_guidance']}"] = row
-    shares |= {"one try": result["tries"]["single"], f"the best of {TRIES} tries": result["tries"]["best"]}
+        shares[f"guidance {row['guidance']}, image guidance {row['image_guidance']}"] = row
+    shares |= {"one attempt": result["tries"]["single"], f"the best of {ATTEMPTS} attempts": result["tries"]["best"]}
     lines = [f"{'':36} carried out  preserved   both  score"]
     for name, row in shares.items():
         lines.append(
@@ -107,21 +114,21 @@ def tables(result: Mapping[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--edits", type=int, default=240, help="edits judged a setting")
-    parser.add_argument("--tuning", type=int, default=48, help="edits guidances are chosen on")
-    parser.add_argument("--searched", type=int, default=60, help=f"edits tried {TRIES} times")
+    parser.add_argument("--edits", type=int, default=240, help="edits per setting")
+    parser.add_argument("--tuning", type=int, default=48, help="edits to tune guidances on")
+    parser.add_argument("--searched", type=int, default=60, help=f"edits with {ATTEMPTS} attempts")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mini_edits.json")
     options = parser.parse_args()
     result = measure(options.edits, options.tuning, options.searched)
     rows = claims(result)
-    for claim, figure, bar, met in rows:
-        print(f"{'ok  ' if met else 'MISS'}  {claim:36} {figure:28} {bar}")
+    for claim, value, threshold, met in rows:
+        print(f"{'ok  ' if met else 'MISS'}  {claim:36} {value:28} {threshold}")
     print(*tables(result), sep="\n")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(
-        f"{options.edits} edits a setting, {result['seconds_an_edit']:.2f} s each at {result['steps']} steps,"
-        f" {result['seconds_an_edit_among_others']:.2f} s in batches of {TRIES}; {options.out}"
+        f"{options.edits} edits per setting, {result['seconds_per_edit']:.2f} s each at {result['steps']} steps,"
+        f" {result['seconds_per_edit_in_batch']:.2f} s in batches of {ATTEMPTS}; {options.out}"
     )
     sys.exit(0 if all(row[3] for row in rows) else 1)
 

@@ -1,7 +1,7 @@
-"""What the mini models can do, by the rule that drew their world: `python -m benchmarks.mini_quality`.
+"""Quality of the mini models by the rule of their drawn world: `python -m benchmarks.mini_quality`.
 
-Prints each claim with its figure and bar, writes benchmarks/results/mini_quality.json, and ends with
-status 1 where a bar is missed. Guidance is chosen on other scenes and seeds than it is judged on.
+Prints each claim with its value and threshold, writes benchmarks/results/mini_quality.json, and ends with status 1
+where a threshold is missed. Guidance is tuned on other scenes and seeds than it is evaluated on.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from resources.models import registry
 from resources.settings import Settings
 
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-BARS = {"background": 0.95, "colour": 0.85, "shape": 0.60}
+THRESHOLDS = {"background": 0.95, "colour": 0.85, "shape": 0.60}
 
 
 def difference(better: NDArray[np.float64], worse: NDArray[np.float64]) -> dict[str, float]:
-    """Mean of the paired difference with its 95 % bootstrap interval over pictures."""
+    """Return the mean of the paired difference with its 95 % bootstrap interval over images."""
     pairs = better - worse
     rng = np.random.default_rng(0)
     means = pairs[rng.integers(len(pairs), size=(10_000, len(pairs)))].mean(axis=1)
@@ -34,7 +34,7 @@ def difference(better: NDArray[np.float64], worse: NDArray[np.float64]) -> dict[
 
 
 def measure(count: int, tuning: int) -> dict[str, Any]:
-    """All figures; `count` pictures are judged a setting, `tuning` pictures choose the best guidance."""
+    """Return all results: `count` images per setting, `tuning` images per guidance to tune it."""
     settings = Settings.read({})
     clip, v1, v2, hps = (
         registry.find_scorer(name, settings).load() for name in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
@@ -46,35 +46,42 @@ def measure(count: int, tuning: int) -> dict[str, Any]:
     }
     engine = registry.find_engine("mini_sdxl", settings).load()
 
-    chosen_on = accuracy.held_out_scenes(tuning, turn=1)
-    tried = {}
+    tuning_scenes = accuracy.held_out_scenes(tuning, turn=1)
+    accuracy_by_guidance = {}
     for guidance in GUIDANCES:
-        found = accuracy.read_generated_images(engine, chosen_on, 20, guidance, first_seed=1_000_000)
-        tried[guidance] = float(accuracy.attribute_agreement(chosen_on, found)["mean"].mean())
-    best = max(tried, key=lambda guidance: tried[guidance])
-    result |= {"mean_accuracy_by_guidance": tried, "best_guidance": best}
+        readings = accuracy.read_generated_images(engine, tuning_scenes, 20, guidance, first_seed=1_000_000)
+        accuracy_by_guidance[guidance] = float(accuracy.attribute_agreement(tuning_scenes, readings)["mean"].mean())
+    best = max(accuracy_by_guidance, key=lambda guidance: accuracy_by_guidance[guidance])
+    result |= {"mean_accuracy_by_guidance": accuracy_by_guidance, "best_guidance": best}
 
     scenes = accuracy.held_out_scenes(count)
-    began = time.perf_counter()
-    at_best = accuracy.read_generated_images(engine, scenes, 20, best, first_seed=0)
-    result["seconds_a_picture"] = (time.perf_counter() - began) / count
-    shares = accuracy.attribute_agreement(scenes, at_best)
+    start = time.perf_counter()
+    best_readings = accuracy.read_generated_images(engine, scenes, 20, best, first_seed=0)
+    result["seconds_per_image"] = (time.perf_counter() - start) / count
+    shares = accuracy.attribute_agreement(scenes, best_readings)
     result["pictures"] = {name: float(values.mean()) for name, values in shares.items()}
-    result["pictures"]["deviation"] = float(np.mean([r.deviation for r in at_best]))
+    result["pictures"]["deviation"] = float(np.mean([r.deviation for r in best_readings]))
 
     for name, steps, guidance in (("4_steps", 4, best), ("guidance_1", 20, 1.0), ("guidance_12", 20, 12.0)):
-        found = accuracy.read_generated_images(engine, scenes, steps, guidance, first_seed=0)
-        accuracy_gain = difference(shares["mean"], accuracy.attribute_agreement(scenes, found)["mean"])
-        deviation = difference(np.array([r.deviation for r in found]), np.array([r.deviation for r in at_best]))
+        readings = accuracy.read_generated_images(engine, scenes, steps, guidance, first_seed=0)
+        accuracy_gain = difference(shares["mean"], accuracy.attribute_agreement(scenes, readings)["mean"])
+        deviation = difference(
+            np.array([r.deviation for r in readings]), np.array([r.deviation for r in best_readings])
+        )
         result[f"best_against_{name}"] = {"accuracy_gained": accuracy_gain, "deviation_saved": deviation}
     return result
 
 
 def claims(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """(claim, figure, bar, met) for each claim."""
+    """Return (claim, value, threshold, met) for each claim."""
     rows = [
-        (f"pictures: {name} as asked", f"{result['pictures'][name]:.3f}", f"≥ {bar}", result["pictures"][name] >= bar)
-        for name, bar in BARS.items()
+        (
+            f"images: {name} as requested",
+            f"{result['pictures'][name]:.3f}",
+            f"≥ {threshold}",
+            result["pictures"][name] >= threshold,
+        )
+        for name, threshold in THRESHOLDS.items()
     ]
     rows += [(f"mini CLIP: {n}", f"{v:.3f}", "≥ 0.9", v >= 0.9) for n, v in result["clip"].items()]
     correlations = result["aesthetic"] | {"HPS within a prompt": result["hps"]["within_prompt"]}
@@ -96,17 +103,17 @@ def claims(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=240, help="pictures judged a setting")
-    parser.add_argument("--tuning", type=int, default=96, help="pictures a guidance is chosen on")
+    parser.add_argument("--images", type=int, default=240, help="images per setting")
+    parser.add_argument("--tuning", type=int, default=96, help="images per guidance to tune it on")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mini_quality.json")
     options = parser.parse_args()
     result = measure(options.images, options.tuning)
     rows = claims(result)
-    for claim, figure, bar, met in rows:
-        print(f"{'ok  ' if met else 'MISS'}  {claim:48} {figure:60} {bar}")
+    for claim, figure, threshold, met in rows:
+        print(f"{'ok  ' if met else 'MISS'}  {claim:48} {figure:60} {threshold}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{options.images} pictures a setting, {result['seconds_a_picture']:.3f} s each at 20 steps; {options.out}")
+    print(f"{options.images} images per setting, {result['seconds_per_image']:.3f} s each at 20 steps; {options.out}")
     sys.exit(0 if all(row[3] for row in rows) else 1)
 
 

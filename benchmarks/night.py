@@ -1,9 +1,9 @@
-"""One night over FlexyFace's table, for real: `python -m benchmarks.night`.
+"""A nightly backfill of FlexyFace's table by Dagster's daemon: `python -m benchmarks.night`.
 
-2,000 images in four runs, 1,865 with CLIP score and aesthetic V1, the columns of V2 and HPS not even there. Dagster's
+2,000 images in four runs, 1,865 with CLIP score and aesthetic V1, without the columns of V2 and HPS. Dagster's
 daemon runs on deploy/postgres/dagster.yaml with a nightly schedule of every minute; the first tick must fill exactly
-135 + 135 + 2,000 + 2,000 scores and change nothing that was there, the second must begin no run, and the CSV must be
-what psql writes. On a Postgres that FLEXY_DATABASE_URL names (empty databases on it are made and dropped). Prints a
+135 + 135 + 2,000 + 2,000 scores and change nothing that was there, the second must start no run, and the CSV must equal
+psql's. Uses the Postgres of FLEXY_DATABASE_URL, on which it creates temporary databases. Prints a
 table and writes benchmarks/results/night.json.
 """
 
@@ -78,7 +78,7 @@ def measure(service: Service) -> dict[str, Any]:
 
 def main() -> None:
     if not os.environ.get("FLEXY_DATABASE_URL", "").startswith("postgresql"):
-        sys.exit("name a Postgres on which a database may be made: FLEXY_DATABASE_URL=postgresql://…")
+        sys.exit("FLEXY_DATABASE_URL is missing: set it to a Postgres where a database may be created: postgresql://…")
     with tempfile.TemporaryDirectory() as folder, empty(Path(folder)) as results, empty(Path(folder)) as bookkeeping:
         home = Path(folder)
         flexyface.bring(results, home / "pictures")

@@ -1,4 +1,4 @@
-"""What orchestration costs over a bare loop: `python -m benchmarks.orchestration`.
+"""Overhead of orchestration over a bare loop: `python -m benchmarks.orchestration`.
 
 The same 2,000 pictures are scored with the same mini scorers twice, each in a process of its own: by a bare loop
 that opens each file once, scores it four times and keeps the numbers in memory, and by `backfill_scores`, from the
@@ -39,13 +39,13 @@ SIDES = (512, SIDE)
 
 
 def import_scorers() -> None:
-    """Import what the scorers are made of, which is done when they are first wanted."""
+    """Import the scorers' modules, which would otherwise happen at their first use."""
     for scorer in {metric.scorer or metric.name for metric in METRICS.values()}:
         import_module(registry.MODELS[scorer].loader.partition(":")[0])
 
 
-def bare(pictures: Path, prompt: str) -> float:
-    """Seconds for all four scores of every picture in the folder, batch by batch, in memory."""
+def time_bare_loop(pictures: Path, prompt: str) -> float:
+    """Return the seconds for all four scores of every image in the folder, batch by batch, in memory."""
     import_scorers()
     settings, store = Settings.read(), ImageStore(str(pictures))
     names = sorted(path.name for path in pictures.iterdir())
@@ -66,8 +66,8 @@ def bare(pictures: Path, prompt: str) -> float:
     return seconds
 
 
-def healed() -> float:
-    """Seconds for the same through `backfill_scores` on the table that FLEXY_DATABASE_URL names."""
+def time_backfill() -> float:
+    """Return the seconds for the same by `backfill_scores` on the database of FLEXY_DATABASE_URL."""
     import_scorers()
     from flexy_assets.definitions import build_definitions
 
@@ -91,10 +91,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2_000)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
-    parser.add_argument("--part", choices=["bare", "healed"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["bare", "backfill"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(bare(Path(os.environ["FLEXY_IMAGES"]), "a red circle") if options.part == "bare" else healed())
+        print(
+            time_bare_loop(Path(os.environ["FLEXY_IMAGES"]), "a red circle")
+            if options.part == "bare"
+            else time_backfill()
+        )
         return
     found = [measure(options.images, side, options.turns) for side in options.sides]
     print(f"{options.images} images, four mini scorers, results in {found[0]['database']}")
@@ -102,15 +106,15 @@ def main() -> None:
         for part, seconds in entry["seconds"].items():
             each = ", ".join(f"{s:.2f}" for s in seconds)
             print(f"{entry['side']:4}²  {part:8} {statistics.median(seconds):7.2f} s   ({each})")
-        print(f"{entry['side']:4}²  orchestrated / bare: {entry['ratio']:.3f}   (asked: at most 1.10)")
+        print(f"{entry['side']:4}²  orchestrated / bare: {entry['ratio']:.3f}   (required: at most 1.10)")
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     (results / "orchestration.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 def measure(images: int, side: int, turns: int) -> dict[str, Any]:
-    """Seconds of both, in turns, with so many pictures of so many pixels along each side."""
-    taken: dict[str, list[float]] = {"bare": [], "healed": []}
+    """Return the seconds of both, alternating, with `images` images of `side` pixels along each side."""
+    taken: dict[str, list[float]] = {"bare": [], "backfill": []}
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder, "pictures")
         for turn in range(turns):
@@ -126,8 +130,8 @@ def measure(images: int, side: int, turns: int) -> dict[str, Any]:
                     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
                     seconds.append(float(done.stdout.split()[-1]))
                 kind = database.url.get_backend_name()
-    bare, healed = (statistics.median(seconds) for seconds in taken.values())
-    return {"images": images, "side": side, "database": kind, "seconds": taken, "ratio": healed / bare}
+    bare, backfill = (statistics.median(seconds) for seconds in taken.values())
+    return {"images": images, "side": side, "database": kind, "seconds": taken, "ratio": backfill / bare}
 
 
 if __name__ == "__main__":

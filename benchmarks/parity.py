@@ -1,7 +1,7 @@
-"""How far our scores lie from the reference implementations': `python -m benchmarks.parity [--full]`.
+"""Differences between our scores and the reference implementations': `python -m benchmarks.parity [--full]`.
 
-Identical weights, fp32, the same files on both sides. Prints a table, writes benchmarks/results/parity.json, and
-ends with status 1 where a difference is above 1e-4 of the score's range. Small random models of the published
+Identical weights, fp32, the same files. Prints a table, writes benchmarks/results/parity.json, and ends with status
+1 where a difference is above 1e-4 of the score's range. Small random models of the published
 classes by default; with --full ViT-L/14, ViT-H/14 and VGG16 themselves.
 """
 
@@ -26,26 +26,26 @@ from resources.scorers.hps import HpsScorer
 from resources.scorers.perceptual import LpipsScorer
 from tests.support import references
 
-BAR = 1e-4
+MAX_DIFFERENCE = 1e-4
 """The largest difference allowed, as a share of the score's range."""
 
-TORCHVISION = 3e-4
-"""The same where the reference resizes by torchvision: that far the reference lies from itself, between versions
-of transformers."""
+MAX_RESIZE_DIFFERENCE = 3e-4
+"""The same where the reference resizes with torchvision: the reference differs by as much between versions of
+transformers."""
 
-TOLERANCE = {"fp16": 1e-3, "bf16": 5e-3}
+MAX_HALF_PRECISION_DIFFERENCE = {"fp16": 1e-3, "bf16": 5e-3}
 """The same for half precision against full."""
 
 SIZES = ((512, 512), (1024, 1024), (640, 360), (360, 640), (224, 224), (91, 37), (1000, 250), (333, 500), (17, 64))
 
-# Modes that every reader turns into the same RGB; what we do with the others is tested by itself.
+# Modes that every reader converts to the same RGB; other modes are tested separately.
 WORDS = ("red", "an old", "castle", "of glass", "portrait", "at dawn", "in rain", "1920s", "fox", "two", "neon", "oil")
 
 FORMS = (("RGB", "png"), ("L", "png"), ("P", "png"), ("RGB", "jpeg"), ("CMYK", "jpeg"), ("RGB", "webp"), ("1", "png"))
 
 
-def draw_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """`count` drawn pictures of many sizes, aspect ratios, modes and formats."""
+def draw_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """Write `count` drawn images of many sizes, aspect ratios, modes and formats; return their paths."""
     rng = np.random.default_rng(seed)
     drawn = []
     for index in range(count):
@@ -68,7 +68,7 @@ def draw_pictures(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Ours against a reference over `pictures` pictures; `spread` is the reference's standard deviation."""
+    """Our scores compared with a reference's over `pictures` images; `spread` is the reference's standard deviation."""
 
     scorer: str
     reference: str
@@ -86,30 +86,32 @@ class Difference:
         span: float,
         theirs: Sequence[float] | NDArray[np.floating],
         ours: NDArray[np.floating],
-        share: float = BAR,
+        share: float = MAX_DIFFERENCE,
     ) -> Difference:
-        apart = np.abs(np.asarray(theirs) - ours)
-        return cls(*names, len(ours), float(apart.max()), float(apart.mean()), float(np.std(theirs)), share * span)
+        differences = np.abs(np.asarray(theirs) - ours)
+        return cls(
+            *names, len(ours), float(differences.max()), float(differences.mean()), float(np.std(theirs)), share * span
+        )
 
 
-def compare(folder: Path, pictures: int, full: bool) -> list[Difference]:
-    """Every scorer against its reference, on models written below `folder`."""
+def compare_scorers(folder: Path, pictures: int, full: bool) -> list[Difference]:
+    """Return the differences of every scorer, on models written below `folder`."""
     references.install()
     (folder / "pictures").mkdir()
-    files = draw_pictures(folder / "pictures", pictures)
+    files = draw_images(folder / "pictures", pictures)
     store = ImageStore(str(folder / "pictures"))
     read = [store.read(file.name) for file in files]
     clip = references.save_clip(folder / "clip", full)
     return [
-        *clip_and_aesthetic(folder, clip, files, read, full),
-        hps(folder, clip, files, read, full),
-        lpips(folder, files, read),
+        *compare_clip_and_aesthetic(folder, clip, files, read, full),
+        compare_hps(folder, clip, files, read, full),
+        compare_lpips(folder, files, read),
         # A CPU computes in half precision many times slower than in full.
-        *half_precision(folder, clip, files[: 8 if full else None], read[: 8 if full else None], full),
+        *compare_half_precision(folder, clip, files[: 8 if full else None], read[: 8 if full else None], full),
     ]
 
 
-def clip_and_aesthetic(
+def compare_clip_and_aesthetic(
     folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool
 ) -> Iterator[Difference]:
     """CLIP score, V1 and V2, resized by Pillow on both sides and, with the small model, by torchvision on theirs."""
@@ -123,7 +125,7 @@ def clip_and_aesthetic(
     cosines = seen.astype(np.float64) @ np.concatenate([encoder.texts(prompts[:9]), encoder.texts(prompts[9:])]).T
     chosen = [prompts[which] for which in cosines.argmax(axis=1)]
     predictors = {version: references.save_predictor(folder / f"v{version}", clip, version) for version in (1, 2)}
-    resizes = [(True, "", BAR), (False, ", torchvision's resize", TORCHVISION)]
+    resizes = [(True, "", MAX_DIFFERENCE), (False, ", torchvision's resize", MAX_RESIZE_DIFFERENCE)]
     for pillow, resize, share in resizes[: 1 if full else 2]:
         theirs = references.clip_score(clip, pillow)
         yield Difference.of(
@@ -134,17 +136,17 @@ def clip_and_aesthetic(
             share,
         )
         for version, predictor in predictors.items():
-            mark = references.aesthetic(predictor, version, pillow)
+            score = references.aesthetic(predictor, version, pillow)
             yield Difference.of(
                 (f"Aesthetic V{version}", f"simple-aesthetics-predictor 0.1.2{resize}", model),
                 9.0,
-                [mark(file, "") for file in files],
+                [score(file, "") for file in files],
                 aesthetic.load_aesthetic(predictor, version).score_embeddings(seen),
                 share,
             )
 
 
-def hps(folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool) -> Difference:
+def compare_hps(folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool) -> Difference:
     """HPS v2.1, over prompts that are long, in HTML, and not in ASCII."""
     checkpoint = references.save_hps(folder / "hps", full)
     prompts = [references.PROMPTS[index % len(references.PROMPTS)] for index in range(len(files))]
@@ -163,10 +165,10 @@ def _hps_scores(scorer: HpsScorer, read: Sequence[Image.Image], prompts: Sequenc
     return _in_parts(lambda part: scorer.scores(*zip(*part, strict=True)), pairs)
 
 
-def half_precision(
+def compare_half_precision(
     folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool
 ) -> Iterator[Difference]:
-    """Ours in half precision against ours in fp32, prepared alike."""
+    """Yield the differences of our scores in half precision from those in fp32."""
     predictors = [references.save_predictor(folder / f"half{version}", clip, version) for version in (1, 2)]
     checkpoint = references.save_hps(folder / "half_hps", full)
     prompts = [references.PROMPTS[index % len(references.PROMPTS)] for index in range(len(files))]
@@ -177,19 +179,19 @@ def half_precision(
         cosines = np.einsum("nd,nd->n", seen, _in_parts(encoder.texts, prompts))
         values.setdefault(("CLIP score", 1.0), {})[precision] = cosines
         for version, predictor in zip((1, 2), predictors, strict=True):
-            marks = aesthetic.load_aesthetic(predictor, version).score_embeddings(seen)
-            values.setdefault((f"Aesthetic V{version}", 9.0), {})[precision] = marks
+            scores = aesthetic.load_aesthetic(predictor, version).score_embeddings(seen)
+            values.setdefault((f"Aesthetic V{version}", 9.0), {})[precision] = scores
         del encoder
         scores = _hps_scores(HpsScorer(checkpoint.parent, precision, tokenizer=clip), read, prompts)
         values.setdefault(("HPS v2.1", 1.0), {})[precision] = scores
     for (name, span), by_precision in values.items():
-        for precision, tolerance in TOLERANCE.items():
+        for precision, tolerance in MAX_HALF_PRECISION_DIFFERENCE.items():
             names = (f"{name} in {precision}", "ours in fp32", "as above")
             yield Difference.of(names, span, by_precision["fp32"], by_precision[precision], tolerance)
 
 
-def lpips(folder: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> Difference:
-    """LPIPS of each picture and the next."""
+def compare_lpips(folder: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> Difference:
+    """Return the difference of LPIPS between each image and the next."""
     scorer = LpipsScorer(references.save_vgg(folder / "torch"))
     distance = references.lpips(folder / "torch")
     prepared = [scorer.prepare(picture) for picture in read]
@@ -207,10 +209,10 @@ def _in_parts(call: Callable[[Sequence], NDArray[np.float32]], items: Sequence) 
     return np.concatenate([call(items[start : start + 7]) for start in range(0, len(items), 7)])
 
 
-def table(found: Sequence[Difference]) -> str:
-    """The differences in Markdown."""
+def markdown_table(found: Sequence[Difference]) -> str:
+    """Return the differences as a Markdown table."""
     lines = [
-        "| scorer | reference | model | pictures | largest difference | mean difference | bar |",
+        "| scorer | reference | model | images | largest difference | mean difference | threshold |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -226,8 +228,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=63)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = compare(Path(folder), options.pictures, options.full)
-    print(table(found))
+        found = compare_scorers(Path(folder), options.pictures, options.full)
+    print(markdown_table(found))
     out = Path(__file__).parent / "results" / f"parity{'_full' if options.full else ''}.json"
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps([asdict(d) for d in found], indent=2) + "\n")

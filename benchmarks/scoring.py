@@ -1,8 +1,8 @@
-"""Four scores of the same images, ours against the references as used: `python -m benchmarks.scoring`.
+"""Throughput of four scores of the same images, ours and the references': `python -m benchmarks.scoring`.
 
-Full-size architectures with random weights (ViT-L/14, ViT-H/14), in one run: (a) each reference in a pass of its
-own, image by image, HPS reading its checkpoint anew at every call; (b) our assets' own code, from files to
-committed rows, models loading included. Prints tables and writes benchmarks/results/scoring.json. On a CPU ours
+Full-size architectures with random weights (ViT-L/14, ViT-H/14), in one run: (a) each reference in its own pass,
+image by image, where HPS reads its checkpoint at every call; (b) our assets' code, from files to committed rows,
+including loading the models. Prints tables and writes benchmarks/results/scoring.json. On a CPU ours
 runs in fp32, and once more in bf16; on a GPU in fp16, and 2,000 images are scored against the clock as well.
 """
 
@@ -44,7 +44,7 @@ BATCH = "bench000_0000"
 
 
 def peak_gflops(dtype: torch.dtype) -> float:
-    """What a large matrix product reaches on this device: the peak that can be had."""
+    """Return the GFLOP/s of a large matrix product on this device, its achievable peak."""
     device = compute.compute_device()
     side = 8192 if device == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -94,7 +94,7 @@ class Clock:
                 setattr(cls, name, method)
 
 
-def draw(folder: Path, count: int) -> list[Path]:
+def draw_images(folder: Path, count: int) -> list[Path]:
     """`count` PNG files of 512 × 512, as noisy as a photograph."""
     rng = np.random.default_rng(0)
     (folder / "bench").mkdir(parents=True)
@@ -107,7 +107,9 @@ def draw(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def as_used(models: dict[str, Path], files: Sequence[Path], prompts: Sequence[str], folder: Path) -> dict[str, float]:
+def time_references(
+    models: dict[str, Path], files: Sequence[Path], prompts: Sequence[str], folder: Path
+) -> dict[str, float]:
     """Seconds of each reference over the files, loading included."""
     seconds = {}
     loads: dict[str, Callable[[], references.Score]] = {
@@ -127,7 +129,7 @@ def as_used(models: dict[str, Path], files: Sequence[Path], prompts: Sequence[st
     return seconds
 
 
-def scoring_of(
+def make_work(
     folder: Path, models: dict[str, Path], files: Sequence[Path], prompts: Sequence[str], precision: str = "auto"
 ) -> Work:
     """A fresh database with a row for each file, and the published set's models pointed at `models`."""
@@ -153,7 +155,7 @@ def scoring_of(
     return work
 
 
-def ours(work: Work, metrics: Sequence[str]) -> dict[str, float]:
+def time_ours(work: Work, metrics: Sequence[str]) -> dict[str, float]:
     """Seconds of each pass: the embeddings, then each metric."""
     seconds = {}
     if any(METRICS[name].reads for name in metrics):
@@ -181,7 +183,7 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     """All figures over `count` images."""
     references.install()
     models = save_models(folder / "models")
-    files = draw(folder, count)
+    files = draw_images(folder, count)
     prompts = [f"{references.PROMPTS[0]}, number {index}" for index in range(count)]
     on_gpu = torch.cuda.is_available()
     dtype = torch.float16 if on_gpu else torch.float32
@@ -191,13 +193,13 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
         "peak_gflops": peak_gflops(dtype),
     }
 
-    clip_alone = ours(scoring_of(folder, models, files, prompts), ["clip_score"])
-    together = ours(scoring_of(folder, models, files, prompts), ["clip_score", "aesthetic_score", "aes_v2_score"])
+    clip_alone = time_ours(make_work(folder, models, files, prompts), ["clip_score"])
+    together = time_ours(make_work(folder, models, files, prompts), ["clip_score", "aesthetic_score", "aes_v2_score"])
     result["clip_alone_s"], result["clip_v1_v2_s"] = sum(clip_alone.values()), sum(together.values())
     result["three_for_one"] = result["clip_v1_v2_s"] / result["clip_alone_s"]
 
     clock = Clock()
-    work = scoring_of(folder, models, files, prompts)
+    work = make_work(folder, models, files, prompts)
     # Loaded before, so that the share of the forward passes is that of a long run.
     encoder = work.slot.get(work.model("clip"))
     encoder.images([encoder.prepare(Image.open(files[0]))])
@@ -210,10 +212,10 @@ def measure(folder: Path, count: int) -> dict[str, Any]:
     result["share_of_peak"] = result["forward_gflops"] / result["peak_gflops"]
     work.slot.free()
 
-    result["ours_s"] = ours(scoring_of(folder, models, files, prompts), list(METRICS))
+    result["ours_s"] = time_ours(make_work(folder, models, files, prompts), list(METRICS))
     if not on_gpu:
-        result["ours_bf16_s"] = ours(scoring_of(folder, models, files, prompts, "bf16"), list(METRICS))
-    result["references_s"] = as_used(models, files, prompts, folder)
+        result["ours_bf16_s"] = time_ours(make_work(folder, models, files, prompts, "bf16"), list(METRICS))
+    result["references_s"] = time_references(models, files, prompts, folder)
     theirs = sum(result["references_s"].values())
     result["speedup"] = theirs / sum(result["ours_s"].values())
     if not on_gpu:
@@ -256,10 +258,10 @@ def main() -> None:
         folder = Path(name)
         result = measure(folder, options.images)
         if torch.cuda.is_available() and options.large:
-            files = draw(folder / "large", options.large)
+            files = draw_images(folder / "large", options.large)
             prompts = [f"{references.PROMPTS[0]}, number {index}" for index in range(len(files))]
             models = {path.name.replace("v", "aesthetic_v"): path for path in (folder / "models").iterdir()}
-            seconds = ours(scoring_of(folder / "large", models, files, prompts), list(METRICS))
+            seconds = time_ours(make_work(folder / "large", models, files, prompts), list(METRICS))
             result |= {"large_images": len(files), "large_s": sum(seconds.values()), "large_passes_s": seconds}
     show(result)
     out = Path(__file__).parent / "results/scoring.json"

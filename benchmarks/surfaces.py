@@ -1,12 +1,12 @@
-"""The sweep's analysis on sweeps whose truth is known: `python -m benchmarks.surfaces`.
+"""The sweep's analysis on synthetic sweeps with known ground truth: `python -m benchmarks.surfaces`.
 
 200 synthetic sweeps, 40 of each kind (saturating, peaked, flat, interacting, heteroscedastic), of 300 to 2,000 images
 each, half of them with prompts that repeat and differ; images at one setting differ by 0.7 to 4 times the surface's
-own deviation. Asked: the true optimum inside the stated region at least 93 % of the time, flat called flat at least
-90 %, the true number of steps beyond which one more does not pay inside its interval at least 93 %, and 95 % intervals
-that cover 95 ± 2 % (those of correlations on 1,000 flat sweeps). Also shown: how large the regions and intervals are,
-since everything is no answer. Then the time and the memory that all tables and the report take at 2,000 and 100,000
-rows, each in a process of its own. The analysis was set on seeds below 1,000 and from 1,000,000 on; these are others.
+own deviation. Claims: the true optimum is inside the stated region at least 93 % of the time, flat sweeps are reported
+as flat at least 90 %, the true number of steps beyond which one more does not pay is inside its interval at least
+93 %, and 95 % intervals cover 95 ± 2 % (those of correlations on 1,000 flat sweeps). Also shown is the size of regions
+and intervals. Then the time and memory of all tables and the report at 2,000 and 100,000 rows, each in a separate
+process. The analysis was tuned on seeds below 1,000 and from 1,000,000 on; these are others.
 Prints a table and writes benchmarks/results/surfaces.json.
 """
 
@@ -34,14 +34,14 @@ from flexy_assets.sweep.analysis import METRIC_LABELS, SCORES_TABLE_SCHEMA
 Floats = NDArray[np.float64]
 Surface = Callable[[Any, Any], Floats]
 
-KINDS = ("saturating", "peaked", "flat", "interacting", "heteroscedastic")
+SURFACE_KINDS = ("saturating", "peaked", "flat", "interacting", "heteroscedastic")
 CORRELATION = 0.5
 """Planted between CLIP's and V1's noise, within prompts and between them."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A synthetic sweep, its expected CLIP score at any settings, and the gain a step must bring."""
+    """A synthetic sweep, its expected CLIP score at any settings, and the least gain per step that pays."""
 
     scores: pl.DataFrame
     surface: Surface
@@ -49,10 +49,10 @@ class Sweep:
     prompts: int
 
 
-def surface_of(kind: str, rng: np.random.Generator) -> Surface:
-    """A random surface of the kind, over steps and effective guidance, between about 0 and 1.
+def random_surface(kind: str, rng: np.random.Generator) -> Surface:
+    """Return a random surface of the kind, over steps and effective guidance, between about 0 and 1.
 
-    In half of them what guidance does is even in its logarithm, in the others in guidance itself.
+    In half of them the effect of guidance is uniform in its logarithm, in the others in guidance itself.
     """
     peak_steps, width = np.log2(rng.uniform(10, 45)), rng.uniform(1.2, 3)
     peak_guidance, breadth = rng.uniform(1.5, 10), rng.uniform(3, 8)
@@ -84,13 +84,13 @@ def surface_of(kind: str, rng: np.random.Generator) -> Surface:
     return surface
 
 
-def synthetic(kind: str, seed: int, images: int | None = None, prompts: int | None = None) -> Sweep:
-    """A sweep of the kind; `prompts` 0 gives every image one of its own."""
-    rng = np.random.default_rng([seed, KINDS.index(kind)])
+def synthetic_sweep(kind: str, seed: int, images: int | None = None, prompts: int | None = None) -> Sweep:
+    """Return a sweep of the kind; `prompts` 0 gives every image its own prompt."""
+    rng = np.random.default_rng([seed, SURFACE_KINDS.index(kind)])
     n = int(rng.integers(300, 2001)) if images is None else images
     if prompts is None:
         prompts = int(np.exp(rng.uniform(np.log(8), np.log(150)))) if rng.random() < 0.5 else 0
-    raw = surface_of(kind, rng)
+    raw = random_surface(kind, rng)
     steps, guidance = rng.integers(4, 61, n), rng.uniform(0.5, 12, n).round(2)
     spread = float(np.std(raw(steps, guidance)))
     scale = 0.02 / spread if spread > 0 else 0.0
@@ -134,8 +134,8 @@ def synthetic(kind: str, seed: int, images: int | None = None, prompts: int | No
     return Sweep(scores.select(list(SCORES_TABLE_SCHEMA)).cast(dict(SCORES_TABLE_SCHEMA)), surface, least, prompts)
 
 
-def judged(sweep: Sweep) -> dict[str, Any]:
-    """What the analysis says of the sweep's CLIP score, against the truth."""
+def evaluate_analysis(sweep: Sweep) -> dict[str, Any]:
+    """Return the analysis of the sweep's CLIP score compared with the ground truth."""
     scores, surface = sweep.scores, sweep.surface
     models = analysis.fit_models(scores.with_columns(aesthetic_score=None))
     alone = scores.with_columns(aesthetic_score=None)
@@ -212,15 +212,15 @@ def judged(sweep: Sweep) -> dict[str, Any]:
     return found
 
 
-def judge(job: tuple[str, int]) -> dict[str, Any]:
-    """One sweep of a kind and seed, judged."""
+def evaluate_job(job: tuple[str, int]) -> dict[str, Any]:
+    """Return the evaluation of one sweep of a kind and seed."""
     kind, seed = job
-    return {"kind": kind, "seed": seed, **judged(synthetic(kind, seed))}
+    return {"kind": kind, "seed": seed, **evaluate_analysis(synthetic_sweep(kind, seed))}
 
 
-def correlated(seed: int) -> dict[str, Any]:
-    """Whether each interval of the correlation planted in a flat sweep of 300 to 2,000 images holds it."""
-    sweep = synthetic("flat", seed)
+def evaluate_correlations(seed: int) -> dict[str, Any]:
+    """Return whether each interval of a known correlation in a flat sweep of 300 to 2,000 images contains it."""
+    sweep = synthetic_sweep("flat", seed)
     pairs = {(row["left"], row["right"]): row for row in analysis.correlate_metrics(sweep.scores).iter_rows(named=True)}
     pair, none = pairs["clip_score", "aesthetic_score"], pairs["steps", "clip_score"]
     found: dict[str, Any] = {"repeating prompts": sweep.prompts > 0}
@@ -232,11 +232,11 @@ def correlated(seed: int) -> dict[str, Any]:
     return found
 
 
-def spent(rows: int) -> dict[str, float]:
-    """Seconds that each table and the report take at so many rows, and the process' highest memory."""
+def measure_cost(rows: int) -> dict[str, float]:
+    """Return the seconds of each table and the report at so many rows, and the process' peak memory."""
     from flexy_assets.sweep.report import build
 
-    half, other = (synthetic("interacting", seed, rows // 2, prompts) for seed, prompts in ((0, 0), (1, 60)))
+    half, other = (synthetic_sweep("interacting", seed, rows // 2, prompts) for seed, prompts in ((0, 0), (1, 60)))
     other_scores = other.scores.with_columns(image_id="b" + pl.col("image_id"), engine=pl.lit("other"))
     noise = np.random.default_rng(0).standard_normal((2, rows // 2 * 2))
     scores = pl.concat([half.scores, other_scores]).with_columns(
@@ -252,20 +252,29 @@ def spent(rows: int) -> dict[str, float]:
 
     models = timed("regression", lambda: analysis.fit_models(scores))
     tables = {"regression": models}
-    for name in ("correlations", "components", "times"):
-        tables[name] = timed(name, lambda name=name: getattr(analysis, name)(scores))
-    fitted = {"returns": "diminishing_returns", "front": "pareto_front", "spots": "sweet_spots"}
-    for name in ("response", "effects", "returns", "front", "spots", "comparison"):
-        made = fitted.get(name, name)
-        tables[name] = timed(made, lambda made=made: getattr(analysis, made)(scores, models))
+    for name, function in (
+        ("correlations", analysis.correlate_metrics),
+        ("components", analysis.principal_components),
+        ("times", analysis.times_table),
+    ):
+        tables[name] = timed(name, lambda function=function: function(scores))
+    for name, function in (
+        ("response", analysis.response_table),
+        ("effects", analysis.effects_table),
+        ("returns", analysis.diminishing_returns_table),
+        ("front", analysis.find_pareto_front),
+        ("spots", analysis.find_sweet_spots),
+        ("comparison", analysis.compare_groups),
+    ):
+        tables[name] = timed(name, lambda function=function: function(scores, models))
     timed("report", lambda: build.render_sweep_report(scores, analysis.AnalysisTables(**tables), {}))
     found["all, s"] = sum(found.values())
     found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found
 
 
-def shares(values: pl.Series) -> tuple[float, float, float]:
-    """The mean of shares or of truths, and its 95 % range: Wilson's for truths, else the normal one."""
+def mean_with_interval(values: pl.Series) -> tuple[float, float, float]:
+    """Return the mean and its 95 % interval: Wilson's for booleans, else the normal one."""
     from scipy.stats import binomtest
 
     known = values.drop_nulls()
@@ -278,46 +287,52 @@ def shares(values: pl.Series) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweeps", type=int, default=40, help="of each kind")
-    parser.add_argument("--correlations", type=int, default=1000, help="flat sweeps on which correlations are judged")
-    parser.add_argument("--seed", type=int, default=20_000, help="of the first sweep")
+    parser.add_argument("--sweeps", type=int, default=40, help="sweeps of each kind")
+    parser.add_argument("--correlations", type=int, default=1000, help="flat sweeps to evaluate correlations on")
+    parser.add_argument("--seed", type=int, default=20_000, help="seed of the first sweep")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rows", type=int, nargs="*", default=(2_000, 100_000), help="at which time is taken")
-    parser.add_argument("--spent", type=int, help="only take the time at so many rows, and print it as JSON")
+    parser.add_argument(
+        "--rows", type=int, nargs="*", default=(2_000, 100_000), help="numbers of rows to measure time at"
+    )
+    parser.add_argument("--spent", type=int, help="only measure time at so many rows and print it as JSON")
     options = parser.parse_args()
     if options.spent:
-        print(json.dumps(spent(options.spent)))
+        print(json.dumps(measure_cost(options.spent)))
         return
-    jobs = [(kind, options.seed + index) for kind in KINDS for index in range(options.sweeps)]
+    jobs = [(kind, options.seed + index) for kind in SURFACE_KINDS for index in range(options.sweeps)]
     with ProcessPoolExecutor(options.workers) as pool:
-        found = pl.DataFrame(list(pool.map(judge, jobs)), infer_schema_length=None)
-        pairs = list(pool.map(correlated, range(options.seed, options.seed + options.correlations), chunksize=20))
+        found = pl.DataFrame(list(pool.map(evaluate_job, jobs)), infer_schema_length=None)
+        pairs = list(
+            pool.map(evaluate_correlations, range(options.seed, options.seed + options.correlations), chunksize=20)
+        )
     correlations = pl.DataFrame(pairs, infer_schema_length=None)
     moving, flat = found.filter(pl.col("kind") != "flat"), found.filter(kind="flat")
     stated = moving.filter(~pl.col("flat"))
     answer: dict[str, tuple[float, float, float]] = {
-        "optimum inside the region": shares(stated["region"]),
-        "flat called flat": shares(flat["flat"]),
-        "moving called moving": shares(~moving["flat"]),
-        "true steps inside 'beyond'": shares(found["beyond"]),
-        "region's share of what was tried": shares(stated["share"]),
-        "regions below half of it": shares(stated["share"] < 0.5),
-        "stated best's loss, of the surface's range": shares(stated["regret"]),
-        "'beyond' interval's share of the steps": shares(moving["beyond width"] / 56),
+        "optimum inside the region": mean_with_interval(stated["region"]),
+        "flat reported as flat": mean_with_interval(flat["flat"]),
+        "not flat reported as not flat": mean_with_interval(~moving["flat"]),
+        "true steps inside 'beyond'": mean_with_interval(found["beyond"]),
+        "region's share of what was tried": mean_with_interval(stated["share"]),
+        "regions below half of it": mean_with_interval(stated["share"] < 0.5),
+        "stated best's loss, of the surface's range": mean_with_interval(stated["regret"]),
+        "'beyond' interval's share of the steps": mean_with_interval(moving["beyond width"] / 56),
     }
     held = [name for name in found.columns if name.endswith((" band", " slope", " effect"))]
     for words, rows in (("prompts repeat", pl.col("prompts") > 0), ("no prompt repeats", pl.col("prompts") == 0)):
         for name in held:
-            answer[f"{name}, {words}"] = shares(found.filter(rows)[name])
+            answer[f"{name}, {words}"] = mean_with_interval(found.filter(rows)[name])
     for repeating in (True, False):
         rows = correlations.filter(pl.col("repeating prompts") == repeating)
         for name in rows.columns[1:]:
             if rows[name].count():
                 words = "prompts repeat" if repeating else "no prompt repeats"
-                answer[f"correlation: {name}, {words}"] = shares(rows[name])
+                answer[f"correlation: {name}, {words}"] = mean_with_interval(rows[name])
     kinds = {
-        kind: {name: shares(found.filter(kind=kind)[name]) for name in ("flat", "region", "share", "beyond")}
-        for kind in KINDS
+        kind: {
+            name: mean_with_interval(found.filter(kind=kind)[name]) for name in ("flat", "region", "share", "beyond")
+        }
+        for kind in SURFACE_KINDS
         if kind != "flat"
     }
     for name, (mean, low, high) in answer.items():

@@ -1,13 +1,13 @@
-"""What the demo's report says, held against the rule that drew its world: `python -m benchmarks.truth`.
+"""The demo report's conclusions against the rule of its drawn world: `python -m benchmarks.truth`.
 
-The rule reads pictures without a model: does a picture show what was asked (agreement), and how far is it from a
-clean drawing (deviation)? Its overall mark of a picture is the mean of both in standard deviations, as the report's
-is of the four metrics, which never see it. The truth is the rule's mean mark over a grid of settings, of scenes
-and seeds that no sweep has. The demo, and sweeps like it with other seeds, are made by the command; of their tables
-is asked: does the region for the best overall hold the rule's best settings, does the interval of "beyond N steps"
-hold the rule's, and are the demo's best settings truly better than few steps and than much guidance, and no worse
-than many steps? Prints each claim with its figure and writes benchmarks/results/truth.json. With its defaults it takes
-half an hour on one core.
+The rule reads images without a model: whether an image shows the prompt (agreement), and its distance from a clean
+drawing (deviation). Its overall score of an image is the mean of both in standard deviations, as the report's is of
+the four metrics, which are independent of it. The ground truth is the rule's mean score over a grid of settings, on
+scenes and seeds of no sweep. The demo, and sweeps like it with other seeds, are run by the command; of their tables
+these claims are checked: the region of the best overall score contains the rule's best settings, the interval of
+"beyond N steps" contains the rule's, and the demo's best settings are better than few steps and than high guidance,
+and no worse than many steps. Prints each claim with its value and writes benchmarks/results/truth.json. With its
+defaults it takes half an hour on one core.
 """
 
 from __future__ import annotations
@@ -50,21 +50,19 @@ DEMO_SWEEP_OPTIONS = (
 """Options of `flexy sweep new` for a sweep like the demo's."""
 
 
-def marks(engine: Engine, settings: list[tuple[int, float]], pictures: int, turn: int) -> Floats:
-    """(settings, 2, pictures) agreement and minus deviation; picture i has the same scene and seed everywhere."""
-    scenes = accuracy.held_out_scenes(pictures, turn)
-    found = []
+def rule_scores(engine: Engine, settings: list[tuple[int, float]], images: int, turn: int) -> Floats:
+    """Return (settings, 2, images): agreement and minus deviation; image i has the same scene and seed everywhere."""
+    scenes = accuracy.held_out_scenes(images, turn)
+    results = []
     for steps, guidance in settings:
-        readings = accuracy.read_generated_images(
-            engine, scenes, steps, guidance, first_seed=2_000_000 + turn * pictures
-        )
+        readings = accuracy.read_generated_images(engine, scenes, steps, guidance, first_seed=2_000_000 + turn * images)
         agreement = accuracy.attribute_agreement(scenes, readings)["mean"]
-        found.append([agreement, -np.array([reading.deviation for reading in readings])])
-    return np.array(found)
+        results.append([agreement, -np.array([reading.deviation for reading in readings])])
+    return np.array(results)
 
 
-def beyond(curve: Floats, least_gain: float) -> int:
-    """The first number of steps from which on one more gains less, of a mean over `STEPS`."""
+def saturation_step(curve: Floats, least_gain: float) -> int:
+    """Return the number of steps beyond which one more gains less than `least_gain`, of a mean over `STEPS`."""
     from scipy.interpolate import PchipInterpolator
 
     every = np.arange(STEPS[0], STEPS[-1] + 1)
@@ -72,27 +70,31 @@ def beyond(curve: Floats, least_gain: float) -> int:
     return int(every[paying[-1]]) + 1 if len(paying) else STEPS[0]
 
 
-def over_guidance(overall: Floats) -> Floats:
-    """(steps, …) the mean over guidance, evenly from the lowest to the highest, of (steps, guidances, …)."""
+def mean_over_guidance(overall: Floats) -> Floats:
+    """Return (steps, …), the mean of (steps, guidances, …) over guidance, uniform from lowest to highest."""
     return np.trapezoid(overall, GUIDANCES, axis=1) / (GUIDANCES[-1] - GUIDANCES[0])
 
 
-def interval(values: Floats, rng: np.random.Generator) -> tuple[float, float, float]:
-    """The mean over pictures and its 95 % bootstrap interval."""
+def bootstrap_interval(values: Floats, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Return the mean over images and its 95 % bootstrap interval."""
     means = values[rng.integers(len(values), size=(10_000, len(values)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 
-def tables(folder: Path, arguments: list[str] | None) -> dict[str, dict[str, Any]]:
-    """The rows of the overall score of the demo, or of a sweep of these arguments, made in a home of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FLEXY_", "DAGSTER_"))}
+def overall_rows(folder: Path, arguments: list[str] | None) -> dict[str, dict[str, Any]]:
+    """Run the demo, or a sweep with these options, in its own home; return the overall score's table rows."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FLEXY_", "DAGSTER_"))}
     root = Path(__file__).parent.parent
-    own = {"FLEXY_HOME": str(folder), "DAGSTER_HOME": str(root), "FLEXY_DAGSTER_STORAGE": str(folder / "dagster")}
+    home_variables = {
+        "FLEXY_HOME": str(folder),
+        "DAGSTER_HOME": str(root),
+        "FLEXY_DAGSTER_STORAGE": str(folder / "dagster"),
+    }
 
     def flexy(*command: str) -> dict[str, Any]:
         line = [sys.executable, "-m", "flexy_assets.cli.app", *command, "--json"]
-        done = subprocess.run(line, cwd=root, env=kept | own, check=True, stdout=subprocess.PIPE)
+        done = subprocess.run(line, cwd=root, env=inherited | home_variables, check=True, stdout=subprocess.PIPE)
         return dict(json.loads(done.stdout))
 
     if arguments is None:
@@ -104,54 +106,54 @@ def tables(folder: Path, arguments: list[str] | None) -> dict[str, dict[str, Any
     return {name: table.row(by_predicate=pl.col("target") == "overall", named=True) for name, table in read.items()}
 
 
-def holds(region: list[dict[str, Any]], steps: int, guidance: float) -> bool:
-    """Whether these settings, or of the region's grid those nearest to them, are among the region's."""
+def region_contains(region: list[dict[str, Any]], steps: int, guidance: float) -> bool:
+    """Whether the region contains these settings, or the nearest ones of its grid."""
     apart = [abs(np.log2(at["steps"] / steps)) + abs(at["guidance"] - guidance) / 11 for at in region]
     return bool(apart and min(apart) <= 0.15)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=96, help="of the truth at each setting")
-    parser.add_argument("--sweeps", type=int, default=9, help="besides the demo")
+    parser.add_argument("--images", type=int, default=96, help="images per setting of the ground truth")
+    parser.add_argument("--sweeps", type=int, default=9, help="sweeps in addition to the demo")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     engine = registry.find_engine("mini_sdxl", Settings.read({})).load()
 
-    truth = marks(engine, [(s, g) for s in STEPS for g in GUIDANCES], options.pictures, turn=2)
-    truth = truth.reshape(len(STEPS), len(GUIDANCES), 2, options.pictures)
+    truth = rule_scores(engine, [(s, g) for s in STEPS for g in GUIDANCES], options.images, turn=2)
+    truth = truth.reshape(len(STEPS), len(GUIDANCES), 2, options.images)
     spread = truth.std(axis=(0, 1, 3))
     overall = (truth / spread[:, None]).mean(axis=2)
     least_gain = MIN_GAIN_SD * float(overall.std())
     means = overall.mean(axis=2)
     at = np.unravel_index(means.argmax(), means.shape)
     best = STEPS[at[0]], GUIDANCES[at[1]]
-    drawn = [overall[..., rng.integers(options.pictures, size=options.pictures)].mean(axis=2) for _ in range(1000)]
-    saturates = beyond(over_guidance(means), least_gain)
-    low, high = np.quantile([beyond(over_guidance(means), least_gain) for means in drawn], [0.025, 0.975])
-    print("the rule's overall mark, SD; steps downwards, guidance to the right")
+    drawn = [overall[..., rng.integers(options.images, size=options.images)].mean(axis=2) for _ in range(1000)]
+    saturates = saturation_step(mean_over_guidance(means), least_gain)
+    low, high = np.quantile([saturation_step(mean_over_guidance(means), least_gain) for means in drawn], [0.025, 0.975])
+    print("the rule's overall score, SD; rows are steps, columns guidance")
     print("steps " + "".join(f"{guidance:7g}" for guidance in GUIDANCES))
     for steps, row in zip(STEPS, means - means.max(), strict=True):
-        print(f"{steps:5} " + "".join(f"{mark:7.2f}" for mark in row))
+        print(f"{steps:5} " + "".join(f"{score:7.2f}" for score in row))
     print(
         f"best: {best[0]} steps at guidance {best[1]:g}; beyond {saturates} ({low:.0f}–{high:.0f}) steps little gained"
     )
 
-    found = []
+    results = []
     with tempfile.TemporaryDirectory() as temporary:
         for index in range(options.sweeps + 1):
             arguments = [*DEMO_SWEEP_OPTIONS, "--seed", str(index)] if index else None
-            found.append(tables(Path(temporary, str(index)), arguments))
+            results.append(overall_rows(Path(temporary, str(index)), arguments))
     rows: list[tuple[str, str, bool]] = []
     inside, held = [], []
-    for index, said in enumerate(found):
-        spot, returns = said["sweet_spots"], said["diminishing_returns"]
-        inside.append(holds(spot["region"] or [], *best))
+    for index, rows_of in enumerate(results):
+        spot, returns = rows_of["sweet_spots"], rows_of["diminishing_returns"]
+        inside.append(region_contains(spot["region"] or [], *best))
         held.append((returns["low"] or 0) <= saturates <= (returns["high"] or STEPS[-1]))
         print(
             f"{f'sweep of seed {index}' if index else 'the demo':16} best {spot['steps']} steps, guidance "
             f"{spot['guidance']}, region {spot['steps_low']}–{spot['steps_high']} × {spot['guidance_low']}–"
-            f"{spot['guidance_high']} ({spot['region_share']:.2f} of what was tried): {inside[-1]}; "
+            f"{spot['guidance_high']} ({spot['region_share']:.2f} of the tried settings): {inside[-1]}; "
             f"beyond {returns['beyond']} ({returns['low']}–{returns['high']}): {held[-1]}"
         )
     rows.append(("the demo: the rule's best settings lie in its region", str(inside[0]), inside[0]))
@@ -159,11 +161,11 @@ def main() -> None:
     for claim, values in (("region", inside), ("'beyond N'", held)):
         rows.append((f"all sweeps: {claim}", f"{sum(values)} of {len(values)}", sum(values) >= 0.9 * len(values)))
 
-    steps, guidance = found[0]["sweet_spots"]["steps"], found[0]["sweet_spots"]["guidance"]
+    steps, guidance = results[0]["sweet_spots"]["steps"], results[0]["sweet_spots"]["guidance"]
     others = {"4 steps": (4, guidance), "guidance 12": (steps, 12.0), "40 steps": (40, guidance)}
-    tried = marks(engine, [(steps, guidance), *others.values()], 2 * options.pictures, turn=3)
+    tried = rule_scores(engine, [(steps, guidance), *others.values()], 2 * options.images, turn=3)
     own, *rest = (tried / spread[:, None]).mean(axis=1)
-    gained = {name: interval(own - other, rng) for name, other in zip(others, rest, strict=True)}
+    gained = {name: bootstrap_interval(own - other, rng) for name, other in zip(others, rest, strict=True)}
     for name, (mean, low, high) in gained.items():
         more = name == "40 steps"
         met = low >= -least_gain * (STEPS[-1] - steps) if more else low > 0
@@ -176,7 +178,7 @@ def main() -> None:
     out.parent.mkdir(exist_ok=True)
     answer = {
         "truth": {"steps": STEPS, "guidances": GUIDANCES, "overall": means.tolist(), "beyond": saturates},
-        "sweeps": [t["diminishing_returns"] | t["sweet_spots"] | {"region": None} for t in found],
+        "sweeps": [t["diminishing_returns"] | t["sweet_spots"] | {"region": None} for t in results],
         "claims": {claim: figure for claim, figure, _ in rows},
     }
     out.write_text(json.dumps(answer, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Two scoring processes at one Postgres against one alone: `python -m benchmarks.workers`.
+"""Two scoring processes on one Postgres compared with one: `python -m benchmarks.workers`.
 
 Each process scores an adopted FlexyFace table without any score, every metric, with mini models; first one alone,
 then two started together, each time on a table of its own. Counted are the seconds from the start of the work to
@@ -33,8 +33,8 @@ from tests.support import flexyface
 from tests.support.databases import empty
 
 
-def work() -> int:
-    """Score whatever is missing and nobody else is at; returns how many scores this process computed."""
+def score_until_done() -> int:
+    """Score what is missing and not locked by another process; return the number of scores computed."""
     settings = Settings.read()
     database = Database(settings.database_url)
     at = Work(database, ImageStore(settings.images), ModelSlot(), settings)
@@ -43,7 +43,7 @@ def work() -> int:
     print("ready", flush=True)
     sys.stdin.readline()
     done = 0
-    # Again while anything is left: what the other embedded meanwhile can be scored only now.
+    # Repeat while anything is left: images that the other process embedded can be scored only now.
     while True:
         list(missing_scores.embed_images(at, keys, lambda _: None))
         now = sum(o.done for m in METRICS.values() for _, o in missing_scores.score_images(at, m, keys, lambda _: None))
@@ -53,7 +53,7 @@ def work() -> int:
 
 
 def measure(workers: int, images: int, folder: Path) -> dict[str, Any]:
-    """Seconds and scores of so many processes at a table of their own."""
+    """Return seconds and scores of so many processes on their own table."""
     with empty(folder) as database:
         flexyface.bring(database, folder / "pictures", goes=[images], scored=0)
         chosen = {
@@ -91,18 +91,18 @@ def main() -> None:
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        print(work())
+        print(score_until_done())
         return
     if not os.environ.get("FLEXY_DATABASE_URL", "").startswith("postgresql"):
-        sys.exit("name a Postgres on which a database may be made: FLEXY_DATABASE_URL=postgresql://…")
+        sys.exit("FLEXY_DATABASE_URL is missing: set it to a Postgres where a database may be created: postgresql://…")
     with tempfile.TemporaryDirectory() as folder:
         found = [measure(workers, options.images, Path(folder, str(workers))) for workers in (1, 2)]
     alone, together = (entry["seconds"] for entry in found)
     print(f"{options.images} images, four mini scorers, every score computed once")
     for entry in found:
         each = " + ".join(map(str, entry["scores"]))
-        print(f"{entry['workers']} at the table: {entry['seconds']:7.2f} s   scores {each}")
-    print(f"throughput of two against one: {alone / together:.2f}   (asked: at least 1)")
+        print(f"{entry['workers']} workers: {entry['seconds']:7.2f} s   scores {each}")
+    print(f"throughput of two against one: {alone / together:.2f}   (required: at least 1)")
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     (results / "workers.json").write_text(json.dumps({"images": options.images, "runs": found}, indent=2) + "\n")

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def files(folder: Path) -> list[Path]:
     (folder / "pictures").mkdir()
-    return parity.draw_pictures(folder / "pictures", PICTURES)
+    return parity.draw_images(folder / "pictures", PICTURES)
 
 
 @pytest.fixture(scope="module")
@@ -58,19 +58,19 @@ def agree(found: parity.Difference) -> None:
 def test_clip_score_and_both_aesthetic_marks_are_the_references(
     folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image]
 ) -> None:
-    found = list(parity.clip_and_aesthetic(folder, clip, files, read, full=False))
+    found = list(parity.compare_clip_and_aesthetic(folder, clip, files, read, full=False))
     assert len(found) == 6
     for difference in found:
         agree(difference)
 
 
 def test_hps_is_the_references(folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> None:
-    agree(parity.hps(folder, clip, files, read, full=False))
+    agree(parity.compare_hps(folder, clip, files, read, full=False))
 
 
 def test_lpips_is_the_references(folder: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> None:
     # VGG16 at its full size takes a second a pair; benchmarks.parity compares them all.
-    found = parity.lpips(folder, files[:8], read[:8])
+    found = parity.compare_lpips(folder, files[:8], read[:8])
     assert found.spread > 100 * found.bar
     assert found.largest <= found.bar
 
@@ -78,7 +78,7 @@ def test_lpips_is_the_references(folder: Path, files: Sequence[Path], read: Sequ
 def test_half_precision_keeps_to_its_documented_tolerance(
     folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image]
 ) -> None:
-    for found in parity.half_precision(folder, clip, files, read, full=False):
+    for found in parity.compare_half_precision(folder, clip, files, read, full=False):
         assert found.largest <= found.bar, found
 
 
@@ -100,7 +100,7 @@ def test_another_resize_would_be_noticed(clip: Path, read: Sequence[Image.Image]
     text = encoder.texts([references.PROMPTS[0]])[0]
     right = encoder.embed(read) @ text
     other = encoder.embed([resized(picture) for picture in read]) @ text
-    assert np.abs(right - other).max() > 10 * parity.BAR
+    assert np.abs(right - other).max() > 10 * parity.MAX_DIFFERENCE
 
 
 def test_prompts_become_the_tokens_of_the_reference(clip: Path) -> None:

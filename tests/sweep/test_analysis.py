@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from benchmarks.surfaces import KINDS, correlated, judged, synthetic
+from benchmarks.surfaces import SURFACE_KINDS, evaluate_analysis, evaluate_correlations, synthetic_sweep
 from flexy_assets.sweep.analysis import (
     COMPONENTS_SCHEMA,
     CORRELATIONS_SCHEMA,
@@ -395,8 +395,8 @@ def test_what_cannot_be_done_is_said_and_why() -> None:
 @pytest.fixture(scope="module")
 def verdicts() -> pl.DataFrame:
     """The analysis against the truth on 20 synthetic sweeps."""
-    jobs = [(kind, 2_000_000 + index) for kind in KINDS for index in range(4)]
-    rows = [{"kind": kind, **judged(synthetic(kind, seed, images=400))} for kind, seed in jobs]
+    jobs = [(kind, 2_000_000 + index) for kind in SURFACE_KINDS for index in range(4)]
+    rows = [{"kind": kind, **evaluate_analysis(synthetic_sweep(kind, seed, images=400))} for kind, seed in jobs]
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
@@ -423,7 +423,7 @@ def test_bands_slopes_and_effects_hold_the_truth_as_often_as_they_say(verdicts: 
 
 
 def test_correlations_hold_the_truth_where_prompts_repeat_and_where_not() -> None:
-    found = pl.DataFrame([correlated(2_000_000 + index) for index in range(80)], infer_schema_length=None)
+    found = pl.DataFrame([evaluate_correlations(2_000_000 + index) for index in range(80)], infer_schema_length=None)
     held = found.drop("repeating prompts").unpivot(variable_name="of", value_name="held").drop_nulls()
     assert 0.92 < held["held"].mean() < 0.98
 

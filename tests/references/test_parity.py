@@ -155,12 +155,12 @@ def test_the_published_checkpoint_loads_key_by_key(folder: Path, clip: Path) -> 
     # ViT-H/14's configuration: 32 and 24 layers, and every tensor has its place.
     from transformers import CLIPModel
 
-    from resources.scorers.hps import _config, _translated
+    from resources.scorers.hps import _config, _convert
 
     with torch.device("meta"):
         state = references.hps_model(full=True).state_dict()
         model = CLIPModel(_config(state))
-    places = {place: tuple(value.shape) for name, tensor in state.items() for place, value in _translated(name, tensor)}
+    places = {place: tuple(value.shape) for name, tensor in state.items() for place, value in _convert(name, tensor)}
     assert places == {name: tuple(value.shape) for name, value in model.state_dict().items()}
     assert len(places) == 910
 

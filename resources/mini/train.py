@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from resources.mini.training.train import main
+from resources.mini.training.train import run_training
 
 if __name__ == "__main__":
     print("resources.mini.train is deprecated: use python -m resources.mini.training.train", file=sys.stderr)
-    main()
+    run_training()

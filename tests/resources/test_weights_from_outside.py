@@ -356,14 +356,14 @@ class Bomb:
         return open, (str(self.target), "w")
 
 
-@pytest.mark.parametrize("form", ["bare", "in an archive", "beside the weights", "in the first format"])
+@pytest.mark.parametrize("form", ["bare", "in an archive", "among the weights", "in the first format"])
 @pytest.mark.parametrize("name", PICKLED)
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
     name: str, form: str, copy: Copy, whole: Path, tmp_path: Path, complaint: Complaint
 ) -> None:
     folder, target = copy(name), tmp_path / "ran"
     file = folder / PICKLED[name]
-    state = state_of(whole / name, name) if form == "beside the weights" else {}
+    state = state_of(whole / name, name) if form == "among the weights" else {}
     save(folder, file.name, state | {"x": Bomb(target)}, _use_new_zipfile_serialization=form != "in the first format")
     if form == "bare":
         replace(file, pickle.dumps(Bomb(target), protocol=2))

@@ -1,6 +1,6 @@
 """The reference implementations of the scorers, as people use them, and random models of the published classes.
 
-`make references` installs them beside the environment, without their pins. The models have random weights:
+`make references` installs them separately from the environment, without their pins. The models have random weights:
 no hub is needed, and a difference between two implementations shows as well as with trained ones.
 """
 
@@ -212,7 +212,7 @@ def hps_model(full: bool) -> Any:
 
 
 def hps(checkpoint: Path, full: bool) -> Score:
-    """`hpsv2.score` of one picture and prompt: it reads the checkpoint anew at every call."""
+    """`hpsv2.score` of one image and prompt: it reads the checkpoint at every call."""
     install()
     from hpsv2 import img_score
     from hpsv2.src.open_clip.transform import image_transform

@@ -43,7 +43,7 @@ class DetectionResult:
 
 
 @dataclass(frozen=True)
-class SwapResult:
+class SwapEvaluation:
     """The result of one task: the cosine to the character before and after, None where no face was found.
 
     `recognised`: the character is the most similar of `GALLERY` people by ArcFace. By rule, over the face's pixels:
@@ -96,7 +96,7 @@ def box_iou(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     return shared / float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared)
 
 
-def measure_swaps(swapper: FaceSwapper, tasks: Sequence[FaceTask]) -> list[SwapResult | None]:
+def measure_swaps(swapper: FaceSwapper, tasks: Sequence[FaceTask]) -> list[SwapEvaluation | None]:
     """Return the result of swapping the face in each task's mask; None for a scene without a face."""
     others = [make_person(2 * FIRST_HELD_OUT_PERSON - 1 - number) for number in range(GALLERY - 1)]
     gallery = [_portrait_face(swapper, other) for other in others]
@@ -109,7 +109,7 @@ def swap_summary(swapper: FaceSwapper, tasks: Sequence[FaceTask]) -> dict[str, f
     return asdict(detection) | swap_shares([swap for swap in measure_swaps(swapper, tasks) if swap])
 
 
-def swap_shares(swaps: Sequence[SwapResult]) -> dict[str, float]:
+def swap_shares(swaps: Sequence[SwapEvaluation]) -> dict[str, float]:
     """Return the shares of swaps with a higher cosine, and with the face recognised, nearer its drawing, and nearest.
 
     Also their number, the mean share corrected, the mean cosines before and after, and the total of pixels that
@@ -136,14 +136,14 @@ def _portrait_face(swapper: FaceSwapper, person: Person) -> Face:
 
 def _measure_swap(
     swapper: FaceSwapper, task: FaceTask, others: Sequence[Person], gallery: Sequence[Face]
-) -> SwapResult:
+) -> SwapEvaluation:
     assert task.figure
     character = _portrait_face(swapper, task.character)
     before = draw_faces(task.scene)
     point = mask_centre(face_mask(task.figure))
     target = nearest_face(swapper.faces(Image.fromarray(before)), point) if point else None
     if target is None:
-        return SwapResult(None, None, False, 0.0, False, 0)
+        return SwapEvaluation(None, None, False, 0.0, False, 0)
     image = swapper.swap(Image.fromarray(before), target, character)
     after = np.asarray(image)
     swapped_face = nearest_face(swapper.faces(image), target.centre)
@@ -157,7 +157,7 @@ def _measure_swap(
         return float(abs(image.astype(float) - draw_faces(task.with_face(person)))[face].mean())
 
     remaining, original = difference(after, task.character), difference(before, task.character)
-    return SwapResult(
+    return SwapEvaluation(
         identity_similarity(character, target),
         similarity,
         recognised,

@@ -568,7 +568,7 @@ def _worker(rank: int, port: int, options: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
-def main() -> None:
+def run_training() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="output folder of the weights")
     parser.add_argument("--work", type=Path, default=Path(".flexy/mini-training"), help="checkpoints and latents")
@@ -589,4 +589,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_training()

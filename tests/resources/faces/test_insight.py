@@ -238,8 +238,8 @@ def own(tmp_path: Path) -> Path:
 def test_a_file_that_is_no_model_is_named_in_one_line(own: Path, file: str, harm: str) -> None:
     path = own / file
     content = path.read_bytes()
-    spoiled = {"garbage": bytes(range(256)) * 40, "empty": b"", "cut short": content[: len(content) // 2]}
-    path.write_bytes(spoiled.get(harm, b"<html>404: Not Found</html>"))
+    damaged = {"garbage": bytes(range(256)) * 40, "empty": b"", "cut short": content[: len(content) // 2]}
+    path.write_bytes(damaged.get(harm, b"<html>404: Not Found</html>"))
     with pytest.raises(FlexyError) as caught:
         FaceSwapper(own)
     message = str(caught.value)

@@ -16,7 +16,7 @@ from resources.settings import Settings
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """Files of the user's own, and beside them others that are no part of any model."""
+    """User-provided files, among other files that belong to no model."""
     folder = Path(shutil.copytree(MINI_WEIGHTS / "faces", tmp_path / "own"))
     (folder / "other.onnx").write_bytes(b"x")
     return folder

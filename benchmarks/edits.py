@@ -46,7 +46,7 @@ def run_searches(work: Work, plan: Comparison, folder: Path, methods: Sequence[s
     for method in methods:
         searching = SearchRunner(work, plan, method, rows)
         searching.run(lambda _: None)
-        made = searching.made()
+        made = searching.candidates()
         chosen = list(searching.winners(made))
         with work.database.begin() as connection:
             edits.record_selections(connection, chosen)
@@ -58,7 +58,7 @@ def run_searches(work: Work, plan: Comparison, folder: Path, methods: Sequence[s
 
 def reselect_winners(scores: pl.DataFrame, selector: Selector) -> pl.DataFrame:
     """Return the winners that `selector` selects among the same candidates."""
-    finished = scores.filter(pl.col("until") == pl.col("path"))
+    finished = scores.filter(pl.col("stop_step") == pl.col("num_steps"))
     return pl.concat(
         search[rank_candidates(selector, search.to_dicts())[0]]
         for search in finished.partition_by("task_id", "method", "budget", maintain_order=True)

@@ -1,4 +1,4 @@
-"""The lineage of edits. Each asset asks, calls and records; the thinking stands in the modules beside it."""
+"""The assets of edits. They query, call and record; the logic is in the modules of this package."""
 
 import base64
 from pathlib import Path
@@ -16,9 +16,10 @@ from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.edits.tasks import EditTask, read_tasks
 from flexy_assets.partitions import edit_batches, report_partition
 from flexy_assets.reporting import columns
+from flexy_assets.reporting.contact_sheets import contact_sheet_metadata
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.reporting.text_tables import format_markdown_table
-from flexy_assets.reporting.thumbnails import make_contact_sheet, make_thumbnail, markdown_image
+from flexy_assets.reporting.thumbnails import make_thumbnail
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
@@ -36,12 +37,13 @@ _BATCHED: dict[str, Any] = {
 
 
 class EditConfig(dg.Config):
-    """A comparison of EACPS and TTFLUX on an edit set, or on one image; the same settings name the same comparison.
+    """A comparison of EACPS and TTFLUX on an edit set, or on one image; equal settings give the same comparison.
 
-    `tasks` is a file of JSON lines ({"id", "image_path", "prompt"}); without it `image` is edited as `prompt` says.
-    `budgets` are in full denoises of `steps`, each searched by both methods; TTFLUX is `random` or `zero_order`.
-    EACPS chooses by mean rank in PF, CONS, LPIPS and layout, or by the potential pf + alpha·cons − beta·lpips; the
-    rest is how it spends its budget (`eacps.Parameters`). With `reproduce` it is EACPS as published.
+    `tasks` is a file of JSON lines ({"id", "image_path", "prompt"}); without it, `image` is edited by the instruction
+    `prompt`. `budgets` are in full denoises of `steps`, each searched by both methods; TTFLUX is `random` or
+    `zero_order`. EACPS selects (`choose`) by the mean `rank` in PF, CONS, LPIPS and layout, or by the `potential`
+    pf + alpha·cons − beta·lpips; the other fields say how it spends its budget (`EacpsParameters`). With `reproduce`
+    it is EACPS as published.
     """
 
     tasks: str = ""
@@ -70,7 +72,7 @@ class EditConfig(dg.Config):
     batch_size: int = 50
 
     def plan(self, settings: Settings, tasks: str) -> Comparison:
-        """The settings, checked. Raises `BadInputError` naming the one that cannot be."""
+        """Return the plan. Raises `BadInputError` that names the invalid setting."""
         editor = self.editor or next(iter(registry.model_names("editor", settings)))
         entry = registry.find_model(editor, "editor", settings)
         return Comparison(
@@ -86,17 +88,17 @@ class EditConfig(dg.Config):
             reproduce=self.reproduce,
             alpha=self.alpha,
             beta=self.beta,
-            eacps=EacpsParameters.of(self),
+            eacps=EacpsParameters.from_config(self),
             batch_size=self.batch_size,
         )
 
-    def read(self) -> tuple[Path, list[EditTask], list[str]]:
-        """The folder that paths are relative to, the tasks, and the lines that were left out."""
+    def read_tasks(self) -> tuple[Path, list[EditTask], list[str]]:
+        """Return the folder of the images, the tasks, and the skipped lines with the reason."""
         if self.tasks:
-            found, skipped = read_tasks(Path(self.tasks))
-            return Path(self.tasks).parent, found, [f"{self.tasks} {line}" for line in skipped]
+            tasks, skipped = read_tasks(Path(self.tasks))
+            return Path(self.tasks).parent, tasks, [f"{self.tasks} {line}" for line in skipped]
         if not self.image or not self.prompt.strip():
-            raise BadInputError("nothing to edit: give an image and a prompt, or an edit set of JSON lines")
+            raise BadInputError("nothing to edit: give an image and an instruction, or an edit set of JSON lines")
         image = Path(self.image)
         return image.parent, [EditTask(image.stem, image.name, self.prompt, 1)], []
 
@@ -105,33 +107,33 @@ class EditConfig(dg.Config):
     group_name="edits", kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(sources.EDIT_TASKS_SCHEMA)
 )
 def edit_tasks(context: dg.AssetExecutionContext, config: EditConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
-    """Source image, prompt and id of each edit. Materialising it plans a comparison and adds its batches."""
+    """Source image, instruction and id of each edit. Materializing it plans a comparison and adds its partitions."""
     migrate(work.database)
     config.plan(work.settings, "")
-    folder, tasks, left_out = config.read()
+    folder, tasks, skipped = config.read_tasks()
     if not tasks:
-        raise BadInputError(f"no edit is left to make: {left_out[0]}")
-    brought = sources.copy_sources(work.store, folder, tasks)
-    plan = config.plan(work.settings, sources.dataset_digest(tasks, brought))
-    rows = sources.task_rows(plan, tasks, brought)
+        raise BadInputError(f"no valid line in the edit set: {skipped[0]}")
+    copies = sources.copy_sources(work.store, folder, tasks)
+    plan = config.plan(work.settings, sources.dataset_digest(tasks, copies))
+    planned = sources.PlannedComparison(plan, sources.task_rows(plan, tasks, copies), skipped)
     with work.database.begin() as connection:
-        edits.save_comparison(connection, plan.run_id, plan.to_json(), rows)
-    batches = sorted({row.batch for row in rows})
-    context.instance.add_dynamic_partitions("edit_batches", batches)
+        edits.save_comparison(connection, plan.run_id, plan.to_json(), planned.tasks)
+    context.instance.add_dynamic_partitions("edit_batches", planned.batches)
+    work.results["edit_tasks"] = planned
     context.add_output_metadata(
         {
             "comparison": str(plan.run_id),
             "editor": plan.editor,
             "budgets (full denoises)": ", ".join(map(str, plan.budgets)),
-            "left out": dg.MetadataValue.json(left_out),
-            "batches": dg.MetadataValue.json(batches),
+            "skipped": dg.MetadataValue.json(skipped),
+            "batches": dg.MetadataValue.json(planned.batches),
         }
     )
-    return sources.task_table(rows)
+    return sources.task_table(planned.tasks)
 
 
 def _candidates_asset(method: Literal["eacps", "ttflux"], description: str) -> dg.AssetsDefinition:
-    """An asset that carries one method's searches to their end."""
+    """Return the asset that runs one method's searches."""
 
     @dg.asset(
         name=f"{method}_candidates",
@@ -142,43 +144,36 @@ def _candidates_asset(method: Literal["eacps", "ttflux"], description: str) -> d
         **_BATCHED,
     )
     def candidates(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
-        for searching in _run_search(work, method, context.partition_keys):
-            made = searching.made()
-            whole = sum(searching.plan.nfe) * len(searching.tasks)
-            before = sum(c.nfe for c in made)
-            with work.slot, progress_bar(method, whole - before, " steps") as bar:
-                searching.run(bar.update)
-            known = {c.id for c in made}
-            after = searching.made()
-            for batch, metadata in results.group_by_batch(searching.tasks, after, known).items():
-                shown = [
-                    (c.image_path, c.image_sha256) for c in results.contact_sheet_rows(searching.tasks, after, batch)
-                ]
-                found = [p for p in work.store.read_many(shown) if not isinstance(p, Exception)]
-                if found:
-                    picture = markdown_image("sources and candidates", make_contact_sheet(found))
-                    metadata["sources, each before its candidates"] = dg.MetadataValue.md(picture)
-                report_partition(context, batch, metadata)
+        for runner in _search_runners(work, method, context.partition_keys):
+            known = runner.candidates()
+            with work.slot, progress_bar(method, runner.remaining_nfe(known), " steps") as bar:
+                runner.run(bar.update)
+            candidates = runner.candidates()
+            counts = results.count_by_batch(runner.tasks, candidates, {candidate.id for candidate in known})
+            for batch, of_batch in counts.items():
+                rows = results.contact_sheet_rows(runner.tasks, candidates, batch)
+                sheet = contact_sheet_metadata(work.store, "sources, each before its candidates", rows)
+                report_partition(context, batch, of_batch.metadata() | sheet)
 
     return candidates
 
 
 eacps_candidates = _candidates_asset(
-    "eacps", "Every candidate of EACPS: fresh seeds, then variants of the best; with scores and cost."
+    "eacps", "Every candidate of EACPS: new seeds, then variants of the best; with scores and cost."
 )
 ttflux_candidates = _candidates_asset(
     "ttflux", "Every candidate of TTFLUX: random (or zero-order) search by one verifier; with scores and cost."
 )
 
 
-def _run_search(work: Work, method: str, batches: list[str]) -> list[SearchRunner]:
-    """The searches of these batches, a comparison at a time."""
+def _search_runners(work: Work, method: str, batches: list[str]) -> list[SearchRunner]:
+    """Return the searches of these partitions, one runner per comparison."""
     with work.database.begin(reading=True) as connection:
         tasks = edits.edit_tasks_of(connection, batches)
         plans = {run: edits.comparison_plan(connection, run) for run in dict.fromkeys(task.run_id for task in tasks)}
-    lost = set(batches) - {task.batch for task in tasks}
-    if lost:
-        raise BadInputError(f"batch {min(lost)} belongs to no comparison: materialise edit_tasks")
+    unknown = set(batches) - {task.batch for task in tasks}
+    if unknown:
+        raise BadInputError(f"unknown partition {min(unknown)}: materialize edit_tasks")
     return [
         SearchRunner(work, Comparison.from_json(plan), method, [task for task in tasks if task.run_id == run])
         for run, plan in plans.items()
@@ -188,18 +183,18 @@ def _run_search(work: Work, method: str, batches: list[str]) -> list[SearchRunne
 
 @dg.asset(group_name="edits", kinds={"transformers", "table"}, deps=[eacps_candidates, ttflux_candidates], **_BATCHED)
 def edit_selections(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
-    """One winner a task, method and budget, and what judges say of it that did not select."""
+    """One winner per task, method and budget, with the scores of independent metrics."""
     with work.slot:
         for method in METHODS:
-            for searching in _run_search(work, method, context.partition_keys):
-                made = searching.made()
-                chosen = list(searching.winners(made))
+            for runner in _search_runners(work, method, context.partition_keys):
+                candidates = runner.candidates()
+                winners = list(runner.winners(candidates))
                 with work.database.begin() as connection:
-                    edits.record_selections(connection, chosen)
-                metrics.score_independent(work, searching.tasks, chosen)
-                metrics.score_with_judge(work, searching.tasks, chosen)
-                if metrics.has_ground_truth(searching.plan.editor):
-                    metrics.score_ground_truth(work, searching.tasks, made)
+                    edits.record_selections(connection, winners)
+                metrics.score_independent(work, runner.tasks, winners)
+                metrics.score_with_judge(work, runner.tasks, winners)
+                if metrics.has_ground_truth(runner.plan.editor):
+                    metrics.score_ground_truth(work, runner.tasks, candidates)
     with work.database.begin(reading=True) as connection:
         counts = edits.selected_candidates(connection, context.partition_keys)
     for batch in context.partition_keys:
@@ -207,7 +202,7 @@ def edit_selections(context: dg.AssetExecutionContext, work: dg.ResourceParam[Wo
 
 
 class EditScoresConfig(dg.Config):
-    """Which comparison: its id or the beginning of it; the newest by default."""
+    """The comparison by its id or the beginning of it; the newest by default."""
 
     comparison: str = ""
 
@@ -216,34 +211,33 @@ class EditScoresConfig(dg.Config):
     group_name="edits",
     kinds={"polars", "parquet"},
     deps=[edit_selections],
-    metadata=columns.column_schema_metadata(results.EDIT_SCORES_SCHEMA, name="Which of its search's candidates"),
+    metadata=columns.column_schema_metadata(results.EDIT_SCORES_SCHEMA, name="The candidate's name within its search"),
 )
 def edit_scores(
     context: dg.AssetExecutionContext, config: EditScoresConfig, work: dg.ResourceParam[Work]
 ) -> pl.DataFrame:
-    """One row a candidate and step that was looked at, of one comparison, with its scores, potential and cost."""
+    """One row per candidate and previewed or last step of one comparison, with scores, potential and cost."""
     with work.database.begin(reading=True) as connection:
-        known = [
-            run
-            for run in edits.comparison_ids(connection)
-            if run.hex.startswith(config.comparison.replace("-", "").lower())
-        ]
-        if not known:
-            raise BadInputError(f"no comparison {config.comparison!r}: materialise edit_tasks, or run flexy compare")
-        found = edits.edit_scores_table(connection, known[-1:], metrics.EDIT_METRICS)
-    plan = _plan_of(work.database, found)
-    spent = results.denoising_cost(found).to_dicts()
+        prefix = config.comparison.replace("-", "").lower()
+        matches = [run for run in edits.comparison_ids(connection) if run.hex.startswith(prefix)]
+        if not matches:
+            raise BadInputError(
+                f"unknown comparison {config.comparison!r}: materialize edit_tasks or run `flexy compare`"
+            )
+        candidates = edits.edit_scores_table(connection, matches[-1:], metrics.EDIT_METRICS)
+    plan = _find_plan(work.database, candidates)
+    cost = results.denoising_cost(candidates).to_dicts()
     context.add_output_metadata(
-        {"comparison": str(plan.run_id), "spent": dg.MetadataValue.md(format_markdown_table(spent))}
+        {"comparison": str(plan.run_id), "cost": dg.MetadataValue.md(format_markdown_table(cost))}
     )
-    return results.with_potential(found, plan)
+    return results.with_potential(candidates, plan)
 
 
-def _plan_of(database: Database, scores: pl.DataFrame) -> Comparison:
+def _find_plan(database: Database, scores: pl.DataFrame) -> Comparison:
     with database.begin(reading=True) as connection:
         plan = edits.comparison_plan(connection, UUID(scores["run"][0]))
     if plan is None:
-        raise BadInputError(f"comparison {scores['run'][0]} is not in this database: materialise edit_scores anew")
+        raise BadInputError(f"unknown comparison {scores['run'][0]}: materialize edit_scores again")
     return Comparison.from_json(plan)
 
 
@@ -255,7 +249,7 @@ def _plan_of(database: Database, scores: pl.DataFrame) -> Comparison:
 def edit_comparison(context: dg.AssetExecutionContext, edit_scores: pl.DataFrame) -> pl.DataFrame:
     """EACPS against TTFLUX: wins, ties, losses, gains with 95 % intervals and a sign test, by metric and budget."""
     levels = plots.plot_edit_comparison(results.winner_levels(edit_scores))
-    context.add_output_metadata(columns.plot_metadata("each search's mean by each metric, with 95 % intervals", levels))
+    context.add_output_metadata(columns.plot_metadata("mean of each search by metric, with 95 % intervals", levels))
     return results.compare_winners(edit_scores)
 
 
@@ -266,15 +260,15 @@ def edit_report(
     edit_comparison: pl.DataFrame,
     work: dg.ResourceParam[Work],
 ) -> None:
-    """One HTML file: the answer, the win table and the curve, source, winners and all candidates side by side."""
+    """One HTML file: summary, comparison and curves, and each task's source, winners and candidates side by side."""
     paths = build.edit_thumbnails_needed(edit_scores)
-    found = work.store.read_many([(path, None) for path in paths])
+    images = work.store.read_many([(path, None) for path in paths])
     thumbnails = {
-        path: f"data:image/webp;base64,{base64.b64encode(make_thumbnail(picture)).decode()}"
-        for path, picture in zip(paths, found, strict=True)
-        if not isinstance(picture, Exception)
+        path: f"data:image/webp;base64,{base64.b64encode(make_thumbnail(image)).decode()}"
+        for path, image in zip(paths, images, strict=True)
+        if not isinstance(image, Exception)
     }
-    about = results.describe_comparison(_plan_of(work.database, edit_scores), edit_scores)
+    about = results.describe_comparison(_find_plan(work.database, edit_scores), edit_scores)
     level = results.winner_levels(edit_scores)
     page = build.render_edit_report(edit_scores, edit_comparison, level, thumbnails, about, results.ROLES)
     path = work.settings.tables / "edit_report.html"

@@ -1,7 +1,7 @@
-"""What one method's winners are worth against another's, over the same tasks.
+"""Compares the winners of two methods over the same tasks.
 
-Values are one row a winner and metric (`VALUES`); a task without a value for either method is left out for
-that metric and counted, never filled in. scipy is loaded where it is used.
+Values are one row per winner and metric (`VALUES_SCHEMA`). A task without a value of either method is excluded for
+that metric and counted, never imputed. scipy is loaded where it is used.
 """
 
 from __future__ import annotations
@@ -89,57 +89,57 @@ def compare_methods(
     budgets: Iterable[tuple[int, int]] | None = None,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """`method` against `rival`, task by task: one row a pair of budgets and metric (`COMPARISON`).
+    """Compare `method` with `rival`, task by task: one row per pair of budgets and metric (`COMPARISON_SCHEMA`).
 
-    `budgets` are pairs of the method's and the rival's, by default every one that both have, which makes the
-    curve. `n` tasks have both values, `left_out` tasks of either lack one.
+    `budgets` are pairs of the method's and the rival's budget, by default each budget that both have. `n` tasks have
+    both values, `left_out` tasks lack one.
 
     - `gain`: the mean paired difference in the metric's unit, above 0 where `method` is better, with the 95 %
       percentile bootstrap interval over tasks.
-    - `win_rate`: wins among the tasks that are no tie, with its exact 95 % interval (Clopper and Pearson 1934).
-    - `p`: the exact two-sided sign test, ties dropped.
+    - `win_rate`: wins among the tasks without ties, with its exact 95 % interval (Clopper and Pearson 1934).
+    - `p`: the exact two-sided sign test, without ties.
 
-    What a few tasks cannot tell is null, with a `note`. Raises `polars.exceptions.ComputeError` for two values
+    Statistics that need more tasks are null, with a `note`. Raises `polars.exceptions.ComputeError` for two values
     of one winner.
     """
     if budgets is None:
-        of_each = [set(values.filter(method=name)["budget"].to_list()) for name in (method, rival)]
-        budgets = [(budget, budget) for budget in sorted(of_each[0] & of_each[1])]
-    found = []
+        own, other = (set(values.filter(method=name)["budget"].to_list()) for name in (method, rival))
+        budgets = [(budget, budget) for budget in sorted(own & other)]
+    rows = []
     for budget, rival_budget in budgets:
         ours = values.filter(method=method, budget=budget)
         theirs = values.filter(method=rival, budget=rival_budget)
         tasks = pl.concat([ours["task_id"], theirs["task_id"]]).n_unique()
         for metric in metrics:
-            # In the order of their ids, so that the resamples do not depend on how the rows lie.
+            # Sorted by task id, so that the resamples do not depend on the order of the rows.
             pairs = (
-                _measured(ours, metric).join(_measured(theirs, metric), on="task_id", validate="1:1").sort("task_id")
+                _values_of(ours, metric).join(_values_of(theirs, metric), on="task_id", validate="1:1").sort("task_id")
             )
             gains = (pairs["value"] - pairs["value_right"]).to_numpy() * (1 if metric.higher_is_better else -1)
             sides = {"method": method, "budget": budget, "rival": rival, "rival_budget": rival_budget}
-            named = {"metric": metric.name, "role": metric.role} | sides
-            found.append(named | {"left_out": tasks - pairs.height} | _statistics(gains, metric.tie, seed))
-    return pl.DataFrame(found, schema=COMPARISON_SCHEMA, orient="row")
+            keys = {"metric": metric.name, "role": metric.role} | sides
+            rows.append(keys | {"left_out": tasks - pairs.height} | _statistics(gains, metric.tie, seed))
+    return pl.DataFrame(rows, schema=COMPARISON_SCHEMA, orient="row")
 
 
 def mean_scores(values: pl.DataFrame, metrics: Sequence[ComparedMetric], seed: int = 0) -> pl.DataFrame:
-    """Each method's mean over its tasks at each budget, with the 95 % bootstrap interval (`LEVELS`)."""
-    found = []
+    """Return each method's mean over tasks at each budget, with its 95 % bootstrap interval (`MEAN_SCORES_SCHEMA`)."""
+    means = []
     for metric in metrics:
         groups = (
-            _measured(values, metric)
+            _values_of(values, metric)
             .sort("method", "budget", "task_id")
             .group_by("method", "budget", maintain_order=True)
         )
         for (method, budget), rows in groups:
             low, high = bootstrap_interval(rows["value"].to_numpy(), seed)
-            named = {"metric": metric.name, "role": metric.role, "method": method, "budget": budget}
-            found.append(named | {"n": rows.height, "mean": rows["value"].mean(), "low": low, "high": high})
-    return pl.DataFrame(found, schema=MEAN_SCORES_SCHEMA, orient="row")
+            keys = {"metric": metric.name, "role": metric.role, "method": method, "budget": budget}
+            means.append(keys | {"n": rows.height, "mean": rows["value"].mean(), "low": low, "high": high})
+    return pl.DataFrame(means, schema=MEAN_SCORES_SCHEMA, orient="row")
 
 
 def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float | None, float | None]:
-    """The 95 % percentile bootstrap interval of the mean of `values` (n,); nothing for fewer than two."""
+    """Return the 95 % percentile bootstrap interval of the mean of `values` (n,); None for fewer than two."""
     n = len(values)
     if n < 2:
         return None, None
@@ -151,8 +151,8 @@ def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[floa
     return float(low), float(high)
 
 
-def _measured(values: pl.DataFrame, metric: ComparedMetric) -> pl.DataFrame:
-    """The rows of a metric that have a value; NaN and infinity are none."""
+def _values_of(values: pl.DataFrame, metric: ComparedMetric) -> pl.DataFrame:
+    """Return the rows of a metric that have a finite value."""
     return values.filter(pl.col("metric") == metric.name, pl.col("value").is_finite())
 
 

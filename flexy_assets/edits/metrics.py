@@ -61,7 +61,7 @@ def score_selecting(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequen
     Each chunk is committed before the next is begun. What cannot be measured is recorded with its reason.
     """
     by_id = {task.id: task for task in tasks}
-    finished = {(c.task, c.method, c.budget, c.name): c for c in candidates if c.until == c.path}
+    finished = {(c.task, c.method, c.budget, c.name): c for c in candidates if c.finished}
 
     def others(
         chunk: Sequence[CandidateRow], of_source: str, of_parent: str
@@ -173,7 +173,7 @@ def score_ground_truth(work: Work, tasks: Sequence[EditTaskRow], candidates: Seq
     from resources.mini.edits import edit_truth
 
     by_id = {task.id: task for task in tasks}
-    for chunk in candidates_without_score([c for c in candidates if c.until == c.path], "truth"):
+    for chunk in candidates_without_score([c for c in candidates if c.finished], "truth"):
         sources = [by_id[c.task] for c in chunk]
         pictures = read_images(work, [*chunk, *sources], np.asarray)
 

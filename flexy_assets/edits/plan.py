@@ -1,4 +1,4 @@
-"""A comparison as settings: which editor, at what cost, searched how. The same settings name the same comparison."""
+"""The plan of a comparison: editor, budgets and searches. Equal settings give the same comparison id."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _NAMESPACE = UUID("5c3d1f0e-7a52-5e0b-9a0c-6f1d2b8e4a77")
 
 @dataclass(frozen=True)
 class Comparison:
-    """How every task of an edit set is searched by both methods, at equal cost.
+    """How both methods search every task of an edit set, at equal cost.
 
-    `steps` are those of a full denoise, `budgets` are in full denoises, each with a search of its own. TTFLUX draws
-    (`random`) or climbs (`zero_order`) and chooses by `pf`. EACPS chooses, of a task's candidates that follow the
-    prompt, by their mean `rank` in PF, CONS, LPIPS and layout, or by the `potential` `pf + alpha·cons − beta·lpips`,
-    whose weights fit one model's units. With `reproduce` EACPS is as it was published: whole denoises, seeds by
-    arithmetic, the potential.
-    `tasks` is a digest of the edit set. Raises `BadInputError` for settings that cannot be.
+    `steps` are those of a full denoise; `budgets` are in full denoises, each with its own search. TTFLUX draws
+    randomly (`random`) or climbs (`zero_order`) and selects by `pf`. EACPS selects, among a task's candidates that
+    follow the instruction, by the mean `rank` in PF, CONS, LPIPS and layout, or by the `potential`
+    `pf + alpha·cons − beta·lpips`, whose weights fit one model's units. With `reproduce` EACPS is as published: full
+    denoises, seeds by arithmetic, the potential. `tasks` is a digest of the edit set. Raises `BadInputError` for
+    invalid settings.
     """
 
     editor: str
@@ -50,20 +50,20 @@ class Comparison:
     def __post_init__(self) -> None:
         """See the class."""
         if not self.budgets or not all(1 <= budget <= 1000 for budget in self.budgets):
-            raise BadInputError(f"budgets {list(self.budgets)} are out of bounds: use 1 to 1000 full denoises each")
+            raise BadInputError(f"invalid budgets {list(self.budgets)}: must be 1 to 1000 full denoises each")
         if not 1 <= self.steps <= 1000:
-            raise BadInputError(f"{self.steps} steps are out of bounds: use 1 to 1000")
+            raise BadInputError(f"invalid steps {self.steps}: must be from 1 to 1000")
         if self.ttflux not in ("random", "zero_order"):
-            raise BadInputError(f"{self.ttflux!r} is no search of TTFLUX's: use random or zero_order")
+            raise BadInputError(f"invalid ttflux {self.ttflux!r}: must be random or zero_order")
         if self.choose not in ("rank", "potential"):
-            raise BadInputError(f"EACPS cannot choose by {self.choose!r}: use rank or potential")
+            raise BadInputError(f"invalid choose {self.choose!r}: must be rank or potential")
         if not 1 <= self.batch_size <= 1000:
-            raise BadInputError(f"a batch of {self.batch_size} tasks is out of bounds: use 1 to 1000")
+            raise BadInputError(f"invalid batch_size {self.batch_size}: must be from 1 to 1000 tasks")
         edit_potential(self.alpha, self.beta)
         if self.reproduce and min(self.budgets) <= self._variants:
             raise BadInputError(
-                f"a budget of {min(self.budgets)} leaves nothing beside {self._variants} variants: give more, or set"
-                " m_global and k_local lower"
+                f"invalid budget {min(self.budgets)}: must exceed the {self._variants} local variants; raise it,"
+                " or lower m_global or k_local"
             )
 
     @property
@@ -76,12 +76,12 @@ class Comparison:
 
     @property
     def potential(self) -> Potential:
-        """What every candidate is shown with."""
+        """The potential in the tables and reports."""
         return edit_potential(self.alpha, self.beta)
 
     @property
     def selector(self) -> Selector:
-        """What EACPS chooses by."""
+        """What EACPS selects by."""
         return self.potential if self.choose == "potential" else MEAN_RANK
 
     @property
@@ -90,11 +90,11 @@ class Comparison:
         return tuple(budget * self.steps for budget in self.budgets)
 
     def batch(self, position: int) -> str:
-        """The batch of the task at this place of the edit set."""
+        """Return the partition of the task at this position of the edit set."""
         return f"{self.run_id.hex[:8]}_{position // self.batch_size:04d}"
 
     def search(self, method: str, budget: int, task: str, position: int = 0) -> Search:
-        """The search of the task of this name at this place of the set; `budget` in denoising steps (NFE)."""
+        """Return the search of the task with this name and position; `budget` in denoising steps (NFE)."""
         seeds = Seeds(self.seed, task)
         if method == "eacps" and self.reproduce:
             count = budget // self.steps - self._variants

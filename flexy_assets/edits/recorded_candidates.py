@@ -1,4 +1,4 @@
-"""Reads recorded candidates: the JSON lines in which qwen3-score keeps every try."""
+"""Reads recorded candidates: the JSON lines in which qwen3-score stores every candidate."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ RECORDED_CANDIDATES_SCHEMA: Final[dict[str, pl.DataType]] = {
 
 
 def read_recorded_candidates(path: Path) -> tuple[pl.DataFrame, list[SkippedLine]]:
-    """The candidates in a file, in order (`CANDIDATES`), and the lines that were left out.
+    """Return the candidates in a file, in order (`RECORDED_CANDIDATES_SCHEMA`), and the skipped lines.
 
-    A line is left out where `id`, `phase`, `seed` or a score is missing or of the wrong type, where a score is not
-    finite, and where a candidate of the same id, phase and seed came before. A `potential` may be missing. Other
-    keys and blank lines are passed over. Raises `BadInputError` for a file that cannot be read or holds nothing.
+    A line is skipped if `id`, `phase`, `seed` or a score is missing or of the wrong type, if a score is not finite,
+    or if an earlier candidate has the same id, phase and seed. `potential` is optional. Other keys and blank lines
+    are ignored. Raises `BadInputError` for an unreadable or empty file.
     """
     candidates: dict[tuple[str, str, int], dict[str, Any]] = {}
     skipped = []
@@ -46,12 +46,12 @@ def read_recorded_candidates(path: Path) -> tuple[pl.DataFrame, list[SkippedLine
             candidate = _candidate(number, entry)
             key = candidate["id"], candidate["phase"], candidate["seed"]
             if first := candidates.get(key):
-                raise BadLineError(f"id {key[0]!r}, {key[1]} and seed {key[2]} are those of line {first['line']}")
+                raise BadLineError(f"duplicate of line {first['line']}: id {key[0]!r}, {key[1]}, seed {key[2]}")
             candidates[key] = candidate
         except BadLineError as error:
             skipped.append(SkippedLine(number, str(error)))
     if not candidates and not skipped:
-        raise BadInputError(f"{path} has no candidate in it: write one a line, as qwen3-score records them")
+        raise BadInputError(f"no candidates in {path}: must have one JSON object a line, as qwen3-score records them")
     return pl.DataFrame(list(candidates.values()), schema=RECORDED_CANDIDATES_SCHEMA, orient="row"), skipped
 
 

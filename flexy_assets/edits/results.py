@@ -1,9 +1,10 @@
-"""From candidates to the tables that people read."""
+"""Builds the tables of a comparison from its candidates."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
 from uuid import UUID
@@ -34,16 +35,16 @@ EDIT_SCORES_SCHEMA: Final[dict[str, Any]] = dict(
 
 
 def with_potential(candidates: pl.DataFrame, plan: Comparison) -> pl.DataFrame:
-    """`edit_scores`: every candidate with its potential, NULL where a score is missing."""
+    """Return `edit_scores`: every candidate with its potential, null where a score is missing."""
     weights = plan.potential.weights
     total = sum((pl.col(metric) * weight for metric, weight in weights.items()), pl.lit(0.0))
     return candidates.with_columns(potential=total)
 
 
 def select_winners(scores: pl.DataFrame) -> pl.DataFrame:
-    """One row a winner and metric (`comparison.VALUES`)."""
-    chosen = scores.filter("chosen").select("task_id", "method", "budget", *EDIT_METRICS, "potential")
-    long = chosen.unpivot(index=["task_id", "method", "budget"], variable_name="metric", value_name="value")
+    """Return one row per winner and metric (`comparison.VALUES_SCHEMA`)."""
+    winners = scores.filter("chosen").select("task_id", "method", "budget", *EDIT_METRICS, "potential")
+    long = winners.unpivot(index=["task_id", "method", "budget"], variable_name="metric", value_name="value")
     return long.drop_nulls("value").select(pl.col(name).cast(kind) for name, kind in comparison.VALUES_SCHEMA.items())
 
 
@@ -54,26 +55,26 @@ def compared_metrics(values: pl.DataFrame) -> list[ComparedMetric]:
 
 
 def compare_winners(scores: pl.DataFrame) -> pl.DataFrame:
-    """EACPS against TTFLUX at every budget, and at smaller ones than TTFLUX's (`comparison.COMPARISON`)."""
+    """Compare EACPS with TTFLUX at every budget, and at smaller budgets than TTFLUX's (`COMPARISON_SCHEMA`)."""
     values = select_winners(scores)
-    ours, theirs = (sorted(values.filter(method=method)["budget"].unique()) for method in METHODS)
-    pairs = [(mine, other) for mine, other in product(ours, theirs) if mine <= other]
+    budgets = (sorted(values.filter(method=method)["budget"].unique()) for method in METHODS)
+    pairs = [(own, rival) for own, rival in product(*budgets) if own <= rival]
     return comparison.compare_methods(values, compared_metrics(values), *METHODS, budgets=pairs)
 
 
 def winner_levels(scores: pl.DataFrame) -> pl.DataFrame:
-    """Each method's mean at each budget (`comparison.LEVELS`)."""
+    """Return each method's mean at each budget (`comparison.MEAN_SCORES_SCHEMA`)."""
     values = select_winners(scores)
     return comparison.mean_scores(values, compared_metrics(values))
 
 
 def denoising_cost(scores: pl.DataFrame) -> pl.DataFrame:
-    """Per method and budget: searches, candidates, denoising steps run (all, fewest and most a search), seconds."""
-    each = scores.group_by("method", "budget", "task_id").agg(
+    """Return searches, candidates, denoising steps (total, least, most) and seconds of each method and budget."""
+    searches = scores.group_by("method", "budget", "task_id").agg(
         pl.sum("nfe"), pl.len(), pl.sum("elapsed_ms", "scored_ms")
     )
     return (
-        each.group_by("method", "budget")
+        searches.group_by("method", "budget")
         .agg(
             pl.len().alias("searches"),
             pl.sum("len").alias("candidates"),
@@ -88,15 +89,19 @@ def denoising_cost(scores: pl.DataFrame) -> pl.DataFrame:
 
 
 def recorded_rows(scores: pl.DataFrame, plan: Comparison) -> list[str]:
-    """One search's finished candidates as JSON lines, in the form that qwen3-score writes and `flexy select` reads.
+    """Return one search's finished candidates as JSON lines, in the format of qwen3-score and `flexy select`.
 
-    A variant's `seed` is that of its last move: its noise has its parent's.
+    A variant's `seed` is that of its last move; the seed of its noise is its parent's.
     """
     phases = {"global": "stage1", "local": "stage2"}
-    finished = [row | {"moves": json.loads(row["moves"])} for row in scores.to_dicts() if row["until"] == row["path"]]
-    seeds = {(row["task_id"], row["name"]): row["moves"][-1][1] if row["moves"] else row["seed"] for row in finished}
+    finished = scores.filter(pl.col("stop_step") == pl.col("num_steps")).to_dicts()
+    moves = [json.loads(row["noise_moves"]) for row in finished]
+    seeds = {
+        (row["task_id"], row["name"]): noise_moves[-1][1] if noise_moves else row["seed"]
+        for row, noise_moves in zip(finished, moves, strict=True)
+    }
     lines = []
-    for row in finished:
+    for row, noise_moves in zip(finished, moves, strict=True):
         entry: Mapping[str, Any] = {
             "id": row["task_id"],
             "phase": phases.get(row["stage"], row["stage"]),
@@ -113,7 +118,7 @@ def recorded_rows(scores: pl.DataFrame, plan: Comparison) -> list[str]:
             "layout": row["layout"],
             "potential": row["potential"],
             "strength": row["strength"],
-            "noise": {"seed": row["seed"], "moves": row["moves"]},
+            "noise": {"seed": row["seed"], "moves": noise_moves},
             "chosen": row["chosen"],
         }
         lines.append(json.dumps(entry))
@@ -121,68 +126,88 @@ def recorded_rows(scores: pl.DataFrame, plan: Comparison) -> list[str]:
 
 
 def describe_comparison(plan: Comparison, scores: pl.DataFrame) -> dict[str, str]:
-    """How the comparison was made, for people."""
+    """Return the settings and costs of a comparison, as the report shows them."""
     eacps, cost = plan.eacps, denoising_cost(scores)
-    previews = f"previews after {eacps.preview:.0%} of the steps, of which {eacps.keep:.0%} are carried on"
+    previews = f"previews after {eacps.preview:.0%} of the steps, {eacps.keep:.0%} of them continued"
     if eacps.keep == 1:
         previews = "no previews"
-    spends = f"{previews}, {eacps.local_share:.0%} of what {eacps.scouts} seeds leave on variants"
-    chooses = str(plan.potential) if plan.choose == "potential" else "mean rank in PF, CONS, LPIPS and layout"
+    spending = f"{previews}, {eacps.local_share:.0%} of the budget after {eacps.scouts} seeds on variants"
+    selector = str(plan.potential) if plan.choose == "potential" else "mean rank in PF, CONS, LPIPS and layout"
     if plan.reproduce:
-        spends, chooses = "as published: seeds by arithmetic", str(plan.potential)
-    found = {
+        spending, selector = "as published: seeds by arithmetic", str(plan.potential)
+    description = {
         "editor": plan.editor,
         "steps of a full denoise": str(plan.steps),
         "guidance": f"{plan.guidance:g}",
         "budgets": f"{', '.join(map(str, plan.budgets))} full denoises",
         "tasks": str(scores["task_id"].n_unique()),
-        "EACPS chooses by": chooses,
+        "EACPS selects by": selector,
         "potential": str(plan.potential),
-        "EACPS": spends if plan.reproduce else f"{spends} (t {eacps.t:g}, strength {eacps.strength:g})",
-        "TTFLUX": f"{plan.ttflux.replace('_', '-')} search, chooses by pf",
+        "EACPS": spending if plan.reproduce else f"{spending} (t {eacps.t:g}, strength {eacps.strength:g})",
+        "TTFLUX": f"{plan.ttflux.replace('_', '-')} search, selects by pf",
         "seed": str(plan.seed),
         "comparison": str(plan.run_id),
     }
     for row in cost.to_dicts():
-        steps = (
-            f"{row['least_nfe']}" if row["least_nfe"] == row["most_nfe"] else f"{row['least_nfe']} to {row['most_nfe']}"
-        )
-        found[f"{row['method']} at {row['budget']} steps"] = (
-            f"{steps} steps run a task, {row['candidates'] / row['searches']:.1f} candidates,"
+        bounds = dict.fromkeys((row["least_nfe"], row["most_nfe"]))
+        description[f"{row['method']} at {row['budget']} steps"] = (
+            f"{' to '.join(map(str, bounds))} steps per task, {row['candidates'] / row['searches']:.1f} candidates,"
             f" {row['seconds'] / row['searches']:.2f} s and {row['scorer_seconds'] / row['searches']:.2f} s of scorers"
         )
-    return found
+    return description
 
 
-def group_by_batch(
-    tasks: Sequence[EditTaskRow], made: Sequence[CandidateRow], known: Set[UUID]
-) -> dict[str, dict[str, Any]]:
-    """Per batch what there is, and what is new since `known`."""
-    batch = {task.id: task.batch for task in tasks}
-    found: dict[str, dict[str, Any]] = {}
-    for key in dict.fromkeys(batch.values()):
-        mine = [c for c in made if batch[c.task] == key]
-        new = [c for c in mine if c.id not in known]
-        failed = [c.error for c in mine if c.error]
-        found[key] = {
-            "candidates": sum(c.until == c.path for c in mine),
-            "pictures made now": len(new),
-            "denoising steps run now": sum(c.nfe for c in new),
-            "denoising steps run": sum(c.nfe for c in mine),
-        } | ({"failed": len(failed), "last failure": failed[-1]} if failed else {})
-    return found
+@dataclass(frozen=True)
+class BatchCounts:
+    """What the candidates of one partition amount to, and how much of it is new."""
+
+    candidates: int
+    new_images: int
+    new_steps: int
+    steps: int
+    errors: Sequence[str]
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the counts as Dagster's UI shows them."""
+        return {
+            "candidates": self.candidates,
+            "new images": self.new_images,
+            "new denoising steps": self.new_steps,
+            "denoising steps": self.steps,
+        } | ({"failed": len(self.errors), "last failure": self.errors[-1]} if self.errors else {})
+
+
+def count_by_batch(
+    tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow], known: Set[UUID]
+) -> dict[str, BatchCounts]:
+    """Return the counts of each partition; candidates that are not in `known` are new."""
+    batches = {task.id: task.batch for task in tasks}
+    counts: dict[str, BatchCounts] = {}
+    for batch in dict.fromkeys(batches.values()):
+        own = [candidate for candidate in candidates if batches[candidate.task] == batch]
+        new = [candidate for candidate in own if candidate.id not in known]
+        counts[batch] = BatchCounts(
+            candidates=sum(candidate.finished for candidate in own),
+            new_images=len(new),
+            new_steps=sum(candidate.nfe for candidate in new),
+            steps=sum(candidate.nfe for candidate in own),
+            errors=[candidate.error for candidate in own if candidate.error],
+        )
+    return counts
 
 
 MAX_SHOWN = 80
-"""Pictures on a batch's contact sheet."""
+"""Images on a partition's contact sheet."""
 
 
-def contact_sheet_rows(tasks: Sequence[EditTaskRow], made: Sequence[CandidateRow], batch: str) -> list[Any]:
-    """Of the batch's first tasks: the source, then every picture made of it for the largest budget."""
-    budget = max((c.budget for c in made), default=0)
-    found: list[Any] = []
-    for task in tasks:
-        mine = [c for c in made if (c.task, c.budget) == (task.id, budget) and c.image_path]
-        if task.batch == batch and (not found or len(found) + 1 + len(mine) <= MAX_SHOWN):
-            found += [task, *mine]
-    return found[:MAX_SHOWN]
+def contact_sheet_rows(
+    tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow], batch: str
+) -> list[EditTaskRow | CandidateRow]:
+    """Return the sources of the partition's first tasks, each before its images at the largest budget."""
+    budget = max((candidate.budget for candidate in candidates), default=0)
+    rows: list[EditTaskRow | CandidateRow] = []
+    for task in (task for task in tasks if task.batch == batch):
+        own = [c for c in candidates if (c.task, c.budget) == (task.id, budget) and c.image_path]
+        if not rows or len(rows) + 1 + len(own) <= MAX_SHOWN:
+            rows += [task, *own]
+    return rows[:MAX_SHOWN]

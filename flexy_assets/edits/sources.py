@@ -1,9 +1,10 @@
-"""Brings the sources of an edit set under the image root, where every picture of a comparison lies."""
+"""Copies the source images of an edit set below the image root, where all images of a comparison lie."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid5
@@ -25,26 +26,26 @@ EDIT_TASKS_SCHEMA: Final[dict[str, pl.DataType]] = {
 
 
 def copy_sources(store: ImageStore, folder: Path, tasks: Sequence[EditTask]) -> dict[str, tuple[str, str]]:
-    """Copy each task's source as PNG, once by its content; path and SHA-256 of the copy by the task's id."""
-    given, brought, found = ImageStore(str(folder)), {}, {}
+    """Copy each task's source as PNG, once per content; return path and SHA-256 of the copy by task id."""
+    user_images = ImageStore(str(folder))
+    copies: dict[str, tuple[str, str]] = {}
     for task in tasks:
-        if task.image_path not in brought:
-            picture = given.read(task.image_path)
-            content = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-            path = f"edits/sources/{content[:32]}.png"
-            brought[task.image_path] = path, store.write(path, picture)
-        found[task.id] = brought[task.image_path]
-    return found
+        if task.image_path not in copies:
+            image = user_images.read(task.image_path)
+            digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+            path = f"edits/sources/{digest[:32]}.png"
+            copies[task.image_path] = path, store.write(path, image)
+    return {task.id: copies[task.image_path] for task in tasks}
 
 
 def dataset_digest(tasks: Sequence[EditTask], sources: dict[str, tuple[str, str]]) -> str:
-    """What an edit set is told apart by: ids, prompts and the sources' content."""
+    """Return a digest of an edit set: ids, instructions and the content of the sources."""
     lines = "\n".join(repr((task.id, task.prompt, sources[task.id][1])) for task in tasks)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def task_rows(plan: Comparison, tasks: Sequence[EditTask], sources: dict[str, tuple[str, str]]) -> list[EditTaskRow]:
-    """The tasks as the comparison's rows."""
+    """Return the tasks as rows of the comparison."""
     run: UUID = plan.run_id
     return [
         EditTaskRow(uuid5(run, task.id), run, plan.batch(position), position, task.id, task.prompt, *sources[task.id])
@@ -52,8 +53,21 @@ def task_rows(plan: Comparison, tasks: Sequence[EditTask], sources: dict[str, tu
     ]
 
 
+@dataclass(frozen=True)
+class PlannedComparison:
+    """A comparison that was planned, its tasks, and the lines of the edit set that were skipped."""
+
+    plan: Comparison
+    tasks: Sequence[EditTaskRow]
+    skipped: Sequence[str]
+
+    @property
+    def batches(self) -> list[str]:
+        return sorted({task.batch for task in self.tasks})
+
+
 def task_table(rows: Sequence[EditTaskRow]) -> pl.DataFrame:
-    """The comparison's rows as `TASKS`."""
+    """Return the rows as a frame (`EDIT_TASKS_SCHEMA`)."""
     return pl.DataFrame(
         [(row.batch, row.name, row.prompt, row.image_path) for row in rows], EDIT_TASKS_SCHEMA, orient="row"
     )

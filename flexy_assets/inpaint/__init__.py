@@ -1,1 +1,1 @@
-"""Inpainting: character faces of Label Studio tasks put right inside their masks, and sent back for review."""
+"""Inpainting: character faces of Label Studio tasks, corrected inside their masks and sent back for review."""

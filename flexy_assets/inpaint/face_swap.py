@@ -1,4 +1,4 @@
-"""Puts a character's face in the place of the one in a scene that the mask shows."""
+"""Swaps the face at the mask of a scene for a character's face."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SwapperProtocol(Protocol):
-    """Finds faces and swaps them; see `resources.faces.insight`."""
+    """Detects faces and swaps them; see `resources.faces.insight`."""
 
     def faces(self, image: Image) -> list[Face]: ...
     def swap(self, image: Image, target: Face, source: Face) -> Image: ...
@@ -22,48 +22,47 @@ class SwapperProtocol(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SwapResult:
-    """What became of a scene: `picture` where a face was swapped, else the `reason` why none was.
+    """A scene with a swapped face: `image`, or the `error` if none was swapped.
 
-    `faces` is how many the scene has, `face` the one at the mask. `before` and `after` are how alike that face and
-    the character are (ArcFace's cosine), None where the face was not found, or not found again.
+    `faces` is the number of faces in the scene, `face` the one at the mask. `before` and `after` are the similarity
+    of that face and the character (ArcFace's cosine), None where no face is detected.
     """
 
     faces: int
     face: Face | None = None
-    picture: Image | None = None
+    image: Image | None = None
     before: float | None = None
     after: float | None = None
-    reason: str | None = None
+    error: str | None = None
 
 
 def swap_face_at_mask(swapper: SwapperProtocol, scene: Image, mask: masks.Mask, character: Image) -> SwapResult:
-    """The scene with the character's face in the place of the face at the mask, changed inside the mask alone.
+    """Return the scene with the character's face instead of the face at the mask; outside the mask nothing changes.
 
-    The face is the one whose middle is the nearest to the mask's, of those whose middle lies in what the mask
-    bounds; the character's is the largest of its picture.
+    The face in the scene is the one whose centre is nearest to the mask's, among those whose centre lies in the
+    mask's bounding box; the character's face is the largest of its image.
     """
-    there = swapper.faces(scene)
-    face = face_at_mask(there, mask)
+    faces = swapper.faces(scene)
+    face = face_at_mask(faces, mask)
     if face is None:
-        found = f"of its {len(there)} faces none is at the mask" if there else "none was found"
-        return SwapResult(len(there), reason=f"no face in the scene to swap: {found}")
-    theirs = largest_face(swapper.faces(character))
-    if theirs is None:
-        return SwapResult(len(there), face, reason="no face in the character's picture: none was found")
-    whole = swapper.swap(scene, face, theirs)
-    picture = masks.keep_outside(scene, whole, mask)
-    again = face_at_mask(swapper.faces(picture), mask)
+        detected = f"none of its {len(faces)} faces is at the mask" if faces else "none detected"
+        return SwapResult(len(faces), error=f"no face in the scene to swap: {detected}")
+    character_face = largest_face(swapper.faces(character))
+    if character_face is None:
+        return SwapResult(len(faces), face, error="no face in the character image: none detected")
+    image = masks.keep_outside(scene, swapper.swap(scene, face, character_face), mask)
+    swapped = face_at_mask(swapper.faces(image), mask)
     return SwapResult(
-        len(there),
+        len(faces),
         face,
-        picture,
-        identity_similarity(face, theirs),
-        identity_similarity(again, theirs) if again else None,
+        image,
+        identity_similarity(face, character_face),
+        identity_similarity(swapped, character_face) if swapped else None,
     )
 
 
 def face_at_mask(faces: Sequence[Face], mask: masks.Mask) -> Face | None:
-    """The face nearest to the mask's middle, of those whose middle is within its bounds; None where none is."""
+    """Return the face nearest to the mask's centre among those centred in its bounding box; None without one."""
     left, top, right, bottom = masks.bounding_box(mask)
     inside = [face for face in faces if left <= face.centre[0] < right and top <= face.centre[1] < bottom]
     return nearest_face(inside, masks.mask_centroid(mask))

@@ -1,12 +1,12 @@
-"""Brings a Label Studio project's tasks into the table, with their pictures and masks.
+"""Imports a Label Studio project's tasks into the table, with their images and masks.
 
-Each picture is recorded as it comes and each task as its pictures are there, so whoever is killed goes on from there.
+Each image is recorded when it is fetched, and each task when its images are complete, so a killed import resumes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +15,10 @@ from urllib.parse import urljoin
 
 import numpy as np
 
+from flexy_assets.inpaint.review import verdict_counts
 from flexy_assets.storage import labels
 from flexy_assets.storage.labels import LabelTaskRow
+from resources.chunks import split_chunks
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.http.downloads import ImageDownloader, download_images
@@ -27,47 +29,47 @@ from resources.masks import Mask, MaskError, decode_rle, fit_mask, mask_from_ima
 from resources.settings import Settings
 
 TASKS_PER_CHUNK = 8
-"""Tasks whose pictures are asked for together."""
+"""Tasks whose images are fetched together."""
 
 DOWNLOAD_THREADS = 4
-"""Pictures under way at a time: what a kill costs at most."""
+"""Concurrent downloads: the most that a kill costs."""
 
 StoredFile = tuple[str, str]
-"""Path and SHA-256 of a picture in the image store."""
+"""Path and SHA-256 of an image in the image store."""
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """The tasks that were read, what is wrong with others, and the folder that relative pictures lie in."""
+    """Tasks as they were read, the problems of others, and the folder of relative image paths."""
 
     tasks: Sequence[LabelTask]
     problems: Sequence[TaskProblem]
     folder: Path | None = None
 
-    def only(self, names: Sequence[str], where: str) -> TaskSource:
-        """Those of these names, if there are any. Raises `BadInputError` for one that is not there."""
+    def only(self, names: Sequence[str], origin: str) -> TaskSource:
+        """Return the tasks with these names, all without names. Raises `BadInputError` for an unknown name."""
         if not names:
             return self
-        there = {task.id for task in self.tasks} | {problem.id for problem in self.problems}
-        if strangers := [name for name in dict.fromkeys(names) if name not in there]:
-            raise BadInputError(f"no task {', '.join(strangers)[:200]} in {where}: name tasks by their data.id")
+        known = {task.id for task in self.tasks} | {problem.id for problem in self.problems}
+        if unknown := [name for name in dict.fromkeys(names) if name not in known]:
+            raise BadInputError(f"no task {', '.join(unknown)[:200]} in {origin}: name tasks by their data.id")
         tasks = [task for task in self.tasks if task.id in names]
         return TaskSource(tasks, [problem for problem in self.problems if problem.id in names], self.folder)
 
 
 def source_from_export(path: Path) -> TaskSource:
-    """The tasks of an export file; raises as `read_export`."""
+    """Return the tasks of an export file; raises as `read_export_file`."""
     return TaskSource(*read_export_file(path), path.parent)
 
 
 def source_from_project(studio: LabelStudioClient, project: int) -> TaskSource:
-    """The tasks of a project on the server."""
+    """Return the tasks of a project on the server."""
     return TaskSource(*parse_tasks(studio.tasks(project)))
 
 
 @dataclass
 class ImportResult:
-    """What an import did: the tasks of the source as they are now, and how much of it was new."""
+    """The tasks of the source as they are now, and how many of them and of their images are new."""
 
     tasks: list[LabelTaskRow]
     new: int
@@ -79,10 +81,25 @@ class ImportResult:
     def batches(self) -> list[str]:
         return sorted({task.batch for task in self.tasks})
 
+    @property
+    def usable(self) -> int:
+        """The number of tasks without an error."""
+        return sum(task.error is None for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class ImportSummary:
+    """An import in the words of the command and the UI; `skipped` entries have `id` or `entry`, and `reason`."""
+
+    result: ImportResult
+    skipped: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+    verdicts: Mapping[str, int]
+
 
 @dataclass
 class TaskImporter:
-    """One import: `reserve` gives the source's tasks their places in the table, `fetch` fills them."""
+    """One import: `reserve` assigns the source's tasks to partitions, `fetch` fetches their images."""
 
     database: Database
     store: ImageStore
@@ -91,173 +108,160 @@ class TaskImporter:
 
     def __post_init__(self) -> None:
         """See the class."""
-        named = self.settings.label_studio_url and self.settings.label_studio_key
-        self._server = LabelStudioClient.from_settings(self.settings) if named else None
+        has_server = self.settings.label_studio_url and self.settings.label_studio_key
+        self._server = LabelStudioClient.from_settings(self.settings) if has_server else None
         self._downloads = ImageDownloader(self.settings.allowed_hosts, self._server)
-        # Many tasks share a character: what could not be had is asked for once.
+        # Many tasks share a character: a failed download is tried once.
         self._failed: dict[str, FlexyError] = {}
 
     def reserve(self, batch_size: int) -> ImportResult:
-        """Give new tasks their batches, and bring the verdicts of known ones up to date."""
-        read = [_as_read(task) for task in self.source.tasks]
+        """Assign new tasks to partitions, and update the verdicts of known ones."""
+        rows = [_task_row(task) for task in self.source.tasks]
         with self.database.begin() as connection:
-            new = labels.reserve_batches(connection, read, batch_size)
-            labels.refresh_label_tasks(connection, read)
-        return ImportResult(self._now(), new)
+            new = labels.reserve_batches(connection, rows, batch_size)
+            labels.refresh_label_tasks(connection, rows)
+        return ImportResult(self._stored_tasks(), new)
 
-    def _now(self) -> list[LabelTaskRow]:
-        """The source's tasks as the table holds them."""
+    def _stored_tasks(self) -> list[LabelTaskRow]:
+        """Return the source's tasks as they are in the table."""
         ids = {labels.label_task_id(task.project, task.id) for task in self.source.tasks}
         with self.database.begin(reading=True) as connection:
             return [task for task in labels.label_tasks_of(connection) if task.id in ids]
 
     def fetch(self, imported: ImportResult, on_progress: Callable[[int], Any]) -> ImportResult:
-        """Fetch the files of tasks that are new, changed, in error or incomplete; `on_progress` is called for each."""
+        """Fetch the images of tasks that are new, changed, failed or incomplete; `on_progress` counts tasks."""
         rows = {task.id: task for task in imported.tasks}
         pairs = [(rows[labels.label_task_id(task.project, task.id)], task) for task in self.source.tasks]
-        lost = self._lost([row for row, _ in pairs])
-        wanted = [(row, task) for row, task in pairs if row.digest != task.digest or row.error or row.id in lost]
-        imported.changed = sum(row.digest != task.digest for row, task in wanted)
-        on_progress(len(pairs) - len(wanted))
-        for first in range(0, len(wanted), TASKS_PER_CHUNK):
-            piece = wanted[first : first + TASKS_PER_CHUNK]
-            brought, fetched = self._bring([place for _, task in piece for place in _places(task).values()])
+        incomplete = self._incomplete_tasks([row for row, _ in pairs])
+        pending = [(row, task) for row, task in pairs if row.digest != task.digest or row.error or row.id in incomplete]
+        imported.changed = sum(row.digest != task.digest for row, task in pending)
+        on_progress(len(pairs) - len(pending))
+        for chunk in split_chunks(pending, TASKS_PER_CHUNK):
+            files, fetched = self._fetch_images([url for _, task in chunk for url in _image_urls(task).values()])
             imported.fetched += fetched
-            for row, task in piece:
-                filled, notes = self._filled(row, task, brought)
+            for row, task in chunk:
+                completed, notes = self._complete_task(row, task, files)
                 imported.notes += [f"task {task.id}: {note}" for note in notes]
                 with self.database.begin() as connection:
-                    labels.save_label_task(connection, filled)
+                    labels.save_label_task(connection, completed)
                 on_progress(1)
-        imported.tasks = self._now()
+        imported.tasks = self._stored_tasks()
         return imported
 
-    def _lost(self, rows: Sequence[LabelTaskRow]) -> set[Any]:
-        """The ids of tasks of which a file is gone."""
+    def _incomplete_tasks(self, rows: Sequence[LabelTaskRow]) -> set[Any]:
+        """Return the ids of tasks with a missing file."""
         paths = list(dict.fromkeys(path for row in rows for path in row.files))
-        found = self.store.verify_many([(path, None) for path in paths])
-        gone = {path for path, error in zip(paths, found, strict=True) if error}
-        return {row.id for row in rows if gone & set(row.files)}
+        errors = self.store.verify_many([(path, None) for path in paths])
+        missing = {path for path, error in zip(paths, errors, strict=True) if error}
+        return {row.id for row in rows if missing & set(row.files)}
 
-    def _bring(self, places: Sequence[str]) -> tuple[dict[str, StoredFile | FlexyError], int]:
-        """The picture at each place, or why there is none, and how many were fetched over the network now."""
-        alike: dict[str, list[str]] = {}
-        for place in dict.fromkeys(places):
-            alike.setdefault(self._key(place) or place, []).append(place)
+    def _fetch_images(self, urls: Sequence[str]) -> tuple[dict[str, StoredFile | FlexyError], int]:
+        """Return the image or the error of each URL or path, and the number of images that were downloaded."""
+        urls_by_key: dict[str, list[str]] = {}
+        for url in dict.fromkeys(urls):
+            urls_by_key.setdefault(self._download_key(url) or url, []).append(url)
         with self.database.begin(reading=True) as connection:
-            known = labels.stored_pictures(connection, list(alike))
-        sound = self.store.verify_many(list(known.values()))
-        found: dict[str, StoredFile | FlexyError] = {
-            key: file for (key, file), error in zip(known.items(), sound, strict=True) if not error
+            stored = labels.stored_pictures(connection, list(urls_by_key))
+        errors = self.store.verify_many(list(stored.values()))
+        files: dict[str, StoredFile | FlexyError] = {
+            key: file for (key, file), error in zip(stored.items(), errors, strict=True) if not error
         }
-        wanted = [key for key in alike if key not in found]
+        missing = [key for key in urls_by_key if key not in files]
         with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
-            found |= zip(wanted, pool.map(lambda key: self._fetched(key, alike[key]), wanted), strict=True)
-        fetched = sum(self._key(alike[key][0]) == key and not isinstance(found[key], FlexyError) for key in wanted)
-        return {place: found[key] for key, group in alike.items() for place in group}, fetched
+            files |= zip(missing, pool.map(lambda key: self._fetch_image(key, urls_by_key[key]), missing), strict=True)
+        fetched = sum(
+            self._download_key(urls_by_key[key][0]) == key and not isinstance(files[key], FlexyError) for key in missing
+        )
+        return {url: files[key] for key, group in urls_by_key.items() for url in group}, fetched
 
-    def _fetched(self, key: str, places: Sequence[str]) -> StoredFile | FlexyError:
-        """The picture that is at each of these places, which are signed differently: from the first that gives it."""
-        for place in places:
-            if place in self._failed:
+    def _fetch_image(self, key: str, urls: Sequence[str]) -> StoredFile | FlexyError:
+        """Return the image from the first of these URLs that works; they differ only in their signatures."""
+        for url in urls:
+            if url in self._failed:
                 continue
-            came = download_images(self.store, "labels", [place], self._downloads, self.source.folder, 1)[place]
-            if isinstance(came, FlexyError):
-                self._failed[place] = came
+            file = download_images(self.store, "labels", [url], self._downloads, self.source.folder, 1)[url]
+            if isinstance(file, FlexyError):
+                self._failed[url] = file
                 continue
-            if self._key(place):
+            if self._download_key(url):
                 with self.database.begin() as connection:
-                    labels.record_picture(connection, key, *came)
-            return came
-        return self._failed[places[-1]]
+                    labels.record_picture(connection, key, *file)
+            return file
+        return self._failed[urls[-1]]
 
-    def _key(self, place: str) -> str | None:
-        """What a picture that is fetched is known by; None for a file, which is read anew."""
-        if not self._downloads.is_url(place):
+    def _download_key(self, url: str) -> str | None:
+        """Return the key of a downloaded image; None for a local file, which is always read."""
+        if not self._downloads.is_url(url):
             return None
-        if self._server and place.startswith("/"):
-            place = urljoin(self._server.url, place)
-        return hashlib.sha256(strip_signature(place).encode("utf-8", "replace")).hexdigest()
+        if self._server and url.startswith("/"):
+            url = urljoin(self._server.url, url)
+        return hashlib.sha256(strip_signature(url).encode("utf-8", "replace")).hexdigest()
 
-    def _filled(
-        self, row: LabelTaskRow, task: LabelTask, brought: dict[str, StoredFile | FlexyError]
+    def _complete_task(
+        self, row: LabelTaskRow, task: LabelTask, fetched: dict[str, StoredFile | FlexyError]
     ) -> tuple[LabelTaskRow, list[str]]:
-        """The task with its pictures and mask, or with the reason why it cannot be worked on; and what it lacks."""
-        empty, notes = replace(_as_read(task), batch=row.batch, position=row.position), []
-        files = {name: brought[place] for name, place in _places(task).items()}
+        """Return the task with its images and mask, or with its error; and notes on optional images."""
+        empty, notes = replace(_task_row(task), batch=row.batch, position=row.position), []
+        files = {name: fetched[url] for name, url in _image_urls(task).items()}
         if isinstance(final := files.pop("final", None), FlexyError):
-            notes.append(f"it has no final picture: {_line(final)}")
+            notes.append(f"no final image: {_single_line(final)}")
             final = None
         for name, file in files.items():
             if isinstance(file, FlexyError):
-                return replace(empty, error=f"{name} picture: {_line(file)}"), notes
-        sound = {name: file for name, file in files.items() if not isinstance(file, FlexyError)}
+                return replace(empty, error=f"{name} image: {_single_line(file)}"), notes
+        readable = {name: file for name, file in files.items() if not isinstance(file, FlexyError)}
         try:
-            width, height = self.store.read(*sound["scene"]).size
-            self.store.read(*sound["character"])
-            mask = fit_mask(self._mask(task, sound.get("mask")), width, height)
-            masked = _stored(self.store, mask)
+            width, height = self.store.read(*readable["scene"]).size
+            self.store.read(*readable["character"])
+            mask = _store_mask(self.store, fit_mask(self._read_mask(task, readable.get("mask")), width, height))
         except FlexyError as error:
-            return replace(empty, error=_line(error)), notes
-        (image, image_sha256), (character, character_sha256) = sound["scene"], sound["character"]
-        final_path, final_sha256 = final or (None, None)
-        filled = replace(
-            empty,
-            image_path=image,
-            image_sha256=image_sha256,
-            mask_path=masked[0],
-            mask_sha256=masked[1],
-            character_path=character,
-            character_sha256=character_sha256,
-            final_path=final_path,
-            final_sha256=final_sha256,
-        )
-        return filled, notes
+            return replace(empty, error=_single_line(error)), notes
+        named = {"image": readable["scene"], "mask": mask, "character": readable["character"], "final": final}
+        paths: dict[str, Any] = {f"{name}_path": file[0] for name, file in named.items() if file}
+        digests: dict[str, Any] = {f"{name}_sha256": file[1] for name, file in named.items() if file}
+        return replace(empty, **paths, **digests), notes
 
-    def _mask(self, task: LabelTask, picture: StoredFile | None) -> Mask:
-        """What was painted, which is newer, or else what the mask's picture shows."""
-        if not picture:
-            painted = [decode_rle(stroke.rle, stroke.width, stroke.height) for stroke in task.strokes]
-            if len({one.shape for one in painted}) > 1:
-                raise MaskError("the mask is painted on pictures of different sizes: paint on the scene alone")
-            whole: Mask = np.logical_or.reduce(painted)
-            return whole
-        return mask_from_image(self.store.read_as_is(*picture))
+    def _read_mask(self, task: LabelTask, file: StoredFile | None) -> Mask:
+        """Return the painted mask, which is newer than the mask image, or else the mask image."""
+        if not file:
+            strokes = [decode_rle(stroke.rle, stroke.width, stroke.height) for stroke in task.strokes]
+            if len({stroke.shape for stroke in strokes}) > 1:
+                raise MaskError("the mask is painted on images of different sizes: paint on the scene alone")
+            union: Mask = np.logical_or.reduce(strokes)
+            return union
+        return mask_from_image(self.store.read_as_is(*file))
 
 
 def refresh_tasks(database: Database, source: TaskSource) -> int:
-    """Bring the verdicts of known tasks up to date with the source; returns how many tasks it has."""
+    """Update the verdicts of known tasks from the source; return its number of tasks."""
     with database.begin() as connection:
-        labels.refresh_label_tasks(connection, [_as_read(task) for task in source.tasks])
+        labels.refresh_label_tasks(connection, [_task_row(task) for task in source.tasks])
     return len(source.tasks)
 
 
-def skipped_reasons(source: TaskSource, imported: ImportResult) -> list[dict[str, Any]]:
-    """What cannot be worked on, by `id` (or its `entry` in the list, where it has none), and the `reason`."""
-    unread = [
+def summarize_import(source: TaskSource, imported: ImportResult) -> ImportSummary:
+    """Return the summary of an import: skipped tasks with the reason, notes on others, and all verdicts."""
+    invalid = [
         {"id": problem.id, "entry": problem.entry or None, "reason": problem.reason}
         for problem in source.problems
         if problem.left_out
     ]
     failed = [{"id": task.name, "entry": None, "reason": task.error} for task in imported.tasks if task.error]
-    return [*unread, *failed]
+    notes = [str(problem) for problem in source.problems if not problem.left_out] + imported.notes
+    verdicts = verdict_counts(task.verdicts for task in imported.tasks)
+    return ImportSummary(imported, [*invalid, *failed], notes, verdicts)
 
 
-def import_notes(source: TaskSource, imported: ImportResult) -> list[str]:
-    """What tasks that can be worked on lack."""
-    return [str(problem) for problem in source.problems if not problem.left_out] + imported.notes
-
-
-def _places(task: LabelTask) -> dict[str, str]:
-    """Where the task's pictures are. The picture of a mask that was painted anew is not asked for."""
-    places = {"scene": task.init_image, "character": task.character_image}
+def _image_urls(task: LabelTask) -> dict[str, str]:
+    """Return the URLs or paths of the task's images; a painted mask replaces the mask image."""
+    urls = {"scene": task.init_image, "character": task.character_image}
     if not task.strokes:
-        places["mask"] = task.mask_image
-    return places | ({"final": task.final_image} if task.final_image else {})
+        urls["mask"] = task.mask_image
+    return urls | ({"final": task.final_image} if task.final_image else {})
 
 
-def _as_read(task: LabelTask) -> LabelTaskRow:
-    """A task as it was read, without its pictures and its place."""
+def _task_row(task: LabelTask) -> LabelTaskRow:
+    """Return a task's row without images and partition."""
     return LabelTaskRow(
         id=labels.label_task_id(task.project, task.id),
         name=task.id,
@@ -271,14 +275,14 @@ def _as_read(task: LabelTask) -> LabelTaskRow:
     )
 
 
-def _stored(store: ImageStore, mask: Mask) -> StoredFile:
-    """The mask as a picture of 8 bits, once by its content."""
+def _store_mask(store: ImageStore, mask: Mask) -> StoredFile:
+    """Write the mask as an 8-bit image, once per content."""
     from PIL import Image
 
-    content = hashlib.sha256(repr(mask.shape).encode() + np.packbits(mask).tobytes()).hexdigest()
-    path = f"labels/masks/{content[:32]}.png"
+    digest = hashlib.sha256(repr(mask.shape).encode() + np.packbits(mask).tobytes()).hexdigest()
+    path = f"labels/masks/{digest[:32]}.png"
     return path, store.write(path, Image.fromarray(mask.astype(np.uint8) * 255))
 
 
-def _line(error: Exception) -> str:
+def _single_line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""A job for tasks by name: a run of the assets covers whole batches."""
+"""The job that inpaints single tasks; the assets cover whole partitions."""
 
 import dagster as dg
 
@@ -11,14 +11,14 @@ from flexy_assets.storage.migrate import migrate
 
 
 class InpaintTasksConfig(InpaintConfig):
-    """The tasks to put right, by their names (data.id), and how."""
+    """The tasks to inpaint, by their names (data.id), and the settings."""
 
     tasks: list[str]
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
 def inpaint(config: InpaintTasksConfig, work: dg.ResourceParam[Work]) -> None:
-    """Swap, refine, judge and choose in these tasks. No batch is done by that, so none is reported."""
+    """Swap, refine, judge and select for these tasks; no partition is reported, as none is complete."""
     migrate(work.database)
     plan = config.plan(work.settings)
     with work.database.begin(reading=True) as connection:
@@ -33,6 +33,6 @@ def inpaint(config: InpaintTasksConfig, work: dg.ResourceParam[Work]) -> None:
     refine.select_best(work, plan, rows, judge)
 
 
-@dg.job(description="Put faces right in some tasks, whatever their batches.")
+@dg.job(description="Inpaint the faces of single tasks, across partitions.")
 def inpaint_tasks() -> None:
     inpaint()

@@ -50,7 +50,7 @@ class CandidateImages:
 
 def score_candidates(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow]) -> None:
     """Measure the candidates that lack it, a chunk at a time; what cannot be measured is recorded with its reason."""
-    lacking = [c for c in candidates if c.until == c.path and any(metric not in c.scores for metric in MODEL_METRICS)]
+    lacking = [c for c in candidates if c.finished and any(metric not in c.scores for metric in MODEL_METRICS)]
     for first in range(0, len(lacking), CHUNK_IMAGES):
         chunk = lacking[first : first + CHUNK_IMAGES]
         seen = _read_candidate_images(work, tasks, chunk)
@@ -75,12 +75,12 @@ def _read_candidate_images(
             scene = scenes.get(task.label_task) if task.label_task else None
             if scene is None or scene.image_path is None or task.mask_path is None or task.reference_path is None:
                 raise FlexyError("its scene, mask or character is no longer in this database: import the task again")
-            canvas = Canvas.of(task, work.store)
+            canvas = Canvas.read(task, work.store)
             whole = work.store.read(candidate.image_path or "", candidate.image_sha256)
-            before = canvas.shown(work.store.read(scene.image_path, scene.image_sha256))
+            before = canvas.crop(work.store.read(scene.image_path, scene.image_sha256))
             character = work.store.read(task.reference_path, task.reference_sha256)
             found.append(
-                CandidateImages(candidate, canvas, whole, before, canvas.shown(whole), character, task.reference_path)
+                CandidateImages(candidate, canvas, whole, before, canvas.crop(whole), character, task.reference_path)
             )
         except FlexyError as error:
             found.append(error)
@@ -154,12 +154,12 @@ def judge_candidates(work: Work, tasks: Sequence[EditTaskRow], candidates: Seque
             connection, {task.batch for task in tasks}, JUDGE_METRICS[0], asked.fingerprint
         )
     for candidate in candidates:
-        if candidate.until < candidate.path or candidate.id in answered:
+        if not candidate.finished or candidate.id in answered:
             continue
         (one,) = _read_candidate_images(work, tasks, [candidate])
         values: list[Any] = [one] * len(JUDGE_METRICS)
         if isinstance(one, CandidateImages):
-            stencil = one.canvas.stencil
+            stencil = one.canvas.cropped_mask
             assert stencil is not None
             verdict = asked.ask(questions.inpainting_question(), [one.character, one.before, one.after, stencil])
             silent = FlexyError(verdict.error or "the judge did not answer")

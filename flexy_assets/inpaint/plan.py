@@ -1,4 +1,4 @@
-"""How characters' faces are refined after the swap, as settings: the same settings name the same run."""
+"""The plan of inpainting: how faces are refined after the swap. Equal settings give the same run id."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from resources.errors import BadInputError
 
 INPAINT_METHOD = "eacps"
 SWAP_NAME = "swap"
-"""The face as it was swapped, unrefined: a candidate too, so that refining makes nothing worse."""
+"""The unrefined swap: a candidate too, so that refining never makes a result worse."""
 
 _NAMESPACE = UUID("0b1c3f0a-52a4-5a53-8f2f-9a7cf1a4c6de")
 
 
 @dataclass(frozen=True)
 class InpaintPlan:
-    """Each swapped face is refined by EACPS within `budget` full denoises of `steps`; 0 leaves it as it was swapped.
+    """Each swapped face is refined by EACPS within `budget` full denoises of `steps`; with 0 it is not refined.
 
-    Candidates are chosen by `alpha·consistency + beta·quality + gamma·identity`, each 0 to 10. `prompt` is what the
-    editor is asked where a task has none of its own. `widen` is how far around the mask it may change things too, as a
-    share of the mask's longer side; farther out every pixel stays. Raises `BadInputError` for settings that cannot be.
+    Candidates are selected by `alpha·consistency + beta·quality + gamma·identity`, each 0 to 10. `prompt` is the
+    instruction for tasks without their own. `widen` is how far around the mask the editor may change the image, as a
+    share of the mask's longer side; beyond that no pixel changes. Raises `BadInputError` for invalid settings.
     """
 
     editor: str
@@ -45,13 +45,13 @@ class InpaintPlan:
     def __post_init__(self) -> None:
         """See the class."""
         if not 0 <= self.budget <= 1000:
-            raise BadInputError(f"a budget of {self.budget} is out of bounds: use 0 to 1000 full denoises")
+            raise BadInputError(f"invalid budget {self.budget}: must be from 0 to 1000 full denoises")
         if not 1 <= self.steps <= 1000:
-            raise BadInputError(f"{self.steps} steps are out of bounds: use 1 to 1000")
+            raise BadInputError(f"invalid steps {self.steps}: must be from 1 to 1000")
         if not 0 <= self.widen <= 1:
-            raise BadInputError(f"the mask cannot be widened by {self.widen:g} of its longer side: use 0 to 1")
+            raise BadInputError(f"invalid widen {self.widen:g}: must be from 0 to 1 of the mask's longer side")
         if not self.prompt.strip():
-            raise BadInputError("the prompt is empty: say how the face shall look")
+            raise BadInputError("empty prompt: say how the face should look")
         inpaint_potential(self.alpha, self.beta, self.gamma)
 
     @property
@@ -60,27 +60,27 @@ class InpaintPlan:
 
     @property
     def potential(self) -> Potential:
-        """By what is measured here."""
+        """The potential by model scores."""
         return inpaint_potential(self.alpha, self.beta, self.gamma)
 
     @property
     def judged(self) -> Potential:
-        """By what a judge says."""
+        """The potential by a judge's scores."""
         return Potential({f"judge_{metric}": weight for metric, weight in self.potential.weights.items()})
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The potential's lowest and highest value."""
+        """The lowest and highest possible potential."""
         weights = self.potential.weights.values()
         return 10 * sum(min(weight, 0.0) for weight in weights), 10 * sum(max(weight, 0.0) for weight in weights)
 
     @property
     def nfe(self) -> tuple[int, ...]:
-        """The budget in denoising steps, if there is one."""
+        """The budget in denoising steps; empty without refinement."""
         return (self.budget * self.steps,) if self.budget else ()
 
     def search(self, method: str, budget: int, task: str, position: int = 0) -> Search:
-        """The search of the task of this name; `budget` in denoising steps (NFE)."""
+        """Return the search of the task with this name; `budget` in denoising steps (NFE)."""
         return Eacps(Seeds(self.seed, task), self.steps, budget, self.potential, self.eacps)
 
     def to_json(self) -> dict[str, Any]:

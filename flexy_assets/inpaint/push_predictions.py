@@ -1,4 +1,4 @@
-"""Sends what was chosen back to Label Studio, each once, and keeps what the server answered."""
+"""Pushes winners to Label Studio as predictions, each once, and stores the server's answers."""
 
 from __future__ import annotations
 
@@ -22,91 +22,94 @@ from resources.errors import FlexyError
 from resources.images import ImageStore, UnreadableImageError
 from resources.label_studio.client import LabelStudioClient, LabelStudioRefusedError, Prediction
 
+OUTCOMES = ("created", "replaced", "unchanged", "unsent")
+"""What a push can do with a prediction; `unsent` has an error."""
+
 _IMAGE_FIELD = re.compile("result|image|picture|url|link|candidate|prediction|output", re.IGNORECASE)
-# One after another these would all be refused for the same reason, which is none of the task's.
-_TEXT_FIELD = (400, 404, 413)
+_TASK_ERRORS = (400, 404, 413)
+"""HTTP status codes that concern one task; any other would fail for every task."""
 
 
 @dataclass(frozen=True)
 class FormField:
-    """A text field of a labelling form, and what it is about."""
+    """A text field of a labelling form, and the object that it annotates."""
 
     name: str
-    to: str
+    to_name: str
 
 
 def find_text_field(label_config: str) -> FormField | None:
-    """The form's text field (TextArea) for a picture's address: by its name, else the first; None without one.
+    """Return the form's text field (TextArea) for an image's URL: by its name, else the first; None without one.
 
-    A prediction can hold values of fields alone, so a form without a text field shows nothing of it but its score.
+    A prediction holds only values of fields, so a form without a text field shows nothing but its score.
     """
     try:
         form = ElementTree.fromstring(label_config)
     except ElementTree.ParseError:
         return None
-    found = [
+    fields = [
         FormField(area.attrib["name"], area.attrib["toName"])
         for area in form.iter("TextArea")
         if area.get("name") and area.get("toName") and area.get("perRegion", "").lower() != "true"
     ]
-    return next((one for one in found if _IMAGE_FIELD.search(one.name)), found[0] if found else None)
+    return next((field for field in fields if _IMAGE_FIELD.search(field.name)), fields[0] if fields else None)
 
 
-def prediction_regions(into: FormField | None, address: str) -> list[dict[str, Any]]:
-    """A prediction's result that shows the address; nothing where no field can. It never claims a verdict."""
-    if into is None:
+def prediction_regions(field: FormField | None, url: str) -> list[dict[str, Any]]:
+    """Return a prediction's result that shows the URL, empty without a field. Flexy never submits a verdict."""
+    if field is None:
         return []
-    return [{"from_name": into.name, "to_name": into.to, "type": "textarea", "value": {"text": [address]}}]
+    return [{"from_name": field.name, "to_name": field.to_name, "type": "textarea", "value": {"text": [url]}}]
 
 
-def prediction_score(chosen: SelectedImage) -> float | None:
-    """The potential as Label Studio takes it: 0 for the lowest that its weights allow, 1 for the highest.
+def prediction_score(selected: SelectedImage) -> float | None:
+    """Return the potential scaled from 0, the lowest that its weights allow, to 1, the highest.
 
-    It refuses others where predictions are imported as a file.
+    Label Studio rejects other values when predictions are imported as a file.
     """
-    potential, (lowest, highest) = chosen.scores.get("potential"), InpaintPlan.from_json(chosen.plan).bounds
+    potential, (lowest, highest) = selected.scores.get("potential"), InpaintPlan.from_json(selected.plan).bounds
     if potential is None or lowest == highest:
         return None
     return min(1.0, max(0.0, (potential - lowest) / (highest - lowest)))
 
 
 def prediction_document(
-    chosen: Sequence[SelectedImage], sent: Sequence[SentPrediction], model_version: str = ""
+    selected: Sequence[SelectedImage], sent: Sequence[SentPrediction], model_version: str = ""
 ) -> list[dict[str, Any]]:
-    """What was chosen as Label Studio imports it (POST api/projects/N/import/predictions), of one project or more.
+    """Return the winners in Label Studio's import format (POST api/projects/N/import/predictions), of all projects.
 
-    `picture`, which is ours, is relative to the image root; a task that has no number there is not in it.
+    Tasks without a Label Studio id are not included. Our own key `picture` is relative to the image root.
     """
-    known = {(each.task, each.model_version): each for each in sent if each.outcome}
-    found = []
-    for one, version in _versions(chosen, model_version):
-        before = known.get((one.task.id, version))
-        if one.task.label_studio_id is not None:
-            found.append(
+    known = {(prediction.task, prediction.model_version): prediction for prediction in sent if prediction.outcome}
+    document = []
+    for image, version in last_by_version(selected, model_version):
+        previous = known.get((image.task.id, version))
+        if image.task.label_studio_id is not None:
+            document.append(
                 {
-                    "task": one.task.label_studio_id,
-                    "project": one.task.project,
+                    "task": image.task.label_studio_id,
+                    "project": image.task.project,
                     "model_version": version,
-                    "score": prediction_score(one),
-                    "result": before.result if before and before.candidate == one.candidate else [],
-                    "picture": one.image_path,
+                    "score": prediction_score(image),
+                    "result": previous.result if previous and previous.candidate == image.candidate else [],
+                    "picture": image.image_path,
                 }
             )
-    return found
+    return document
 
 
-def _versions(chosen: Sequence[SelectedImage], model_version: str) -> list[tuple[SelectedImage, str]]:
-    """Each with the version it is sent as; the last of those that would be sent as the same."""
+def last_by_version(selected: Sequence[SelectedImage], model_version: str) -> list[tuple[SelectedImage, str]]:
+    """Return each task's last winner of each model version with that version, in the order of tasks."""
     last: dict[tuple[UUID, str], SelectedImage] = {}
-    for one in sorted(chosen, key=lambda each: each.selected_at):
-        last[one.task.id, model_version or f"flexy/{one.plan['editor']}"] = one
-    found = [(one, version) for (_, version), one in last.items()]
-    return sorted(found, key=lambda each: (each[0].task.batch, each[0].task.position, each[1]))
+    for image in sorted(selected, key=lambda image: image.selected_at):
+        last[image.task.id, model_version or f"flexy/{image.plan['editor']}"] = image
+    pairs = [(image, version) for (_, version), image in last.items()]
+    return sorted(pairs, key=lambda pair: (pair[0].task.batch, pair[0].task.position, pair[1]))
 
 
 @dataclass
 class PredictionPusher:
-    """Pushes to one server. Each answer is kept before the next is asked for."""
+    """Pushes to one server. Each answer is stored before the next request."""
 
     database: Database
     store: ImageStore
@@ -114,44 +117,43 @@ class PredictionPusher:
     _fields: dict[int, FormField | None] = field(default_factory=dict)
 
     def run(
-        self, chosen: Sequence[SelectedImage], model_version: str, on_progress: Callable[[int], Any]
+        self, selected: Sequence[SelectedImage], model_version: str, on_progress: Callable[[int], Any]
     ) -> dict[str, Counter[str]]:
-        """Send what was chosen; by batch, how many predictions were created, replaced, unchanged or unsent.
+        """Push the winners; return the number of created, replaced, unchanged and unsent predictions by partition.
 
-        What one task alone is refused for is kept with it; raises `FlexyError` where the server can do nothing.
+        An error that concerns one task is stored with it; raises `FlexyError` for any other.
         """
         counts: dict[str, Counter[str]] = {}
-        for one, version in _versions(chosen, model_version):
+        for image, version in last_by_version(selected, model_version):
             try:
-                sent = self._push(one, version)
+                sent = self._push(image, version)
             except (LabelStudioRefusedError, UnreadableImageError, _UnsendableError) as error:
-                if isinstance(error, LabelStudioRefusedError) and error.code not in _TEXT_FIELD:
+                if isinstance(error, LabelStudioRefusedError) and error.code not in _TASK_ERRORS:
                     raise
-                sent = SentPrediction(one.task.id, version, one.candidate, None, error=" ".join(str(error).split()))
+                message = " ".join(str(error).split())
+                sent = SentPrediction(image.task.id, version, image.candidate, None, error=message)
             with self.database.begin() as connection:
                 labels.record_prediction(connection, sent)
-            counts.setdefault(one.task.batch, Counter())[sent.outcome or "unsent"] += 1
+            counts.setdefault(image.task.batch, Counter())[sent.outcome or "unsent"] += 1
             on_progress(1)
         return counts
 
-    def _push(self, one: SelectedImage, version: str) -> SentPrediction:
-        number, project = one.task.label_studio_id, one.task.project
-        if number is None or project is None:
-            raise _UnsendableError(
-                "its export does not say which task of which project it is: import it from the server"
-            )
+    def _push(self, image: SelectedImage, version: str) -> SentPrediction:
+        task_id, project = image.task.label_studio_id, image.task.project
+        if task_id is None or project is None:
+            raise _UnsendableError("its export names no task id or project: import it from the server")
         if project not in self._fields:
             self._fields[project] = find_text_field(self.studio.label_config(project))
-        content = self.store.content(one.image_path, one.image_sha256)
-        path = self.studio.upload(project, content, PurePosixPath(one.image_path).suffix[1:] or "png")
+        content = self.store.content(image.image_path, image.image_sha256)
+        path = self.studio.upload(project, content, PurePosixPath(image.image_path).suffix[1:] or "png")
         result = prediction_regions(self._fields[project], urljoin(self.studio.url, path))
-        prediction = Prediction(number, version, prediction_score(one), result)
+        prediction = Prediction(task_id, version, prediction_score(image), result)
         pushed = self.studio.push(prediction)
-        payload = [number, version, prediction.score, result, str(one.candidate)]
+        payload = [task_id, version, prediction.score, result, str(image.candidate)]
         return SentPrediction(
-            task=one.task.id,
+            task=image.task.id,
             model_version=version,
-            candidate=one.candidate,
+            candidate=image.candidate,
             score=prediction.score,
             result=result,
             digest=hashlib.sha256(json.dumps(payload).encode()).hexdigest(),
@@ -161,4 +163,4 @@ class PredictionPusher:
 
 
 class _UnsendableError(FlexyError):
-    """Why a task's prediction cannot be sent."""
+    """A task's prediction cannot be sent."""

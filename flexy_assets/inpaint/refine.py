@@ -1,4 +1,4 @@
-"""Carries label tasks from the swap to the choice: each step does what is not done yet, and commits as it goes."""
+"""Takes tasks from the face swap to the selection: each step does what is missing, and commits as it goes."""
 
 from __future__ import annotations
 
@@ -25,23 +25,22 @@ INPAINT_FOLDER = "labels"
 
 
 def swap_faces(work: Work, tasks: Sequence[LabelTaskRow], on_progress: Callable[[int], Any]) -> dict[Any, SwapRow]:
-    """Return the swap of each task whose images are here, by task; `on_progress` is called for each new swap."""
+    """Return the swap of each task without an error, by task; `on_progress` is called for each new swap."""
     model = registry.find_face_swapper(work.settings)
-    mark = model.fingerprint
     with work.database.begin(reading=True) as connection:
-        known = labels.read_swaps(connection, tasks, mark)
+        swaps = labels.read_swaps(connection, tasks, model.fingerprint)
     for task in tasks:
-        if task.error or task.id in known:
+        if task.error or task.id in swaps:
             continue
-        known[task.id] = _swap(work, task, work.slot.get(model), mark)
+        swaps[task.id] = _swap_face(work, task, work.slot.get(model), model.fingerprint)
         with work.database.begin() as connection:
-            labels.record_swap(connection, known[task.id])
+            labels.record_swap(connection, swaps[task.id])
         on_progress(1)
-    return known
+    return swaps
 
 
-def _swap(work: Work, task: LabelTaskRow, swapper: Any, mark: str) -> SwapRow:
-    began = time.perf_counter()
+def _swap_face(work: Work, task: LabelTaskRow, swapper: Any, fingerprint: str) -> SwapRow:
+    started = time.perf_counter()
     try:
         scene, mask, character = (
             work.store.read(path or "", sha256)
@@ -51,41 +50,42 @@ def _swap(work: Work, task: LabelTaskRow, swapper: Any, mark: str) -> SwapRow:
                 (task.character_path, task.character_sha256),
             )
         )
-        found = swap_face_at_mask(swapper, scene, masks.fit_mask(masks.mask_from_image(mask), *scene.size), character)
+        fitted = masks.fit_mask(masks.mask_from_image(mask), *scene.size)
+        swap = swap_face_at_mask(swapper, scene, fitted, character)
     except FlexyError as error:
-        return SwapRow(task.id, task.digest, SKIPPED, mark, str(error))
+        return SwapRow(task.id, task.digest, SKIPPED, fingerprint, str(error))
     path = sha256 = None
-    if found.picture is not None:
+    if swap.image is not None:
         path = f"{INPAINT_FOLDER}/{task.batch}/swaps/{task.position:05d}_{task.digest[:8]}.png"
-        sha256 = work.store.write(path, found.picture)
+        sha256 = work.store.write(path, swap.image)
     return SwapRow(
         task.id,
         task.digest,
         SWAPPED if path else SKIPPED,
-        mark,
-        found.reason,
-        found.faces,
-        found.face.at_edge if found.face else None,
-        tuple(round(float(side), 1) for side in found.face.box) if found.face else None,
-        found.before,
-        found.after,
+        fingerprint,
+        swap.error,
+        swap.faces,
+        swap.face.at_edge if swap.face else None,
+        tuple(round(float(side), 1) for side in swap.face.box) if swap.face else None,
+        swap.before,
+        swap.after,
         path,
         sha256,
-        round(1000 * (time.perf_counter() - began)),
+        round(1000 * (time.perf_counter() - started)),
     )
 
 
 def plan_tasks(work: Work, plan: InpaintPlan, tasks: Sequence[LabelTaskRow]) -> list[EditTaskRow]:
-    """The swapped tasks as rows of this plan, kept with the unrefined swap as each one's first candidate."""
-    mark = registry.find_face_swapper(work.settings).fingerprint
+    """Store the swapped tasks as edit tasks of this plan, each with its swap as first candidate; return the rows."""
+    fingerprint = registry.find_face_swapper(work.settings).fingerprint
     with work.database.begin(reading=True) as connection:
-        found = labels.read_swaps(connection, tasks, mark)
-    rows, firsts = [], []
+        swaps = labels.read_swaps(connection, tasks, fingerprint)
+    rows, first_candidates = [], []
     for task in tasks:
-        swap = found.get(task.id)
+        swap = swaps.get(task.id)
         if swap is None or swap.image_path is None or swap.image_sha256 is None:
             continue
-        mask_path, mask_sha256 = _mask(work, plan, task)
+        mask_path, mask_sha256 = _editing_mask(work, plan, task)
         row = EditTaskRow(
             id=uuid5(plan.run_id, f"{task.id}/{task.digest}/{swap.image_sha256}"),
             run_id=plan.run_id,
@@ -103,30 +103,30 @@ def plan_tasks(work: Work, plan: InpaintPlan, tasks: Sequence[LabelTaskRow]) -> 
             label_digest=task.digest,
         )
         rows.append(row)
-        firsts.append(_swap_candidate(row, swap))
+        first_candidates.append(_swap_candidate(row, swap))
     if rows:
         with work.database.begin() as connection:
             edits.save_comparison(connection, plan.run_id, plan.to_json(), rows)
-            edits.add_candidates(connection, firsts)
+            edits.add_candidates(connection, first_candidates)
     return rows
 
 
-def _mask(work: Work, plan: InpaintPlan, task: LabelTaskRow) -> tuple[str | None, str | None]:
-    """The mask that the editor works in, and its SHA-256: the task's own, or that widened."""
+def _editing_mask(work: Work, plan: InpaintPlan, task: LabelTaskRow) -> tuple[str | None, str | None]:
+    """Return path and SHA-256 of the mask for the editor: the task's own or the widened one."""
     if not plan.widen or task.mask_path is None:
         return task.mask_path, task.mask_sha256
     from PIL import Image
 
     try:
         mask = masks.widen_mask(masks.mask_from_image(work.store.read_as_is(task.mask_path)), plan.widen)
-    except FlexyError:  # said where it is worked in, of this task alone
+    except FlexyError:  # reported for this task when its canvas is read
         return task.mask_path, task.mask_sha256
     path = f"{INPAINT_FOLDER}/{task.batch}/masks/{task.position:05d}_{task.digest[:8]}_{plan.widen:g}.png"
     return path, work.store.write(path, Image.fromarray(mask))
 
 
 def _swap_candidate(task: EditTaskRow, swap: SwapRow) -> dict[str, Any]:
-    """The unrefined swap as a row of `edit_candidates`."""
+    """Return the unrefined swap as a row of `edit_candidates`."""
     return {
         "id": candidate_id(task.id, SWAP_NAME, 0, SWAP_NAME, 0),
         "task": task.id,
@@ -151,46 +151,46 @@ def _swap_candidate(task: EditTaskRow, swap: SwapRow) -> dict[str, Any]:
 def refine_tasks(
     work: Work, plan: InpaintPlan, tasks: Sequence[EditTaskRow], on_progress: Callable[[int], Any]
 ) -> None:
-    """Search each task within the plan's budget, and measure every candidate."""
-    searching = SearchRunner(work, plan, INPAINT_METHOD, tasks, INPAINT_FOLDER, metrics.score_candidates)
+    """Search each task within the plan's budget, and score every candidate."""
     if tasks and plan.nfe:
-        searching.run(on_progress)
+        SearchRunner(work, plan, INPAINT_METHOD, tasks, INPAINT_FOLDER, metrics.score_candidates).run(on_progress)
     metrics.score_candidates(work, tasks, candidates_with_swap(work, tasks))
 
 
 def candidates_with_swap(work: Work, tasks: Sequence[EditTaskRow]) -> list[CandidateRow]:
-    """Every candidate of these tasks, the unrefined ones first."""
-    batches = {task.batch for task in tasks}
+    """Return every candidate of these tasks, the unrefined ones first."""
+    batches, ids = {task.batch for task in tasks}, {task.id for task in tasks}
     with work.database.begin(reading=True) as connection:
-        found = [
-            c for method in (SWAP_NAME, INPAINT_METHOD) for c in edits.edit_candidates_of(connection, batches, method)
+        return [
+            candidate
+            for method in (SWAP_NAME, INPAINT_METHOD)
+            for candidate in edits.edit_candidates_of(connection, batches, method)
+            if candidate.task in ids
         ]
-    wanted = {task.id for task in tasks}
-    return [candidate for candidate in found if candidate.task in wanted]
 
 
 def select_best(
     work: Work, plan: InpaintPlan, tasks: Sequence[EditTaskRow], judge: str | None
 ) -> dict[Any, CandidateRow]:
-    """Keep each task's best candidate and its potential; a task of which none has a potential has no winner.
+    """Store and return each task's winner, with its potential; without any potential a task has no winner.
 
-    By the judge of this mark where there is one, else by what was measured.
+    The potential is by the scores of `judge` (a fingerprint) if given, else by those of models.
     """
     potential = plan.judged if judge else plan.potential
     by_task: dict[Any, list[CandidateRow]] = {}
     for candidate in candidates_with_swap(work, tasks):
-        if candidate.until == candidate.path:
+        if candidate.finished:
             by_task.setdefault(candidate.task, []).append(candidate)
-    found = {}
-    for task, some in by_task.items():
-        best = some[rank_candidates(potential, [candidate.scores for candidate in some])[0]]
-        value = potential.of(best.scores)
+    winners = {}
+    for task, candidates in by_task.items():
+        best = candidates[rank_candidates(potential, [candidate.scores for candidate in candidates])[0]]
+        value = potential.value(best.scores)
         with work.database.begin() as connection:
             if value is None:
                 edits.unselect_task(connection, task)
                 continue
             edits.select_candidate(connection, best)
-            mark = f"{potential} ({judge or 'measured'})"
-            record_outcomes(connection, "potential", mark, [ScoredImage.of(best.id, value)])
-        found[task] = best
-    return found
+            fingerprint = f"{potential} ({judge or 'measured'})"
+            record_outcomes(connection, "potential", fingerprint, [ScoredImage.of(best.id, value)])
+        winners[task] = best
+    return winners

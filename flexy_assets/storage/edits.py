@@ -1,4 +1,4 @@
-"""What is asked of the tables of edits and written to them. Every function takes a connection in a transaction."""
+"""Queries on the tables of edits. Every function takes a connection in a transaction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EditTaskRow:
-    """A row of `edit_tasks`."""
+    """A row of `edit_tasks`; `prompt` is the instruction."""
 
     id: UUID
     run_id: UUID
@@ -45,7 +45,7 @@ class EditTaskRow:
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """A row of `edit_candidates` without its latents, and the outcomes of its scores: None for one that failed."""
+    """A row of `edit_candidates` without latents, and its scores: None for one that failed."""
 
     id: UUID
     task: UUID
@@ -54,11 +54,11 @@ class CandidateRow:
     name: str
     stage: str
     seed: int
-    moves: tuple[tuple[float, int], ...]
+    noise_moves: tuple[tuple[float, int], ...]
     parent: str | None
     strength: float
-    until: int
-    path: int
+    stop_step: int
+    num_steps: int
     nfe: int
     image_path: str | None
     image_sha256: str | None
@@ -67,126 +67,145 @@ class CandidateRow:
     images_in_call: int | None
     scores: Mapping[str, float | None]
 
+    @property
+    def finished(self) -> bool:
+        """Whether all its steps were run; else it is a preview."""
+        return self.stop_step == self.num_steps
+
+
+_COLUMN_NAMES = {"noise_moves": "moves", "stop_step": "until", "num_steps": "path"}
+"""Columns of `edit_candidates` that have other names in the code."""
+
 
 def candidate_id(task: UUID, method: str, budget: int, name: str, until: int) -> UUID:
-    """The same candidate has the same id, whoever makes it."""
+    """Return the id of a candidate; the same candidate always has the same id."""
     return uuid5(task, f"{method}/{budget}/{name}/{until}")
 
 
 def save_comparison(
     connection: Connection, run_id: UUID, plan: Mapping[str, Any], tasks: Sequence[EditTaskRow]
 ) -> None:
-    """Add a comparison with its tasks; one that is there is left as it is."""
+    """Add a comparison with its tasks; an existing one stays unchanged."""
     row = {"id": run_id, "plan": json.dumps(plan, sort_keys=True), "created_at": utc_now()}
     connection.execute(upsert(connection, edit_runs).on_conflict_do_nothing(), row)
     connection.execute(upsert(connection, edit_tasks).on_conflict_do_nothing(), [asdict(task) for task in tasks])
 
 
 def comparison_plan(connection: Connection, run_id: UUID) -> dict[str, Any] | None:
-    """A comparison's settings as they were saved; None where there is no such one."""
+    """Return a comparison's plan as it was saved; None for an unknown id."""
     text = connection.scalar(select(edit_runs.c.plan).where(edit_runs.c.id == run_id))
     return json.loads(text) if text else None
 
 
 def comparison_ids(connection: Connection) -> list[UUID]:
-    """Every comparison, oldest first; what puts faces right is none."""
-    own = exists().where(edit_tasks.c.run_id == edit_runs.c.id, edit_tasks.c.label_task.is_(None))
-    return list(connection.scalars(select(edit_runs.c.id).where(own).order_by(edit_runs.c.created_at, edit_runs.c.id)))
+    """Return the ids of all comparisons, oldest first; runs of inpainting are none."""
+    has_edit_tasks = exists().where(edit_tasks.c.run_id == edit_runs.c.id, edit_tasks.c.label_task.is_(None))
+    return list(
+        connection.scalars(
+            select(edit_runs.c.id).where(has_edit_tasks).order_by(edit_runs.c.created_at, edit_runs.c.id)
+        )
+    )
 
 
 def edit_tasks_of(connection: Connection, batches: Collection[str]) -> list[EditTaskRow]:
-    """The tasks of these batches, in order."""
+    """Return the tasks of these partitions, in order."""
     columns = [edit_tasks.c[field.name] for field in fields(EditTaskRow)]
-    wanted = select(*columns).where(edit_tasks.c.batch.in_(batches)).order_by(edit_tasks.c.batch, edit_tasks.c.position)
-    return [EditTaskRow(*row) for row in connection.execute(wanted)]
+    rows = select(*columns).where(edit_tasks.c.batch.in_(batches)).order_by(edit_tasks.c.batch, edit_tasks.c.position)
+    return [EditTaskRow(*row) for row in connection.execute(rows)]
 
 
 def edit_candidates_of(connection: Connection, batches: Collection[str], method: str) -> list[CandidateRow]:
-    """A method's candidates of these batches' tasks, with what was measured of them."""
+    """Return a method's candidates of these partitions' tasks, with their scores."""
     names = [field.name for field in fields(CandidateRow) if field.name != "scores"]
-    mine = edit_candidates.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
-    chosen = and_(edit_tasks.c.batch.in_(batches), edit_candidates.c.method == method)
+    with_tasks = edit_candidates.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
+    matches = and_(edit_tasks.c.batch.in_(batches), edit_candidates.c.method == method)
     outcomes = select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value).join_from(
-        image_scores, mine, image_scores.c.image_id == edit_candidates.c.id
+        image_scores, with_tasks, image_scores.c.image_id == edit_candidates.c.id
     )
     scores: dict[UUID, dict[str, float | None]] = {}
-    for image_id, metric, value in connection.execute(outcomes.where(chosen)):
+    for image_id, metric, value in connection.execute(outcomes.where(matches)):
         scores.setdefault(image_id, {})[metric] = value
-    rows = select(*(edit_candidates.c[name] for name in names)).select_from(mine).where(chosen)
-    found = [row._asdict() for row in connection.execute(rows.order_by(edit_candidates.c.created_at))]
+    columns = [edit_candidates.c[_COLUMN_NAMES.get(name, name)].label(name) for name in names]
+    query = select(*columns).select_from(with_tasks).where(matches).order_by(edit_candidates.c.created_at)
+    rows = [row._asdict() for row in connection.execute(query)]
+    moves = [tuple((t, seed) for t, seed in json.loads(row["noise_moves"])) for row in rows]
     return [
-        CandidateRow(
-            **row | {"moves": tuple((t, seed) for t, seed in json.loads(row["moves"]))},
-            scores=scores.get(row["id"], {}),
-        )
-        for row in found
+        CandidateRow(**row | {"noise_moves": noise_moves}, scores=scores.get(row["id"], {}))
+        for row, noise_moves in zip(rows, moves, strict=True)
     ]
 
 
+def count_denoising_steps(connection: Connection, run_id: UUID) -> int:
+    """Return the denoising steps that were run for a comparison."""
+    with_tasks = edit_candidates.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
+    total = select(func.coalesce(func.sum(edit_candidates.c.nfe), 0)).select_from(with_tasks)
+    return int(connection.scalar(total.where(edit_tasks.c.run_id == run_id)) or 0)
+
+
 def candidates_scored_by(connection: Connection, batches: Collection[str], metric: str, scorer: str) -> set[UUID]:
-    """The candidates of these batches' tasks that this scorer has given a value of the metric."""
-    mine = image_scores.join(edit_candidates, edit_candidates.c.id == image_scores.c.image_id)
+    """Return the candidates of these partitions' tasks that this scorer has scored by the metric."""
+    with_candidates = image_scores.join(edit_candidates, edit_candidates.c.id == image_scores.c.image_id)
     scored = and_(
         edit_tasks.c.batch.in_(batches),
         image_scores.c.metric == metric,
         image_scores.c.scorer == scorer,
         image_scores.c.value.is_not(None),
     )
-    found = select(edit_candidates.c.id).select_from(mine.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task))
-    return set(connection.scalars(found.where(scored)))
+    with_tasks = with_candidates.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
+    return set(connection.scalars(select(edit_candidates.c.id).select_from(with_tasks).where(scored)))
 
 
 def latents_of(connection: Connection, candidate_ids: Collection[UUID]) -> dict[UUID, bytes]:
-    """What previews can be carried on from, for those that still have it."""
-    there = select(edit_candidates.c.id, edit_candidates.c.latents).where(
+    """Return the latents from which previews can be continued, for those that still have them."""
+    stored = select(edit_candidates.c.id, edit_candidates.c.latents).where(
         edit_candidates.c.id.in_(list(candidate_ids)), edit_candidates.c.latents.is_not(None)
     )
-    return {row.id: row.latents for row in connection.execute(there)}
+    return {row.id: row.latents for row in connection.execute(stored)}
 
 
 def add_candidates(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows of `edit_candidates`; of one that is already there only the first counts."""
+    """Add rows of `edit_candidates`; existing ones stay unchanged."""
     encoded = [{"created_at": utc_now(), **row, "moves": json.dumps(row["moves"])} for row in rows]
     if encoded:
         connection.execute(upsert(connection, edit_candidates).on_conflict_do_nothing(), encoded)
 
 
 def record_scoring_time(connection: Connection, candidate_ids: Collection[UUID], milliseconds: float) -> None:
-    """Add what measuring took to each of these candidates."""
-    of_these = update(edit_candidates).where(edit_candidates.c.id.in_(list(candidate_ids)))
+    """Add the time that scoring took to each of these candidates."""
+    rows = update(edit_candidates).where(edit_candidates.c.id.in_(list(candidate_ids)))
     spent = func.coalesce(edit_candidates.c.scored_ms, 0)
-    connection.execute(of_these.values(scored_ms=spent + round(milliseconds)))
+    connection.execute(rows.values(scored_ms=spent + round(milliseconds)))
 
 
-def record_selections(connection: Connection, chosen: Iterable[CandidateRow]) -> None:
-    """Keep each search's winner, and let go of the latents of its task's previews."""
-    for one in chosen:
-        row = {"task": one.task, "method": one.method, "budget": one.budget}
-        values = {"candidate": one.id, "selected_at": utc_now()}
+def record_selections(connection: Connection, winners: Iterable[CandidateRow]) -> None:
+    """Store each search's winner, and delete the latents of its previews."""
+    for winner in winners:
+        row = {"task": winner.task, "method": winner.method, "budget": winner.budget}
+        values = {"candidate": winner.id, "selected_at": utc_now()}
         statement = upsert(connection, edit_selections).values(row | values)
         connection.execute(statement.on_conflict_do_update(index_elements=list(row), set_=values))
-        mine = and_(*(edit_candidates.c[name] == value for name, value in row.items()))
-        connection.execute(update(edit_candidates).where(mine).values(latents=None))
+        of_search = and_(*(edit_candidates.c[name] == value for name, value in row.items()))
+        connection.execute(update(edit_candidates).where(of_search).values(latents=None))
 
 
 def unselect_task(connection: Connection, task: UUID) -> None:
-    """Let go of a task's winners."""
+    """Delete a task's selections."""
     connection.execute(delete(edit_selections).where(edit_selections.c.task == task))
 
 
-def select_candidate(connection: Connection, chosen: CandidateRow) -> None:
-    """Keep a task's only winner, whichever method's it is; one that is kept already stays as it is."""
-    mine = edit_selections.c.task == chosen.task
-    if list(connection.scalars(select(edit_selections.c.candidate).where(mine))) != [chosen.id]:
-        unselect_task(connection, chosen.task)
-        record_selections(connection, [chosen])
+def select_candidate(connection: Connection, winner: CandidateRow) -> None:
+    """Make a candidate its task's only winner, of whichever method; an unchanged selection keeps its time."""
+    selected = select(edit_selections.c.candidate).where(edit_selections.c.task == winner.task)
+    if list(connection.scalars(selected)) != [winner.id]:
+        unselect_task(connection, winner.task)
+        record_selections(connection, [winner])
 
 
 def selected_candidates(connection: Connection, batches: Collection[str]) -> dict[str, int]:
-    """How many winners each of these batches has."""
-    mine = edit_selections.join(edit_tasks, edit_tasks.c.id == edit_selections.c.task)
-    counted = select(edit_tasks.c.batch, func.count()).select_from(mine).where(edit_tasks.c.batch.in_(batches))
-    return dict(connection.execute(counted.group_by(edit_tasks.c.batch)).tuples().all())
+    """Return the number of winners of each of these partitions."""
+    with_tasks = edit_selections.join(edit_tasks, edit_tasks.c.id == edit_selections.c.task)
+    counts = select(edit_tasks.c.batch, func.count()).select_from(with_tasks).where(edit_tasks.c.batch.in_(batches))
+    return dict(connection.execute(counts.group_by(edit_tasks.c.batch)).tuples().all())
 
 
 EDIT_CANDIDATES_SCHEMA: dict[str, type] = {
@@ -203,9 +222,9 @@ EDIT_CANDIDATES_SCHEMA: dict[str, type] = {
     "parent": str,
     "strength": float,
     "seed": int,
-    "moves": str,
-    "until": int,
-    "path": int,
+    "noise_moves": str,
+    "stop_step": int,
+    "num_steps": int,
     "nfe": int,
     "elapsed_ms": int,
     "scored_ms": int,
@@ -213,14 +232,14 @@ EDIT_CANDIDATES_SCHEMA: dict[str, type] = {
     "error": str,
     "chosen": bool,
 }
-"""The columns of `edit_scores` beside its metrics: one row a candidate and step that was looked at."""
+"""The columns of `edit_scores` without its metrics: one row per candidate and previewed or last step."""
 
 
 def edit_scores_table(connection: Connection, run_ids: Collection[UUID], metrics: Sequence[str]) -> pl.DataFrame:
-    """Every candidate of these comparisons (`CANDIDATES`) with its scores, NULL where one is missing."""
+    """Return every candidate of these comparisons (`EDIT_CANDIDATES_SCHEMA`) with its scores, null where missing."""
     import polars as pl
 
-    own: dict[str, ColumnElement[Any]] = {
+    sources: dict[str, ColumnElement[Any]] = {
         "candidate_id": edit_candidates.c.id,
         "run": edit_tasks.c.run_id,
         "batch": edit_tasks.c.batch,
@@ -229,7 +248,10 @@ def edit_scores_table(connection: Connection, run_ids: Collection[UUID], metrics
         "source_path": edit_tasks.c.image_path,
         "chosen": edit_selections.c.candidate.is_not(None),
     }
-    columns = [(own[name] if name in own else edit_candidates.c[name]).label(name) for name in EDIT_CANDIDATES_SCHEMA]
+    columns = [
+        (sources[name] if name in sources else edit_candidates.c[_COLUMN_NAMES.get(name, name)]).label(name)
+        for name in EDIT_CANDIDATES_SCHEMA
+    ]
     selected = edit_selections.c.candidate == edit_candidates.c.id
     rows = (
         select(*columns)
@@ -245,7 +267,7 @@ def edit_scores_table(connection: Connection, run_ids: Collection[UUID], metrics
             edit_candidates.c.name,
         )
     )
-    found = [[str(row[0]), str(row[1]), *row[2:]] for row in connection.execute(rows)]
+    candidates = [[str(row[0]), str(row[1]), *row[2:]] for row in connection.execute(rows)]
     outcomes = (
         select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value)
         .join(edit_candidates, edit_candidates.c.id == image_scores.c.image_id)
@@ -255,5 +277,7 @@ def edit_scores_table(connection: Connection, run_ids: Collection[UUID], metrics
     scores = {(str(image), metric): value for image, metric, value in connection.execute(outcomes)}
     schema = EDIT_CANDIDATES_SCHEMA | dict.fromkeys(metrics, float)
     return pl.DataFrame(
-        [[*row, *(scores.get((row[0], metric)) for metric in metrics)] for row in found], schema=schema, orient="row"
+        [[*row, *(scores.get((row[0], metric)) for metric in metrics)] for row in candidates],
+        schema=schema,
+        orient="row",
     )

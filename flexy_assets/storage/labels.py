@@ -1,4 +1,4 @@
-"""What is asked of the tables of labels and written to them. Every function takes a connection in a transaction."""
+"""Queries on the tables of inpainting. Every function takes a connection in a transaction."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from flexy_assets.storage.tables import (
     label_predictions,
     label_tasks,
 )
+from resources.chunks import split_chunks
 from resources.label_studio.export import ReviewVerdict
 
-PENDING_BATCH = "its pictures are still to be fetched: import it again"
-"""The error of a task whose import has not come to it."""
+PENDING_BATCH = "its images are not fetched yet: import it again"
+"""The error of a task that its import has not processed yet."""
 
 SWAPPED = "swapped"
 SKIPPED = "left as it was"
@@ -66,13 +67,28 @@ class LabelTaskRow:
 
     @property
     def files(self) -> list[str]:
-        """The pictures there are."""
+        """The paths of its image files."""
         return [path for path in (self.image_path, self.mask_path, self.character_path, self.final_path) if path]
+
+    @property
+    def scene_mask_and_character(self) -> list[StoredImage]:
+        """The files of scene, mask and character."""
+        paths = {self.image_path: self.image_sha256, self.mask_path: self.mask_sha256}
+        paths |= {self.character_path: self.character_sha256}
+        return [StoredImage(path, sha256) for path, sha256 in paths.items() if path]
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """A file in the image store."""
+
+    image_path: str
+    image_sha256: str | None
 
 
 @dataclass(frozen=True)
 class SelectedImage:
-    """The candidate that was selected for a task last; `plan` is its inpainting plan as it was saved."""
+    """The candidate that was last selected for a task; `plan` is its inpainting plan as it was saved."""
 
     task: LabelTaskRow
     candidate: UUID
@@ -100,7 +116,7 @@ class SentPrediction:
 
 
 def label_task_id(project: int | None, name: str) -> UUID:
-    """The same task has the same id, whether it comes from an export or from the server."""
+    """Return a task's id, the same from an export and from the server."""
     return uuid5(_NAMESPACE, f"{'' if project is None else project}/{name}")
 
 
@@ -108,20 +124,18 @@ def label_task_id(project: int | None, name: str) -> UUID:
 
 
 def label_tasks_of(connection: Connection, batches: Collection[str] | None = None) -> list[LabelTaskRow]:
-    """The tasks of these batches, or all, in order."""
-    wanted = select(*(_tasks[field.name] for field in fields(LabelTaskRow)))
+    """Return the tasks of these partitions, or all, in order."""
+    query = select(*(_tasks[field.name] for field in fields(LabelTaskRow)))
     if batches is not None:
-        wanted = wanted.where(_tasks.batch.in_(batches))
-    rows = connection.execute(wanted.order_by(_tasks.created_at, _tasks.batch, _tasks.position))
+        query = query.where(_tasks.batch.in_(batches))
+    rows = connection.execute(query.order_by(_tasks.created_at, _tasks.batch, _tasks.position))
     return [_task(row) for row in rows]
 
 
 def label_tasks_by_id(connection: Connection, ids: Collection[UUID]) -> dict[UUID, LabelTaskRow]:
-    """These tasks, as far as they are there."""
-    found = connection.execute(
-        select(*(_tasks[field.name] for field in fields(LabelTaskRow))).where(_tasks.id.in_(ids))
-    )
-    return {row.id: _task(row) for row in found}
+    """Return the tasks with these ids, as far as they exist."""
+    query = select(*(_tasks[field.name] for field in fields(LabelTaskRow))).where(_tasks.id.in_(ids))
+    return {row.id: _task(row) for row in connection.execute(query)}
 
 
 def _task(row: Row[Any]) -> LabelTaskRow:
@@ -129,34 +143,32 @@ def _task(row: Row[Any]) -> LabelTaskRow:
 
 
 def _verdicts(text: str) -> tuple[ReviewVerdict, ...]:
-    return tuple(ReviewVerdict(**each | {"choices": tuple(each["choices"])}) for each in json.loads(text))
+    return tuple(ReviewVerdict(**entry | {"choices": tuple(entry["choices"])}) for entry in json.loads(text))
 
 
 def _row(task: LabelTaskRow) -> dict[str, Any]:
     return asdict(task) | {"verdicts": json.dumps([asdict(verdict) for verdict in task.verdicts])}
 
 
-def reserve_batches(connection: Connection, wanted: Sequence[LabelTaskRow], batch_size: int) -> int:
-    """Add the tasks that are not there, as pending, in new batches of their project; returns how many."""
+def reserve_batches(connection: Connection, tasks: Sequence[LabelTaskRow], batch_size: int) -> int:
+    """Add unknown tasks as pending, in new partitions of their project; return their number."""
     if connection.dialect.name == "postgresql":
-        # Two imports at once would both begin the same batch.
+        # Two concurrent imports would open the same partition.
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('flexy label batches'))"))
     known: set[UUID] = set()
-    ids = [task.id for task in wanted]
-    for first in range(0, len(ids), _IDS_PER_QUERY):
-        known |= set(connection.scalars(select(_tasks.id).where(_tasks.id.in_(ids[first : first + _IDS_PER_QUERY]))))
-    batches = connection.scalars(select(_tasks.batch).distinct())
-    begun = Counter[str]()
-    for batch in batches:
+    for ids in split_chunks([task.id for task in tasks], _IDS_PER_QUERY):
+        known |= set(connection.scalars(select(_tasks.id).where(_tasks.id.in_(ids))))
+    next_index = Counter[str]()
+    for batch in connection.scalars(select(_tasks.batch).distinct()):
         project, _, index = batch.rpartition("_")
-        begun[project] = max(begun[project], int(index) + 1)
+        next_index[project] = max(next_index[project], int(index) + 1)
     count: Counter[str] = Counter()
     rows = []
-    for task in (task for task in wanted if task.id not in known):
+    for task in (task for task in tasks if task.id not in known):
         project = "export" if task.project is None else str(task.project)
-        place = count[project]
+        index, position = divmod(count[project], batch_size)
         count[project] += 1
-        new = replace(task, batch=f"{project}_{begun[project] + place // batch_size:04d}", position=place % batch_size)
+        new = replace(task, batch=f"{project}_{next_index[project] + index:04d}", position=position)
         rows.append(_row(replace(new, error=PENDING_BATCH)) | {"created_at": utc_now(), "updated_at": utc_now()})
     if rows:
         connection.execute(upsert(connection, label_tasks).on_conflict_do_nothing(), rows)
@@ -164,15 +176,15 @@ def reserve_batches(connection: Connection, wanted: Sequence[LabelTaskRow], batc
 
 
 def save_label_task(connection: Connection, task: LabelTaskRow) -> None:
-    """Write what a task is now; its batch and position stay."""
+    """Update a task; its partition and position stay."""
     values = {name: value for name, value in _row(task).items() if name not in ("id", "batch", "position")}
     connection.execute(update(label_tasks).where(_tasks.id == task.id).values(values | {"updated_at": utc_now()}))
 
 
-def refresh_label_tasks(connection: Connection, read: Sequence[LabelTaskRow]) -> None:
-    """Write what is no part of a task's digest: its verdicts, and its number where it has one."""
+def refresh_label_tasks(connection: Connection, tasks: Sequence[LabelTaskRow]) -> None:
+    """Update the fields of known tasks that are not in their digest: verdicts, and the Label Studio id if given."""
     known = {task.id: (task.verdicts, task.label_studio_id) for task in label_tasks_of(connection)}
-    for task in read:
+    for task in tasks:
         verdicts, number = known.get(task.id, ((), None))
         values = {"verdicts": _row(task)["verdicts"], "label_studio_id": task.label_studio_id or number}
         if task.id in known and (task.verdicts, values["label_studio_id"]) != (verdicts, number):
@@ -192,11 +204,11 @@ LABEL_TASKS_SCHEMA: dict[str, Any] = {
     "verdict": pl.String,
     "error": pl.String,
 }
-"""The columns of the asset `label_tasks`: one row a task; `verdict` is what people chose, with ` | ` between them."""
+"""The columns of the asset `label_tasks`: one row per task; `verdict` lists people's choices, separated by ` | `."""
 
 
-def label_tasks_table(found: Sequence[LabelTaskRow]) -> pl.DataFrame:
-    """Tasks as `TASKS`."""
+def label_tasks_table(tasks: Sequence[LabelTaskRow]) -> pl.DataFrame:
+    """Return the tasks as a frame (`LABEL_TASKS_SCHEMA`)."""
     rows = [
         asdict(task)
         | {
@@ -204,25 +216,25 @@ def label_tasks_table(found: Sequence[LabelTaskRow]) -> pl.DataFrame:
             "character": task.character_name or task.character_id,
             "verdict": " | ".join(", ".join(verdict.choices) for verdict in task.verdicts) or None,
         }
-        for task in found
+        for task in tasks
     ]
     return pl.DataFrame(
         [[row[name] for name in LABEL_TASKS_SCHEMA] for row in rows], schema=LABEL_TASKS_SCHEMA, orient="row"
     )
 
 
-# Pictures
+# Images
 
 
 def stored_pictures(connection: Connection, addresses: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Path and SHA-256 of those that were fetched; addresses are given by their SHA-256."""
-    there = label_pictures.c
-    wanted = select(there.address_sha256, there.path, there.sha256).where(there.address_sha256.in_(addresses))
-    return {address: (path, sha256) for address, path, sha256 in connection.execute(wanted)}
+    """Return path and SHA-256 of the images already fetched; addresses are given by their SHA-256."""
+    columns = label_pictures.c
+    query = select(columns.address_sha256, columns.path, columns.sha256).where(columns.address_sha256.in_(addresses))
+    return {address: (path, sha256) for address, path, sha256 in connection.execute(query)}
 
 
 def record_picture(connection: Connection, address: str, path: str, sha256: str) -> None:
-    """Keep what was fetched from an address, given by its SHA-256."""
+    """Store the image that was fetched from an address, given by its SHA-256."""
     values = {"path": path, "sha256": sha256, "fetched_at": utc_now()}
     statement = upsert(connection, label_pictures).values(values | {"address_sha256": address})
     connection.execute(statement.on_conflict_do_update(index_elements=["address_sha256"], set_=values))
@@ -233,9 +245,9 @@ def record_picture(connection: Connection, address: str, path: str, sha256: str)
 
 @dataclass(frozen=True)
 class SwapRow:
-    """A row of `face_swaps`: what became of a task as it was at this digest.
+    """A row of `face_swaps`: the swap of a task in the state of this digest.
 
-    The picture is None, and `reason` says why, where no face was swapped.
+    Where no face was swapped, there is no image, and `reason` holds the error.
     """
 
     task: UUID
@@ -254,29 +266,28 @@ class SwapRow:
 
 
 def read_swaps(connection: Connection, tasks: Collection[LabelTaskRow], model: str) -> dict[UUID, SwapRow]:
-    """What this model made of the tasks as they are now, by task."""
+    """Return this model's swaps of the tasks in their current state, by task."""
     digests = {task.id: task.digest for task in tasks}
     rows = connection.execute(
         select(*(face_swaps.c[field.name] for field in fields(SwapRow))).where(
             face_swaps.c.task.in_(list(digests)), face_swaps.c.model == model
         )
     )
-    found = [SwapRow(**row._asdict() | {"box": tuple(json.loads(row.box)) if row.box else None}) for row in rows]
-    return {swap.task: swap for swap in found if swap.digest == digests[swap.task]}
+    swaps = [SwapRow(**row._asdict() | {"box": tuple(json.loads(row.box)) if row.box else None}) for row in rows]
+    return {swap.task: swap for swap in swaps if swap.digest == digests[swap.task]}
 
 
 def swap_errors(connection: Connection, tasks: Collection[LabelTaskRow]) -> dict[UUID, str]:
-    """Why no face was swapped in the tasks as they are now, by task, as far as none was."""
+    """Return the errors of the tasks in their current state without a swapped face, by task."""
     digests = {task.id: task.digest for task in tasks}
-    there = face_swaps.c
-    rows = connection.execute(
-        select(there.task, there.digest, there.reason).where(there.task.in_(list(digests)), there.reason.is_not(None))
-    )
+    columns = face_swaps.c
+    query = select(columns.task, columns.digest, columns.reason)
+    rows = connection.execute(query.where(columns.task.in_(list(digests)), columns.reason.is_not(None)))
     return {task: reason for task, digest, reason in rows if digest == digests[task]}
 
 
 def record_swap(connection: Connection, swap: SwapRow) -> None:
-    """Keep what became of a task; what another model made of it before gives way."""
+    """Store a swap; it replaces one by another model."""
     row = asdict(swap) | {"box": json.dumps(swap.box) if swap.box else None, "created_at": utc_now()}
     statement = upsert(connection, face_swaps).values(row)
     values = {name: statement.excluded[name] for name in row if name not in ("task", "digest")}
@@ -287,7 +298,7 @@ def record_swap(connection: Connection, swap: SwapRow) -> None:
 
 
 def selected_images(connection: Connection, batches: Collection[str] | None = None) -> list[SelectedImage]:
-    """What was selected for each task of these batches, or of all; of several by one editor, the last."""
+    """Return the winners of the tasks of these partitions, or of all; per task and editor, the last one."""
     rows = (
         select(
             edit_tasks.c.label_task,
@@ -302,92 +313,93 @@ def selected_images(connection: Connection, batches: Collection[str] | None = No
         .join(edit_runs, edit_runs.c.id == edit_tasks.c.run_id)
         .join(label_tasks, label_tasks.c.id == edit_tasks.c.label_task)
         .where(edit_candidates.c.image_path.is_not(None))
-        # What was made of a task before it changed is of no use to it now.
+        # Results of a task before it changed are obsolete.
         .where(or_(edit_tasks.c.label_digest.is_(None), edit_tasks.c.label_digest == label_tasks.c.digest))
         .order_by(edit_selections.c.selected_at, edit_runs.c.created_at, edit_candidates.c.id)
     )
-    of = {task.id: task for task in label_tasks_of(connection, batches)}
-    last: dict[tuple[UUID, str], Any] = {}
+    tasks = {task.id: task for task in label_tasks_of(connection, batches)}
+    last: dict[tuple[UUID, str], tuple[Any, dict[str, Any]]] = {}
     for row in connection.execute(rows):
-        if row.label_task in of:
-            last[row.label_task, json.loads(row.plan)["editor"]] = row
-    measured = inpaint_scores(connection, [row.id for row in last.values()])
-    found = [
+        plan = json.loads(row.plan)
+        if row.label_task in tasks:
+            last[row.label_task, plan["editor"]] = row, plan
+    scores = inpaint_scores(connection, [row.id for row, _ in last.values()])
+    selected = [
         SelectedImage(
-            of[task],
+            tasks[row.label_task],
             row.id,
             row.image_path,
             row.image_sha256,
-            json.loads(row.plan),
+            plan,
             row.selected_at,
-            measured.get(row.id, {}),
+            scores.get(row.id, {}),
         )
-        for (task, _), row in last.items()
+        for row, plan in last.values()
     ]
-    return sorted(found, key=lambda each: (each.task.batch, each.task.position, each.plan["editor"]))
+    return sorted(selected, key=lambda image: (image.task.batch, image.task.position, image.plan["editor"]))
 
 
 def inpaint_scores(connection: Connection, candidates: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
-    """What was measured of each candidate, by metric."""
-    found: dict[UUID, dict[str, float]] = {}
-    outcomes = select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value)
-    for first in range(0, len(candidates), _IDS_PER_QUERY):
-        some = image_scores.c.image_id.in_(candidates[first : first + _IDS_PER_QUERY])
-        for candidate, metric, value in connection.execute(outcomes.where(some, image_scores.c.value.is_not(None))):
-            found.setdefault(candidate, {})[metric] = value
-    return found
+    """Return the scores of each candidate, by metric."""
+    scores: dict[UUID, dict[str, float]] = {}
+    columns = image_scores.c
+    query = select(columns.image_id, columns.metric, columns.value).where(columns.value.is_not(None))
+    for ids in split_chunks(candidates, _IDS_PER_QUERY):
+        for candidate, metric, value in connection.execute(query.where(columns.image_id.in_(ids))):
+            scores.setdefault(candidate, {})[metric] = value
+    return scores
 
 
 @dataclass(frozen=True)
 class JudgementFailure:
-    """A score of a task's candidate that could not be had."""
+    """A failed score of a task's candidate."""
 
     task: UUID
     candidate: UUID
-    reason: str
+    error: str
 
 
 def judgement_failures(connection: Connection, run: UUID, metrics: Collection[str]) -> list[JudgementFailure]:
-    """What could not be had of these metrics in this run, of tasks as they are now, the last at the end."""
-    there = image_scores.c
+    """Return the failed scores of these metrics in this run, of unchanged tasks, the latest last."""
+    scores = image_scores.c
     rows = (
-        select(edit_tasks.c.label_task, there.image_id, there.error)
+        select(edit_tasks.c.label_task, scores.image_id, scores.error)
         .join_from(edit_tasks, edit_candidates, edit_candidates.c.task == edit_tasks.c.id)
         .join(label_tasks, label_tasks.c.id == edit_tasks.c.label_task)
-        .join(image_scores, there.image_id == edit_candidates.c.id)
+        .join(image_scores, scores.image_id == edit_candidates.c.id)
         .where(edit_tasks.c.run_id == run, edit_tasks.c.label_digest == label_tasks.c.digest)
-        .where(there.metric.in_(metrics), there.value.is_(None))
-        .order_by(there.scored_at)
+        .where(scores.metric.in_(metrics), scores.value.is_(None))
+        .order_by(scores.scored_at)
     )
     return [JudgementFailure(*row) for row in connection.execute(rows)]
 
 
 def record_prediction(connection: Connection, sent: SentPrediction) -> None:
-    """Keep what became of a prediction. One that the server held already keeps the time when it was first sent."""
+    """Store the outcome of a prediction; one that the server already had keeps the time when it was first sent."""
     row = asdict(sent) | {"result": json.dumps(list(sent.result)), "sent_at": None if sent.error else utc_now()}
     statement = upsert(connection, label_predictions).values(row)
     new, old = statement.excluded, label_predictions.c
     values: dict[str, Any] = {name: new[name] for name in row if name not in ("task", "model_version")}
-    same = old.digest == new.digest
-    values["sent_at"] = case((same, func.coalesce(old.sent_at, new.sent_at)), else_=new.sent_at)
+    unchanged = old.digest == new.digest
+    values["sent_at"] = case((unchanged, func.coalesce(old.sent_at, new.sent_at)), else_=new.sent_at)
     if sent.error:
-        # The server holds what it held.
+        # The server still has the previous prediction.
         values = {"error": new.error}
     connection.execute(statement.on_conflict_do_update(index_elements=["task", "model_version"], set_=values))
 
 
 def sent_predictions(connection: Connection) -> list[SentPrediction]:
-    """What was sent, or could not be."""
+    """Return all predictions that were sent or failed."""
     rows = connection.execute(select(*(label_predictions.c[field.name] for field in fields(SentPrediction))))
     return [SentPrediction(**row._asdict() | {"result": json.loads(row.result or "[]")}) for row in rows]
 
 
 def reviewed_tasks(connection: Connection) -> list[tuple[SentPrediction, LabelTaskRow, dict[str, float]]]:
-    """What each task was sent last, the task, and the scores of that candidate."""
-    of = {task.id: task for task in label_tasks_of(connection)}
+    """Return each task's last sent prediction, the task, and the scores of that candidate."""
+    tasks = {task.id: task for task in label_tasks_of(connection)}
     last: dict[UUID, SentPrediction] = {}
-    for sent in sorted(sent_predictions(connection), key=lambda each: each.sent_at or datetime.min):
+    for sent in sorted(sent_predictions(connection), key=lambda prediction: prediction.sent_at or datetime.min):
         if sent.sent_at:
             last[sent.task] = sent
-    measured = inpaint_scores(connection, [sent.candidate for sent in last.values()])
-    return [(sent, of[sent.task], measured.get(sent.candidate, {})) for sent in last.values()]
+    scores = inpaint_scores(connection, [sent.candidate for sent in last.values()])
+    return [(sent, tasks[sent.task], scores.get(sent.candidate, {})) for sent in last.values()]

@@ -20,9 +20,9 @@ def masked(left: int, top: int, right: int, bottom: int) -> Canvas:
 
 def test_without_a_mask_the_picture_is_shown_and_replaced_whole() -> None:
     canvas, edit = Canvas(SOURCE), SOURCE.rotate(180)
-    assert canvas.shown(SOURCE) is SOURCE
-    assert canvas.filled(edit) is edit
-    assert canvas.stencil is None
+    assert canvas.crop(SOURCE) is SOURCE
+    assert canvas.paste(edit) is edit
+    assert canvas.cropped_mask is None
 
 
 @pytest.mark.parametrize("box", [(50, 30, 70, 60), (0, 0, 12, 9), (100, 70, 120, 90), (3, 3, 117, 87), (0, 0, 120, 90)])
@@ -31,10 +31,10 @@ def test_only_what_is_masked_changes_and_all_of_it_is_shown(box: tuple[int, int,
     left, top, right, bottom = canvas.box
     assert 0 <= left <= box[0] < box[2] <= right <= 120
     assert 0 <= top <= box[1] < box[3] <= bottom <= 90
-    shown, stencil = canvas.shown(SOURCE), canvas.stencil
+    shown, stencil = canvas.crop(SOURCE), canvas.cropped_mask
     assert stencil is not None and shown.size == stencil.size == (right - left, bottom - top)
     assert int((np.asarray(stencil) > 127).sum()) == (box[2] - box[0]) * (box[3] - box[1])
-    changed = np.asarray(canvas.filled(Image.eval(shown, lambda value: 255 - value))) != np.asarray(SOURCE)
+    changed = np.asarray(canvas.paste(Image.eval(shown, lambda value: 255 - value))) != np.asarray(SOURCE)
     assert canvas.mask is not None and not changed[~canvas.mask].any()
     assert changed[canvas.mask].any(axis=-1).mean() > 0.95
 
@@ -45,4 +45,4 @@ def test_a_small_mask_is_shown_large() -> None:
 
 def test_what_was_shown_put_back_changes_nothing() -> None:
     canvas = masked(50, 30, 70, 60)
-    assert canvas.filled(canvas.shown(SOURCE)) == SOURCE
+    assert canvas.paste(canvas.crop(SOURCE)) == SOURCE

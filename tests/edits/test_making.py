@@ -102,7 +102,7 @@ def test_every_search_runs_its_budget_to_the_step(
     assert Counter(loaded)["mini_instruct"] <= rounds
     assert Counter(loaded)["mini_clip"] <= rounds and Counter(loaded)["mini_lpips"] <= rounds
     assert max(calls) > 1, "candidates are made together"
-    stopped = scores.filter(pl.col("until") < pl.col("path"))
+    stopped = scores.filter(pl.col("stop_step") < pl.col("num_steps"))
     assert len(stopped) and stopped["name"].is_in(scores["name"].implode()).all()
     variants = scores.filter(pl.col("strength") < 1)
     assert len(variants) and variants["parent_lpips"].count() == len(variants)
@@ -117,7 +117,9 @@ def _rounds(plan: Comparison, budget: int) -> int:
 
     search, made, rounds = plan.search("eacps", budget, "any"), [], 0
     while asked := search.ask(made):
-        made += [SearchCandidate(p.name, p.until, p.nfe, dict.fromkeys(metrics.SELECTING_METRICS, 1.0)) for p in asked]
+        made += [
+            SearchCandidate(p.name, p.stop_step, p.nfe, dict.fromkeys(metrics.SELECTING_METRICS, 1.0)) for p in asked
+        ]
         rounds += 1
     return rounds
 
@@ -167,11 +169,11 @@ def test_a_picture_that_is_lost_has_a_reason_and_no_score(
     searches: list[SearchRunner], work: Work, plan: Comparison
 ) -> None:
     ttflux = searches[1]
-    ttflux.make(list(ttflux.asked([])), [], lambda _: None)
-    lost = ttflux.made()[0]
+    ttflux.denoise(list(ttflux.requests([])), [], lambda _: None)
+    lost = ttflux.candidates()[0]
     Path(work.store.root, lost.image_path or "").unlink()
     ttflux.run(lambda _: None)
-    made = {c.id: c for c in ttflux.made()}
+    made = {c.id: c for c in ttflux.candidates()}
     assert {made[lost.id].scores[metric] for metric in metrics.SELECTING_METRICS} == {None}
     others = [c for c in made.values() if c.id != lost.id]
     assert all(c.scores[metric] is not None for c in others for metric in metrics.SELECTING_METRICS)
@@ -183,7 +185,7 @@ def test_winners_are_judged_by_what_did_not_choose_them(
 ) -> None:
     for searching in searches:
         searching.run(lambda _: None)
-        made = searching.made()
+        made = searching.candidates()
         chosen = list(searching.winners(made))
         assert len(chosen) == TASKS * len(plan.budgets)
         with work.database.begin() as connection:
@@ -196,7 +198,7 @@ def test_winners_are_judged_by_what_did_not_choose_them(
         assert winners[metric].null_count() == 0
     # Each is the best of its search by what it chose by.
     for method, metric in (("eacps", "potential"), ("ttflux", "pf")):
-        finished = scores.filter((pl.col("method") == method) & (pl.col("until") == pl.col("path")))
+        finished = scores.filter((pl.col("method") == method) & (pl.col("stop_step") == pl.col("num_steps")))
         best = finished.group_by("task_id", "budget").agg(pl.max(metric))
         mine = winners.filter(method=method).select("task_id", "budget", metric)
         assert mine.sort("task_id", "budget").equals(best.sort("task_id", "budget"))
@@ -205,7 +207,9 @@ def test_winners_are_judged_by_what_did_not_choose_them(
     assert pairs == {(8, 8), (8, 16), (16, 16)}
     assert set(compared["role"]) == {"truth", "held-out", "selecting"} and (compared["n"] == TASKS).all()
     with work.database.begin(reading=True) as connection:
-        assert not edits.latents_of(connection, [c.id for s in searches for c in s.made()]), "latents are let go of"
+        assert not edits.latents_of(connection, [c.id for s in searches for c in s.candidates()]), (
+            "latents are let go of"
+        )
 
 
 @once
@@ -220,7 +224,7 @@ def test_eacps_makes_better_edits_at_the_same_cost_by_the_truth(work: Work, tmp_
     for method in METHODS:
         searching = SearchRunner(work, plan, method, rows)
         searching.run(lambda _: None)
-        made = searching.made()
+        made = searching.candidates()
         with work.database.begin() as connection:
             edits.record_selections(connection, searching.winners(made))
         metrics.score_ground_truth(work, rows, made)

@@ -30,7 +30,7 @@ def test_reproduce_draws_the_published_seeds() -> None:
     first = search.ask([])
     assert [p.noise.seed for p in first] == [1000 + 3 * 4 + i for i in range(4)]
     scores = [{"pf": float(i % 3), "cons": 0.5, "lpips": 0.1} for i in range(4)]
-    made = [SearchCandidate(p.name, p.until, p.nfe, s) for p, s in zip(first, scores, strict=True)]
+    made = [SearchCandidate(p.name, p.stop_step, p.nfe, s) for p, s in zip(first, scores, strict=True)]
     second = search.ask(made)
     assert [p.noise.seed for p in second] == [(1014 + 1) * 100_000 + j for j in (0, 1)] + [
         (1013 + 1) * 100_000 + j for j in (0, 1)
@@ -44,14 +44,14 @@ def test_reproduce_draws_the_published_seeds() -> None:
     [
         ({"budgets": ()}, "budgets"),
         ({"budgets": (0,)}, "budgets"),
-        ({"steps": 0}, "0 steps"),
-        ({"ttflux": "best"}, "use random or zero_order"),
-        ({"choose": "luck"}, "use rank or potential"),
+        ({"steps": 0}, "invalid steps 0"),
+        ({"ttflux": "best"}, "must be random or zero_order"),
+        ({"choose": "luck"}, "must be rank or potential"),
         ({"alpha": float("nan")}, "alpha"),
-        ({"batch_size": 0}, "a batch of 0 tasks"),
-        ({"reproduce": True, "budgets": (4, 8)}, "leaves nothing beside 4 variants"),
+        ({"batch_size": 0}, "invalid batch_size 0"),
+        ({"reproduce": True, "budgets": (4, 8)}, "must exceed the 4 local variants"),
     ],
 )
-def test_settings_that_cannot_be_are_named(change: dict[str, Any], complaint: str) -> None:
+def test_invalid_settings_are_named(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(BadInputError, match=complaint):
         replace(PLAN, **change)

@@ -21,30 +21,30 @@ from resources.errors import BadInputError
 
 def test_an_edits_potential_is_the_published_sum() -> None:
     scores = {"pf": 26.53, "cons": 0.912, "lpips": 0.347, "hps_v2_score": 0.28}
-    assert edit_potential().of(scores) == 26.53 + 10 * 0.912 - 3 * 0.347
-    assert edit_potential("5", "-0.5").of(scores) == 26.53 + 5 * 0.912 + 0.5 * 0.347
+    assert edit_potential().value(scores) == 26.53 + 10 * 0.912 - 3 * 0.347
+    assert edit_potential("5", "-0.5").value(scores) == 26.53 + 5 * 0.912 + 0.5 * 0.347
 
 
 def test_an_inpaintings_potential_counts_identity_twice() -> None:
     scores = {"consistency": 7.0, "quality": 6.5, "identity": 9.0}
-    assert inpaint_potential().of(scores) == 7 + 6.5 + 2 * 9
-    assert inpaint_potential(0.5, "2", 1).of(scores) == 3.5 + 13 + 9
+    assert inpaint_potential().value(scores) == 7 + 6.5 + 2 * 9
+    assert inpaint_potential(0.5, "2", 1).value(scores) == 3.5 + 13 + 9
 
 
 @pytest.mark.parametrize("missing", [None, math.nan, math.inf, -math.inf])
 def test_a_score_that_is_missing_leaves_no_potential(missing: float | None) -> None:
     for metric in ("pf", "cons", "lpips"):
         scores: dict[str, float | None] = {"pf": 26.0, "cons": 0.9, "lpips": 0.3}
-        assert edit_potential().of(scores) is not None
+        assert edit_potential().value(scores) is not None
         scores[metric] = missing
-        assert edit_potential().of(scores) is None
+        assert edit_potential().value(scores) is None
         del scores[metric]
-        assert edit_potential().of(scores) is None
+        assert edit_potential().value(scores) is None
 
 
 def test_a_metric_of_no_weight_is_not_asked_for() -> None:
-    assert edit_potential(0, 0).of({"pf": 26.0}) == 26.0
-    assert edit_potential(0, 0).of({"pf": 26.0, "cons": math.nan, "lpips": None}) == 26.0
+    assert edit_potential(0, 0).value({"pf": 26.0}) == 26.0
+    assert edit_potential(0, 0).value({"pf": 26.0, "cons": math.nan, "lpips": None}) == 26.0
 
 
 @pytest.mark.parametrize("weight", ["", "ten", "nan", "inf", "1e7", "1,5", "0x10"])
@@ -56,7 +56,7 @@ def test_a_weight_that_is_no_number_is_named(weight: str) -> None:
     ):
         with pytest.raises(BadInputError) as caught:
             make(weight)
-        assert str(caught.value).startswith(f"{name} {weight!r} is no weight: write a number such as 10")
+        assert str(caught.value).startswith(f"invalid {name} {weight!r}: must be a number such as 10")
 
 
 def test_a_potential_says_what_it_is() -> None:

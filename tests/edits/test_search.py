@@ -47,14 +47,14 @@ class World:
         return float(wanted @ point / np.linalg.norm(wanted) / np.linalg.norm(point))
 
     def make(self, proposal: Proposal) -> SearchCandidate:
-        if proposal.start == 0:
+        if proposal.start_step == 0:
             share = proposal.strength
             parent = self.at[proposal.parent] if share < 1 and proposal.parent else 0
             self.at[proposal.name] = np.sqrt(1 - share**2) * parent + share * self.noise(proposal.noise)
-        doubt = 0.05 + 0.3 * (1 - proposal.until / proposal.path)
-        luck = np.random.default_rng(zlib.crc32(f"{self.task} {proposal.name} {proposal.until}".encode()))
+        doubt = 0.05 + 0.3 * (1 - proposal.stop_step / proposal.num_steps)
+        luck = np.random.default_rng(zlib.crc32(f"{self.task} {proposal.name} {proposal.stop_step}".encode()))
         pf = self.quality(proposal.name) + doubt * luck.standard_normal()
-        return SearchCandidate(proposal.name, proposal.until, proposal.nfe, {"pf": pf})
+        return SearchCandidate(proposal.name, proposal.stop_step, proposal.nfe, {"pf": pf})
 
 
 def rounds(
@@ -73,13 +73,13 @@ def proposals(search: Search, make: Callable[[Proposal], SearchCandidate] | None
 
 def run(search: Search, world: World) -> tuple[list[SearchCandidate], SearchCandidate]:
     made = [world.make(proposal) for each in rounds(search, world.make) for proposal in each]
-    winner = search.choose(made)
+    winner = search.select(made)
     assert winner is not None
     return made, winner
 
 
 def unscored(proposal: Proposal) -> SearchCandidate:
-    return SearchCandidate(proposal.name, proposal.until, proposal.nfe, {"pf": None})
+    return SearchCandidate(proposal.name, proposal.stop_step, proposal.nfe, {"pf": None})
 
 
 def some_searches(count: int) -> list[tuple[int, int, Search]]:
@@ -112,7 +112,7 @@ def test_every_search_spends_its_budget_to_the_step() -> None:
     for steps, denoises, search in some_searches(100):
         asked = proposals(search)
         assert sum(proposal.nfe for proposal in asked) == steps * denoises, search
-        assert all(0 <= proposal.start < proposal.until <= proposal.path <= steps for proposal in asked)
+        assert all(0 <= proposal.start_step < proposal.stop_step <= proposal.num_steps <= steps for proposal in asked)
 
 
 def test_scores_that_fail_change_nothing_in_what_is_spent() -> None:
@@ -127,18 +127,18 @@ def test_a_candidate_is_begun_once_and_carried_on_where_it_stood_after_its_paren
         for each in rounds(search, World().make):
             assert len({proposal.name for proposal in each}) == len(each)
             for proposal in each:
-                assert stood.get(proposal.name, 0) == proposal.start
+                assert stood.get(proposal.name, 0) == proposal.start_step
                 assert proposal.parent is None or proposal.parent in finished
                 # What an engine does with the strength is what was paid for.
-                assert round(steps * proposal.strength) == proposal.path
+                assert round(steps * proposal.strength) == proposal.num_steps
                 assert proposal.strength == 1 or proposal.parent
-            stood |= {proposal.name: proposal.until for proposal in each}
+            stood |= {proposal.name: proposal.stop_step for proposal in each}
             finished |= {proposal.name for proposal in each if proposal.finishes}
 
 
 @pytest.mark.parametrize(
     ("steps", "budget", "words"),
-    [(20, 0, "multiple of 20"), (20, 19, "multiple of 20"), (20, 50, "multiple of 20"), (0, 20, "0 steps")],
+    [(20, 0, "multiple of 20"), (20, 19, "multiple of 20"), (20, 50, "multiple of 20"), (0, 20, "invalid steps 0")],
 )
 @pytest.mark.parametrize("kind", [RandomSearch, ZeroOrderSearch, Eacps])
 def test_a_budget_that_cannot_be_spent_to_the_step_is_refused(kind: Any, steps: int, budget: int, words: str) -> None:
@@ -154,15 +154,15 @@ def test_a_search_stopped_anywhere_asks_for_exactly_what_is_missing() -> None:
     for _, _, search in some_searches(5):
         world = World()
         made, winner = run(search, world)
-        asked = {(proposal.name, proposal.until): proposal for proposal in proposals(search)}
+        asked = {(proposal.name, proposal.stop_step): proposal for proposal in proposals(search)}
         for stop in range(len(made) + 1):
             # Rows come back from a database in any order.
             kept = [made[index] for index in rng.permutation(stop)]
-            missing = {(each.name, each.until) for each in made[stop:]}
+            missing = {(each.name, each.stop_step) for each in made[stop:]}
             again = [proposal for each in rounds(search, world.make, kept) for proposal in each]
-            assert {(proposal.name, proposal.until) for proposal in again} == missing
-            assert all(proposal == asked[proposal.name, proposal.until] for proposal in again)
-        assert search.choose([made[index] for index in rng.permutation(len(made))]) == winner
+            assert {(proposal.name, proposal.stop_step) for proposal in again} == missing
+            assert all(proposal == asked[proposal.name, proposal.stop_step] for proposal in again)
+        assert search.select([made[index] for index in rng.permutation(len(made))]) == winner
 
 
 def test_a_round_half_made_is_finished_before_the_next_is_asked_for() -> None:
@@ -206,8 +206,8 @@ def test_seeds_differ_between_tasks_and_never_change() -> None:
 def test_the_hopeless_are_stopped_and_the_others_carried_on() -> None:
     search = Eacps(SEEDS, 20, 120, PF, EacpsParameters(scouts=4, local_share=0.5, preview=0.25, keep=0.45))
     looked, kept, *_ = rounds(search, World().make)
-    assert {proposal.until for proposal in looked} == {5}
-    assert {(proposal.start, proposal.until) for proposal in kept} == {(5, 20)}
+    assert {proposal.stop_step for proposal in looked} == {5}
+    assert {(proposal.start_step, proposal.stop_step) for proposal in kept} == {(5, 20)}
     world = World()
     order = sorted(looked, key=lambda proposal: -(world.make(proposal).scores["pf"] or 0))
     assert [proposal.name for proposal in kept] == [proposal.name for proposal in order[: len(kept)]]
@@ -219,11 +219,11 @@ def test_the_hopeless_are_stopped_and_the_others_carried_on() -> None:
 @pytest.mark.parametrize(("preview", "keep"), [(0.25, 0.5), (0.5, 0.25), (0.1, 0.9), (0.3, 1.0)])
 def test_previews_are_the_nearest_that_cost_the_same(count: int, steps: int, preview: float, keep: float) -> None:
     found = plan_previews(count, steps, preview, keep)
-    assert found.kept * steps + (found.seeds - found.kept) * found.until == count * steps
+    assert found.continued * steps + (found.seeds - found.continued) * found.stop_step == count * steps
 
     def distance(stage: Previews) -> float:
-        return (abs(stage.until / steps - preview) if stage.seeds > stage.kept else 0) + abs(
-            stage.kept / stage.seeds - keep
+        return (abs(stage.stop_step / steps - preview) if stage.seeds > stage.continued else 0) + abs(
+            stage.continued / stage.seeds - keep
         )
 
     others = [
@@ -302,7 +302,7 @@ def test_a_strength_of_one_varies_the_noise_alone() -> None:
     search = Eacps(SEEDS, 20, 240, PF, replace(TOY, strength=1.0))
     local = [proposal for proposal in proposals(search) if proposal.stage == "local"]
     assert len(local) == 4
-    assert all(proposal.strength == 1 and proposal.path == 20 and proposal.noise.moves for proposal in local)
+    assert all(proposal.strength == 1 and proposal.num_steps == 20 and proposal.noise.moves for proposal in local)
 
 
 def gains(one: Callable[[Seeds], Search], other: Callable[[Seeds], Search], tasks: int = 60) -> np.ndarray:
@@ -381,7 +381,7 @@ def test_the_base_stays_where_no_neighbour_beats_it() -> None:
 
 def told(scores: dict[str, float | None]) -> Callable[[Proposal], SearchCandidate]:
     return lambda proposal: SearchCandidate(
-        proposal.name, proposal.until, proposal.nfe, {"pf": scores.get(proposal.name)}
+        proposal.name, proposal.stop_step, proposal.nfe, {"pf": scores.get(proposal.name)}
     )
 
 
@@ -389,7 +389,7 @@ def test_a_candidate_without_a_score_is_chosen_only_where_none_has_one() -> None
     search = RandomSearch(SEEDS, 10, 40)
 
     def chosen(scores: dict[str, float | None]) -> str:
-        winner = search.choose([told(scores)(proposal) for proposal in proposals(search)])
+        winner = search.select([told(scores)(proposal) for proposal in proposals(search)])
         assert winner is not None
         return winner.name
 
@@ -410,14 +410,14 @@ def test_nothing_is_varied_or_carried_on_for_want_of_a_score() -> None:
 def test_a_preview_is_never_the_winner() -> None:
     search = Eacps(SEEDS, 20, 160, PF, TOY)
     first, *_ = rounds(search, World().make)
-    assert search.choose([World().make(proposal) for proposal in first]) is None
+    assert search.select([World().make(proposal) for proposal in first]) is None
 
     def praising(proposal: Proposal) -> SearchCandidate:
         scores: CandidateScores = {"pf": 1.0 if proposal.finishes else 100.0}
-        return SearchCandidate(proposal.name, proposal.until, proposal.nfe, scores)
+        return SearchCandidate(proposal.name, proposal.stop_step, proposal.nfe, scores)
 
     made = [praising(proposal) for proposal in proposals(search, praising)]
-    winner = search.choose(made)
+    winner = search.select(made)
     assert winner is not None and winner.scores["pf"] == 1.0
 
 
@@ -445,7 +445,7 @@ def test_reproduce_draws_the_published_seeds_and_chooses_by_the_published_sum() 
 
         def make(proposal: Proposal, drawn: dict[str, Proposal] = drawn, scores: Any = scores) -> SearchCandidate:
             drawn[proposal.name] = proposal
-            return SearchCandidate(proposal.name, proposal.until, proposal.nfe, scores[proposal.noise.seed])
+            return SearchCandidate(proposal.name, proposal.stop_step, proposal.nfe, scores[proposal.noise.seed])
 
         stage1, stage2 = rounds(search, make)
         assert [proposal.noise for proposal in stage1] == [EditNoise(first_seed + i) for i in range(4)]
@@ -454,7 +454,7 @@ def test_reproduce_draws_the_published_seeds_and_chooses_by_the_published_sum() 
         assert {proposal.stage for proposal in stage1} == {"stage1"}
         assert {proposal.stage for proposal in stage2} == {"stage2"}
         assert sum(proposal.nfe for proposal in (*stage1, *stage2)) == search.budget == 8 * 20
-        winner = search.choose([make(proposal) for proposal in (*stage1, *stage2)])
+        winner = search.select([make(proposal) for proposal in (*stage1, *stage2)])
         assert winner is not None and drawn[winner.name].noise.seed == best
 
 
@@ -481,11 +481,11 @@ def test_reproduce_draws_the_published_seeds_and_chooses_by_the_published_sum() 
         {"strength": float("nan")},
     ],
 )
-def test_parameters_that_cannot_be_are_named(setting: dict[str, Any]) -> None:
+def test_invalid_parameters_are_named(setting: dict[str, Any]) -> None:
     ((name, value),) = setting.items()
     with pytest.raises(BadInputError) as caught:
         EacpsParameters(**setting)
-    assert str(caught.value).startswith(f"EACPS's {name} {value} is out of bounds: use ")
+    assert str(caught.value).startswith(f"invalid {name} {value} for EACPS: must be ")
 
 
 def test_zero_order_and_reproduce_refuse_what_cannot_be() -> None:

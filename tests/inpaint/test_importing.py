@@ -205,24 +205,22 @@ def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
     found = imported(database, store, home / "export.json")
     of = dict(zip(bad, (rows(database)[fields["id"]].error for fields in bad.values()), strict=True))
     what = f"http://{site.host}"
-    assert of["scene"] == f"scene picture: {what}/gone.png is answered with status 404: check the URL"
-    assert of["character"] == f"character picture: {what}/gone.png is answered with status 404: check the URL"
+    assert of["scene"] == f"scene image: {what}/gone.png is answered with status 404: check the URL"
+    assert of["character"] == f"character image: {what}/gone.png is answered with status 404: check the URL"
     assert of["html"] and "is HTML, not an image" in of["html"]
     assert of["empty"] == "the mask is empty: paint over the region to inpaint"
     assert of["other shape"] == "the mask has 24×40 pixels, the image 40×24: use the image's own mask"
     assert of["inward"] and "inside this machine or its network" in of["inward"]
     assert of["file"] and "leads out of the export's folder" in of["file"]
     assert of["no scheme"] and "'bucket.example/a.png' cannot be read" in of["no scheme"]
-    assert of["sizes"] == "the mask is painted on pictures of different sizes: paint on the scene alone"
+    assert of["sizes"] == "the mask is painted on images of different sizes: paint on the scene alone"
     assert of["torn"] == "a brush mask is truncated: paint it again"
     assert of["final"] is None, "it can be worked on without"
-    assert found.notes == [
-        f"task 7011: it has no final picture: {what}/gone.png is answered with status 404: check the URL"
-    ]
-    assert site.requested["/gone.png"] == 1, "one address is asked for once, whoever names it"
+    assert found.notes == [f"task 7011: no final image: {what}/gone.png is answered with status 404: check the URL"]
+    assert site.requested["/gone.png"] == 1, "a URL is requested once"
     assert SIGNATURE not in repr(rows(database))
-    left_out = import_tasks.skipped_reasons(source_from_export(home / "export.json"), found)
-    assert [one["id"] for one in left_out] == [str(7000 + n) for n in range(1, 11)]
+    summary = import_tasks.summarize_import(source_from_export(home / "export.json"), found)
+    assert [entry["id"] for entry in summary.skipped] == [str(7000 + n) for n in range(1, 11)]
     site.images["/gone.png"] = noise(9)
     assert imported(database, store, home / "export.json").fetched == 1
     assert [rows(database)[str(number)].error for number in (7001, 7002)] == [None, None]
@@ -271,9 +269,9 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Im
         entry(data(site, 1)),
     ]
     file = write(home / "export.json", entries)
-    result = flexy("inpaint", "import", str(file), "--json")
-    assert result.exit_code == 1, "something was left out"
-    assert result.stderr.count("\n") == 1 and "4 left out: task 7003: it has neither" in result.stderr
+    result = flexy("labels", "import", str(file), "--json")
+    assert result.exit_code == 1, "tasks were skipped"
+    assert result.stderr.count("\n") == 1 and "4 skipped: task 7003: it has neither" in result.stderr
     answer = document(result)
     assert (answer["tasks"], answer["new"], answer["changed"], answer["pictures_fetched"]) == (2, 3, 0, 7)
     assert answer["verdicts"] == {"Error": 1, "Error, Inconsistent Character": 1, "No Issues": 1}
@@ -285,9 +283,9 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Im
     ]
     assert answer["skipped"][0]["reason"] == "it has neither mask_image_url nor a painted mask"
     assert answer["batches"] == ["3_0000"]
-    some = flexy("inpaint", "import", str(file), "--task-id", "7002")
-    assert some.exit_code == 0 and "1 tasks can be worked on: 0 new, 0 changed; 0 pictures" in some.stdout
-    run = flexy("inpaint", "run", "--task-id", "7002", "--task-id", "7004", "--json")
+    some = flexy("labels", "import", str(file), "--task-id", "7002")
+    assert some.exit_code == 0 and "1 usable task: 0 new, 0 changed; 0 images fetched" in some.stdout
+    run = flexy("labels", "run", "--task-id", "7002", "--task-id", "7004", "--json")
     assert run.exit_code == 1 and document(run)["batches"] == ["3_0000"]
     assert document(run)["left"]["7004"] == "the mask is empty: paint over the region to inpaint"
     assert document(run)["left"]["7002"].startswith("no face in the scene") and document(run)["selected"] == []
@@ -300,13 +298,13 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Im
         (("import", "export.json", "--project", "3"), "give either an export"),
         (("import", "nowhere.json"), "cannot read nowhere.json: No such file or directory"),
         (("import", "{export}", "--task-id", "1"), "no task 1 in {export}: name tasks by their data.id"),
-        (("import", "{export}", "--batch-size", "0"), "a batch of 0 tasks is out of bounds: use 1 to 1000"),
+        (("import", "{export}", "--batch-size", "0"), "invalid batch_size 0: must be from 1 to 1000"),
         (("import", "--project", "3"), "no Label Studio is configured: set LABEL_STUDIO_URL"),
-        (("run",), "there are no tasks yet: flexy labels import"),
-        (("push",), "nothing is chosen for any task yet"),
+        (("run",), "no tasks yet: run `flexy inpaint import`"),
+        (("push",), "nothing is selected yet"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line_and_leaves_no_trace(
+def test_an_invalid_option_is_one_line_and_leaves_no_trace(
     flexy: Flexy, site: ImageServer, home: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
     file = str(write(home / "export.json", [entry(data(site, 1))]))
@@ -316,7 +314,7 @@ def test_what_cannot_be_is_said_in_one_line_and_leaves_no_trace(
     assert not (home / "dagster").exists() and not site.requested
 
 
-def test_a_run_makes_the_lineage_of_the_batches_that_can_be_worked_on(
+def test_a_run_materializes_the_lineage_of_partitions_with_usable_tasks(
     flexy: Flexy, site: ImageServer, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flexy_assets.inpaint import command

@@ -287,7 +287,7 @@ def test_the_review_reads_what_people_said_of_what_was_sent(
     assert (rows["potential"]["n"], rows["potential"]["auc"], rows["potential"]["threshold"]) == (10, 1, 25)
     assert (rows["identity"]["auc"], rows["identity"]["true_positive"]) == (0.5, 5)
     (event,) = result.asset_materializations_for_node("label_review")
-    assert event.metadata["left out"].value == "2 verdicts older than the picture"
+    assert event.metadata["excluded"].value == "2 verdicts older than the image"
     assert "| Inconsistent Character | 2 |" in str(event.metadata["verdicts"].value)
     # A project that is not there leaves what was imported, and is named.
     with results.begin() as connection:

@@ -89,7 +89,7 @@ def test_every_task_ends_chosen_or_with_a_reason_and_nothing_is_done_twice(
         kept = labels.selected_images(connection)
     assert {each.task.name: each.candidate for each in kept} == {name: c.id for name, c in winners.items()}
     for each in kept:
-        assert each.scores["potential"] == pytest.approx(PLAN.potential.of(each.scores))
+        assert each.scores["potential"] == pytest.approx(PLAN.potential.value(each.scores))
     again = run(work, tasks)
     assert again[3] == 0 and again[1] == made and again[2].keys() == winners.keys()
 

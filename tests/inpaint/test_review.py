@@ -63,7 +63,7 @@ def test_the_majority_counts_each_annotator_by_the_last_word() -> None:
     ]
     found = count_votes(pictures)
     assert found.good == {0: True, 1: False, 2: False, 4: True}
-    assert found.left_out == {"pictures with as many votes for as against": 1}
+    assert found.left_out == {"images with a tied vote": 1}
 
 
 def test_a_verdict_on_what_was_there_before_is_none_on_the_picture() -> None:
@@ -79,9 +79,9 @@ def test_a_verdict_on_what_was_there_before_is_none_on_the_picture() -> None:
     found = count_votes(pictures)
     assert found.good == {0: True, 5: True}
     assert found.left_out == {
-        "verdicts older than the picture": 3,
+        "verdicts older than the image": 3,
         "verdicts without a time": 2,
-        "pictures without a verdict": 5,
+        "images without a verdict": 5,
     }
 
 
@@ -91,11 +91,11 @@ def test_what_separates_perfectly_and_what_says_nothing() -> None:
     assert (row["auc"], row["auc_low"], row["auc_high"], row["threshold"]) == (1, 1, 1, 5)
     counts = "true_positive", "false_positive", "true_negative", "false_negative"
     assert [row[name] for name in counts] == [6, 0, 5, 0]
-    assert row["note"] == "every resample separates alike: the interval is too narrow"
+    assert row["note"] == "every resample has the same AUC: the interval is too narrow"
     row = of([1] * 6, [1] * 6)
     assert (row["auc"], row["threshold"]) == (0.5, 1)
     row = of([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
-    assert row["auc"] == 0 and row["note"].endswith("it goes against people's verdicts")
+    assert row["auc"] == 0 and row["note"].endswith("contradicts people's verdicts")
 
 
 def test_the_threshold_is_where_sensitivity_and_specificity_are_best() -> None:
@@ -126,9 +126,9 @@ def test_auc_is_scikit_learns_and_its_interval_holds_the_truth_as_often_as_it_sa
 @pytest.mark.parametrize(
     ("good", "bad", "words"),
     [
-        ([1.0] * 4, [0.0] * 5, "9 pictures with a score and a verdict are too few: 10 are needed"),
-        ([1.0] * 12, [], "all 12 pictures have no issues: both kinds are needed"),
-        ([], [1.0] * 12, "all 12 pictures have issues: both kinds are needed"),
+        ([1.0] * 4, [0.0] * 5, "too few images with a score and a verdict: 9 of at least 10"),
+        ([1.0] * 12, [], "all 12 images have no issues: both classes are needed"),
+        ([], [1.0] * 12, "all 12 images have issues: both classes are needed"),
     ],
 )
 def test_what_cannot_be_computed_is_said_in_words(good: list[float], bad: list[float], words: str) -> None:
@@ -146,4 +146,4 @@ def test_each_metric_is_held_against_the_pictures_that_have_it() -> None:
     assert nothing.is_empty() and dict(nothing.schema) == AGREEMENT_SCHEMA
     assert verdict_counts([[said("Error"), said("Error")], [said("No Issues")]]) == {"Error": 2, "No Issues": 1}
     few = of([1.0] * 8, [0.0, 0.5])
-    assert few["note"] == "only 2 of one kind: the interval is too narrow"
+    assert few["note"] == "only 2 of one class: the interval is too narrow"

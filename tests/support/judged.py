@@ -56,9 +56,9 @@ def expected_image_hashes(home: Path) -> dict[str, str]:
         after = picture(row["image_path"])
         with Image.open(home / "images" / row["mask_path"]) as file:
             canvas = Canvas(after, masks.mask_from_image(file))
-        stencil = canvas.stencil
+        stencil = canvas.cropped_mask
         assert stencil is not None
-        crops = [canvas.shown(picture(row["scene"])), canvas.shown(after), stencil]
+        crops = [canvas.crop(picture(row["scene"])), canvas.crop(after), stencil]
         hashes[row["id"]] = hash_images([picture(row["reference_path"]), *crops])
     return hashes
 

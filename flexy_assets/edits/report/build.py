@@ -69,7 +69,7 @@ class Table:
 def edit_thumbnails_needed(candidates: pl.DataFrame) -> list[str]:
     """Return the image paths that the report shows, at most `MAX_THUMBNAILS`: sources and winners first."""
     shown = _shown_candidates(_complete(candidates))
-    finished = shown.filter(pl.col("until") == pl.col("path"))
+    finished = shown.filter(pl.col("stop_step") == pl.col("num_steps"))
     paths = (shown["source_path"], shown.filter("chosen")["image_path"], finished["image_path"], shown["image_path"])
     return pl.concat(paths).drop_nulls().unique(maintain_order=True).head(MAX_THUMBNAILS).to_list()
 
@@ -184,13 +184,13 @@ def _shown_candidates(candidates: pl.DataFrame) -> pl.DataFrame:
         candidates.filter(pl.col("budget") == budget)
         .join(tasks, on=_TASK, how="semi", nulls_equal=True, maintain_order="left")
         .with_columns(pl.col("nfe", "elapsed_ms").sum().over(own))
-        .filter(pl.col("until") == pl.col("until").max().over(own))
+        .filter(pl.col("stop_step") == pl.col("stop_step").max().over(own))
     )
 
 
 def _common_steps(candidates: pl.DataFrame) -> int | None:
     """Return the steps of a full denoise, None where candidates differ."""
-    found = candidates.filter(pl.col("strength") == 1)["path"].unique()
+    found = candidates.filter(pl.col("strength") == 1)["num_steps"].unique()
     return found[0] if len(found) == 1 else None
 
 
@@ -250,7 +250,7 @@ def _figures(
 
 def _costs(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
     """Return a row per method and budget: the least and most NFE of a task, and means of its other costs."""
-    finished = (pl.col("until") == pl.col("path")).any().over(*_SEARCH, "name")
+    finished = (pl.col("stop_step") == pl.col("num_steps")).any().over(*_SEARCH, "name")
     per_task = (
         candidates.with_columns(finished=finished)
         .group_by(_SEARCH)
@@ -311,7 +311,7 @@ def _equality(candidates: pl.DataFrame, compared: Sequence[Pair]) -> str:
 def _local_stage_note(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
     """Return a row per method and budget with a local stage: similarity of child and parent, share of winners."""
     local = pl.col("stage").is_in(LOCAL_STAGES) & pl.col("parent").is_not_null()
-    finished = candidates.filter(pl.col("until") == pl.col("path"), pl.col("image_path").is_not_null())
+    finished = candidates.filter(pl.col("stop_step") == pl.col("num_steps"), pl.col("image_path").is_not_null())
     found = []
     groups = (
         finished.with_columns(local=local).sort("budget", "method").group_by("method", "budget", maintain_order=True)

@@ -136,7 +136,7 @@ def _card(row: Row, metrics: Sequence[str], pictures: CardImages) -> Card:
     strength = f" at strength {row['strength']:g}" if parent and row["strength"] < 1 else ""
     detail = [
         f"seed {row['seed']}",
-        f"noise moved {row['moves']}" if row["moves"] not in (None, "[]") else "",
+        f"noise moved {row['noise_moves']}" if row["noise_moves"] not in (None, "[]") else "",
         f"{format_count(row['nfe'], 'step')} run",
         "" if row["elapsed_ms"] is None else f"{format_number(row['elapsed_ms'] / 1000)} s",
         row["error"] or "",
@@ -159,8 +159,8 @@ def _state(row: Row) -> tuple[CandidateState, str]:
         return "chosen", "winner"
     if row["image_path"] is None:
         return "failed", "failed"
-    if row["until"] < row["path"]:
-        return "stopped", f"stopped at step {row['until']} of {row['path']}"
+    if row["stop_step"] < row["num_steps"]:
+        return "stopped", f"stopped at step {row['stop_step']} of {row['num_steps']}"
     return "", ""
 
 

@@ -1,4 +1,4 @@
-"""What an editor is shown of a picture, and where what it makes of that goes."""
+"""The part of an image that the editor sees, and where its edit is pasted."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CONTEXT_SHARE = 0.35
-"""What is shown around a mask on each side, as a share of the mask's longer side."""
+"""Context around a mask on each side, as a share of the mask's longer side."""
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A source in RGB; with a mask, only its surroundings are shown, and outside of it every pixel stays."""
+    """A source image in RGB. With a mask, the editor sees only its surroundings, and no pixel outside it changes."""
 
     source: Image
     mask: masks.Mask | None = None
 
     @classmethod
-    def of(cls, task: EditTaskRow, store: ImageStore) -> Canvas:
-        """A task's. Raises `FlexyError` where a picture is lost or the mask is not the source's."""
+    def read(cls, task: EditTaskRow, store: ImageStore) -> Canvas:
+        """Return a task's canvas. Raises `FlexyError` for an unreadable image or a mask of another shape."""
         source = store.read(task.image_path, task.image_sha256)
         if task.mask_path is None:
             return cls(source)
@@ -34,32 +34,32 @@ class Canvas:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of what is shown: a square around the mask as far as the picture has one."""
+        """Left, top, right and bottom of the crop: a square around the mask, limited to the image."""
         width, height = self.source.size
         if self.mask is None:
             return 0, 0, width, height
         left, top, right, bottom = masks.bounding_box(self.mask)
         side = round(masks.longer_mask_side(self.mask) * (1 + 2 * CONTEXT_SHARE))
-        wide, high = min(side, width), min(side, height)
-        left = min(max((left + right - wide) // 2, 0), width - wide)
-        top = min(max((top + bottom - high) // 2, 0), height - high)
-        return left, top, left + wide, top + high
+        crop_width, crop_height = min(side, width), min(side, height)
+        left = min(max((left + right - crop_width) // 2, 0), width - crop_width)
+        top = min(max((top + bottom - crop_height) // 2, 0), height - crop_height)
+        return left, top, left + crop_width, top + crop_height
 
-    def shown(self, picture: Image) -> Image:
-        """What the editor sees of a picture of the source's size."""
-        return picture if self.mask is None else picture.crop(self.box)
+    def crop(self, image: Image) -> Image:
+        """Return the part of an image of the source's size that the editor sees."""
+        return image if self.mask is None else image.crop(self.box)
 
-    def filled(self, edit: Image) -> Image:
-        """The source with an edit of what was shown of it."""
+    def paste(self, edit: Image) -> Image:
+        """Return the source with an edited crop pasted inside the mask."""
         if self.mask is None:
             return edit
-        whole = self.source.copy()
-        whole.paste(edit, self.box[:2])
-        return masks.keep_outside(self.source, whole, self.mask)
+        pasted = self.source.copy()
+        pasted.paste(edit, self.box[:2])
+        return masks.keep_outside(self.source, pasted, self.mask)
 
     @property
-    def stencil(self) -> Image | None:
-        """The mask of what is shown, L, white where it may change."""
+    def cropped_mask(self) -> Image | None:
+        """The crop of the mask, L, white where the image may change."""
         from PIL import Image
 
-        return None if self.mask is None else self.shown(Image.fromarray(self.mask.astype("uint8") * 255))
+        return None if self.mask is None else self.crop(Image.fromarray(self.mask.astype("uint8") * 255))

@@ -1,4 +1,4 @@
-"""EACPS: a global stage over seeds, a local stage around the best, chosen by a potential of several metrics."""
+"""EACPS: a global stage over seeds, a local stage around the best; selection by a potential of several metrics."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from resources.errors import BadInputError
 class EacpsParameters:
     """How EACPS spends its budget.
 
-    - `scouts`: the denoises that fresh seeds get before a local stage gets any. After four, variants were measured
-      to gain less than more seeds (`benchmarks.edits --local-only --large 8 --set scouts=4`).
-    - `local_share`: the local stage's share of what the scouts leave of the budget, to whole denoises; 0 spends
-      all of it on fresh seeds.
-    - `preview`: the share of a fresh candidate's steps after which it is looked at; `keep`: the share of the
-      previewed that are then carried on. 1 previews none. Both are aims: what is taken is the nearest
-      way to spend the global stage's budget to the step.
-    - `m_global`: how many of the best the local stage varies at a time; `k_local`: how many variants of each
-      before the best are looked for anew.
-    - `cross`: how much of another of the best there is in a variant, 0 (nothing) to 0.5 (half). What makes two
-      candidates good is mostly still there where their noises are mixed.
-    - `t`: how near a variant's noise is to that mixture, 0 (as good as fresh) to below 1 (the same).
-    - `strength`: what share of the steps a variant is run for, from its parent's picture re-noised; 1 starts
-      from its noise alone. Less costs less, so there are more of them.
+    - `scouts`: denoises for new seeds before the local stage gets any. After only four, variants were measured to
+      gain less than more seeds (`benchmarks.edits --local-only --large 8 --set scouts=4`).
+    - `local_share`: the local stage's share of the budget after the scouts, rounded to whole denoises; 0 spends
+      everything on new seeds.
+    - `preview`: the share of a new candidate's steps after which it is previewed; `keep`: the share of the previewed
+      candidates that are continued. `keep` 1 previews none. Both are targets: the search takes the nearest
+      combination that spends the global stage's budget to the step.
+    - `m_global`: how many of the best the local stage varies at a time; `k_local`: variants of each before the best
+      are determined again.
+    - `cross`: the share of another parent in a variant, 0 (none) to 0.5 (half). Mixing the noises of two good
+      candidates mostly preserves what makes them good.
+    - `t`: how close a variant's noise is to that mixture, 0 (independent) to below 1 (identical).
+    - `strength`: the share of the steps that a variant runs, from its parent's image with noise added; 1 starts from
+      noise alone. Lower values cost less, so the budget pays for more variants.
     """
 
     scouts: int = 8
@@ -52,12 +52,13 @@ class EacpsParameters:
     strength: float = 1.0
 
     @classmethod
-    def of(cls, config: object) -> EacpsParameters:
-        """Those that a config has among its own settings, by the same names; the others by default."""
-        return cls(**{each.name: getattr(config, each.name) for each in fields(cls) if hasattr(config, each.name)})
+    def from_config(cls, config: object) -> EacpsParameters:
+        """Return the parameters that a config has under the same names; the others have their defaults."""
+        names = [field.name for field in fields(cls) if hasattr(config, field.name)]
+        return cls(**{name: getattr(config, name) for name in names})
 
     def __post_init__(self) -> None:
-        """Raises `BadInputError` naming what cannot be."""
+        """Raises `BadInputError` that names the invalid parameter."""
         bounds = {
             "scouts": (self.scouts >= 1, "1 or more"),
             "local_share": (0 <= self.local_share < 1, "0 to below 1"),
@@ -69,45 +70,44 @@ class EacpsParameters:
             "t": (0 <= self.t < 1, "0 to below 1"),
             "strength": (0 < self.strength <= 1, "above 0 to 1"),
         }
-        for name, (sound, allowed) in bounds.items():
-            if not sound:
-                raise BadInputError(f"EACPS's {name} {getattr(self, name)} is out of bounds: use {allowed}")
+        for name, (valid, allowed) in bounds.items():
+            if not valid:
+                raise BadInputError(f"invalid {name} {getattr(self, name)} for EACPS: must be {allowed}")
 
 
 @dataclass(frozen=True)
 class Previews:
-    """A global stage: so many seeds looked at after `until` steps, so many of them carried on to the end."""
+    """A global stage: `seeds` previewed at `stop_step`, `continued` of them run to the end."""
 
     seeds: int
-    until: int
-    kept: int
+    stop_step: int
+    continued: int
 
 
 @cache
 def plan_previews(count: int, steps: int, preview: float, keep: float) -> Previews:
-    """The global stage nearest to `preview` and `keep` that costs exactly `count` denoises of `steps`.
+    """Return the global stage nearest to `preview` and `keep` that costs exactly `count` denoises of `steps`.
 
-    With K of `count` denoises finished, the steps of the others pay for previews of P steps of as many seeds as
-    they go into; only a P that leaves no step over will do, and K = `count`, nothing previewed, always does.
+    With K of `count` denoises finished, the steps of the others pay for previews of P steps. Only a P that leaves
+    no remainder is valid; K = `count`, without previews, is always valid.
     """
-    whole = Previews(seeds=count, until=steps, kept=count)
-    best, least = whole, 1 - keep
-    for kept in range(1, count):
-        for until in range(1, steps):
-            stopped, over = divmod((count - kept) * steps, until)
-            distance = abs(until / steps - preview) + abs(kept / (kept + stopped) - keep)
-            if not over and distance < least:
-                best, least = Previews(kept + stopped, until, kept), distance
+    best, least_distance = Previews(seeds=count, stop_step=steps, continued=count), 1 - keep
+    for continued in range(1, count):
+        for stop_step in range(1, steps):
+            stopped, remainder = divmod((count - continued) * steps, stop_step)
+            distance = abs(stop_step / steps - preview) + abs(continued / (continued + stopped) - keep)
+            if not remainder and distance < least_distance:
+                best, least_distance = Previews(continued + stopped, stop_step, continued), distance
     return best
 
 
 @dataclass(frozen=True)
 class Eacps(Search):
-    """EACPS with part-way previews and a local stage that is local; chosen by the potential over all.
+    """EACPS with previews and a local stage around the best; the winner has the highest value of all.
 
-    The local stage varies the best: a variant's noise is its parent's, mixed with that of another of the best and
-    moved on its sphere; where `strength` is below 1 it starts from the parent's picture re-noised with it, so that
-    it keeps the parent's layout. A variant that turns out better becomes a parent itself.
+    The local stage varies the best candidates: a variant's noise is its parent's, mixed with that of another of the
+    best and moved on its sphere. With `strength` below 1 it starts from the parent's image with that noise added,
+    which preserves the parent's layout. A better variant becomes a parent itself.
     """
 
     seeds: Seeds
@@ -131,50 +131,46 @@ class Eacps(Search):
     def _global(self, count: int, observations: Observations) -> Iterator[list[Proposal]]:
         stage = plan_previews(count, self.steps, self.parameters.preview, self.parameters.keep)
         names = [f"g{index}" for index in range(stage.seeds)]
-        fresh = [
-            Proposal(
-                name, "global", EditNoise(self.seeds(name)), None, 1.0, start=0, until=stage.until, path=self.steps
-            )
+        new = [
+            Proposal(name, "global", EditNoise(self.seeds(name)), None, 1.0, 0, stage.stop_step, self.steps)
             for name in names
         ]
-        yield fresh
-        if stage.until < self.steps:
-            kept = self.best(fresh, observations)[: stage.kept]
-            yield [replace(proposal, start=stage.until, until=self.steps) for proposal in kept]
+        yield new
+        if stage.stop_step < self.steps:
+            continued = self.rank(new, observations)[: stage.continued]
+            yield [replace(each, start_step=stage.stop_step, stop_step=self.steps) for each in continued]
 
     def _local(self, nfe: int, finished: list[Proposal], observations: Observations) -> Iterator[list[Proposal]]:
-        """Variants run for `strength`, or for as much more as it takes to spend `nfe` to the step."""
-        wanted = self.parameters
-        count = nfe // max(1, round(self.steps * wanted.strength))
-        asked = 0
-        while asked < count:
-            best = self.best(finished, observations)
-            parents = best[: wanted.m_global]
+        """Yield rounds of variants, run for `strength` or for as much more as spends `nfe` to the step."""
+        parameters = self.parameters
+        count = nfe // max(1, round(self.steps * parameters.strength))
+        proposed = 0
+        while proposed < count:
+            ranked = self.rank(finished, observations)
+            parents = ranked[: parameters.m_global]
             variants = []
-            for place in range(min(len(parents) * wanted.k_local, count - asked)):
-                index, name, parent = asked + place, f"l{asked + place}", parents[place % len(parents)]
-                path = nfe // count + (index < nfe % count)
-                # Each of a parent's variants has another mate, the best of the others first.
-                mates = [each for each in best if each.name != parent.name] or [parent]
-                mate = mates[place // len(parents) % len(mates)]
-                noise = perturbed_noise(
-                    blended_noise(parent.noise, mate.noise, wanted.cross), wanted.t, self.seeds(name)
-                )
-                strength = path / self.steps
-                variants.append(Proposal(name, "local", noise, parent.name, strength, start=0, until=path, path=path))
+            for position in range(min(len(parents) * parameters.k_local, count - proposed)):
+                index, parent = proposed + position, parents[position % len(parents)]
+                name, steps = f"l{index}", nfe // count + (index < nfe % count)
+                # Each variant of a parent has a different mate, the best of the others first.
+                mates = [candidate for candidate in ranked if candidate.name != parent.name] or [parent]
+                mate = mates[position // len(parents) % len(mates)]
+                mixture = blended_noise(parent.noise, mate.noise, parameters.cross)
+                noise = perturbed_noise(mixture, parameters.t, self.seeds(name))
+                variants.append(Proposal(name, "local", noise, parent.name, steps / self.steps, 0, steps, steps))
             yield variants
             finished = finished + variants
-            asked += len(variants)
+            proposed += len(variants)
 
 
 @dataclass(frozen=True)
 class Reproduce(Search):
-    """EACPS as qwen3-score published it: whole denoises, and seeds by arithmetic.
+    """EACPS as published by qwen3-score: full denoises, and seeds by arithmetic.
 
     Stage 1 draws seeds `first_seed`, `first_seed` + 1, … (there: an offset + the task's number · `num_samples`).
-    Stage 2 draws seeds (parent + 1)·100000 + j for each of the `m_global` best: a seed has no neighbourhood, so
-    these are more random tries. The highest potential of all wins, at equal ones the earlier. Its budget
-    follows from its counts.
+    Stage 2 draws seeds (parent + 1)·100000 + j for each of the `m_global` best. A seed has no neighbourhood, so
+    these are more random samples. The highest potential wins, among equals the earlier one. The budget follows from
+    the counts.
     """
 
     first_seed: int
@@ -185,14 +181,14 @@ class Reproduce(Search):
     selector: Selector = field(default_factory=edit_potential)
 
     def __post_init__(self) -> None:
-        """Raises `BadInputError` for settings that cannot be."""
+        """Raises `BadInputError` for invalid settings."""
         full_denoises_nfe(self.budget, self.steps)
         if self.first_seed < 0 or self.num_samples < 1 or self.m_global < 0 or self.k_local < 0:
-            raise BadInputError("a first seed, m_global or k_local below 0 or num_samples below 1 cannot be")
+            raise BadInputError("invalid counts: must be 0 or more, num_samples 1 or more")
 
     @property
     def budget(self) -> int:
-        """Denoising steps (NFE)."""
+        """The budget in denoising steps (NFE)."""
         return (self.num_samples + min(self.m_global, self.num_samples) * self.k_local) * self.steps
 
     def rounds(self, observations: Observations) -> Iterator[list[Proposal]]:
@@ -209,6 +205,6 @@ class Reproduce(Search):
                 self.steps,
                 parent.name,
             )
-            for parent in self.best(first, observations)[: self.m_global]
+            for parent in self.rank(first, observations)[: self.m_global]
             for j in range(self.k_local)
         ]

@@ -1,7 +1,7 @@
-"""The protocol of a search: asked what to make next, given what was observed, and at last which one it chooses.
+"""The protocol of a search: it proposes candidates, is given their scores, and at the end selects a winner.
 
-A search decides by what was made and nothing else, so one that was interrupted goes on by being asked again,
-and many tasks' searches can be asked in step, their candidates made and scored together.
+A search decides only by the observed scores. An interrupted search therefore continues when it is asked again, and
+the searches of many tasks can run in step, with their candidates generated and scored together.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from resources.errors import BadInputError
 
 @dataclass(frozen=True)
 class Seeds:
-    """The seeds of one task: each a function of `base`, the task, `stream` and the candidate's name alone.
+    """The seeds of one task, each a function of `base`, the task, `stream` and the candidate's name alone.
 
-    Searches with the same stream draw the same first candidates (common random numbers), so that their
-    difference is not one of luck; give each its own stream where that is not wanted.
+    Searches with the same stream draw the same first candidates (common random numbers), so that their difference
+    is not due to luck. Give each search its own stream to draw independently.
     """
 
     base: int
@@ -31,19 +31,19 @@ class Seeds:
     stream: str = ""
 
     def __call__(self, name: str) -> int:
-        """A seed from 0 to 2³¹ − 1."""
+        """Return a seed from 0 to 2³¹ − 1."""
         key = json.dumps([self.base, self.task_id, self.stream, name])
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) >> 1
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A candidate to make, or to carry on with.
+    """A candidate to generate, or to continue.
 
-    Its path is the `path` steps from its noise to its picture: all the steps of a denoise where `strength` is
-    1, and where it is less only the last `path` of them, from the finished picture of `parent` re-noised.
-    It is to be run from step `start` of its path (0: it is new) until step `until`. Where that is not the end,
-    the observation is a preview: the scores of the clean picture as predicted there.
+    A candidate takes `num_steps` from its noise to its image: all steps of a denoise where `strength` is 1, else
+    only the last `num_steps`, from the finished image of `parent` with noise added. The proposal runs from
+    `start_step` (0: a new candidate) to `stop_step`. If that is before the end, the observation is a preview: the
+    scores of the clean image as predicted there.
     """
 
     name: str
@@ -51,26 +51,26 @@ class Proposal:
     noise: EditNoise
     parent: str | None
     strength: float
-    start: int
-    until: int
-    path: int
+    start_step: int
+    stop_step: int
+    num_steps: int
 
     @property
     def nfe(self) -> int:
-        """What it costs, in denoising steps."""
-        return self.until - self.start
+        """The cost in denoising steps."""
+        return self.stop_step - self.start_step
 
     @property
     def finishes(self) -> bool:
-        return self.until == self.path
+        return self.stop_step == self.num_steps
 
 
 @dataclass(frozen=True)
 class SearchCandidate:
-    """What came of a proposal: the scores of candidate `name` at step `until`, and the steps run for them."""
+    """The result of a proposal: the scores of candidate `name` at `stop_step`, and the steps that were run."""
 
     name: str
-    until: int
+    stop_step: int
     nfe: int
     scores: CandidateScores
 
@@ -82,8 +82,8 @@ Observations = Mapping[tuple[str, int], CandidateScores]
 class Search(ABC):
     """A search for one task.
 
-    A subclass says in which rounds it goes; `steps` are those of a full denoise, `budget` the denoising
-    steps it may run, a whole number of full denoises: it runs exactly so many.
+    `steps` are those of a full denoise. `budget` is the number of denoising steps to run, a whole number of full
+    denoises: the search runs exactly that many. A subclass defines the rounds.
     """
 
     steps: int
@@ -91,77 +91,78 @@ class Search(ABC):
 
     @abstractmethod
     def rounds(self, observations: Observations) -> Iterator[list[Proposal]]:
-        """The rounds of the search, each decided by the observations of those before it."""
+        """Yield the rounds of the search, each decided by the observations of the rounds before."""
 
-    def ask(self, made: Sequence[SearchCandidate]) -> list[Proposal]:
-        """What to make next, in any order; nothing where the search is at its end."""
-        observations = _observations(made)
-        *_, last = self._begun(observations)
-        return [proposal for proposal in last if (proposal.name, proposal.until) not in observations]
+    def ask(self, candidates: Sequence[SearchCandidate]) -> list[Proposal]:
+        """Return the proposals to run next, in any order; empty at the end of the search."""
+        observations = _observations(candidates)
+        *_, current = self._decided_rounds(observations)
+        return [proposal for proposal in current if (proposal.name, proposal.stop_step) not in observations]
 
-    def choose(self, made: Sequence[SearchCandidate]) -> SearchCandidate | None:
-        """The best of the finished candidates; of equal ones, the one that was asked for first.
+    def select(self, candidates: Sequence[SearchCandidate]) -> SearchCandidate | None:
+        """Return the best finished candidate; among equals, the one that was proposed first.
 
-        One that has no value is chosen only where none has; None where nothing is finished.
+        A candidate without a value wins only if none has a value. Return None where nothing is finished.
         """
-        by_key = {(each.name, each.until): each for each in made}
+        by_key = {(candidate.name, candidate.stop_step): candidate for candidate in candidates}
         finished = [
-            by_key[proposal.name, proposal.until]
-            for proposals in self._begun(_observations(made))
+            by_key[proposal.name, proposal.stop_step]
+            for proposals in self._decided_rounds(_observations(candidates))
             for proposal in proposals
-            if proposal.finishes and (proposal.name, proposal.until) in by_key
+            if proposal.finishes and (proposal.name, proposal.stop_step) in by_key
         ]
-        order = rank_candidates(self.selector, [each.scores for each in finished])
+        order = rank_candidates(self.selector, [candidate.scores for candidate in finished])
         return finished[order[0]] if order else None
 
-    def _begun(self, observations: Observations) -> Iterator[list[Proposal]]:
-        """The rounds up to the first that is not wholly made: later ones cannot be decided yet."""
+    def _decided_rounds(self, observations: Observations) -> Iterator[list[Proposal]]:
+        """Yield the rounds up to the first incomplete one: later rounds cannot be decided yet."""
         for proposals in self.rounds(observations):
             yield proposals
-            if any((proposal.name, proposal.until) not in observations for proposal in proposals):
+            if any((proposal.name, proposal.stop_step) not in observations for proposal in proposals):
                 return
 
-    def best(self, proposals: Sequence[Proposal], observations: Observations) -> list[Proposal]:
-        """The proposals by their observations, best first."""
-        order = rank_candidates(self.selector, [observations[proposal.name, proposal.until] for proposal in proposals])
-        return [proposals[index] for index in order]
+    def rank(self, proposals: Sequence[Proposal], observations: Observations) -> list[Proposal]:
+        """Return the proposals by their observations, best first."""
+        scores = [observations[proposal.name, proposal.stop_step] for proposal in proposals]
+        return [proposals[index] for index in rank_candidates(self.selector, scores)]
 
 
 def full_denoises_nfe(budget: int, steps: int) -> int:
-    """How many full denoises of `steps` a budget (NFE) pays for; raises `BadInputError` where it is no whole number.
+    """Return how many full denoises of `steps` a budget (NFE) pays for.
 
-    So every search can run exactly its budget, and no two are compared at unequal ones.
+    Raises `BadInputError` unless that is a whole number: every search runs exactly its budget, so that none are
+    compared at unequal budgets.
     """
     if steps < 1:
-        raise BadInputError(f"{steps} steps make no picture: use 1 or more")
+        raise BadInputError(f"invalid steps {steps}: must be 1 or more")
     if budget < steps or budget % steps:
-        raise BadInputError(f"a budget of {budget} NFE is no whole number of denoises: give a multiple of {steps}")
+        raise BadInputError(f"invalid budget of {budget} NFE: must be a multiple of {steps}, whole denoises")
     return budget // steps
 
 
 def full_denoise(name: str, stage: str, noise: EditNoise, steps: int, parent: str | None = None) -> Proposal:
-    """A candidate from noise alone, run to its end in one go."""
-    return Proposal(name, stage, noise, parent, strength=1.0, start=0, until=steps, path=steps)
+    """Return the proposal of a candidate from noise alone, run to its end without a preview."""
+    return Proposal(name, stage, noise, parent, strength=1.0, start_step=0, stop_step=steps, num_steps=steps)
 
 
 def perturbed_noise(noise: EditNoise, t: float, seed: int) -> EditNoise:
-    """`noise` moved once more on its sphere: t of its own direction, √(1−t²) of a random one."""
+    """Return `noise` moved once more on its sphere: t of its own direction, √(1−t²) of a random one."""
     return replace(noise, moves=(*noise.moves, (t, seed)))
 
 
 def blended_noise(noise: EditNoise, mate: EditNoise, share: float) -> EditNoise:
-    """`noise` with `mate` mixed in: √(1 − share) of the one's direction and √share of the other's."""
+    """Return `noise` mixed with `mate`: √(1 − share) of the former's direction and √share of the latter's."""
     weights: dict[int, float] = {}
-    for each, scale in ((noise, math.sqrt(1 - share)), (mate, math.sqrt(share))):
-        for seed, weight in each.weights.items():
+    for parent, scale in ((noise, math.sqrt(1 - share)), (mate, math.sqrt(share))):
+        for seed, weight in parent.weights.items():
             weights[seed] = weights.get(seed, 0.0) + scale * weight
-    (first, length), *others = ((seed, weight) for seed, weight in weights.items() if weight)
+    (first_seed, length), *rest = ((seed, weight) for seed, weight in weights.items() if weight)
     moves = []
-    for seed, weight in others:
-        before, length = length, math.hypot(length, weight)
-        moves.append((before / length, seed))
-    return EditNoise(first, tuple(moves))
+    for seed, weight in rest:
+        length_before, length = length, math.hypot(length, weight)
+        moves.append((length_before / length, seed))
+    return EditNoise(first_seed, tuple(moves))
 
 
-def _observations(made: Sequence[SearchCandidate]) -> Observations:
-    return {(each.name, each.until): each.scores for each in made}
+def _observations(candidates: Sequence[SearchCandidate]) -> Observations:
+    return {(candidate.name, candidate.stop_step): candidate.scores for candidate in candidates}

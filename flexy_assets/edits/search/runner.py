@@ -1,7 +1,7 @@
-"""Runs the searches of many tasks in step: what all ask for is made together, then measured together.
+"""Runs the searches of many tasks in step: all proposals of a round are generated together, then scored together.
 
-Every call of the editor is committed, with its pictures, before the next, and a search decides by what is in the
-table; so a comparison that was killed goes on where it stood, and nothing is made twice.
+Every call of the editor is committed with its images before the next one, and a search decides by the table alone.
+A comparison that was killed therefore resumes where it stopped, and nothing is generated twice.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from flexy_assets.edits.search.protocol import Proposal, Search, SearchCandidate
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
 from flexy_assets.storage.edits import CandidateRow, EditTaskRow
+from resources.chunks import split_chunks
 from resources.engines import Editor, EditRequest, PartialEdit
 from resources.errors import FlexyError
 from resources.models import registry
@@ -33,21 +34,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DenoiseRequest:
-    """What the search of one task at one budget (NFE) asks for."""
+    """A proposal of the search of one task at one budget (NFE)."""
 
     task: EditTaskRow
     budget: int
     proposal: Proposal
 
     @property
-    def call(self) -> tuple[Any, ...]:
-        """Equal for what one call of the editor can make."""
-        return self.task.batch, self.task.position, self.proposal.path, self.proposal.start, self.proposal.until
+    def call_key(self) -> tuple[Any, ...]:
+        """Equal for requests that one call of the editor can serve."""
+        proposal = self.proposal
+        return self.task.batch, self.task.position, proposal.num_steps, proposal.start_step, proposal.stop_step
 
 
 @dataclass(frozen=True)
 class DenoiseResult:
-    """What a call of the editor made of one."""
+    """One edit from a call of the editor."""
 
     edit: PartialEdit
     nfe: int
@@ -69,15 +71,15 @@ class SearchPlan(Protocol):
     @property
     def nfe(self) -> tuple[int, ...]: ...
     def search(self, method: str, budget: int, task: str, position: int = 0) -> Search:
-        """The search of the task of this name at this place of its set; `budget` in denoising steps."""
+        """Return the search of the task with this name and position; `budget` in denoising steps."""
         ...
 
 
 @dataclass(frozen=True)
 class SearchRunner:
-    """The searches by one method, of some tasks.
+    """The searches of some tasks by one method.
 
-    Their pictures lie in `folder` of the image root; `measure` measures what the searches choose by.
+    Their images lie in `folder` of the image root; `score` computes the scores that the searches select by.
     """
 
     work: Work
@@ -85,113 +87,120 @@ class SearchRunner:
     method: str
     tasks: Sequence[EditTaskRow]
     folder: str = "edits"
-    measure: Callable[[Work, Sequence[EditTaskRow], Sequence[CandidateRow]], None] = metrics.score_selecting
+    score: Callable[[Work, Sequence[EditTaskRow], Sequence[CandidateRow]], None] = metrics.score_selecting
 
     def run(self, on_progress: Callable[[int], Any]) -> None:
         """Run every search to its end; `on_progress` is called with the denoising steps of each call of the editor."""
         for batch in {task.batch for task in self.tasks}:
             self.work.store.discard_unfinished(self._folder(batch))
         while True:
-            self.measure(self.work, self.tasks, self.made())
-            made = self.made()
-            asked = list(self.asked(made))
-            if not asked:
+            self.score(self.work, self.tasks, self.candidates())
+            candidates = self.candidates()
+            requests = list(self.requests(candidates))
+            if not requests:
                 return
-            self.make(asked, made, on_progress)
+            self.denoise(requests, candidates, on_progress)
 
-    def made(self) -> list[CandidateRow]:
-        """What was made, with what was measured of it."""
+    def candidates(self) -> list[CandidateRow]:
+        """Return all candidates so far, with their scores."""
         with self.work.database.begin(reading=True) as connection:
-            found = edits.edit_candidates_of(connection, {task.batch for task in self.tasks}, self.method)
-        mine = {task.id for task in self.tasks}
-        return [candidate for candidate in found if candidate.task in mine]
+            of_batches = edits.edit_candidates_of(connection, {task.batch for task in self.tasks}, self.method)
+        ids = {task.id for task in self.tasks}
+        return [candidate for candidate in of_batches if candidate.task in ids]
 
-    def asked(self, made: Sequence[CandidateRow]) -> Iterator[DenoiseRequest]:
-        """What the searches want next."""
-        for task, budget, of_search in self._searches(made):
-            for proposal in self.plan.search(self.method, budget, task.name, task.position).ask(
-                _observations_of(of_search)
-            ):
+    def remaining_nfe(self, candidates: Sequence[CandidateRow]) -> int:
+        """Return the denoising steps that the searches have still to run."""
+        return sum(self.plan.nfe) * len(self.tasks) - sum(candidate.nfe for candidate in candidates)
+
+    def requests(self, candidates: Sequence[CandidateRow]) -> Iterator[DenoiseRequest]:
+        """Yield the next proposals of all searches."""
+        for task, budget, own in self._group_by_search(candidates):
+            search = self.plan.search(self.method, budget, task.name, task.position)
+            for proposal in search.ask(_search_candidates(own)):
                 yield DenoiseRequest(task, budget, proposal)
 
-    def winners(self, made: Sequence[CandidateRow]) -> Iterator[CandidateRow]:
-        """Whom each search chooses; nobody where nothing is finished."""
-        for task, budget, of_search in self._searches(made):
-            best = self.plan.search(self.method, budget, task.name, task.position).choose(_observations_of(of_search))
-            yield from (c for c in of_search if best and (c.name, c.until) == (best.name, best.until))
+    def winners(self, candidates: Sequence[CandidateRow]) -> Iterator[CandidateRow]:
+        """Yield the winner of each search that has a finished candidate."""
+        for task, budget, own in self._group_by_search(candidates):
+            best = self.plan.search(self.method, budget, task.name, task.position).select(_search_candidates(own))
+            yield from (c for c in own if best and (c.name, c.stop_step) == (best.name, best.stop_step))
 
-    def _searches(self, made: Sequence[CandidateRow]) -> Iterator[tuple[EditTaskRow, int, list[CandidateRow]]]:
+    def _group_by_search(
+        self, candidates: Sequence[CandidateRow]
+    ) -> Iterator[tuple[EditTaskRow, int, list[CandidateRow]]]:
         by_search: dict[tuple[UUID, int], list[CandidateRow]] = {}
-        for candidate in made:
+        for candidate in candidates:
             by_search.setdefault((candidate.task, candidate.budget), []).append(candidate)
         for task in self.tasks:
             for budget in self.plan.nfe:
                 yield task, budget, by_search.get((task.id, budget), [])
 
-    def make(
-        self, asked: Sequence[DenoiseRequest], made: Sequence[CandidateRow], on_progress: Callable[[int], Any]
+    def denoise(
+        self,
+        requests: Sequence[DenoiseRequest],
+        candidates: Sequence[CandidateRow],
+        on_progress: Callable[[int], Any],
     ) -> None:
-        """Make what was asked for, one call of the editor after another; `made` is what there was before."""
+        """Run the requests, one call of the editor after another; `candidates` are those that exist already."""
         self.work.store.check()
         editor: Editor = self.work.slot.get(registry.find_editor(self.plan.editor, self.work.settings))
         halving = HalvingBatches(editor.batch_size)
-        finished = {(c.task, c.budget, c.name): c for c in made if c.until == c.path}
-        for _, group in groupby(sorted(asked, key=lambda each: each.call), key=lambda each: each.call):
-            alike = list(group)
-            for first in range(0, len(alike), editor.batch_size):
-                some, before = alike[first : first + editor.batch_size], editor.steps_run
-                rows = list(self._rows(editor, halving, some, finished))
+        finished = {(c.task, c.budget, c.name): c for c in candidates if c.finished}
+        in_order = sorted(requests, key=lambda request: request.call_key)
+        for _, group in groupby(in_order, key=lambda request: request.call_key):
+            for call in split_chunks(list(group), editor.batch_size):
+                steps_before = editor.steps_run
+                rows = list(self._run_call(editor, halving, call, finished))
                 with self.work.database.begin() as connection:
                     edits.add_candidates(connection, rows)
-                on_progress(editor.steps_run - before)
+                on_progress(editor.steps_run - steps_before)
 
-    def _rows(
+    def _run_call(
         self,
         editor: Editor,
         halving: HalvingBatches,
-        some: Sequence[DenoiseRequest],
+        requests: Sequence[DenoiseRequest],
         finished: dict[tuple[UUID, int, str], CandidateRow],
     ) -> Iterator[dict[str, Any]]:
-        """The rows of what the editor made in one call, or why it could not."""
+        """Yield the rows of one call of the editor, with an image or with the error."""
 
-        def timed(begun: Sequence[EditRequest | PartialEdit]) -> list[DenoiseResult]:
-            began, before = time.perf_counter(), editor.steps_run
-            until = begun[0].step + some[0].proposal.nfe
-            edits = editor.denoise(begun, until)
-            elapsed_ms = round(1000 * (time.perf_counter() - began) / len(begun))
-            # By the editor's own count; a call runs as many steps for each.
-            nfe = (editor.steps_run - before) // len(begun)
-            return [DenoiseResult(edit, nfe, elapsed_ms, len(begun)) for edit in edits]
+        def denoise(inputs: Sequence[EditRequest | PartialEdit]) -> list[DenoiseResult]:
+            started, steps_before = time.perf_counter(), editor.steps_run
+            edited = editor.denoise(inputs, inputs[0].step + requests[0].proposal.nfe)
+            elapsed_ms = round(1000 * (time.perf_counter() - started) / len(inputs))
+            # By the editor's own counter; a call runs the same number of steps for each image.
+            nfe = (editor.steps_run - steps_before) // len(inputs)
+            return [DenoiseResult(edit, nfe, elapsed_ms, len(inputs)) for edit in edited]
 
         try:
-            canvas = Canvas.of(some[0].task, self.work.store)
-            begun = self._begun(some, finished, canvas, canvas.stencil if editor.inpaints else None)
+            canvas = Canvas.read(requests[0].task, self.work.store)
+            inputs = self._editor_inputs(requests, finished, canvas, canvas.cropped_mask if editor.inpaints else None)
         except FlexyError as error:
-            yield from (self._row(asked) | {"nfe": 0, "error": str(error)} for asked in some)
+            yield from (self._candidate_row(request) | {"nfe": 0, "error": str(error)} for request in requests)
             return
-        for asked, result in zip(some, halving(timed, begun), strict=True):
-            yield self._row(asked) | self._made(asked, result, canvas)
+        for request, result in zip(requests, halving(denoise, inputs), strict=True):
+            yield self._candidate_row(request) | self._save_result(request, result, canvas)
 
-    def _begun(
+    def _editor_inputs(
         self,
-        some: Sequence[DenoiseRequest],
+        requests: Sequence[DenoiseRequest],
         finished: dict[tuple[UUID, int, str], CandidateRow],
         canvas: Canvas,
         mask: Image | None,
     ) -> list[EditRequest | PartialEdit]:
-        """What the editor is to go on from. Raises `FlexyError` where a picture or latents are lost."""
-        store, task = self.work.store, some[0].task
-        source = canvas.shown(canvas.source)
-        previews = {each: self._id(each, each.proposal.start) for each in some if each.proposal.start}
+        """Return the editor's input for each request. Raises `FlexyError` where an image or latents are missing."""
+        store, task = self.work.store, requests[0].task
+        source = canvas.crop(canvas.source)
+        previews = {each: self._id(each, each.proposal.start_step) for each in requests if each.proposal.start_step}
         with self.work.database.begin(reading=True) as connection:
-            kept = edits.latents_of(connection, previews.values())
-        begun: list[EditRequest | PartialEdit] = []
-        for each in some:
-            proposal, parent = each.proposal, None
+            stored_latents = edits.latents_of(connection, previews.values())
+        inputs: list[EditRequest | PartialEdit] = []
+        for request in requests:
+            proposal, parent = request.proposal, None
             if proposal.strength < 1:
-                varied = finished[task.id, each.budget, proposal.parent or ""]
-                parent = canvas.shown(store.read(varied.image_path or "", varied.image_sha256))
-            request = EditRequest(
+                parent_row = finished[task.id, request.budget, proposal.parent or ""]
+                parent = canvas.crop(store.read(parent_row.image_path or "", parent_row.image_sha256))
+            edit = EditRequest(
                 image=source,
                 prompt=task.prompt,
                 negative_prompt=self.plan.negative_prompt,
@@ -202,46 +211,48 @@ class SearchRunner:
                 parent=parent,
                 strength=proposal.strength,
             )
-            if each not in previews:
-                begun.append(request)
-            elif previews[each] in kept:
-                latents = np.load(io.BytesIO(kept[previews[each]]), allow_pickle=False)
-                begun.append(PartialEdit(request, request.step + proposal.start, latents, source))
+            if request not in previews:
+                inputs.append(edit)
+            elif latents := stored_latents.get(previews[request]):
+                array = np.load(io.BytesIO(latents), allow_pickle=False)
+                inputs.append(PartialEdit(edit, edit.step + proposal.start_step, array, source))
             else:
-                raise FlexyError(f"the latents of {proposal.name} are gone: it cannot be carried on")
-        return begun
+                raise FlexyError(f"cannot continue candidate {proposal.name}: its latents are missing")
+        return inputs
 
     def _folder(self, batch: str) -> str:
         return f"{self.folder}/{batch}/{self.method}"
 
-    def _id(self, asked: DenoiseRequest, until: int) -> UUID:
-        return edits.candidate_id(asked.task.id, self.method, asked.budget, asked.proposal.name, until)
+    def _id(self, request: DenoiseRequest, stop_step: int) -> UUID:
+        return edits.candidate_id(request.task.id, self.method, request.budget, request.proposal.name, stop_step)
 
-    def _row(self, asked: DenoiseRequest) -> dict[str, Any]:
-        """The row of `edit_candidates`, nothing made yet."""
-        proposal, task = asked.proposal, asked.task
+    def _candidate_row(self, request: DenoiseRequest) -> dict[str, Any]:
+        """Return the row of `edit_candidates` without a result."""
+        proposal, task = request.proposal, request.task
         return {
-            "id": self._id(asked, proposal.until),
+            "id": self._id(request, proposal.stop_step),
             "task": task.id,
             "method": self.method,
-            "budget": asked.budget,
+            "budget": request.budget,
             "name": proposal.name,
             "stage": proposal.stage,
             "seed": proposal.noise.seed,
             "moves": proposal.noise.moves,
             "parent": proposal.parent,
             "strength": proposal.strength,
-            "until": proposal.until,
-            "path": proposal.path,
+            "until": proposal.stop_step,
+            "path": proposal.num_steps,
             **dict.fromkeys(("image_path", "image_sha256", "latents", "error", "elapsed_ms", "images_in_call")),
         }
 
-    def _made(self, asked: DenoiseRequest, result: DenoiseResult | FlexyError, canvas: Canvas) -> dict[str, Any]:
-        """What a row says of what was made; the picture is written first, so that a row never lacks its file."""
+    def _save_result(
+        self, request: DenoiseRequest, result: DenoiseResult | FlexyError, canvas: Canvas
+    ) -> dict[str, Any]:
+        """Write the image and return the row's result; the image is written first, so that no row lacks its file."""
         if isinstance(result, FlexyError):
             return {"nfe": 0, "error": str(result)}
-        proposal, task = asked.proposal, asked.task
-        name = f"{task.position:05d}_{asked.budget}_{proposal.name}_{proposal.until}.png"
+        proposal, task = request.proposal, request.task
+        name = f"{task.position:05d}_{request.budget}_{proposal.name}_{proposal.stop_step}.png"
         path = f"{self._folder(task.batch)}/{name}"
         latents = io.BytesIO()
         if not proposal.finishes:
@@ -249,12 +260,12 @@ class SearchRunner:
         return {
             "nfe": result.nfe,
             "image_path": path,
-            "image_sha256": self.work.store.write(path, canvas.filled(result.edit.image)),
+            "image_sha256": self.work.store.write(path, canvas.paste(result.edit.image)),
             "latents": latents.getvalue() or None,
             "elapsed_ms": result.elapsed_ms,
             "images_in_call": result.images_in_call,
         }
 
 
-def _observations_of(made: Sequence[CandidateRow]) -> list[SearchCandidate]:
-    return [SearchCandidate(c.name, c.until, c.nfe, c.scores) for c in made]
+def _search_candidates(rows: Sequence[CandidateRow]) -> list[SearchCandidate]:
+    return [SearchCandidate(row.name, row.stop_step, row.nfe, row.scores) for row in rows]

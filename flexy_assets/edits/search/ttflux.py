@@ -1,4 +1,4 @@
-"""TTFLUX: more tries by one verifier, after tt-scale-flux (Ma et al. 2025, inference-time scaling)."""
+"""TTFLUX: best of N by one verifier, after tt-scale-flux (Ma et al. 2025, inference-time scaling)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from resources.engines import EditNoise
 from resources.errors import BadInputError
 
 PF = Potential({"pf": 1.0})
-"""The verifier of qwen3-score's TTFLUX: CLIP between picture and prompt."""
+"""The verifier of qwen3-score's TTFLUX: CLIP between image and instruction."""
 
 
 @dataclass(frozen=True)
 class RandomSearch(Search):
-    """As many fresh noises as the budget pays for; the best one by the verifier.
+    """As many new noises as the budget pays for; the best one by the verifier wins.
 
-    tt-scale-flux draws 2^r of them in round r; no round learns from another, so here all are drawn at once.
+    tt-scale-flux draws 2^r of them in round r. No round depends on another, so here all are drawn at once.
     """
 
     seeds: Seeds
@@ -44,10 +44,10 @@ class RandomSearch(Search):
 
 @dataclass(frozen=True)
 class ZeroOrderSearch(Search):
-    """From a base noise to the best of its neighbours, and on from there; the best one by the verifier.
+    """From a base noise to the best of its neighbours, repeatedly; the best one by the verifier wins.
 
-    A neighbour of noise x is |x|·(t·u + √(1−t²)·w), u = x/|x|, w a random unit direction. The base moves only to
-    what beats it.
+    A neighbour of noise x is |x|·(t·u + √(1−t²)·w), u = x/|x|, w a random unit direction. The base moves only to a
+    better neighbour.
     """
 
     seeds: Seeds
@@ -58,12 +58,12 @@ class ZeroOrderSearch(Search):
     t: float = 0.95
 
     def __post_init__(self) -> None:
-        """Raises `BadInputError` for settings that cannot be."""
+        """Raises `BadInputError` for invalid settings."""
         full_denoises_nfe(self.budget, self.steps)
         if self.neighbours < 1:
-            raise BadInputError(f"{self.neighbours} neighbours a round find nothing: use 1 or more")
+            raise BadInputError(f"invalid neighbours {self.neighbours}: must be 1 or more")
         if not 0 <= self.t < 1:
-            raise BadInputError(f"t {self.t} makes no neighbour: use 0 (anywhere) to below 1 (the noise itself)")
+            raise BadInputError(f"invalid t {self.t}: must be from 0 (anywhere) to below 1 (the noise itself)")
 
     def rounds(self, observations: Observations) -> Iterator[list[Proposal]]:
         base = full_denoise("g0", "global", EditNoise(self.seeds("g0")), self.steps)
@@ -77,4 +77,4 @@ class ZeroOrderSearch(Search):
                 for name in names[: full_denoises_nfe(self.budget, self.steps) - first]
             ]
             yield neighbours
-            base = self.best([base, *neighbours], observations)[0]
+            base = self.rank([base, *neighbours], observations)[0]

@@ -86,7 +86,7 @@ def test_one_engine_is_not_compared_with_itself() -> None:
 
 def test_each_searchs_means_are_drawn_by_metric() -> None:
     rows = [
-        {"metric": metric, "role": "truth", "method": method, "budget": budget, "n": 4}
+        {"metric": metric, "role": "ground truth", "method": method, "budget": budget, "n": 4}
         | {"mean": budget / 10, "low": budget / 11, "high": budget / 9}
         for metric in ("truth", "pf", "cons", "lpips", "layout")
         for method in ("eacps", "ttflux")

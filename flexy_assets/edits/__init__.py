@@ -1,1 +1,1 @@
-"""Edits: searches for the best of several tries, and what they are worth against each other."""
+"""Edits: searches for the best of several candidates, and their comparison."""

@@ -192,7 +192,6 @@ def edit_selections(context: dg.AssetExecutionContext, work: dg.ResourceParam[Wo
                 with work.database.begin() as connection:
                     edits.record_selections(connection, winners)
                 metrics.score_independent(work, runner.tasks, winners)
-                metrics.score_with_judge(work, runner.tasks, winners)
                 if metrics.has_ground_truth(runner.plan.editor):
                     metrics.score_ground_truth(work, runner.tasks, candidates)
     with work.database.begin(reading=True) as connection:
@@ -270,7 +269,7 @@ def edit_report(
     }
     about = results.describe_comparison(_find_plan(work.database, edit_scores), edit_scores)
     level = results.winner_levels(edit_scores)
-    page = build.render_edit_report(edit_scores, edit_comparison, level, thumbnails, about, results.ROLES)
+    page = build.render_edit_report(edit_scores, edit_comparison, level, thumbnails, about, results.COMPARED_METRICS)
     path = work.settings.tables / "edit_report.html"
     write_atomically(path, page.encode())
     link = dg.MetadataValue.url(f"{work.settings.files_url}/{path.name}")

@@ -7,12 +7,13 @@ that metric and counted, never imputed. scipy is loaded where it is used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from resources.metrics import Metric
 
 VALUES_SCHEMA: Final[dict[str, pl.DataType]] = {
     "task_id": pl.String(),
@@ -59,31 +60,9 @@ RESAMPLES: Final = 10_000
 _CELLS = 2_000_000  # of resampled values at a time: 16 MB
 
 
-@dataclass(frozen=True)
-class ComparedMetric:
-    """A metric of a winner: the one a method selects by, one that had no part in it, or the truth.
-
-    Values that differ by `tie` or less (in the metric's unit) are a tie.
-    """
-
-    name: str
-    role: Literal["selecting", "held-out", "truth"]
-    higher_is_better: bool = True
-    tie: float = 1e-9
-
-
-SELECTING_ROLE: Final = (
-    ComparedMetric("potential", "selecting"),
-    ComparedMetric("pf", "selecting"),
-    ComparedMetric("cons", "selecting"),
-    ComparedMetric("lpips", "selecting", higher_is_better=False),
-    ComparedMetric("layout", "selecting"),
-)
-
-
 def compare_methods(
     values: pl.DataFrame,
-    metrics: Sequence[ComparedMetric],
+    metrics: Sequence[Metric],
     method: str,
     rival: str,
     budgets: Iterable[tuple[int, int]] | None = None,
@@ -122,7 +101,7 @@ def compare_methods(
     return pl.DataFrame(rows, schema=COMPARISON_SCHEMA, orient="row")
 
 
-def mean_scores(values: pl.DataFrame, metrics: Sequence[ComparedMetric], seed: int = 0) -> pl.DataFrame:
+def mean_scores(values: pl.DataFrame, metrics: Sequence[Metric], seed: int = 0) -> pl.DataFrame:
     """Return each method's mean over tasks at each budget, with its 95 % bootstrap interval (`MEAN_SCORES_SCHEMA`)."""
     means = []
     for metric in metrics:
@@ -151,7 +130,7 @@ def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[floa
     return float(low), float(high)
 
 
-def _values_of(values: pl.DataFrame, metric: ComparedMetric) -> pl.DataFrame:
+def _values_of(values: pl.DataFrame, metric: Metric) -> pl.DataFrame:
     """Return the rows of a metric that have a finite value."""
     return values.filter(pl.col("metric") == metric.name, pl.col("value").is_finite())
 
@@ -166,12 +145,14 @@ def _statistics(gains: NDArray[np.float64], tie: float, seed: int) -> dict[str, 
     low, high = bootstrap_interval(gains, seed)
     found: dict[str, Any] = {"n": n, "wins": wins, "ties": n - wins - losses, "losses": losses}
     found |= {"gain": float(gains.mean()), "gain_low": low, "gain_high": high}
-    notes = ["one task has no interval"] if n == 1 else ["every task differs alike"] if np.ptp(gains) == 0 else []
+    notes = (
+        ["one task has no interval"] if n == 1 else ["every task has the same difference"] if np.ptp(gains) == 0 else []
+    )
     if wins + losses:
         test = binomtest(wins, wins + losses)
         exact = test.proportion_ci(0.95, method="exact")
         found |= {"win_rate": test.statistic, "win_rate_low": float(exact.low), "win_rate_high": float(exact.high)}
         found["p"] = float(test.pvalue)
     else:
-        notes.append("every task is a tie")
+        notes.append("every task is tied")
     return found | {"note": "; ".join(notes) or None}

@@ -5,22 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from flexy_assets.reporting.formatting import format_count
-from flexy_assets.sweep.analysis import METRIC_LABELS
+from resources.metrics.edits import METRICS
 
 METHOD_NAMES: Final = {"eacps": "EACPS", "ttflux": "TTFLUX"}
-EDIT_METRIC_LABELS: Final = METRIC_LABELS | {
-    "truth": "truth",
-    "carried_out": "carried out",
-    "preserved": "rest preserved",
-    "potential": "potential",
-    "pf": "PF",
-    "pf_gain": "PF gain",
-    "cons": "CONS",
-    "lpips": "LPIPS",
-    "layout": "layout",
-    "parent_cons": "CONS to parent",
-    "parent_lpips": "LPIPS to parent",
-}
 
 
 def method_name(method: str) -> str:
@@ -30,7 +17,7 @@ def method_name(method: str) -> str:
 
 def metric_label(metric: str) -> str:
     """Return a metric's label, as within a sentence."""
-    return EDIT_METRIC_LABELS.get(metric, metric)
+    return METRICS[metric].label if metric in METRICS else metric
 
 
 def metric_title(metric: str) -> str:

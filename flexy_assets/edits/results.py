@@ -12,21 +12,19 @@ from uuid import UUID
 import polars as pl
 
 from flexy_assets.edits import comparison
-from flexy_assets.edits.comparison import ComparedMetric
-from flexy_assets.edits.metrics import EDIT_METRICS, JUDGED_METRICS
+from flexy_assets.edits.metrics import EDIT_METRICS
 from flexy_assets.edits.plan import METHODS, Comparison
 from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA, CandidateRow, EditTaskRow
+from resources.metrics import Metric
+from resources.metrics.edits import METRICS
 
-ROLES: tuple[ComparedMetric, ...] = (
-    ComparedMetric("truth", "truth"),
-    ComparedMetric("carried_out", "truth"),
-    ComparedMetric("preserved", "truth"),
-    ComparedMetric("hps_v2_score", "held-out"),
-    ComparedMetric("aes_v2_score", "held-out"),
-    *(ComparedMetric(name, "held-out") for name in JUDGED_METRICS),
-    *comparison.SELECTING_ROLE,
+COMPARED_METRICS: Final = tuple(
+    metric
+    for role in ("ground truth", "independent", "selecting")
+    for metric in METRICS.values()
+    if metric.role == role
 )
-"""What a comparison is judged by, the truth first."""
+"""The metrics of a comparison, the ground truth first."""
 
 EDIT_SCORES_SCHEMA: Final[dict[str, Any]] = dict(
     pl.Schema(EDIT_CANDIDATES_SCHEMA | dict.fromkeys((*EDIT_METRICS, "potential"), float))
@@ -48,10 +46,10 @@ def select_winners(scores: pl.DataFrame) -> pl.DataFrame:
     return long.drop_nulls("value").select(pl.col(name).cast(kind) for name, kind in comparison.VALUES_SCHEMA.items())
 
 
-def compared_metrics(values: pl.DataFrame) -> list[ComparedMetric]:
-    """The metrics of which there is any value: only the drawn world knows a truth."""
-    there = set(values["metric"].unique())
-    return [metric for metric in ROLES if metric.name in there]
+def compared_metrics(values: pl.DataFrame) -> list[Metric]:
+    """Return the metrics that have a value; only the drawn world has a ground truth."""
+    names = set(values["metric"].unique())
+    return [metric for metric in COMPARED_METRICS if metric.name in names]
 
 
 def compare_winners(scores: pl.DataFrame) -> pl.DataFrame:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from resources import masks
-from resources.faces import Face, identity_similarity, largest_face, nearest_face
+from resources.faces import Face, face_at_mask, identity_similarity, largest_face
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,10 +58,3 @@ def swap_face_at_mask(swapper: SwapperProtocol, scene: Image, mask: masks.Mask, 
         identity_similarity(face, character_face),
         identity_similarity(swapped, character_face) if swapped else None,
     )
-
-
-def face_at_mask(faces: Sequence[Face], mask: masks.Mask) -> Face | None:
-    """Return the face nearest to the mask's centre among those centred in its bounding box; None without one."""
-    left, top, right, bottom = masks.bounding_box(mask)
-    inside = [face for face in faces if left <= face.centre[0] < right and top <= face.centre[1] < bottom]
-    return nearest_face(inside, masks.mask_centroid(mask))

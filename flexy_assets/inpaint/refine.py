@@ -153,8 +153,8 @@ def refine_tasks(
 ) -> None:
     """Search each task within the plan's budget, and score every candidate."""
     if tasks and plan.nfe:
-        SearchRunner(work, plan, INPAINT_METHOD, tasks, INPAINT_FOLDER, metrics.score_candidates).run(on_progress)
-    metrics.score_candidates(work, tasks, candidates_with_swap(work, tasks))
+        SearchRunner(work, plan, INPAINT_METHOD, tasks, INPAINT_FOLDER, metrics.score_by_models).run(on_progress)
+    metrics.score_by_models(work, tasks, candidates_with_swap(work, tasks))
 
 
 def candidates_with_swap(work: Work, tasks: Sequence[EditTaskRow]) -> list[CandidateRow]:

@@ -13,15 +13,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from resources.label_studio.export import ReviewVerdict
+from resources.metrics import edits
+from resources.metrics.inpaint import METRICS
 
 GOOD_VERDICTS: Final = "No Issues"
 """The verdict that is positive if it is the only choice; every other verdict is negative."""
 
 MIN_IMAGES_REVIEWED: Final = 10
 """With fewer images no statistic is computed."""
-
-LOWER_IS_BETTER: Final = frozenset({"lpips", "parent_lpips"})
-"""Metrics of which less is better."""
 
 RESAMPLES: Final = 2_000
 _CELLS: Final = 2_000_000  # resampled values at a time
@@ -141,8 +140,13 @@ def score_agreement(images: Sequence[ReviewedTask], votes: Votes, seed: int = 0)
         values = np.array([value for value, _ in pairs], float)
         good = np.array([vote for _, vote in pairs], bool)
         counts = {"metric": name, "n": len(pairs), "positive": int(good.sum()), "negative": int((~good).sum())}
-        rows.append(counts | _statistics(values, good, name in LOWER_IS_BETTER, seed))
+        rows.append(counts | _statistics(values, good, not _is_higher_better(name), seed))
     return pl.DataFrame(rows, schema=AGREEMENT_SCHEMA, orient="row")
+
+
+def _is_higher_better(metric: str) -> bool:
+    record = METRICS.get(metric) or edits.METRICS.get(metric)
+    return record is None or record.higher_is_better
 
 
 def _statistics(values: NDArray[np.float64], good: NDArray[np.bool_], lower: bool, seed: int) -> dict[str, Any]:

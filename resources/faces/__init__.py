@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from resources import masks
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -49,6 +51,13 @@ class Face:
 def nearest_face(faces: Sequence[Face], point: tuple[float, float]) -> Face | None:
     """Return the face whose box's centre is nearest to `point`; None without faces."""
     return min(faces, key=lambda face: math.dist(face.centre, point), default=None)
+
+
+def face_at_mask(faces: Sequence[Face], mask: masks.Mask) -> Face | None:
+    """Return the face nearest to the mask's centre among those centred in its bounding box; None without one."""
+    left, top, right, bottom = masks.bounding_box(mask)
+    inside = [face for face in faces if left <= face.centre[0] < right and top <= face.centre[1] < bottom]
+    return nearest_face(inside, masks.mask_centroid(mask))
 
 
 def largest_face(faces: Sequence[Face]) -> Face | None:

@@ -28,7 +28,8 @@ class Metric:
     `name` is its name in `image_scores` and, with `column`, of its column in `bench_run_results`. `low` and `high`
     bound its valid values, in `unit`. `reads` names the encoder from whose embeddings it is computed; without it, it
     is computed from images. `scorer` is the registry entry that computes it, or a "module:callable" that needs no
-    weights. Tables show metrics by `order`.
+    weights (of edits and inpainting: `resources.metrics.scoring`). With `by_judge` it is computed one image at a time,
+    and again after an error. Values that differ by at most `tie` are equal. Tables show metrics by `order`.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Metric:
     reads: str | None = None
     column: bool = False
     scorer: str | None = None
+    by_judge: bool = False
+    tie: float = 1e-9
     order: int = 100
 
 

@@ -26,7 +26,7 @@ def test_without_a_mask_the_picture_is_shown_and_replaced_whole() -> None:
 
 
 @pytest.mark.parametrize("box", [(50, 30, 70, 60), (0, 0, 12, 9), (100, 70, 120, 90), (3, 3, 117, 87), (0, 0, 120, 90)])
-def test_only_what_is_masked_changes_and_all_of_it_is_shown(box: tuple[int, int, int, int]) -> None:
+def test_only_masked_pixels_change_and_the_crop_contains_them(box: tuple[int, int, int, int]) -> None:
     canvas = masked(*box)
     left, top, right, bottom = canvas.box
     assert 0 <= left <= box[0] < box[2] <= right <= 120
@@ -43,6 +43,6 @@ def test_a_small_mask_is_shown_large() -> None:
     assert masked(60, 40, 70, 50).box == (56, 36, 73, 53)
 
 
-def test_what_was_shown_put_back_changes_nothing() -> None:
+def test_pasting_an_unchanged_crop_changes_nothing() -> None:
     canvas = masked(50, 30, 70, 60)
     assert canvas.paste(canvas.crop(SOURCE)) == SOURCE

@@ -1,4 +1,4 @@
-"""`flexy compare`, from an edit set to the report, as a person runs it."""
+"""`flexy compare`, from an edit set to the report."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_one_image_and_then_nothing_to_do(flexy: Flexy, edit_set: Path) -> None:
         (("--image", "a.png", "--dataset", "b.jsonl"), "give either"),
         (("--image", "a.png"), "give an image and an instruction"),
         (("--dataset", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("--image", "a.png", "--prompt", "x", "--editor", "none"), "editor 'none' is unknown"),
+        (("--image", "a.png", "--prompt", "x", "--editor", "none"), "unknown editor 'none'"),
         (("--image", "a.png", "--prompt", "x", "--budget", "0"), "invalid budgets [0]"),
         (("--image", "a.png", "--prompt", "x", "--alpha", "nan"), "invalid alpha nan"),
         (("--image", "a.png", "--prompt", "x", "--ttflux", "best"), "must be random or zero_order"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import comb
 from typing import Any
 
@@ -13,16 +14,16 @@ from scipy.stats import beta
 from flexy_assets.edits.comparison import (
     COMPARISON_SCHEMA,
     MEAN_SCORES_SCHEMA,
-    SELECTING_ROLE,
     VALUES_SCHEMA,
-    ComparedMetric,
     bootstrap_interval,
     compare_methods,
     mean_scores,
 )
+from resources.metrics.edits import METRICS
 
-TRUTH = ComparedMetric("truth", "truth", tie=0.01)
-LPIPS = ComparedMetric("lpips", "selecting", higher_is_better=False)
+SELECTING = [metric for metric in METRICS.values() if metric.role == "selecting"]
+TRUTH = replace(METRICS["truth"], tie=0.01)
+LPIPS = METRICS["lpips"]
 
 
 def frame(*rows: tuple[str, str, int, str, float | None]) -> pl.DataFrame:
@@ -49,7 +50,7 @@ def test_wins_ties_losses_and_the_mean_difference_are_counted_task_by_task() -> 
     assert (row["n"], row["wins"], row["ties"], row["losses"], row["left_out"]) == (4, 2, 1, 1, 0)
     assert row["gain"] == pytest.approx((0.4 + 0.1 + 0.005 - 0.1) / 4)
     assert row["win_rate"] == pytest.approx(2 / 3)
-    assert (row["role"], row["budget"], row["rival_budget"], row["note"]) == ("truth", 160, 160, None)
+    assert (row["role"], row["budget"], row["rival_budget"], row["note"]) == ("ground truth", 160, 160, None)
     mirrored = only(compare_methods(values([0.9, 0.5, 0.505, 0.2], [0.5, 0.4, 0.5, 0.3]), [TRUTH], "ttflux", "eacps"))
     assert (mirrored["wins"], mirrored["losses"]) == (1, 2)
     assert mirrored["gain"] == -row["gain"]
@@ -73,7 +74,7 @@ def test_a_task_without_a_value_is_left_out_for_that_metric_and_counted() -> Non
             frame(("only here", "eacps", 160, "lpips", 0.4)),
         ]
     )
-    compared = compare_methods(table, [TRUTH, LPIPS, ComparedMetric("hps_v2_score", "held-out")], "eacps", "ttflux")
+    compared = compare_methods(table, [TRUTH, LPIPS, METRICS["hps_v2_score"]], "eacps", "ttflux")
     assert compared["metric"].to_list() == ["truth", "lpips", "hps_v2_score"]
     assert compared["n"].to_list() == [2, 3, 0]
     assert compared["left_out"].to_list() == [4, 3, 6]
@@ -101,10 +102,10 @@ def test_few_or_equal_tasks_say_so() -> None:
     one = only(compare_methods(values([0.9], [0.4]), [TRUTH], "eacps", "ttflux"))
     assert (one["gain"], one["gain_low"], one["note"], one["p"]) == (0.5, None, "one task has no interval", 1.0)
     same = only(compare_methods(values([0.75] * 5, [0.25] * 5), [TRUTH], "eacps", "ttflux"))
-    assert (same["gain_low"], same["gain_high"], same["note"]) == (0.5, 0.5, "every task differs alike")
+    assert (same["gain_low"], same["gain_high"], same["note"]) == (0.5, 0.5, "every task has the same difference")
     tied = only(compare_methods(values([0.25] * 5, [0.25] * 5), [TRUTH], "eacps", "ttflux"))
     assert (tied["ties"], tied["win_rate"], tied["p"]) == (5, None, None)
-    assert tied["note"] == "every task differs alike; every task is a tie"
+    assert tied["note"] == "every task has the same difference; every task is tied"
     nothing = compare_methods(frame(), [TRUTH], "eacps", "ttflux")
     assert nothing.is_empty() and nothing.schema == pl.Schema(COMPARISON_SCHEMA)
 
@@ -128,7 +129,7 @@ def test_the_curve_has_every_budget_that_both_have_and_any_two_can_be_held_again
     assert curve["gain"].to_list() == pytest.approx([0.15, 0.25])
     half = only(compare_methods(table, [TRUTH], "eacps", "ttflux", budgets=[(80, 160)]))
     assert (half["budget"], half["rival_budget"], half["gain"]) == (80, 160, pytest.approx(-0.05))
-    means = mean_scores(table, [TRUTH, *SELECTING_ROLE])
+    means = mean_scores(table, [TRUTH, *SELECTING])
     assert means.schema == pl.Schema(MEAN_SCORES_SCHEMA)
     assert means.select("method", "budget", "n").rows() == [
         ("eacps", 80, 2),

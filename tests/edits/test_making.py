@@ -1,4 +1,4 @@
-"""Searches carried out for real, by the mini editor: at their price, in batches, and once."""
+"""Searches run by the mini editor: at their cost, in batches, and once."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ pytestmark = pytest.mark.slow(seconds=100)
 STEPS = 4
 BUDGET = 2 * STEPS
 TASKS = 3
+SELECTING = ("pf", "pf_gain", "cons", "lpips", "layout")
 
 once = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-"""For what does not hang on the database: the last test goes through all of it on both."""
+"""For tests that do not depend on the database; the last test runs on both."""
 
 
 @pytest.fixture
@@ -117,15 +118,13 @@ def _rounds(plan: Comparison, budget: int) -> int:
 
     search, made, rounds = plan.search("eacps", budget, "any"), [], 0
     while asked := search.ask(made):
-        made += [
-            SearchCandidate(p.name, p.stop_step, p.nfe, dict.fromkeys(metrics.SELECTING_METRICS, 1.0)) for p in asked
-        ]
+        made += [SearchCandidate(p.name, p.stop_step, p.nfe, dict.fromkeys(metrics.EDIT_METRICS, 1.0)) for p in asked]
         rounds += 1
     return rounds
 
 
 @once
-def test_what_was_made_is_not_made_again(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
+def test_no_candidate_is_generated_twice(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
     for searching in searches:
         searching.run(lambda _: None)
     before, files = frame(work, plan), _files(work)
@@ -141,9 +140,7 @@ def _files(work: Work) -> dict[str, int]:
 
 
 @once
-def test_a_search_that_was_stopped_goes_on_where_it_stood(
-    searches: list[SearchRunner], work: Work, plan: Comparison
-) -> None:
+def test_an_interrupted_search_resumes(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
     """Stopped after every single call of the editor, also between a preview and its end."""
     stops = total = 0
 
@@ -161,28 +158,24 @@ def test_a_search_that_was_stopped_goes_on_where_it_stood(
     assert stops > 2 * TASKS
     assert total == TASKS * sum(plan.nfe), "no step was run twice"
     table = frame(work, plan)
-    assert table.select("task_id", "method", "budget", "name", "until").is_duplicated().sum() == 0
+    assert table.select("task_id", "method", "budget", "name", "stop_step").is_duplicated().sum() == 0
 
 
 @once
-def test_a_picture_that_is_lost_has_a_reason_and_no_score(
-    searches: list[SearchRunner], work: Work, plan: Comparison
-) -> None:
+def test_a_missing_image_has_an_error_and_no_score(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
     ttflux = searches[1]
     ttflux.denoise(list(ttflux.requests([])), [], lambda _: None)
     lost = ttflux.candidates()[0]
     Path(work.store.root, lost.image_path or "").unlink()
     ttflux.run(lambda _: None)
     made = {c.id: c for c in ttflux.candidates()}
-    assert {made[lost.id].scores[metric] for metric in metrics.SELECTING_METRICS} == {None}
+    assert {made[lost.id].scores[metric] for metric in SELECTING} == {None}
     others = [c for c in made.values() if c.id != lost.id]
-    assert all(c.scores[metric] is not None for c in others for metric in metrics.SELECTING_METRICS)
+    assert all(c.scores[metric] is not None for c in others for metric in SELECTING)
     assert lost.id not in {c.id for c in ttflux.winners(list(made.values()))}
 
 
-def test_winners_are_judged_by_what_did_not_choose_them(
-    searches: list[SearchRunner], work: Work, plan: Comparison
-) -> None:
+def test_winners_are_scored_by_independent_metrics(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
     for searching in searches:
         searching.run(lambda _: None)
         made = searching.candidates()
@@ -194,7 +187,7 @@ def test_winners_are_judged_by_what_did_not_choose_them(
         metrics.score_ground_truth(work, searching.tasks, made)
     scores = frame(work, plan)
     winners = scores.filter("chosen")
-    for metric in (*metrics.INDEPENDENT_METRICS, *metrics.GROUND_TRUTH_METRICS):
+    for metric in ("hps_v2_score", "aes_v2_score", "carried_out", "preserved", "truth"):
         assert winners[metric].null_count() == 0
     # Each is the best of its search by what it chose by.
     for method, metric in (("eacps", "potential"), ("ttflux", "pf")):
@@ -205,7 +198,7 @@ def test_winners_are_judged_by_what_did_not_choose_them(
     compared = results.compare_winners(scores)
     pairs = {(row["budget"], row["rival_budget"]) for row in compared.to_dicts()}
     assert pairs == {(8, 8), (8, 16), (16, 16)}
-    assert set(compared["role"]) == {"truth", "held-out", "selecting"} and (compared["n"] == TASKS).all()
+    assert set(compared["role"]) == {"ground truth", "independent", "selecting"} and (compared["n"] == TASKS).all()
     with work.database.begin(reading=True) as connection:
         assert not edits.latents_of(connection, [c.id for s in searches for c in s.candidates()]), (
             "latents are let go of"
@@ -213,7 +206,7 @@ def test_winners_are_judged_by_what_did_not_choose_them(
 
 
 @once
-def test_eacps_makes_better_edits_at_the_same_cost_by_the_truth(work: Work, tmp_path: Path) -> None:
+def test_eacps_edits_are_better_at_equal_cost_by_the_ground_truth(work: Work, tmp_path: Path) -> None:
     """The small form of benchmarks.edits; with three steps tries differ more, so fewer edits show it."""
     plan = EditConfig(steps=3, budgets=[8]).plan(work.settings, "the small form")
     file = write_edit_example(tmp_path / "set", 20, seed=11)

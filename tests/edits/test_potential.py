@@ -59,7 +59,7 @@ def test_a_weight_that_is_no_number_is_named(weight: str) -> None:
         assert str(caught.value).startswith(f"invalid {name} {weight!r}: must be a number such as 10")
 
 
-def test_a_potential_says_what_it_is() -> None:
+def test_a_potential_is_printed_as_a_formula() -> None:
     assert str(edit_potential()) == "pf + 10·cons − 3·lpips"
     assert str(edit_potential(1, 0)) == "pf + cons"
     assert str(inpaint_potential()) == "consistency + quality + 2·identity"
@@ -71,7 +71,7 @@ def test_the_best_come_first_equal_ones_in_their_order_and_the_unscored_last() -
     assert rank_candidates(Potential({"lpips": -1}), [{"lpips": 0.3}, {"lpips": 0.1}]) == [1, 0]
 
 
-def test_a_rank_sum_is_the_mean_rank_whatever_the_units() -> None:
+def test_a_rank_sum_is_the_mean_rank_in_any_units() -> None:
     rng = np.random.default_rng(0)
     table = {"pf": rng.normal(25, 2, 9).round(), "cons": rng.normal(0.9, 0.05, 9), "lpips": rng.normal(0.3, 0.1, 9)}
     ranks = RankSum({"pf": 1, "cons": 1, "lpips": -1})
@@ -95,7 +95,7 @@ def test_a_picture_in_which_nothing_was_done_does_not_win_by_keeping_everything(
     assert PromptFollowing(ranks).values([edited[0], {**edited[1], "pf_gain": None}, {}])[1:] == [None, None]
 
 
-def test_a_rank_sum_leaves_out_what_was_not_scored() -> None:
+def test_a_rank_sum_excludes_candidates_without_scores() -> None:
     ranks = RankSum({"pf": 1, "cons": 1})
     whole = [{"pf": 1.0, "cons": 3.0}, {"pf": 2.0, "cons": 1.0}, {"pf": 3.0, "cons": 4.0}]
     with_holes = [whole[0], {"pf": 9.0, "cons": None}, *whole[1:], {"pf": math.nan, "cons": 9.0}]

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from flexy_assets.edits.comparison import SELECTING_ROLE, ComparedMetric, compare_methods, mean_scores
+from flexy_assets.edits.comparison import compare_methods, mean_scores
 from flexy_assets.edits.report.build import (
     MAX_TASKS,
     MAX_THUMBNAILS,
@@ -25,13 +25,16 @@ from flexy_assets.edits.report.build import (
     render_edit_report,
 )
 from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
+from resources.metrics import Metric
+from resources.metrics.edits import METRICS
 from tests.support.browser import Browser
 from tests.support.page import Page
 
 STEPS = 8
-TRUTH = ComparedMetric("truth", "truth")
-HELD_OUT = (ComparedMetric("hps_v2_score", "held-out"), ComparedMetric("aes_v2_score", "held-out"))
-MEASURED = (TRUTH, *HELD_OUT, *SELECTING_ROLE)
+TRUTH = METRICS["truth"]
+SELECTING = tuple(metric for metric in METRICS.values() if metric.role == "selecting")
+INDEPENDENT = (METRICS["hps_v2_score"], METRICS["aes_v2_score"])
+MEASURED = (TRUTH, *INDEPENDENT, *SELECTING)
 HOSTILE = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=alert(1)>\" onload='x"
 
 
@@ -99,7 +102,7 @@ def candidates(
 
 def tables(
     made: pl.DataFrame,
-    metrics: Sequence[ComparedMetric] = MEASURED,
+    metrics: Sequence[Metric] = MEASURED,
     budgets: Sequence[tuple[int, int]] | None = None,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     names = [metric.name for metric in metrics if metric.name in made.columns]
@@ -114,7 +117,7 @@ def tables(
 
 def report(
     made: pl.DataFrame,
-    metrics: Sequence[ComparedMetric] = MEASURED,
+    metrics: Sequence[Metric] = MEASURED,
     budgets: Sequence[tuple[int, int]] | None = None,
     thumbnails: dict[str, str] | None = None,
 ) -> Page:
@@ -191,7 +194,7 @@ def test_without_the_truth_held_out_metrics_decide() -> None:
         .drop("truth", "carried_out", "preserved")
         .with_columns(hps_v2_score=pl.when(method="eacps").then(0.3).otherwise(0.2) + pl.col("hps_v2_score") / 10)
     )
-    page = report(made, (*HELD_OUT, *SELECTING_ROLE))
+    page = report(made, (*INDEPENDENT, *SELECTING))
     assert "At 8 denoises EACPS’s edits are better than TTFLUX’s." in answer(page)
     assert "By HPS v2.1, which was not used for selection: " in answer(page)
     assert "EACPS won by HPS v2.1, " in page.words
@@ -203,7 +206,7 @@ def test_a_metric_used_for_selection_is_no_evidence(absent: bool) -> None:
     nothing = ["truth", "carried_out", "preserved", "hps_v2_score", "aes_v2_score"]
     made = candidates().with_columns(potential=pl.when(method="eacps").then(30.0).otherwise(20.0))
     made = made.drop(nothing) if absent else made.with_columns(pl.lit(None, pl.Float64).alias(name) for name in nothing)
-    page = report(made, SELECTING_ROLE if absent else MEASURED)
+    page = report(made, SELECTING if absent else MEASURED)
     assert "Whether EACPS’s or TTFLUX’s edits are better is unknown:" in answer(page)
     assert "are better than" not in page.words
     assert "EACPS better" not in page.words
@@ -299,7 +302,7 @@ def hostile() -> Page:
         pl.lit(HOSTILE).alias(name) + pl.col(name) for name in texts
     )
     made = made.with_columns(error=pl.lit(HOSTILE)).rename({"hps_v2_score": HOSTILE})
-    metrics = (TRUTH, ComparedMetric(HOSTILE, "held-out"))
+    metrics = (TRUTH, Metric(HOSTILE, HOSTILE, HOSTILE, 0, 1, role="independent"))
     pictures = dict.fromkeys(edit_thumbnails_needed(made), picture())
     return Page(render_edit_report(made, *tables(made, metrics), pictures, {HOSTILE: HOSTILE}, metrics))
 
@@ -351,7 +354,7 @@ def test_every_picture_is_embedded_once_has_its_words_and_can_be_reached() -> No
 def test_curves_show_every_budget_and_method() -> None:
     page = report(candidates(tasks=12, budgets=(2, 4, 8)))
     figures = json.loads(page.contents["script"][1])
-    # Truth with its gain, two held-out metrics, four that selected.
+    # Truth with its gain, two independent metrics, four that selected.
     assert len(figures) == 8
     assert {a["id"] for a in page.attributes("div") if a.get("class") == "plot"} == set(figures)
     lines = [trace for figure in figures.values() for trace in figure["data"] if trace.get("name")]

@@ -115,7 +115,7 @@ def test_every_search_spends_its_budget_to_the_step() -> None:
         assert all(0 <= proposal.start_step < proposal.stop_step <= proposal.num_steps <= steps for proposal in asked)
 
 
-def test_scores_that_fail_change_nothing_in_what_is_spent() -> None:
+def test_failed_scores_do_not_change_the_cost() -> None:
     for steps, denoises, search in some_searches(30):
         assert sum(proposal.nfe for proposal in proposals(search, unscored)) == steps * denoises
 
@@ -149,7 +149,7 @@ def test_a_budget_that_cannot_be_spent_to_the_step_is_refused(kind: Any, steps: 
 # Resuming
 
 
-def test_a_search_stopped_anywhere_asks_for_exactly_what_is_missing() -> None:
+def test_a_search_interrupted_anywhere_proposes_exactly_the_missing_candidates() -> None:
     rng = np.random.default_rng(1)
     for _, _, search in some_searches(5):
         world = World()
@@ -352,7 +352,7 @@ def test_without_previews_and_local_stage_it_is_random_search() -> None:
 # Zero-order search
 
 
-def test_the_base_moves_only_to_what_beats_it() -> None:
+def test_the_base_moves_only_to_a_better_neighbour() -> None:
     search = ZeroOrderSearch(SEEDS, 20, 20 * 20, neighbours=4)
     world, scores, moves = World(), {}, 0
     noises: dict[str, EditNoise] = {}
@@ -385,7 +385,7 @@ def told(scores: dict[str, float | None]) -> Callable[[Proposal], SearchCandidat
     )
 
 
-def test_a_candidate_without_a_score_is_chosen_only_where_none_has_one() -> None:
+def test_a_candidate_without_a_score_wins_only_if_none_has_one() -> None:
     search = RandomSearch(SEEDS, 10, 40)
 
     def chosen(scores: dict[str, float | None]) -> str:
@@ -488,7 +488,7 @@ def test_invalid_parameters_are_named(setting: dict[str, Any]) -> None:
     assert str(caught.value).startswith(f"invalid {name} {value} for EACPS: must be ")
 
 
-def test_zero_order_and_reproduce_refuse_what_cannot_be() -> None:
+def test_zero_order_and_reproduce_reject_invalid_settings() -> None:
     for make in (
         lambda: ZeroOrderSearch(SEEDS, 20, 40, neighbours=0),
         lambda: ZeroOrderSearch(SEEDS, 20, 40, t=1.0),

@@ -96,7 +96,7 @@ def by_hand(lines: list[dict[str, Any]], alpha: float, beta: float) -> dict[str,
 # Choosing
 
 
-def test_the_published_weights_choose_what_was_chosen(select: Select, tmp_path: Path) -> None:
+def test_the_published_weights_select_the_published_winners(select: Select, tmp_path: Path) -> None:
     lines = published()
     found = answer(select(write(tmp_path, *lines), "--json"))
     assert found.keys() == {"winners", "alternatives", "disagreements", "notes", "left_out"}
@@ -187,7 +187,7 @@ def test_a_recorded_potential_that_is_not_the_published_sum_is_reported(select: 
 def test_prompt_following_as_a_cosine_is_warned_of_and_taken_as_recorded(select: Select, tmp_path: Path) -> None:
     lines = [record(seed=seed, clip_prompt_following=0.2 + seed / 100, potential=None) for seed in range(4)]
     found = answer(select(write(tmp_path, *lines), "--json"))
-    assert "its spread disappears" in found["notes"][0]
+    assert "the spread of a plain cosine vanishes" in found["notes"][0]
     assert found["winners"][0]["potential"] == pytest.approx(0.23 + 9 - 0.9)
     assert "note: every clip_prompt_following is at most 1" in select(write(tmp_path, *lines)).stdout
     assert not answer(select(write(tmp_path, *lines, record(seed=9)), "--json"))["notes"]

@@ -92,7 +92,7 @@ def test_tasks_are_read_as_written(folder: Path) -> None:
         (line(id="good"), "duplicate id 'good': line 1 has it already"),
     ],
 )
-def test_a_bad_line_is_named_and_the_rest_is_done(folder: Path, bad: str | bytes, reason: str) -> None:
+def test_an_invalid_line_is_named_and_the_rest_is_read(folder: Path, bad: str | bytes, reason: str) -> None:
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (folder / "link.png").symlink_to(folder.parent / "outside.png")
     found, skipped = read_tasks(write(folder, line(id="good"), bad, line(id="last")))
@@ -103,7 +103,7 @@ def test_a_bad_line_is_named_and_the_rest_is_done(folder: Path, bad: str | bytes
     assert str(left) == f"line 2: {left.reason}"
 
 
-def test_left_out_lines_come_in_order_whatever_is_wrong_with_them(folder: Path) -> None:
+def test_skipped_lines_are_in_order(folder: Path) -> None:
     lines = [
         line(id=str(i), image_path="no.png" if i % 3 == 0 else "bear.png", prompt=" " * (i % 3 == 1) or "a")
         for i in range(30)
@@ -114,7 +114,7 @@ def test_left_out_lines_come_in_order_whatever_is_wrong_with_them(folder: Path) 
     assert len(skipped) == 20
 
 
-def test_a_huge_image_is_left_out_unread(folder: Path) -> None:
+def test_a_huge_image_is_skipped_unread(folder: Path) -> None:
     with (folder / "huge.png").open("wb") as file:
         os.truncate(file.fileno(), tasks.MAX_IMAGE_BYTES + 1)
     found, skipped = read_tasks(write(folder, line(image_path="huge.png"), line(id="2")))

@@ -1,4 +1,4 @@
-"""The project that comes with the house goes through the whole lineage by the commands that a newcomer is told."""
+"""The shipped example goes through the whole lineage by the documented commands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conftest import Flexy
 from tests.support.tables import described_otherwise
 
 
-def test_every_task_of_the_example_ends_chosen_or_with_a_reason(flexy: Flexy, home: Path, tmp_path: Path) -> None:
+def test_every_task_of_the_example_has_a_winner_or_an_error(flexy: Flexy, home: Path, tmp_path: Path) -> None:
     drawn = flexy("example", "faces", str(tmp_path / "faces"), "--tasks", "6", "--json")
     file = json.loads(drawn.stdout)["file"]
     imported = json.loads(flexy("inpaint", "import", file, "--json").stdout)

@@ -1,4 +1,4 @@
-"""Tasks come into the table once, with their pictures and masks, and what cannot be worked on says why."""
+"""Tasks are imported once, with their images and masks; unusable tasks have an error."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_task_has_its_pictures_its_mask_and_its_verdicts(
     assert (row["batch"], row["task_id"], row["character"], row["verdict"]) == ("3_0000", "7001", "Ada é", "Error")
 
 
-def test_nothing_is_fetched_twice_whatever_signs_the_address(
+def test_nothing_is_fetched_twice_whatever_the_signature_of_the_url(
     database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
     def export(signature: str) -> Path:
@@ -178,7 +178,7 @@ def test_a_painted_mask_is_preferred_to_a_picture(
     assert not any("mask" in path for path in site.requested)
 
 
-def test_what_cannot_be_worked_on_says_why_and_is_tried_again(
+def test_an_unusable_task_has_an_error_and_is_tried_again(
     database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
     gone = f"http://{site.host}/gone.png?X-Amz-Signature={SIGNATURE}"
@@ -259,7 +259,7 @@ def document(result: Any) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
-def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: ImageServer, home: Path) -> None:
+def test_the_command_reports_imported_and_skipped_tasks(flexy: Flexy, site: ImageServer, home: Path) -> None:
     entries = [
         entry(data(site, 1), [chosen("No Issues")]),
         entry(data(site, 2), [chosen("Error"), chosen("Error", "Inconsistent Character")]),
@@ -269,7 +269,7 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Im
         entry(data(site, 1)),
     ]
     file = write(home / "export.json", entries)
-    result = flexy("labels", "import", str(file), "--json")
+    result = flexy("inpaint", "import", str(file), "--json")
     assert result.exit_code == 1, "tasks were skipped"
     assert result.stderr.count("\n") == 1 and "4 skipped: task 7003: it has neither" in result.stderr
     answer = document(result)
@@ -283,9 +283,9 @@ def test_the_command_says_what_came_and_what_was_left_out(flexy: Flexy, site: Im
     ]
     assert answer["skipped"][0]["reason"] == "it has neither mask_image_url nor a painted mask"
     assert answer["batches"] == ["3_0000"]
-    some = flexy("labels", "import", str(file), "--task-id", "7002")
+    some = flexy("inpaint", "import", str(file), "--task-id", "7002")
     assert some.exit_code == 0 and "1 usable task: 0 new, 0 changed; 0 images fetched" in some.stdout
-    run = flexy("labels", "run", "--task-id", "7002", "--task-id", "7004", "--json")
+    run = flexy("inpaint", "run", "--task-id", "7002", "--task-id", "7004", "--json")
     assert run.exit_code == 1 and document(run)["batches"] == ["3_0000"]
     assert document(run)["left"]["7004"] == "the mask is empty: paint over the region to inpaint"
     assert document(run)["left"]["7002"].startswith("no face in the scene") and document(run)["selected"] == []

@@ -1,4 +1,4 @@
-"""What a judge answers is in the table and nothing else is; what it leaves unanswered is asked again, and only that."""
+"""The table holds a judge's answers and nothing else; only unanswered candidates are asked again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def values(there: Scores) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.usefixtures("imported")
-def test_of_a_judge_that_is_ill_nothing_is_invented_and_the_next_run_heals(
+def test_a_failing_judge_leaves_no_invented_score_and_the_next_run_completes_it(
     flexy: Flexy, home: Path, judge_server: FaceJudgeServer
 ) -> None:
     judge_server.fault_rate = 0.3
@@ -77,9 +77,7 @@ def test_of_a_judge_that_is_ill_nothing_is_invented_and_the_next_run_heals(
     assert all(reason.startswith("no face in the scene") for reason in second["left"].values())
 
 
-def test_killed_three_times_nothing_that_was_kept_is_asked_for_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_three_kills_no_stored_result_is_requested_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once in the import, once among swaps and once among judgements."""
     monkeypatch.setattr("benchmarks.labels.subprocess", forked)
     found = measure_killed_run(10, tmp_path)
@@ -90,7 +88,7 @@ def test_killed_three_times_nothing_that_was_kept_is_asked_for_again(
     assert found["answers given twice, in transit at the kill"] <= 1
 
 
-def test_a_task_named_is_put_right_alone_and_no_batch_counts_as_done(flexy: Flexy, home: Path, tmp_path: Path) -> None:
+def test_a_named_task_is_inpainted_alone_and_no_partition_is_complete(flexy: Flexy, home: Path, tmp_path: Path) -> None:
     assert flexy("inpaint", "import", str(write_face_example(tmp_path / "example", 3, seed=1))).exit_code == 0
     names = [row["name"] for row in rows(home, "SELECT name FROM label_tasks ORDER BY position")]
     answer = document(flexy("inpaint", "run", "--task-id", names[1], "--json"))

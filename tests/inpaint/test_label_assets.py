@@ -209,7 +209,7 @@ def test_a_form_without_a_text_field_gets_the_score_alone_and_the_file_can_be_im
     assert pushed["unchanged"] == 3, "what was imported is what would have been sent"
 
 
-def test_what_one_task_is_refused_for_keeps_no_other_from_being_sent(
+def test_an_error_of_one_task_does_not_stop_the_others(
     flexy: Flexy,
     site: ImageServer,
     studio: LabelStudioClient,
@@ -254,7 +254,7 @@ def test_without_a_server_a_push_says_so_in_one_line(
     assert (first["task"], first["project"], first["score"]) == (7100, 3, 1)
 
 
-def test_the_review_reads_what_people_said_of_what_was_sent(
+def test_the_review_reads_verdicts_on_sent_images(
     flexy: Flexy,
     site: ImageServer,
     studio: LabelStudioClient,

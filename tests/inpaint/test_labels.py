@@ -97,7 +97,7 @@ def test_a_task_is_read_as_it_was_exported(tmp_path: Path) -> None:
     assert parse_tasks([entry(annotations=annotations)]) == ([task], [])
 
 
-def test_what_a_task_may_do_without_is_empty() -> None:
+def test_optional_fields_of_a_task_are_empty() -> None:
     without = entry(5, None, image_url=None, character_id=None, character_name="", prompt=None)
     del without["id"], without["project"]
     (task,), problems = parse_tasks([without])

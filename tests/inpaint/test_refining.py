@@ -1,4 +1,4 @@
-"""Faces of the drawn world put right by the mini models: swapped, refined, measured, chosen, and once."""
+"""Faces of the drawn world, inpainted by the mini models: swapped, refined, scored and selected, and once."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ def run(
     )
 
 
-def test_every_task_ends_chosen_or_with_a_reason_and_nothing_is_done_twice(
-    work: Work, tasks: list[LabelTaskRow]
-) -> None:
+def test_every_task_has_a_winner_or_an_error_and_nothing_is_done_twice(work: Work, tasks: list[LabelTaskRow]) -> None:
     swaps, made, winners, steps = run(work, tasks)
     assert len(swaps) == TASKS
     assert steps == TASKS + len(winners) * PLAN.nfe[0]
@@ -119,7 +117,7 @@ def _batch(plan: InpaintPlan, task: LabelTaskRow) -> str:
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-def test_a_task_that_changed_is_done_anew_and_what_was_made_stays(work: Work, tasks: list[LabelTaskRow]) -> None:
+def test_a_changed_task_is_inpainted_again_and_old_candidates_stay(work: Work, tasks: list[LabelTaskRow]) -> None:
     first = tasks[:1]
     _, made, _, _ = run(work, first)
     other = replace(first[0], digest="0" * 64, character_path=tasks[1].character_path)
@@ -135,7 +133,7 @@ def test_a_task_that_changed_is_done_anew_and_what_was_made_stays(work: Work, ta
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-def test_a_face_that_was_lost_in_refining_is_not_chosen(work: Work, tasks: list[LabelTaskRow]) -> None:
+def test_a_refinement_without_a_face_is_not_selected(work: Work, tasks: list[LabelTaskRow]) -> None:
     # An editor of shapes makes no faces.
     _, made, winners, _ = run(work, tasks[:2])
     lost = [c for c in made if c.stage != SWAP_NAME and c.scores["identity"] is None]

@@ -53,7 +53,7 @@ def test_no_issues_alone_is_good(choices: tuple[str, ...], good: bool) -> None:
     assert is_good_verdict(ReviewVerdict(choices)) is good
 
 
-def test_the_majority_counts_each_annotator_by_the_last_word() -> None:
+def test_the_majority_counts_the_last_verdict_of_each_annotator() -> None:
     pictures = [
         picture(said("No Issues", by="1"), said("No Issues", by="2"), said("Error", by="3")),
         picture(said("No Issues", by="1"), said("Error", by="1", hours=2)),
@@ -66,7 +66,7 @@ def test_the_majority_counts_each_annotator_by_the_last_word() -> None:
     assert found.left_out == {"images with a tied vote": 1}
 
 
-def test_a_verdict_on_what_was_there_before_is_none_on_the_picture() -> None:
+def test_a_verdict_on_a_previous_image_does_not_count() -> None:
     pictures = [
         picture(said("Error", hours=-1), said("No Issues", hours=1, by="2")),
         picture(said("Error", hours=-1)),
@@ -85,7 +85,7 @@ def test_a_verdict_on_what_was_there_before_is_none_on_the_picture() -> None:
     }
 
 
-def test_what_separates_perfectly_and_what_says_nothing() -> None:
+def test_perfect_separation_and_no_information() -> None:
     row = of([5, 6, 7, 8, 9, 10], [0, 1, 2, 3, 4])
     assert (row["n"], row["positive"], row["negative"]) == (11, 6, 5)
     assert (row["auc"], row["auc_low"], row["auc_high"], row["threshold"]) == (1, 1, 1, 5)
@@ -131,7 +131,7 @@ def test_auc_is_scikit_learns_and_its_interval_holds_the_truth_as_often_as_it_sa
         ([], [1.0] * 12, "all 12 images have issues: both classes are needed"),
     ],
 )
-def test_what_cannot_be_computed_is_said_in_words(good: list[float], bad: list[float], words: str) -> None:
+def test_missing_statistics_have_a_note(good: list[float], bad: list[float], words: str) -> None:
     row = of(good, bad)
     assert row["note"] == words and row["auc"] is None and row["threshold"] is None
 

@@ -36,7 +36,7 @@ ONE = SelectedImage(TASK, uuid4(), "edits/a.png", None, PLAN.to_json(), datetime
         ('<Choices name="issues" toName="a"/>', None),
     ],
 )
-def test_an_address_goes_where_the_form_can_show_it(form: str, field: FormField | None) -> None:
+def test_a_url_goes_to_a_text_field_of_the_form(form: str, field: FormField | None) -> None:
     assert find_text_field(f"<View>{form}</View>") == field
 
 
@@ -56,7 +56,7 @@ def test_a_form_that_cannot_be_read_shows_nothing() -> None:
         ((0, 0, 0), (0.0,), [None]),
     ],
 )
-def test_a_score_lies_between_what_the_weights_allow(
+def test_a_score_is_scaled_to_the_bounds_of_the_weights(
     weights: tuple[float, ...], potentials: tuple[float | None, ...], scores: list[float | None]
 ) -> None:
     plan = replace(PLAN, **dict(zip(("alpha", "beta", "gamma"), weights, strict=True)))

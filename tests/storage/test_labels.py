@@ -1,4 +1,4 @@
-"""The tables of labels: what is chosen, what was sent when, and a database that had edits before."""
+"""The tables of inpainting: winners, sent predictions, and a database that had edits before."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_task_comes_back_as_it_was_saved(database: Database) -> None:
         assert labels.label_tasks_of(connection, []) == []
 
 
-def test_what_was_chosen_last_of_each_editor_is_what_is_sent(database: Database) -> None:
+def test_the_last_winner_of_each_editor_is_selected(database: Database) -> None:
     with database.begin() as connection:
         one, other, _ = reserved(connection, task("a"), task("b"), task("c"))
         candidate(connection, one, "kontext", 1.0)
@@ -85,7 +85,7 @@ def test_what_was_chosen_last_of_each_editor_is_what_is_sent(database: Database)
         assert labels.selected_images(connection, ["3_0001"]) == []
 
 
-def test_what_the_server_holds_already_keeps_its_time_and_a_failure_what_was_sent(database: Database) -> None:
+def test_an_unchanged_prediction_keeps_its_time_and_a_failed_push_the_prediction(database: Database) -> None:
     def sent(connection: sa.Connection) -> SentPrediction:
         (row,) = labels.sent_predictions(connection)
         return row
@@ -121,7 +121,7 @@ def test_a_prediction_that_was_never_sent_is_not_reviewed(database: Database) ->
         assert labels.reviewed_tasks(connection) == []
 
 
-def test_verdicts_and_numbers_are_brought_up_to_date_and_nothing_else(database: Database) -> None:
+def test_refreshing_updates_verdicts_and_ids_alone(database: Database) -> None:
     with database.begin() as connection:
         (one,) = reserved(connection, task("a"))
         again = replace(task("a"), verdicts=(), label_studio_id=None, prompt="another", digest="e" * 64)

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import polars as pl
 
-from flexy_assets.edits.comparison import SELECTING_ROLE, ComparedMetric
 from flexy_assets.edits.labels import (
     METHOD_NAMES,
     format_denoises,
@@ -37,6 +36,8 @@ from flexy_assets.reporting.figures import Figure
 from flexy_assets.reporting.formatting import format_count, join_words
 from flexy_assets.reporting.html import load_template
 from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
+from resources.metrics import Metric
+from resources.metrics.edits import METRICS
 
 MAX_TASKS: Final = 300
 """Tasks shown one by one; the statistics above them count all."""
@@ -46,8 +47,8 @@ MAX_BYTES: Final = 11_000_000
 """Of embedded thumbnails: more would make a page too heavy to open on a phone or to send."""
 
 ROLES: Final = {
-    "truth": "Ground truth",
-    "held-out": "Held out: not used for selection",
+    "ground truth": "Ground truth",
+    "independent": "Independent: not used for selection",
     "selecting": "Selecting: used for selection, so no evidence",
 }
 
@@ -80,7 +81,7 @@ def render_edit_report(
     levels: pl.DataFrame,
     thumbnails: Mapping[str, str],
     about: Mapping[str, str],
-    metrics: Sequence[ComparedMetric] = (),
+    metrics: Sequence[Metric] = (),
 ) -> str:
     """The report as one HTML document.
 
@@ -93,12 +94,12 @@ def render_edit_report(
     needed = edit_thumbnails_needed(candidates)
     pictures = CardImages(_fitting(needed, thumbnails))
     steps, sides = _common_steps(candidates), _shown_budgets(candidates)
-    known = {metric.name: metric for metric in (*SELECTING_ROLE, *metrics)}
+    known = METRICS | {metric.name: metric for metric in metrics}
     lower = {metric.name for metric in known.values() if not metric.higher_is_better}
     pairs = method_pairs(comparison)
     rows = pairs[0].rows(comparison) if pairs else []
     lead = decisive_row(rows)
-    judge = known.get(lead["metric"], ComparedMetric(lead["metric"], lead["role"])) if lead else None
+    judge = known.get(lead["metric"]) if lead else None
     methods = [*dict.fromkeys([*sides, *levels["method"]])]
     shown_metrics = [name for name in _metrics(candidates) if name != "potential"]
     by_task = _shown_candidates(candidates).partition_by(_TASK, maintain_order=True, include_key=True)

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import polars as pl
 
-from flexy_assets.edits.comparison import ComparedMetric
 from flexy_assets.edits.labels import method_name, metric_label
 from flexy_assets.reporting.formatting import format_count, format_number
+from resources.metrics import Metric
 
 LOCAL_STAGES = ("local", "stage2")
 """The stages that vary candidates of an earlier one."""
@@ -84,7 +84,7 @@ def task_cards(
     candidates: pl.DataFrame,
     methods: Sequence[str],
     metrics: Sequence[str],
-    judge: ComparedMetric | None,
+    judge: Metric | None,
     pictures: CardImages,
 ) -> TaskCard:
     """Return one task's card; `judge` is the metric that decides it, `metrics` are those shown below an image."""
@@ -115,7 +115,7 @@ def _place(row: Row) -> tuple[bool, list[int], str]:
     return row["stage"] in LOCAL_STAGES, [int(digits) for digits in re.findall(r"\d+", row["name"])], row["name"]
 
 
-def _won(winners: Sequence[tuple[str, Row | None]], judge: ComparedMetric | None) -> tuple[Winner, str]:
+def _won(winners: Sequence[tuple[str, Row | None]], judge: Metric | None) -> tuple[Winner, str]:
     if len(winners) < 2 or judge is None:
         return "unknown", "not compared"
     ours, theirs = (row.get(judge.name) if row else None for _, row in winners)

@@ -1,6 +1,6 @@
 """The comparison in a few sentences, with its uncertainty.
 
-Only metrics that were not used for selection are evidence: the ground truth where it is known, or else held-out ones.
+Only metrics that were not used for selection are evidence: the ground truth where it is known, or independent ones.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def method_pairs(comparison: pl.DataFrame) -> list[Pair]:
 
 
 def decisive_row(rows: Sequence[Row]) -> Row | None:
-    """Return the row that decides: the ground truth's, or else that of the first held-out metric."""
+    """Return the row that decides: the ground truth's, or else that of the first independent metric."""
     evidence = [row for row in rows if row["role"] != "selecting" and row["n"]]
-    return min(evidence, key=lambda row: (row["metric"] != "truth", row["role"] != "truth"), default=None)
+    return min(evidence, key=lambda row: (row["metric"] != "truth", row["role"] != "ground truth"), default=None)
 
 
 def edit_verdict(row: Row) -> EditVerdict:
@@ -106,7 +106,7 @@ def summarize_comparison(
         text = Markup("<strong>Whether {}’s or {}’s edits are better is unknown:</strong> {}.")
         return [text.format(ours, theirs, "no task has both scores of a metric that was not used for selection")]
     sentences = [_claim(headline, lead, levels, steps)]
-    if lead["role"] == "truth" and (shares := _carried_out_and_preserved(candidates, headline)):
+    if lead["role"] == "ground truth" and (shares := _carried_out_and_preserved(candidates, headline)):
         text = Markup("{}’s edits carry out the instruction and keep the rest in {:.0%} of tasks, {}’s in {:.0%}.")
         sentences.append(text.format(ours, shares[0], theirs, shares[1]))
     others = [row for row in rows if row["role"] != "selecting" and row["n"] and row is not lead]
@@ -135,7 +135,7 @@ def _claim(pair: Pair, lead: Row, levels: pl.DataFrame, steps: int | None) -> Ma
         "" if pair.equal else f" against {format_denoises(pair.rival_budget, steps)}",
         claim,
         "the ground truth" if lead["metric"] == "truth" else metric_label(lead["metric"]),
-        ", which was not used for selection" if lead["role"] == "held-out" else "",
+        ", which was not used for selection" if lead["role"] == "independent" else "",
         "" if None in means else f"{format_number(means[0])} against {format_number(means[1])}, ",
         _with_interval(lead),
         ", which includes 0," if verdict == "no difference" else "",

@@ -58,8 +58,14 @@ class Canvas:
         return masks.keep_outside(self.source, pasted, self.mask)
 
     @property
-    def cropped_mask(self) -> Image | None:
-        """The crop of the mask, L, white where the image may change."""
+    def mask_image(self) -> Image | None:
+        """The mask, L, white where the image may change."""
         from PIL import Image
 
-        return None if self.mask is None else self.crop(Image.fromarray(self.mask.astype("uint8") * 255))
+        return None if self.mask is None else Image.fromarray(self.mask.astype("uint8") * 255)
+
+    @property
+    def cropped_mask(self) -> Image | None:
+        """The crop of the mask that the editor sees."""
+        mask = self.mask_image
+        return None if mask is None else self.crop(mask)

@@ -1,0 +1,52 @@
+"""Identity of the face at the mask and the character's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resources import masks
+from resources.errors import FlexyError
+from resources.faces import Face, face_at_mask, identity_similarity, largest_face
+from resources.metrics import Metric
+from resources.metrics.scoring import BatchScores, CandidateBatch
+from resources.models import registry
+
+METRICS = (
+    Metric(
+        name="identity",
+        label="identity",
+        description="10 × ArcFace's cosine of the face at the mask and the character's, at least 0",
+        low=0,
+        high=10,
+        role="selecting",
+        scorer=f"{__name__}:score",
+        order=1,
+    ),
+)
+
+
+def score(batch: CandidateBatch) -> list[BatchScores]:
+    """Return the identity of each candidate; no detected face is an error."""
+    model = registry.find_face_finder(batch.settings)
+    finder = batch.slot.get(model)
+    character_faces: dict[int, Face | None] = {}
+
+    def similarity(scene: Any, mask: Any, character: Any) -> float | FlexyError:
+        for image in (scene, mask, character):
+            if isinstance(image, FlexyError):
+                return image
+        # The batch has one object per character image.
+        if id(character) not in character_faces:
+            character_faces[id(character)] = largest_face(finder.faces(character))
+        expected = character_faces[id(character)]
+        if expected is None:
+            return FlexyError("no face detected in the character image")
+        face = face_at_mask(finder.faces(scene), masks.mask_from_image(mask))
+        return FlexyError("no face detected at the mask") if face is None else _score(face, expected)
+
+    rows = zip(*(batch.images(kind) for kind in ("scene", "scene_mask", "character")), strict=True)
+    return [BatchScores({"identity": [similarity(*row) for row in rows]}, model.fingerprint)]
+
+
+def _score(face: Face, expected: Face) -> float:
+    return 10 * max(identity_similarity(face, expected), 0.0)

@@ -1230,7 +1230,7 @@ def edit_search(bench: Bench, found: dict[str, Any]) -> None:
             began, searching = time.perf_counter(), SearchRunner(work, plan, method, [task])
             with mock.patch.object(LocalModel, "load", timed):
                 searching.run(lambda nfe, method=method: say(f"{method}: {nfe} denoising steps"))
-                made = searching.made()
+                made = searching.candidates()
                 chosen = list(searching.winners(made))
                 edit_metrics.score_independent(work, [task], chosen)
             with work.database.begin() as connection:

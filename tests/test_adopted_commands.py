@@ -63,7 +63,7 @@ def test_backfill_computes_what_is_missing_and_replaces_nothing(flexy: Flexy, ad
     assert (home / "assets" / "sweep_report.html").exists()
     again = answer(flexy, "backfill")
     assert again == {"scores_computed": 0}
-    assert "nothing is missing" in flexy("backfill").stdout
+    assert "no scores are missing" in flexy("backfill").stdout
 
     found = answer(flexy, "status")
     assert found["totals"] == {"images": IMAGES, "runs": 2, "complete": IMAGES}

@@ -176,7 +176,7 @@ def test_an_assets_page_says_what_it_is_whose_and_shows_its_pictures(
     ui: UI, browser: Browser, screenshots: Path
 ) -> None:
     browser.open(f"{ui.address}/assets/generated_images")
-    browser.until(shows("Image files and their rows", "Owners", "flexy", "seconds an image", "diffusers"))
+    browser.until(shows("Image files and their rows", "Owners", "flexy", "seconds per image", "diffusers"))
     browser.screenshot(screenshots / "ui_generated_images.png")
     see_the_picture(browser)
     browser.screenshot(screenshots / "ui_contact_sheet.png")
@@ -199,7 +199,7 @@ def test_the_report_is_one_click_away(ui: UI, browser: Browser, screenshots: Pat
 def test_a_sweep_is_started_from_the_launchpad(ui: UI, browser: Browser, screenshots: Path) -> None:
     before = ui.runs()
     browser.open(f"{ui.address}/assets/sweep_plan")
-    browser.until(shows("images still to be made"))
+    browser.until(shows("images to generate"))
     buttons = "[...document.querySelectorAll('button')]"
     place = f"{buttons}.findIndex(each => each.innerText.trim() === 'Materialize')"
     browser.evaluate(f"{buttons}[{place} + 1].click()")

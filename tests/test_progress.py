@@ -32,6 +32,6 @@ def test_a_terminal_shows_rate_and_time_left(home: Path) -> None:
         pass
     assert process.wait(timeout=60) == 0
     bars = seen.decode()
-    for name in ("images made", "images embedded", "clip_score", "hps_v2_score"):
+    for name in ("images generated", "images embedded", "clip_score", "hps_v2_score"):
         assert f"{name:<16}" in bars
     assert "2/2" in bars and "images/s" in bars and "<00:00" in bars

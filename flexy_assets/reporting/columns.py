@@ -34,7 +34,6 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "target": "Which score, or overall: the weighted mean of their z-scores; value: overall for the time it takes",
     "n": "How many images or tasks the row rests on",
     "note": "What the data do not show, and why",
-    "said": "The row in words",
     "summary": "The row in words",
     # How an image is made.
     "prompt": "What the image should show",
@@ -121,7 +120,6 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     # pareto_front, sweet_spots
     "on_front": "Whether no other setting is both better and quicker",
     "front_probability": "Share of refits to resampled images in which it is on the front, 0 to 1",
-    "stays": "Share of refits to resampled images in which it is so, 0 to 1",
     "steps_low": "Fewest steps in the region",
     "steps_high": "Most steps in the region",
     "guidance_low": "Lowest guidance in the region",

@@ -41,11 +41,11 @@ def run_tallies(connection: Connection, metric: Metric) -> list[RunTally]:
     """The scores there are of `metric`, by engine and run. NaN and infinity are outside any bounds."""
     value = metric_value(metric.name)
     # As double, because Postgres adds up REAL in REAL.
-    inside = case((value.between(metric.low, metric.high), cast(value, Double)))
-    sums = (func.coalesce(func.sum(term), 0.0) for term in (inside, inside * inside))
-    counts = func.count(value) - func.count(inside), func.count(inside)
+    valid_value = case((value.between(metric.low, metric.high), cast(value, Double)))
+    sums = (func.coalesce(func.sum(term), 0.0) for term in (valid_value, valid_value * valid_value))
+    counts = func.count(value) - func.count(valid_value), func.count(valid_value)
     columns = _images.engine, _images.run_id, func.min(_images.created_at), *counts, *sums
-    statement = select(*columns, func.min(inside), func.max(inside)).where(value.is_not(None))
+    statement = select(*columns, func.min(valid_value), func.max(valid_value)).where(value.is_not(None))
     return [RunTally(*row) for row in connection.execute(statement.group_by(_images.engine, _images.run_id))]
 
 
@@ -63,27 +63,27 @@ class MissingScores:
 
     missing: int
     failed: int
-    given_up: int
-    reason: str | None
+    exhausted: int
+    error: str | None
 
 
 def missing_scores_of(connection: Connection, metric: str, models: str) -> MissingScores:
     """What is missing of `metric` among the images that the model set may score."""
-    lacking = [metric_value(metric).is_(None), in_model_set(models)]
+    missing_filters = [metric_value(metric).is_(None), in_model_set(models)]
     if metric in METRIC_COLUMNS:
-        lacking.append(lacks_any_score)  # so that it is answered from the index of such rows
-    missing = connection.scalar(select(func.count()).select_from(bench_run_results).where(*lacking)) or 0
-    outcome = image_scores.c
-    counts = func.count(), func.count(case((outcome.attempts >= MAX_ATTEMPTS, 1)))
-    tried = (
+        missing_filters.append(lacks_any_score)  # so that it is answered from the index of such rows
+    missing = connection.scalar(select(func.count()).select_from(bench_run_results).where(*missing_filters)) or 0
+    outcomes = image_scores.c
+    counts = func.count(), func.count(case((outcomes.attempts >= MAX_ATTEMPTS, 1)))
+    failed_select = (
         select(*counts)
-        .join_from(image_scores, bench_run_results, outcome.image_id == _images.id)
-        .where(outcome.metric == metric, outcome.value.is_(None), outcome.error.is_not(None), outcome.attempts > 0)
-        .where(*lacking)
+        .join_from(image_scores, bench_run_results, outcomes.image_id == _images.id)
+        .where(outcomes.metric == metric, outcomes.value.is_(None), outcomes.error.is_not(None), outcomes.attempts > 0)
+        .where(*missing_filters)
     )
-    failed, given_up = connection.execute(tried).one()
-    last = tried.with_only_columns(outcome.error).order_by(outcome.scored_at.desc()).limit(1)
-    return MissingScores(missing, failed, given_up, connection.scalar(last) if failed else None)
+    failed, exhausted = connection.execute(failed_select).one()
+    last_error = failed_select.with_only_columns(outcomes.error).order_by(outcomes.scored_at.desc()).limit(1)
+    return MissingScores(missing, failed, exhausted, connection.scalar(last_error) if failed else None)
 
 
 def recorded_files(connection: Connection, limit: int) -> tuple[int, Sequence[Row[Any]]]:
@@ -106,11 +106,15 @@ def duplicate_images(connection: Connection, settings: Settings, limit: int) -> 
     values = {name: _images[name] for name in SAME_IMAGE_COLUMNS} | {"prompt": prompt_column(settings).label("prompt")}
     # Seeds are mostly drawn at random: few occur twice, and only of those is the rest compared. Found once:
     # Postgres would find them again in each of its workers.
-    twice = select(_images.seed).where(_images.seed.is_not(None)).group_by(_images.seed).having(func.count() > 1)
-    seeds = twice.cte("seeds").prefix_with("MATERIALIZED")
-    made = select(*values.values(), _images.image_path).where(_images.seed.in_(select(seeds))).subquery("made").c
-    alike, images = [made[name] for name in SAME_IMAGE_COLUMNS], func.count()
-    paths = func.min(made.image_path).label("first_path"), func.max(made.image_path).label("last_path")
+    repeated_seeds = (
+        select(_images.seed).where(_images.seed.is_not(None)).group_by(_images.seed).having(func.count() > 1)
+    )
+    seeds = repeated_seeds.cte("seeds").prefix_with("MATERIALIZED")
+    candidates = select(*values.values(), _images.image_path).where(_images.seed.in_(select(seeds))).subquery("made").c
+    same_columns, images = [candidates[name] for name in SAME_IMAGE_COLUMNS], func.count()
+    paths = func.min(candidates.image_path).label("first_path"), func.max(candidates.image_path).label("last_path")
     totals = func.count().over().label("groups"), func.sum(images).over().label("of_groups")
-    statement = select(*alike, images.label("images"), *paths, *totals).group_by(*alike).having(images > 1)
-    return connection.execute(statement.order_by(images.desc(), *alike).limit(limit)).all()
+    statement = (
+        select(*same_columns, images.label("images"), *paths, *totals).group_by(*same_columns).having(images > 1)
+    )
+    return connection.execute(statement.order_by(images.desc(), *same_columns).limit(limit)).all()

@@ -1,4 +1,4 @@
-"""The sweep's lineage. Each asset asks, calls and records; the thinking stands in the modules beside it."""
+"""The sweep's assets: each queries the tables, calls a module of this folder and records the result."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -37,17 +37,17 @@ from resources.settings import Settings
 _BATCHED: dict[str, Any] = {
     "partitions_def": seed_batches,
     "backfill_policy": dg.BackfillPolicy.single_run(),
-    # Admits one step at a time, so that two runs never hold two models.
+    # Admits one step at a time, so that two Dagster runs never hold two models.
     "pool": "gpu",
 }
 
 
 class SweepConfig(dg.Config):
-    """A new sweep, or more images for one: the same settings name the same run.
+    """A new sweep, or more images for one: the same settings name the same sweep.
 
-    `steps` and `guidance` are "LOW:HIGH" or "LOW:HIGH:STRIDE", in quotes: YAML takes 4:40 for a number to the base
-    60. Steps are 4:60 unless said otherwise, guidance 0.5:12, and none for an engine that has none. Prompts come from
-    the list, the file (one a line) or, without either, the engine's own.
+    `steps` and `guidance` are "LOW:HIGH" or "LOW:HIGH:STRIDE", in quotes: YAML reads 4:40 as a number to the
+    base 60. The default steps are 4:60, the default guidance 0.5:12, or none for an engine without it. Prompts come
+    from the list, the file (one a line) or, without either, the engine's own.
     """
 
     engine: str = ""
@@ -64,9 +64,9 @@ class SweepConfig(dg.Config):
     batch_size: int = 100
 
     def sweep(self, settings: Settings) -> Sweep:
-        """The settings, checked. Raises `BadInputError` naming the one that cannot be."""
+        """Return the validated settings. Raises `BadInputError` naming an invalid one."""
         if not 1 <= self.images <= 10_000_000:
-            raise BadInputError(f"{self.images} images cannot be made: ask for at least 1")
+            raise BadInputError(f"invalid images {self.images}: must be from 1 to 10,000,000")
         entry = registry.find_model(self.engine or registry.model_names("engine", settings)[0], "engine", settings)
         check_engine_settings(entry, self.seed, self.width, self.height, self.model_dump())
         file = Path(self.prompts_file) if self.prompts_file else entry.prompts
@@ -89,40 +89,41 @@ class SweepConfig(dg.Config):
 
 @dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(PLAN_SCHEMA))
 def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
-    """One row an image still to be made: engine, prompt, steps, guidance, seed, batch.
+    """One row an image that is not generated yet: engine, prompt, steps, guidance, seed, batch.
 
-    Materialising it starts a sweep (or tops one up) and adds its seed batches.
+    Materializing it plans a sweep, or extends one, and adds its partitions.
     """
     sweep = config.sweep(work.settings)
     migrate(work.database)
     with work.database.begin() as connection:
-        known = {run.id: run.target or 0 for run in list_sweeps(connection)}
-        target = max(config.images, known.get(sweep.run_id, 0))
+        targets = {run.id: run.target or 0 for run in list_sweeps(connection)}
+        target = max(config.images, targets.get(sweep.run_id, 0))
         save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
     plan = sweep.rows(0, target)
     context.instance.add_dynamic_partitions(SEED_BATCHES, plan["batch"].unique(maintain_order=True).to_list())
-    wanted = generation.images_to_generate(work.database, plan)
+    plan_to_generate = generation.images_to_generate(work.database, plan)
     work.results["sweep_plan"] = sweep
     context.add_output_metadata(
         {
-            "run": str(sweep.run_id),
+            "sweep": str(sweep.run_id),
             "engine": sweep.engine,
             "target": target,
-            "ignored by the engine": ", ".join(sorted(registry.MODELS[sweep.engine].ignored_settings)) or "nothing",
-            "images still to be made": len(wanted),
+            "settings the engine ignores": ", ".join(sorted(registry.MODELS[sweep.engine].ignored_settings))
+            or "nothing",
+            "images to generate": len(plan_to_generate),
             "batches": dg.MetadataValue.md(", ".join(plan["batch"].unique(maintain_order=True).to_list()[:50])),
         }
     )
-    return wanted
+    return plan_to_generate
 
 
 @dg.asset(group_name="sweep", kinds={"diffusers", "table"}, deps=[sweep_plan], **_BATCHED)
 def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
-    """Image files and their rows in `bench_run_results`; those that are there are not made again."""
-    plans = {batch: _plan_of(work.database, batch) for batch in context.partition_keys}
-    wanted = {batch: generation.images_to_generate(work.database, plan) for batch, plan in plans.items()}
-    with work.slot, progress_bar("images made", sum(map(len, wanted.values()))) as bar:
-        for batch, plan in wanted.items():
+    """Image files and their rows in `bench_run_results`; existing ones are not generated again."""
+    plans = {batch: _find_plan(work.database, batch) for batch in context.partition_keys}
+    plans_to_generate = {batch: generation.images_to_generate(work.database, plan) for batch, plan in plans.items()}
+    with work.slot, progress_bar("images generated", sum(map(len, plans_to_generate.values()))) as bar:
+        for batch, plan in plans_to_generate.items():
             outcome = GenerationOutcome()
             if len(plan):
                 engine = work.slot.get(registry.find_engine(plan["engine"][0], work.settings))
@@ -131,45 +132,45 @@ def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[W
             report_partition(context, batch, _images_metadata(work.database, work.store, batch, outcome))
 
 
-def _plan_of(database: Database, batch: str) -> pl.DataFrame:
+def _find_plan(database: Database, batch: str) -> pl.DataFrame:
     with database.begin(reading=True) as connection:
-        known = list_sweeps(connection)
+        known_sweeps = list_sweeps(connection)
         adopted = len(read_batch(connection, batch)) > 0
-    for run in known:
+    for run in known_sweeps:
         if run.plan and names.partition_prefix(run.id) == batch.rpartition("_")[0]:
             return Sweep.from_json(run.plan).rows_of_batch(batch, run.target or 0)
-    if adopted:  # made by somebody else: there is nothing to make
+    if adopted:  # another program generated them: nothing to do
         return pl.DataFrame(schema=PLAN_SCHEMA)
-    raise BadInputError(f"batch {batch} belongs to no run: materialise sweep_plan, or see flexy status for the runs")
+    raise BadInputError(f"unknown partition {batch}: materialize sweep_plan, or choose a sweep that flexy status lists")
 
 
 def _images_metadata(database: Database, images: ImageStore, batch: str, outcome: GenerationOutcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
         rows = read_batch(connection, batch)
-    shown = rows.sort("steps", "guidance").gather_every(max(1, len(rows) // 40))
-    found = [
-        p for p in images.read_many([(path, None) for path in shown["image_path"]]) if not isinstance(p, Exception)
+    sample = rows.sort("steps", "guidance").gather_every(max(1, len(rows) // 40))
+    thumbnails_of = [
+        p for p in images.read_many([(path, None) for path in sample["image_path"]]) if not isinstance(p, Exception)
     ]
-    metadata: dict[str, Any] = {"images": len(rows), "made now": outcome.made}
+    metadata: dict[str, Any] = {"images": len(rows), "images generated": outcome.made}
     if outcome.failed:
-        metadata |= {"failed now": len(outcome.failed), "last failure": outcome.failed[-1]}
+        metadata |= {"images failed": len(outcome.failed), "last error": outcome.failed[-1]}
     for setting in ("steps", "guidance"):
         if rows[setting].count():
             lowest, highest = rows.select(pl.min(setting), high=pl.max(setting)).row(0)
             metadata[setting] = f"{lowest} to {highest}"
     elapsed = rows["elapsed_ms"].drop_nulls()
     if len(elapsed):
-        metadata["seconds an image"] = round(elapsed.sum() / len(elapsed) / 1000, 4)
-    if found:
+        metadata["seconds per image"] = round(elapsed.sum() / len(elapsed) / 1000, 4)
+    if thumbnails_of:
         metadata["contact sheet"] = dg.MetadataValue.md(
-            thumbnails.markdown_image(f"{len(found)} images", thumbnails.make_contact_sheet(found))
+            thumbnails.markdown_image(f"{len(thumbnails_of)} images", thumbnails.make_contact_sheet(thumbnails_of))
         )
     return metadata
 
 
 @dg.asset(group_name="scores", kinds={"transformers", "table"}, deps=[generated_images], **_BATCHED)
 def clip_embeddings(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
-    """L2-normalised image vectors, and text vectors of the distinct prompts: three scores rest on them."""
+    """L2-normalised image embeddings, and text embeddings of the prompts, for the scores computed from them."""
     keys = context.partition_keys
     with work.slot, progress_bar("images embedded", work.count_pending(work.pending_embeddings(), keys)) as bar:
         for batch, outcome in missing_scores.embed_images(work, keys, bar.update):
@@ -177,11 +178,11 @@ def clip_embeddings(context: dg.AssetExecutionContext, work: dg.ResourceParam[Wo
 
 
 def embeddings_metadata(work: Work, outcome: ScoringOutcome) -> dict[str, Any]:
-    return {"embedded now": outcome.done, "failed": outcome.failed, "encoder": work.fingerprint("clip")}
+    return {"images embedded": outcome.done, "images failed": outcome.failed, "encoder": work.fingerprint("clip")}
 
 
 def _score_asset(metric: Metric) -> dg.AssetsDefinition:
-    """An asset that fills one metric, batch by batch."""
+    """Return the asset that computes one metric, partition by partition."""
 
     @dg.asset(
         key=asset_key_of(metric),
@@ -203,14 +204,20 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
 
 def scores_metadata(database: Database, metric: Metric, batch: str, outcome: ScoringOutcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
-        found = summarize_batch(connection, metric.name, batch)
-    images = found.pop("images")
-    counts = {"scored now": outcome.done, "failed now": outcome.failed, "missing": images - found["scored"]}
-    return counts | {name: round(float(figure), 4) for name, figure in found.items() if figure is not None}
+        statistics = summarize_batch(connection, metric.name, batch)
+    images = statistics.pop("images")
+    counts = {
+        "scores computed": outcome.done,
+        "scores failed": outcome.failed,
+        "missing": images - statistics["scored"],
+    }
+    return counts | {
+        name: round(float(statistic), 4) for name, statistic in statistics.items() if statistic is not None
+    }
 
 
 def asset_key_of(metric: Metric) -> dg.AssetKey:
-    """The asset that fills a metric."""
+    """Return the key of the asset that computes a metric."""
     return dg.AssetKey(names.score_asset(metric.name))
 
 
@@ -224,15 +231,15 @@ SCORE_ASSETS = [_score_asset(metric) for metric in METRICS.values()]
     metadata=columns.column_schema_metadata(analysis.SCORES_TABLE_SCHEMA),
 )
 def sweep_scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> pl.DataFrame:
-    """One row an image with its settings and four scores; NULL where a score is missing."""
+    """One row an image with its settings and scores; null where a score is missing."""
     with work.database.begin(reading=True) as connection:
         scores = read_scores(connection, work.settings)
-        found = status.read_status(connection, work.settings)
+        counts = status.read_status(connection, work.settings)
     tables = {
         name: dg.MetadataValue.md(text_tables.format_markdown_table(table))
-        for name, table in status_tables(found).items()
+        for name, table in status_tables(counts).items()
     }
-    context.add_output_metadata({"summary": status_summary(found)} | tables)
+    context.add_output_metadata({"summary": status_summary(counts)} | tables)
     return scores
 
 
@@ -247,10 +254,10 @@ def sweep_csv(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -
 
 
 class AnalysisConfig(dg.Config):
-    """What the user wants of an image, and what one more step must bring.
+    """The weights of the metrics, and the smallest worthwhile gain of one more step.
 
-    `weights` are the metrics' in the overall score, by name (`{"clip_score": 2, "hps_v2_score": 1}`); without any,
-    all weigh alike. `least_gain` is what one more step must gain, by metric in its own unit.
+    `weights` are the metrics' weights in the overall score, by name (`{"clip_score": 2, "hps_v2_score": 1}`); without
+    any, all count equally. `least_gain` is what one more step must gain, by metric in its own unit.
     """
 
     weights: dict[str, float] = {}
@@ -263,7 +270,7 @@ class AnalysisConfig(dg.Config):
     metadata=columns.column_schema_metadata(analysis.CORRELATIONS_SCHEMA),
 )
 def metric_correlations(context: dg.AssetExecutionContext, sweep_scores: pl.DataFrame) -> pl.DataFrame:
-    """Which metrics say the same thing: Pearson's, Spearman's and within-prompt correlations with 95 % intervals."""
+    """Correlations of the metrics: Pearson, Spearman and within prompts, with 95 % intervals."""
     table = analysis.correlate_metrics(sweep_scores)
     context.add_output_metadata(columns.plot_metadata("rank correlations", plots.plot_metric_correlations(table)))
     return table
@@ -275,7 +282,7 @@ def metric_correlations(context: dg.AssetExecutionContext, sweep_scores: pl.Data
     metadata=columns.column_schema_metadata(analysis.COMPONENTS_SCHEMA),
 )
 def metric_components(sweep_scores: pl.DataFrame) -> pl.DataFrame:
-    """The metrics' principal components: how many different things they measure."""
+    """Principal components of the metrics: how many independent qualities they measure."""
     return analysis.principal_components(sweep_scores)
 
 
@@ -283,7 +290,7 @@ def metric_components(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     group_name="results", kinds={"numpy", "parquet"}, metadata=columns.column_schema_metadata(analysis.TIMES_SCHEMA)
 )
 def sweep_times(sweep_scores: pl.DataFrame) -> pl.DataFrame:
-    """What an image costs in seconds, and what each step adds."""
+    """Seconds per image, and what each step adds."""
     return analysis.times_table(sweep_scores)
 
 
@@ -293,34 +300,34 @@ def sweep_times(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     metadata=columns.column_schema_metadata(analysis.REGRESSION_SCHEMA),
 )
 def sweep_regression(sweep_scores: pl.DataFrame) -> pl.DataFrame:
-    """What steps and guidance do to each metric: models with their cross-validated R²."""
+    """Regression of each metric on steps and guidance: models with their cross-validated R²."""
     return analysis.fit_models(sweep_scores)
 
 
 _ANALYSIS_TABLES: dict[str, tuple[str, dict[str, pl.DataType]]] = {
     "sweep_response": (
-        "Each metric over steps, over guidance and over both, with 95 % bands, and what one more adds.",
+        "Response of each metric to steps, guidance and both, with 95 % bands and slopes.",
         analysis.RESPONSE_SCHEMA,
     ),
-    "sweep_effects": ("How far steps, guidance and their interaction move each metric.", analysis.EFFECTS_SCHEMA),
+    "sweep_effects": ("Effects of steps, guidance and their interaction on each metric.", analysis.EFFECTS_SCHEMA),
     "diminishing_returns": (
-        "Beyond how many steps one more is not worth it, by metric, with an interval.",
+        "Number of steps from which one more gains too little, by metric, with an interval.",
         analysis.RETURNS_SCHEMA,
     ),
     "pareto_front": (
-        "Settings that no other beats in both quality and seconds, and how sure that is.",
+        "Pareto front of quality and seconds, with each setting's probability of being on it.",
         analysis.PARETO_SCHEMA,
     ),
     "sweet_spots": (
-        "The settings that cannot be told from the best, and the quickest that are nearly as good.",
+        "Best settings, those not significantly different from them (95 %), and the best value for time.",
         analysis.SWEET_SPOTS_SCHEMA,
     ),
     "sweep_comparison": (
-        "Engines, runs and prompts side by side, as they are and at the same settings.",
+        "Means of engines, sweeps and prompts, raw and adjusted to the same settings.",
         analysis.SWEEP_COMPARISON_SCHEMA,
     ),
 }
-"""What each table of `advice` says, and its columns."""
+"""Description and columns of each table of `sweep_analysis`."""
 
 
 @dg.multi_asset(
@@ -342,7 +349,7 @@ def sweep_analysis(
     sweep_scores: pl.DataFrame,
     sweep_regression: pl.DataFrame,
 ) -> Iterator[dg.Output[pl.DataFrame]]:
-    """What the fitted responses say, all by the same weights."""
+    """Tables of the fitted responses, all with the same weights."""
     tables: dict[str, Callable[..., pl.DataFrame]] = {
         "sweep_response": analysis.response_table,
         "sweep_effects": analysis.effects_table,
@@ -351,7 +358,7 @@ def sweep_analysis(
         "sweet_spots": analysis.find_sweet_spots,
         "sweep_comparison": analysis.compare_groups,
     }
-    drawn: dict[str, Callable[[pl.DataFrame], bytes | None]] = {
+    plot_of: dict[str, Callable[[pl.DataFrame], bytes | None]] = {
         "sweep_response": plots.plot_sweep_response,
         "sweep_effects": plots.plot_sweep_effects,
         "diminishing_returns": plots.plot_diminishing_returns,
@@ -362,19 +369,19 @@ def sweep_analysis(
     for name, table_of in tables.items():
         if name in context.op_execution_context.selected_output_names:
             table = table_of(sweep_scores, sweep_regression, config.weights)
-            picture = columns.plot_metadata(name.replace("_", " "), drawn[name](table))
+            picture = columns.plot_metadata(name.replace("_", " "), plot_of[name](table))
             yield dg.Output(table, output_name=name, metadata=picture | _summary_metadata(table))
 
 
 def _summary_metadata(table: pl.DataFrame) -> dict[str, dg.MetadataValue[Any]]:
-    """What the table says in words, engine by engine, where it has such a column."""
-    if "said" not in table.columns:
+    """Return the summaries of a table with such a column, engine by engine."""
+    if "summary" not in table.columns:
         return {}
-    words = [
-        f"- {row['engine']}, {analysis.COLUMN_LABELS[row['target']]}: {row['said'] or row['note']}"
+    lines = [
+        f"- {row['engine']}, {analysis.COLUMN_LABELS[row['target']]}: {row['summary'] or row['note']}"
         for row in table.to_dicts()
     ]
-    return {"in words": dg.MetadataValue.md("\n".join(words))}
+    return {"summary": dg.MetadataValue.md("\n".join(lines))}
 
 
 @dg.asset(group_name="results", kinds={"html"}, deps=[sweep_csv])
@@ -393,7 +400,7 @@ def sweep_report(
     sweep_comparison: pl.DataFrame,
     work: dg.ResourceParam[Work],
 ) -> None:
-    """One HTML file with the answer, the plots and the pictures; it needs no network."""
+    """One HTML file with the results, plots and images; it needs no network."""
     tables = analysis.AnalysisTables(
         correlations=metric_correlations,
         components=metric_components,
@@ -412,5 +419,5 @@ def sweep_report(
 
 
 def _file_link(settings: Settings, path: Path) -> dg.UrlMetadataValue:
-    """Where `make ui` serves the file: browsers do not follow links from a page to a file."""
+    """Return the address at which `make ui` serves the file: browsers block links from a page to a local file."""
     return dg.MetadataValue.url(f"{settings.files_url}/{path.name}")

@@ -1,4 +1,4 @@
-"""Makes the images a plan still lacks, chunk by chunk; a chunk's rows are committed before the next is begun."""
+"""Generate the images a plan lacks, chunk by chunk; each chunk's rows are committed before the next starts."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from resources.models.compute import HalvingBatches
 
 
 def images_to_generate(database: Database, plan: pl.DataFrame) -> pl.DataFrame:
-    """The plan's rows that no image was made for."""
+    """Return the plan's rows without an image."""
     with database.begin(reading=True) as connection:
-        there = find_existing_images(connection, [UUID(image_id) for image_id in plan["image_id"]])
-    return plan.filter(~pl.col("image_id").is_in([str(image_id) for image_id in there]))
+        existing = find_existing_images(connection, [UUID(image_id) for image_id in plan["image_id"]])
+    return plan.filter(~pl.col("image_id").is_in([str(image_id) for image_id in existing]))
 
 
 def chunk_plan(plan: pl.DataFrame, size: int) -> Iterator[list[dict[str, Any]]]:
-    """The plan's rows in lists of at most `size`, all of one step count and one size of image."""
-    alike = ["steps", "width", "height"]
-    for _, rows in plan.sort(*alike, "index").group_by(alike, maintain_order=True):
+    """Yield the plan's rows in lists of at most `size`, each of one step count and image size."""
+    group_columns = ["steps", "width", "height"]
+    for _, rows in plan.sort(*group_columns, "index").group_by(group_columns, maintain_order=True):
         for chunk in rows.iter_slices(size):
             yield chunk.to_dicts()
 

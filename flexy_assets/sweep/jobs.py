@@ -1,4 +1,4 @@
-"""Jobs beside the lineage: those that fill holes, of any batches, however scattered, and one that tries an image."""
+"""Jobs: backfill and rescore of any partitions, however scattered, a trial image, and the results."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -33,16 +33,16 @@ from resources.settings import Settings
 
 
 class BackfillConfig(dg.Config):
-    """The batches to fill; without any, whatever is missing when the step begins."""
+    """The partitions to backfill; by default all with missing scores when the step starts."""
 
     batches: list[str] | None = None
 
 
 class RescoreConfig(dg.Config):
-    """Which scores to compute again, of all runs or of some (their ids).
+    """The scores to compute again, of all sweeps or of some (their ids).
 
-    With `failed` only those that failed, which replaces nothing. Else `replaces` says how many scores will be
-    replaced, and nothing is done where it is another number.
+    With `failed` only those that failed, which replaces nothing. Otherwise `replaces` must be the number of scores
+    that will be replaced, or nothing is done.
     """
 
     metric: str
@@ -52,7 +52,7 @@ class RescoreConfig(dg.Config):
 
 
 def _embed(context: dg.OpExecutionContext, work: Work, batches: list[str], metrics: list[str]) -> None:
-    """Embed what the batches' missing scores rest on."""
+    """Embed the images that the partitions' missing scores need."""
     count = work.count_pending(work.pending_embeddings(needed_for=metrics), batches)
     with work.slot, progress_bar("images embedded", count) as bar:
         for batch, outcome in missing_scores.embed_images(work, batches, bar.update, needed_for=metrics):
@@ -83,7 +83,7 @@ _EMBEDDING_METRICS = [metric.name for metric in METRICS.values() if metric.reads
 def backfill_clip_embeddings(
     context: dg.OpExecutionContext, config: BackfillConfig, work: dg.ResourceParam[Work]
 ) -> None:
-    """Embed the images that lack a score which is computed from embeddings."""
+    """Embed the images with a missing score that is computed from embeddings."""
     batches = config.batches
     if batches is None:
         batches = sorted({batch for metric in _EMBEDDING_METRICS for batch in _missing_batches(work, metric)})
@@ -132,73 +132,73 @@ def heal_scores() -> None:
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
 def rescore(context: dg.OpExecutionContext, config: RescoreConfig, work: dg.ResourceParam[Work]) -> None:
-    """Compute scores again that are there, or that were given up; a score stays until its new one is measured."""
+    """Compute recorded scores, or failed ones, again; a score is kept until its new one is measured."""
     if config.metric not in METRICS:
-        raise BadInputError(f"{config.metric} is no metric: use one of {', '.join(METRICS)}")
+        raise BadInputError(f"unknown metric {config.metric!r}: choose from {', '.join(METRICS)}")
     metric = METRICS[config.metric]
     try:
         runs = [UUID(run) for run in config.runs]
     except ValueError:
-        raise BadInputError(f"runs {config.runs} are no ids: flexy status --json names them in full") from None
+        raise BadInputError(f"invalid sweep ids {config.runs}: flexy status --json lists them in full") from None
     with work.database.begin() as connection:
-        asked = request_rescore(connection, metric, runs, config.failed, work.settings)
-        if asked.replaced != config.replaces:
-            raise BadInputError(f"{asked.replaced} scores would be replaced, not {config.replaces}: say that number")
+        request = request_rescore(connection, metric, runs, config.failed, work.settings)
+        if request.replaced != config.replaces:
+            raise BadInputError(
+                f"{request.replaced} scores would be replaced, not {config.replaces}: set replaces to that number"
+            )
     batches = _missing_batches(work, metric.name)
     if metric.reads:
         _embed(context, work, batches, [metric.name])
     _score(context, work, metric, batches)
 
 
-@dg.job(description="Compute scores again, saying how many it replaces.")
+@dg.job(description="Compute scores again, replacing exactly the number given.")
 def rescore_scores() -> None:
     rescore()
 
 
 class TrialConfig(dg.Config):
-    """The form: one image at settings of your choice. What is left out is the engine's own."""
+    """One image at settings of your choice; defaults are the engine's own."""
 
     prompt: str = Field(description="What the image should show.")
-    engine: str = Field(
-        default="", description="Which model makes it (see flexy models); the first of its set by default."
-    )
+    engine: str = Field(default="", description="The model (see flexy models); by default the first of the model set.")
     negative_prompt: str | None = Field(default=None, description="What it should not show.")
     steps: int | None = Field(default=None, description="Denoising steps, 1 to 1000.")
-    guidance: float | None = Field(default=None, description="How strictly it keeps to the prompt, 0 to 100.")
+    guidance: float | None = Field(default=None, description="How closely it follows the prompt, 0 to 100.")
     seed: int = Field(default=0, description="0 to 2147483647: the same seed and settings are the same image.")
     width: int | None = Field(default=None, description="In pixels.")
     height: int | None = Field(default=None, description="In pixels.")
 
     def trial(self, settings: Settings) -> Trial:
-        """The settings, checked. Raises `BadInputError` naming the one that cannot be."""
+        """Return the validated settings. Raises `BadInputError` naming an invalid one."""
         return Trial.of(settings, **self.model_dump())
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
 def trial(context: dg.OpExecutionContext, config: TrialConfig, work: dg.ResourceParam[Work]) -> None:
-    """Make one image, unless it is there, and fill what its scores lack; the event shows it beside the last trials."""
-    asked, problems = config.trial(work.settings), []
+    """Generate one image unless it exists, compute its missing scores, and show it with the last trials."""
+    trial_settings, errors = config.trial(work.settings), []
     migrate(work.database)
     with work.database.begin(reading=True) as connection:
-        there = gallery.find_same_settings(connection, work.settings, asked.to_json())
-    if there is None:
-        _generate_trial(context, work, asked)
-    # An image that a sweep made is left to its sweep.
-    if there in (None, asked.image_id):
-        fill = [partial(_score, metric=metric) for metric in METRICS.values()]
-        for step in (partial(_embed, metrics=_EMBEDDING_METRICS), *fill):
+        existing_id = gallery.find_same_settings(connection, work.settings, trial_settings.to_json())
+    if existing_id is None:
+        _generate_trial(context, work, trial_settings)
+    # The scores of a sweep's image are left to its sweep.
+    if existing_id in (None, trial_settings.image_id):
+        scoring_steps = [partial(_score, metric=metric) for metric in METRICS.values()]
+        for step in (partial(_embed, metrics=_EMBEDDING_METRICS), *scoring_steps):
             try:
-                step(context, work, batches=[asked.batch])
+                step(context, work, batches=[trial_settings.batch])
             except FlexyError as error:
-                problems.append(str(error))
+                errors.append(str(error))
     with work.database.begin(reading=True) as connection:
-        (card,) = gallery.cards_of_images(connection, work.settings, [there or asked.image_id])
-        last, _ = gallery.card_page(connection, work.settings, run_id=asked.run_id, size=8)
-    metadata = _trial_metadata(work.store, [card, *(other for other in last if other["id"] != card["id"])])
+        (card,) = gallery.cards_of_images(connection, work.settings, [existing_id or trial_settings.image_id])
+        last_trials, _ = gallery.card_page(connection, work.settings, run_id=trial_settings.run_id, size=8)
+    metadata = _trial_metadata(work.store, [card, *(other for other in last_trials if other["id"] != card["id"])])
     key = assets.generated_images.key
     context.log_event(dg.AssetObservation(key, partition=card["batch"], metadata=metadata))
-    if problems:
-        raise FlexyError("; ".join(dict.fromkeys(problems)))
+    if errors:
+        raise FlexyError("; ".join(dict.fromkeys(errors)))
 
 
 def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) -> None:
@@ -206,50 +206,50 @@ def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) ->
         save_sweep(connection, trial.run_id, trial.engine, None, None)
     with work.slot:
         engine = work.slot.get(registry.find_engine(trial.engine, work.settings))
-        made = generation.generate_images(work.database, work.store, engine, trial.row(), lambda _: None)
-    if made.failed:
-        raise FlexyError(made.failed[0])
-    # Not before: a batch without an image is nobody's.
+        outcome = generation.generate_images(work.database, work.store, engine, trial.row(), lambda _: None)
+    if outcome.failed:
+        raise FlexyError(outcome.failed[0])
+    # Only now: a partition without an image belongs to no sweep.
     context.instance.add_dynamic_partitions(SEED_BATCHES, [trial.batch])
-    metadata = {"made now": made.made, "run": str(trial.run_id), "image": str(trial.image_id)}
+    metadata = {"images generated": outcome.made, "sweep": str(trial.run_id), "image": str(trial.image_id)}
     _report(context, assets.generated_images.key, trial.batch, metadata)
 
 
 def _trial_metadata(images: ImageStore, trials: Sequence[gallery.ImageCard]) -> dict[str, Any]:
-    """A trial as the UI shows it: the image, its scores or why they are missing, and the last trials beside it."""
+    """Return a trial's metadata: the image, its scores or why they are missing, and the last trials."""
     trial, others = trials[0], trials[1:]
     metadata: dict[str, Any] = {"image": _contact_sheet(images, [trial], 256), "id": trial["id"]}
     for name, score in trial["scores"].items():
         metadata[METRICS[name].label] = score["reason"] if score["value"] is None else score["value"]
     if others:
         rows = [
-            {name: each[name] for name in ("prompt", "steps", "guidance", "seed")}
-            | {METRICS[name].label: score["value"] for name, score in each["scores"].items()}
-            for each in trials
+            {name: image[name] for name in ("prompt", "steps", "guidance", "seed")}
+            | {METRICS[name].label: score["value"] for name, score in image["scores"].items()}
+            for image in trials
         ]
-        metadata["beside the last trials"] = dg.MetadataValue.md(text_tables.format_markdown_table(rows))
-        metadata["their images"] = _contact_sheet(images, trials, 128)
+        metadata["last trials"] = dg.MetadataValue.md(text_tables.format_markdown_table(rows))
+        metadata["images of the last trials"] = _contact_sheet(images, trials, 128)
     return metadata
 
 
 def _contact_sheet(images: ImageStore, shown: Sequence[gallery.ImageCard], side: int) -> dg.MetadataValue:
-    found = images.read_many([(each["image_path"], each["image_sha256"]) for each in shown])
+    found = images.read_many([(image["image_path"], image["image_sha256"]) for image in shown])
     readable = [picture for picture in found if not isinstance(picture, Exception)]
     if not readable:
         return dg.MetadataValue.text(str(found[0]))
     sheet = thumbnails.make_contact_sheet(readable, side=side)
-    return dg.MetadataValue.md(thumbnails.markdown_image(", ".join(each["id"] for each in shown), sheet))
+    return dg.MetadataValue.md(thumbnails.markdown_image(", ".join(image["id"] for image in shown), sheet))
 
 
 def trial_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of `try_image` for these settings of a trial."""
+    """Return the run config of `try_image` for a trial's settings."""
     return {"ops": {trial.name: {"config": dict(settings)}}}
 
 
 @dg.job(
-    # What the launchpad begins with: the whole form.
+    # The launchpad starts with the whole form.
     config=trial_config(TrialConfig(prompt="").model_dump()),
-    description="Make one image at settings of your choice, and score it; what is null or empty is the engine's own.",
+    description="Generate and score one image at settings of your choice; null or empty settings are the engine's own.",
 )
 def try_image() -> None:
     trial()
@@ -259,34 +259,34 @@ results = dg.define_asset_job(
     "results",
     selection=dg.AssetSelection.assets("sweep_scores").downstream()
     | dg.AssetSelection.checks(checks.image_checks, checks.score_checks),
-    description="The tables, the CSV and the report; then every check.",
+    description="The tables, the CSV and the report, then every check.",
 )
 
 
 def request_backfill(
     instance: dg.DagsterInstance, database: Database, images: ImageStore, settings: Settings
 ) -> dg.RunRequest | dg.SkipReason:
-    """One run of `backfill_scores` for every score that is missing and that no run is at, or why there is none.
+    """Return a request for one Dagster run that computes all missing scores not in progress, or why there is none.
 
-    Raises `BadInputError` where the table cannot be adopted or the image root is not there.
+    Raises `BadInputError` where the table cannot be adopted or the image root does not exist.
     """
     end_dead_runs(instance)
     adopt_rows(database, settings)
     register_partitions(instance, database)
     with database.begin(reading=True) as connection:
         missing = count_missing_scores(connection, settings)
-        strangers = {} if missing else status.images_of_other_model_set(connection, settings)
+        other_images = {} if missing else status.images_of_other_model_set(connection, settings)
     if not missing:
-        return dg.SkipReason(backfill.nothing_missing_reason(strangers, settings.models))
-    holes = backfill.batches_to_fill(missing, batches_in_progress(instance))
-    if not holes:
-        return dg.SkipReason("a run is already at everything that is missing")
+        return dg.SkipReason(backfill.nothing_missing_reason(other_images, settings.models))
+    selected = backfill.select_partitions(missing, batches_in_progress(instance))
+    if not selected:
+        return dg.SkipReason("a backfill is already running for all missing scores")
     images.check()
-    return dg.RunRequest(run_config=backfill_config(holes), tags=backfill.backfill_tags(holes, missing))
+    return dg.RunRequest(run_config=backfill_config(selected), tags=backfill.backfill_tags(selected, missing))
 
 
 def register_partitions(instance: dg.DagsterInstance, database: Database) -> list[str]:
-    """Make the batches that the table knows partitions that Dagster knows; returns the new ones."""
+    """Add the table's partitions to the Dagster instance; return the new ones."""
     known = set(instance.get_dynamic_partitions(SEED_BATCHES))
     with database.begin(reading=True) as connection:
         new = [batch for batch in batch_names(connection) if batch not in known]
@@ -295,8 +295,8 @@ def register_partitions(instance: dg.DagsterInstance, database: Database) -> lis
     return new
 
 
-def backfill_config(holes: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The configuration of `backfill_scores` for these batches of each metric."""
-    embedded = sorted({batch for metric in _EMBEDDING_METRICS for batch in holes.get(metric, ())})
-    missing = {name: holes.get(name, []) for name in METRICS} | {names.EMBEDDINGS_ASSET: embedded}
+def backfill_config(selected: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return the run config of `backfill_scores` for these partitions of each metric."""
+    embedded = sorted({batch for metric in _EMBEDDING_METRICS for batch in selected.get(metric, ())})
+    missing = {name: selected.get(name, []) for name in METRICS} | {names.EMBEDDINGS_ASSET: embedded}
     return {"ops": {names.backfill_op(name): {"config": {"batches": keys}} for name, keys in missing.items()}}

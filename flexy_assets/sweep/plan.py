@@ -1,7 +1,7 @@
-"""Which images a sweep is to have: settings in, one row an image out, the same rows every time.
+"""The images of a sweep as a pure function of its settings: one row an image, the same rows every time.
 
-Row `i` depends on the sweep's settings and `i` alone, so a run is topped up by asking for more rows
-and resumed by asking which rows are there: nothing else needs to be remembered.
+Row `i` depends on the sweep's settings and `i` alone, so a sweep is extended by computing more rows
+and resumed by finding which rows have no image: no other state is kept.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SettingRange:
 
     @classmethod
     def parse(cls, text: str, name: str) -> SettingRange:
-        """`4:60`, `4:60:8` or one value. Raises `BadInputError` naming `name`."""
+        """Parse `4:60`, `4:60:8` or one value. Raises `BadInputError` naming `name`."""
         try:
             numbers = [float(part) for part in text.split(":")]
             low, high = numbers[0], numbers[min(1, len(numbers) - 1)]
@@ -61,9 +61,11 @@ class SettingRange:
         except (ValueError, IndexError):
             numbers = []
         if not 1 <= len(numbers) <= 3 or not all(map(math.isfinite, numbers)):
-            raise BadInputError(f"{name} {text!r} is no range: write LOW:HIGH or LOW:HIGH:STRIDE, as in 4:60")
+            raise BadInputError(f"invalid {name} {text!r}: must be LOW:HIGH or LOW:HIGH:STRIDE, as in 4:60")
         if low > high or (stride is not None and stride <= 0):
-            raise BadInputError(f"{name} {text!r} is an empty range: put the lower value first and a stride above 0")
+            raise BadInputError(
+                f"invalid {name} {text!r}: the range is empty, LOW must not exceed HIGH and STRIDE must be above 0"
+            )
         return cls(low, high, stride)
 
     def __str__(self) -> str:
@@ -71,20 +73,20 @@ class SettingRange:
         return ":".join(f"{number:g}" for number in numbers)
 
     def at(self, share: float, whole: bool) -> float:
-        """The value at `share` (0 to 1, 1 excluded) of the way; `whole` for whole numbers, each equally likely."""
+        """Return the value at `share` (0 to 1, 1 excluded) of the range; `whole` for integers, each equally likely."""
         stride = self.stride or (1.0 if whole else None)
         if stride is None:
             return min(max(round(self.low + share * (self.high - self.low), 4), self.low), self.high)
         count = math.floor((self.high - self.low) / stride + 1e-9) + 1
-        # 0.1 + 2 × 0.1 is 0.3 to a person.
+        # So that 0.1 + 2 × 0.1 is 0.3.
         return round(self.low + stride * min(int(share * count), count - 1), 10)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's settings, without how many images it is to have: that may grow.
+    """A sweep's settings without its number of images, which may grow.
 
-    `guidance` is None for an engine that has none. `sampling` is "uniform" (independent) or "even" (a
+    `guidance` is None for an engine without it. `sampling` is "uniform" (independent) or "even" (a
     low-discrepancy sequence over steps × guidance).
     """
 
@@ -100,18 +102,18 @@ class Sweep:
     batch_size: int = 100
 
     def __post_init__(self) -> None:
-        """Raises `BadInputError` for settings no image can be made with."""
+        """Raise `BadInputError` for invalid settings."""
         if not self.prompts:
             raise BadInputError("the sweep has no prompts: give a file with one prompt a line")
         if self.sampling not in SAMPLINGS:
-            raise BadInputError(f"sampling {self.sampling!r} is unknown: use {' or '.join(SAMPLINGS)}")
+            raise BadInputError(f"invalid sampling {self.sampling!r}: choose {' or '.join(SAMPLINGS)}")
         check_settings(self.steps, self.guidance, self.width, self.height)
         if not 1 <= self.batch_size <= 10_000:
-            raise BadInputError(f"batch size {self.batch_size} is out of bounds: use 1 to 10000")
+            raise BadInputError(f"invalid batch size {self.batch_size}: must be from 1 to 10000")
 
     @property
     def run_id(self) -> UUID:
-        """The run these settings belong to: the same settings, the same run."""
+        """The sweep's id, a function of its settings."""
         return uuid5(NAMESPACE, json.dumps(self.to_json(), sort_keys=True))
 
     def to_json(self) -> dict[str, Any]:
@@ -123,11 +125,11 @@ class Sweep:
         return cls(**settings | ranges | {"prompts": tuple(settings["prompts"])})
 
     def batch(self, index: int) -> str:
-        """The seed batch, and partition key, that image `index` belongs to."""
+        """Return the partition key of image `index`."""
         return names.partition_key(names.partition_prefix(self.run_id), index // self.batch_size)
 
     def rows(self, start: int, stop: int) -> pl.DataFrame:
-        """Images `start` to `stop` (excluded) of the plan, in `PLAN_SCHEMA`."""
+        """Return images `start` to `stop` (excluded) of the plan, in `PLAN_SCHEMA`."""
         run_id, rows = self.run_id, []
         for index in range(start, stop):
             rng = np.random.default_rng([self.seed, index])
@@ -156,39 +158,37 @@ class Sweep:
         return pl.DataFrame(rows, schema=PLAN_SCHEMA)
 
     def rows_of_batch(self, batch: str, target: int) -> pl.DataFrame:
-        """The batch's share of the first `target` images."""
+        """Return the partition's share of the first `target` images."""
         start = int(batch.rpartition("_")[2]) * self.batch_size
         return self.rows(start, max(start, min(start + self.batch_size, target)))
 
     def _prompt(self, index: int) -> int:
-        """Every prompt comes once before any comes again, in an order of its own each round."""
+        """Return the prompt's index: each round uses every prompt once, in a random order of its own."""
         turn, place = divmod(index, len(self.prompts))
         return int(np.random.default_rng([self.seed, turn, len(self.prompts)]).permutation(len(self.prompts))[place])
 
 
 def check_settings(steps: SettingRange, guidance: SettingRange | None, width: int, height: int) -> None:
-    """Raises `BadInputError` naming the setting that no engine can make an image with."""
+    """Raise `BadInputError` naming a setting that is invalid for every engine."""
     if steps.low < 1 or steps.high > 1000 or any(value % 1 for value in (steps.low, steps.high, steps.stride or 1)):
-        raise BadInputError(f"steps {steps} cannot be: steps must be whole numbers from 1 to 1000")
+        raise BadInputError(f"invalid steps '{steps}': must be integers from 1 to 1000")
     if guidance and not 0 <= guidance.low <= guidance.high <= 100:
-        raise BadInputError(f"guidance {guidance} cannot be: guidance must lie between 0 and 100")
+        raise BadInputError(f"invalid guidance '{guidance}': must be from 0 to 100")
     for side in (width, height):
         if not 8 <= side <= 8192 or side % 8:
-            raise BadInputError(f"an image side of {side} is out of bounds: use a multiple of 8 from 8 to 8192")
+            raise BadInputError(f"invalid image side {side}: must be a multiple of 8 from 8 to 8192")
 
 
 def check_engine_settings(engine: ModelEntry, seed: int, width: int, height: int, given: Mapping[str, Any]) -> None:
-    """Raises `BadInputError` naming what cannot be asked of this engine.
+    """Raise `BadInputError` naming a setting that is invalid for this engine.
 
     `given` are the settings that an engine may ignore, None or "" where they were left out.
     """
     if seed < 0:
-        raise BadInputError(f"seed {seed} is negative: use 0 or more")
+        raise BadInputError(f"invalid seed {seed}: must be 0 or more")
     for setting in sorted(engine.ignored_settings):
         if given[setting] not in (None, ""):
             raise BadInputError(f"{engine.name} has no {setting.replace('_', ' ')}: leave it out")
     for side in (width, height):
         if side % engine.multiple:
-            raise BadInputError(
-                f"an image side of {side} is out of bounds for {engine.name}: use a multiple of {engine.multiple}"
-            )
+            raise BadInputError(f"invalid image side {side} for {engine.name}: must be a multiple of {engine.multiple}")

@@ -169,23 +169,29 @@ def pareto_front(
         places = {"x": rounded(rows[x]), "y": rounded(rows["predicted"]), "hovertext": words}
         return {"type": "scatter", "hovertemplate": "%{hovertext}<extra></extra>"} | places
 
-    stays = "front_probability" if "front_probability" in known.columns else "stays"
     traces: list[Row] = []
     for engine, colour in colours.items():
         rows = known.filter(engine=engine).sort(x)
         on, off = rows.filter("on_front"), rows.filter(~pl.col("on_front"))
-        shares = {part: part_rows[stays].fill_null(0) for part, part_rows in (("on", on), ("off", off))}
+        shares = {part: part_rows["front_probability"].fill_null(0) for part, part_rows in (("on", on), ("off", off))}
         hollow = {"symbol": "circle-open", "size": (5 + 11 * shares["off"]).to_list(), "color": DOMINATED_COLOUR}
         full = {
             "size": (5 + 11 * shares["on"]).to_list(),
             "opacity": (0.35 + 0.65 * shares["on"]).to_list(),
             "color": colour,
         }
-        joined = trace(on, stays) | {"mode": "lines+markers", "line": {"color": colour, "width": 2}, "marker": full}
+        joined = trace(on, "front_probability") | {
+            "mode": "lines+markers",
+            "line": {"color": colour, "width": 2},
+            "marker": full,
+        }
         if labelled:
             labels = {"text": [str(steps) for steps in on["steps"]], "textfont": {"color": colour}}
             joined |= {"mode": "lines+markers+text", "textposition": "bottom right"} | labels
-        traces += [trace(off, stays) | {"mode": "markers", "marker": hollow}, joined | {"name": html.escape(engine)}]
+        traces += [
+            trace(off, "front_probability") | {"mode": "markers", "marker": hollow},
+            joined | {"name": html.escape(engine)},
+        ]
         traces.append(interval_trace(rounded(on[x]), on["low"], on["high"], colour, vertical=True))
     caption = (
         "Joined: settings that no other beats in both, with 95 % intervals. The larger a dot, the more often it stays "

@@ -1,4 +1,4 @@
-"""One image at settings that a person picks: the same settings, the same image, whenever it is asked for."""
+"""One image at settings that a person chooses: the same settings always name the same image."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from resources.prompts import check_prompt
 from resources.settings import Settings
 
 MAX_SEED = 2**31 - 1
-"""What the table's column holds."""
+"""The maximum of the table's column."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one image is made with; `guidance` is None for an engine that has none."""
+    """The settings of one image; `guidance` is None for an engine without it."""
 
     engine: str
     prompt: str
@@ -33,15 +33,15 @@ class Trial:
     height: int
 
     def __post_init__(self) -> None:
-        """Raises `BadInputError` for settings no image can be made with."""
+        """Raise `BadInputError` for invalid settings."""
         if not self.prompt:
-            raise BadInputError("the prompt is empty: say what the image should show")
+            raise BadInputError("the prompt is empty: describe what the image should show")
         check_prompt(self.prompt, "the prompt")
         check_prompt(self.negative_prompt or "", "the negative prompt")
         guidance = None if self.guidance is None else SettingRange(self.guidance, self.guidance)
         check_settings(SettingRange(self.steps, self.steps), guidance, self.width, self.height)
         if not 0 <= self.seed <= MAX_SEED:
-            raise BadInputError(f"seed {self.seed} is out of bounds: use 0 to {MAX_SEED}")
+            raise BadInputError(f"invalid seed {self.seed}: must be from 0 to {MAX_SEED}")
 
     @classmethod
     def of(
@@ -56,9 +56,9 @@ class Trial:
         width: int | None = None,
         height: int | None = None,
     ) -> Trial:
-        """The trial, checked; what is left out is the engine's own, and the engine the first of its set.
+        """Return the validated trial; defaults are the engine's own, and the first engine of the model set.
 
-        Raises `BadInputError` naming the setting that cannot be.
+        Raises `BadInputError` naming an invalid setting.
         """
         entry = registry.find_model(engine or registry.model_names("engine", settings)[0], "engine", settings)
         given = {"guidance": guidance, "negative_prompt": negative_prompt}
@@ -78,29 +78,29 @@ class Trial:
 
     @property
     def run_id(self) -> UUID:
-        """The run of all trials of its engine."""
+        """The sweep of all trials of its engine."""
         return trial_sweep_id(self.engine)
 
     @property
     def batch(self) -> str:
-        """The seed batch of all trials of its engine."""
+        """The partition of all trials of its engine."""
         return f"trials_{self.engine}"
 
     @property
     def image_id(self) -> UUID:
-        """The same settings, the same image."""
+        """The image's id, a function of its settings."""
         return uuid5(self.run_id, json.dumps(self.to_json(), sort_keys=True))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def row(self) -> pl.DataFrame:
-        """The plan of its one image, in `PLAN_SCHEMA`."""
+        """Return the plan of its one image, in `PLAN_SCHEMA`."""
         place = {"image_id": str(self.image_id), "run_id": str(self.run_id), "index": 0, "batch": self.batch}
         path = {"image_path": f"{self.batch}/{self.image_id}.png"}
         return pl.DataFrame([place | self.to_json() | path], schema=PLAN_SCHEMA)
 
 
 def trial_sweep_id(engine: str | None) -> UUID:
-    """The run that trials of this engine belong to. It has no plan: nothing of it is still to be made."""
+    """Return the id of the sweep that trials of this engine belong to; it has no plan."""
     return uuid5(NAMESPACE, f"trials of {engine}")

@@ -163,7 +163,7 @@ def test_scores_in_progress_are_not_requested_again(table: Callable[..., Table])
     begin(dg.DagsterRunStatus.NOT_STARTED, job_name="backfill_scores")
     request = at.request()
     assert isinstance(request, dg.SkipReason)
-    assert request.skip_message == "a run is already at everything that is missing"
+    assert request.skip_message == "a backfill is already running for all missing scores"
     assert at.instance.get_run_by_id(backfill) is not None
 
 
@@ -215,7 +215,7 @@ def test_images_of_other_engines_are_left_out_and_counted(table: Callable[..., T
     request = at.request()
     assert isinstance(request, dg.SkipReason)
     assert request.skip_message == (
-        "nothing is missing that FLEXY_MODELS=mini may score; left alone: 20 images of realvis_xl"
+        "no scores are missing for FLEXY_MODELS=mini; left to the other model set: 20 images of realvis_xl"
     )
 
 

@@ -40,7 +40,7 @@ def test_the_nightly_backfill_computes_exactly_what_is_missing_and_the_next_find
     # The next minute's tick: nothing is missing, and nothing is begun.
     number = len(nightly_ticks(dagster))
     last = wait(lambda: nightly_ticks(dagster)[number:], 90, at)[-1]
-    assert (last.status.value, last.skip_reason) == ("SKIPPED", "nothing is missing")
+    assert (last.status.value, last.skip_reason) == ("SKIPPED", "no scores are missing")
     assert [r.run_id for r in at.runs(dagster)] == [run.run_id]
     (results,) = wait(lambda: [r for r in at.runs(dagster, "results") if r.is_finished], 90, at)
     assert results.status == dg.DagsterRunStatus.SUCCESS

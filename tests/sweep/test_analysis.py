@@ -31,6 +31,7 @@ from flexy_assets.sweep.analysis import (
     SWEET_SPOTS_SCHEMA,
     TIMES_SCHEMA,
     VALUE_TOLERANCE,
+    add_overall,
     compare_groups,
     correlate_metrics,
     describe_scores,
@@ -44,7 +45,6 @@ from flexy_assets.sweep.analysis import (
     response_table,
     select_images,
     times_table,
-    with_overall,
 )
 from resources.errors import BadInputError
 
@@ -115,7 +115,7 @@ def test_a_metric_of_noise_is_called_flat(models: pl.DataFrame, spots: pl.DataFr
     assert of(models.filter("chosen"), metric="aes_v2_score")["model"] == "mean"
     spot = of(spots, target="aes_v2_score")
     assert (spot["steps"], spot["guidance"], spot["predicted"]) == (None, None, None)
-    assert spot["note"] == "does not move with steps or guidance"
+    assert spot["note"] == "no significant effect of steps or guidance"
 
 
 def test_noise_is_seldom_called_a_trend() -> None:
@@ -308,8 +308,8 @@ def test_thin_data_gives_tables_and_notes_but_no_exception(thin: str) -> None:
         assert table.schema == pl.Schema(schema)
         assert table.select(pl.any_horizontal(~pl.col(pl.Float64).is_finite()).any()).item() in (False, None)
         assert table.height or not scores.height
-    assert len(describe_scores(scores)) == with_overall(scores)["engine"].n_unique()
-    engines = with_overall(scores)["engine"].n_unique()
+    assert len(describe_scores(scores)) == add_overall(scores)["engine"].n_unique()
+    engines = add_overall(scores)["engine"].n_unique()
     assert models.height == engines * len(METRIC_LABELS) * len(MODELS)
     assert spots.height == engines * (len(METRIC_LABELS) + 2)
     assert models.filter("chosen").height == engines * len(METRIC_LABELS)
@@ -320,8 +320,8 @@ def test_thin_data_gives_tables_and_notes_but_no_exception(thin: str) -> None:
     [
         ("nine rows", "too few images (9; 10 needed)"),
         ("constant scores", "every image has the same score"),
-        ("one guidance", "guidance never varies"),
-        ("one setting", "steps never varies; guidance never varies"),
+        ("one guidance", "guidance is constant"),
+        ("one setting", "steps is constant; guidance is constant"),
         ("no guidance", NO_GUIDANCE),
     ],
 )
@@ -344,14 +344,14 @@ def test_an_engine_without_guidance_is_judged_by_its_steps_as_one_that_never_var
     assert models.drop("note").equals(fit_models(constant).drop("note"))
     spots = find_sweet_spots(without, models)
     guidance = ["guidance", "guidance_low", "guidance_high"]
-    spoken = ["region", "said", "note"]
+    spoken = ["region", "summary", "note"]
     assert spots.drop(*guidance, *spoken).equals(
         find_sweet_spots(constant, fit_models(constant)).drop(*guidance, *spoken)
     )
     assert of(spots, target="overall")["steps"] == pytest.approx(BEST_STEPS, abs=5)
     assert spots.select(pl.col(guidance).null_count()).row(0) == (6, 6, 6)
     assert all(NO_GUIDANCE in note and "too few" not in note for note in spots["note"])
-    assert of(spots, target="aes_v2_score")["note"] == f"does not move with steps; {NO_GUIDANCE}"
+    assert of(spots, target="aes_v2_score")["note"] == f"no significant effect of steps; {NO_GUIDANCE}"
     pairs = correlate_metrics(without)
     assert pairs.equals(correlate_metrics(constant).filter(pl.col("left") != "guidance"))
     assert of(pairs, left="steps", right="clip_score")["n"] == 600
@@ -384,9 +384,11 @@ def test_what_cannot_be_done_is_said_and_why() -> None:
     assert "lack one of the scores" in notes("no complete rows")
     assert "too few images (1; 10 needed)" in notes("one row")
     assert "60 images have no steps" in notes("no settings")
-    assert "bands hold for these prompts (1) alone" in notes("one prompt")
+    assert "bands apply to these 1 prompts only" in notes("one prompt")
     assert "too few images of few steps with high guidance (0)" in notes("a line of settings")
-    assert "no image was timed" in find_pareto_front(*with_models(planted(60).with_columns(elapsed_ms=None)))["note"][0]
+    assert (
+        "no times are recorded" in find_pareto_front(*with_models(planted(60).with_columns(elapsed_ms=None)))["note"][0]
+    )
 
 
 # The whole of it, on many sweeps: python -m benchmarks.surfaces.
@@ -459,14 +461,14 @@ def test_diminishing_returns_are_said_plainly(sweep: pl.DataFrame, models: pl.Da
     found = of(diminishing_returns_table(sweep, models), target="clip_score")
     # The planted curve is -0.01 (log2(steps / 24))², whose step gains 0.001 at 18 steps.
     assert found["low"] <= 18 <= found["high"]
-    words = f"beyond {found['beyond']} steps ({found['low']}–{found['high']}) one more step gains less than 0.001"
-    assert found["said"] == f"{words} CLIP score"
+    plateau = f"plateau from {found['beyond']} steps (95 % CI {found['low']}–{found['high']})"
+    assert found["summary"] == f"{plateau}: one more step gains less than 0.001 CLIP score"
     flat = of(diminishing_returns_table(sweep, models), target="aes_v2_score")
-    assert flat["note"] == "does not move with steps or guidance"
+    assert flat["note"] == "no significant effect of steps or guidance"
     rising = sweep.with_columns(clip_score=pl.col("steps") * 0.01 + pl.col("aes_v2_score") * 1e-3)
     edge = of(diminishing_returns_table(*with_models(rising)), target="clip_score")
     assert (edge["beyond"], edge["high"]) == (None, None)
-    assert edge["said"] == "one more step still gains 0.001 CLIP score at 60, the most tried"
+    assert edge["summary"] == "no plateau up to 60 steps (95 %): one more step still gains 0.001 CLIP score"
 
 
 def test_weights_choose_between_metrics_that_disagree(sweep: pl.DataFrame) -> None:
@@ -484,13 +486,13 @@ def test_weights_choose_between_metrics_that_disagree(sweep: pl.DataFrame) -> No
 
 @pytest.mark.parametrize("weights", [{"sharpness": 1}, {"clip_score": -1}, {"clip_score": 0}, {"clip_score": np.nan}])
 def test_weights_that_cannot_be_are_refused(sweep: pl.DataFrame, weights: dict[str, float]) -> None:
-    with pytest.raises(BadInputError, match="weigh"):
+    with pytest.raises(BadInputError, match="weights"):
         find_sweet_spots(sweep, fit_models(sweep.clear()), weights)
 
 
 def test_a_gain_that_cannot_be_asked_for_is_refused(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
     for least_gain in ({"sharpness": 0.1}, {"clip_score": 0.0}):
-        with pytest.raises(BadInputError, match="no step can have to gain"):
+        with pytest.raises(BadInputError, match="invalid least gain"):
             diminishing_returns_table(sweep, models, least_gain=least_gain)
 
 
@@ -500,11 +502,13 @@ def test_the_quickest_as_good_setting_is_in_the_region_with_its_share_of_the_tim
     assert (best["steps"], best["guidance"]) in inside
     assert best["region_share"] == pytest.approx(len(inside) / (20 * 13), rel=0.1)
     quickest = min(steps for steps, _ in inside)
-    cannot = f"these images cannot tell {best['steps']} steps at guidance {best['guidance']:.1f} from {quickest} steps"
-    assert best["said"].startswith(cannot)
-    assert best["said"].endswith(
-        f"which takes {best['seconds_share']:.0%} of its time but may be up to {best['loss_high']:.2g} worse"
+    best_setting = f"{best['steps']} steps at guidance {best['guidance']:.1f}"
+    assert best["summary"].startswith(f"{quickest} steps at guidance ")
+    assert (
+        f": not significantly different from {best_setting} (95 %: at most {best['loss_high']:.2g} worse)"
+        in (best["summary"])
     )
+    assert best["summary"].endswith(f", at {best['seconds_share']:.0%} of its time")
     assert best["seconds_share"] == pytest.approx((0.2 + 0.05 * quickest) / best["seconds"], rel=0.02)
     assert best["loss"] <= best["loss_high"]
 
@@ -514,8 +518,8 @@ def test_a_quicker_setting_that_may_lose_a_standard_deviation_is_no_advice(sweep
     models = fit_models(thin).with_columns(flat_p=0.01, chosen=pl.col("model") == "quadratic")
     row = of(find_sweet_spots(thin, models), target="clip_score")
     assert row["loss_high"] > thin["clip_score"].std()
-    assert row["said"].startswith("too few images to say whether ")
-    assert row["said"].endswith("it may be more than 1 SD worse")
+    assert row["summary"].startswith("too few images to compare ")
+    assert row["summary"].endswith("the loss may exceed 1 SD")
 
 
 def test_no_point_of_the_front_is_beaten_and_a_sure_one_stays(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
@@ -523,8 +527,8 @@ def test_no_point_of_the_front_is_beaten_and_a_sure_one_stays(sweep: pl.DataFram
     now = front.filter("on_front").sort("seconds")
     assert now["predicted"].is_sorted()
     assert now["seconds"].n_unique() == now.height
-    assert front["stays"].is_between(0, 1).all()
-    assert now["stays"].max() > 0.6
+    assert front["front_probability"].is_between(0, 1).all()
+    assert now["front_probability"].max() > 0.6
     assert now["steps"].max() <= 35
 
 
@@ -547,7 +551,7 @@ def test_components_find_what_metrics_share() -> None:
     assert first["share_low"] < (1 + 3 * 0.8) / 4 < first["share_high"]
     assert all(loading["low"] > 0.8 for loading in first["loadings"])
     assert found["share"].sum() == pytest.approx(1)
-    assert "cannot be told from component" in of(found, component=3)["note"]
+    assert "not significantly different from component" in of(found, component=3)["note"]
 
 
 def test_an_interaction_is_found_where_one_was_planted_and_nowhere_else(
@@ -576,7 +580,7 @@ def test_engines_and_runs_are_compared_at_the_same_settings() -> None:
     assert first["adjusted_low"] > second["adjusted_high"]
     assert (first["steps_from"], first["steps_to"]) == (15, 35)
     assert select_images(both, engines=["sd3"]).equals(select_images(both, runs=["7c"]))
-    with pytest.raises(BadInputError, match="no image of run 'x'"):
+    with pytest.raises(BadInputError, match="no images of sweep 'x'"):
         select_images(both, runs=["x"])
     assert describe_scores(worse)[0].startswith(f"sd3: {worse.height} images, 1 run, 12 prompts, steps 15 to 35")
 

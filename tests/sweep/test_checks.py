@@ -127,7 +127,7 @@ def test_sound_rows_pass_every_check(house: House, sound: Adder) -> None:
     assert set(checked) == ALL
     assert all(check.passed for check in checked.values())
     assert checked["clip_scores:in_range"].metadata["scored"].value == 4
-    assert checked["generated_images:files_as_recorded"].metadata["looked at"].value == "all 4 images"
+    assert checked["generated_images:files_as_recorded"].metadata["checked"].value == "all 4 images"
 
 
 def test_a_database_that_nobody_has_used_passes(empty_house: House) -> None:
@@ -148,12 +148,12 @@ def test_a_score_outside_its_bounds_is_named(house: House, sound: Adder, value: 
     wrong, *_ = sound()
     house.change(wrong, clip_score=value)
     found = house.the_failed("clip_scores:in_range", "ERROR")
-    assert "1 of 3 scores lie outside -1 to 1" in found.description
+    assert "1 of 3 scores are outside -1 to 1" in found.description
     assert "flexy rescore clip_score" in found.description
     assert found.metadata["outside"].value == 1
     assert (found.metadata["lowest"].value, found.metadata["highest"].value) == (0.5, 0.5)
-    assert str(wrong) in found.metadata["the first"].value
-    assert str(value) in found.metadata["the first"].value
+    assert str(wrong) in found.metadata["first rows"].value
+    assert str(value) in found.metadata["first rows"].value
 
 
 def test_a_nan_is_out_of_range_where_the_database_can_hold_one_and_a_hole_where_not(house: House, sound: Adder) -> None:
@@ -178,8 +178,8 @@ def test_a_hole_is_counted_and_healing_named(house: House, sound: Adder) -> None
     sound(3)
     sound(2, aes_v2_score=None)
     found = house.the_failed("aes_v2_scores:no_missing_scores", "WARN")
-    assert found.description == "2 scores are missing: flexy heal, or the night, fills them"
-    assert [found.metadata[name].value for name in ("missing", "failed", "given up")] == [2, 0, 0]
+    assert found.description == "2 scores are missing: run `flexy backfill` or wait for the nightly schedule"
+    assert [found.metadata[name].value for name in ("missing", "failed", "attempts exhausted")] == [2, 0, 0]
 
 
 def test_a_hole_that_was_given_up_is_told_apart_with_its_reason(house: House, sound: Adder) -> None:
@@ -192,11 +192,11 @@ def test_a_hole_that_was_given_up_is_told_apart_with_its_reason(house: House, so
             record_scores(connection, "clip_score", "test", failing)
     found = house.the_failed("clip_scores:no_missing_scores", "WARN")
     assert found.description.startswith(
-        f"3 scores are missing, 1 of them given up after {MAX_ATTEMPTS} attempts"
-        " (the last failed: no prompt: nobody knows it): flexy heal"
+        f"3 scores are missing, 1 of them with attempts exhausted ({MAX_ATTEMPTS})"
+        " (last error: no prompt: nobody knows it): run `flexy backfill`"
     )
     assert "flexy rescore clip_score --failed" in found.description
-    assert [found.metadata[name].value for name in ("missing", "failed", "given up")] == [3, 2, 1]
+    assert [found.metadata[name].value for name in ("missing", "failed", "attempts exhausted")] == [3, 2, 1]
 
 
 def test_where_all_holes_were_given_up_healing_is_not_advised(house: House, sound: Adder) -> None:
@@ -205,11 +205,11 @@ def test_where_all_holes_were_given_up_healing_is_not_advised(house: House, soun
         with house.database.begin() as connection:
             record_scores(connection, "clip_score", "test", [ScoredImage(given_up, None, "no prompt")])
     found = house.the_failed("clip_scores:no_missing_scores", "WARN")
-    assert "flexy heal" not in found.description
+    assert "flexy backfill" not in found.description
     with house.database.begin() as connection:
         settings = Settings.read({"FLEXY_MODELS": "mini"})
         request_rescore(connection, METRICS["clip_score"], [], True, settings)
-    assert "flexy heal" in house.the_failed("clip_scores:no_missing_scores", "WARN").description
+    assert "flexy backfill" in house.the_failed("clip_scores:no_missing_scores", "WARN").description
 
 
 def test_what_other_models_are_to_score_is_no_hole(house: House, sound: Adder) -> None:
@@ -240,10 +240,10 @@ def test_a_file_that_is_gone_is_named(house: House, sound: Adder) -> None:
     sound(2)
     (lost,) = sound(1, image_path="4b7193fd_0000/000009.png")
     found = house.the_failed(FILES, "ERROR")
-    assert "1 files are not as recorded" in found.description
+    assert "1 files are missing or changed" in found.description
     assert "put them back" in found.description
     for words in (str(lost), "4b7193fd_0000/000009.png", "No such file"):
-        assert words in found.metadata["the first"].value
+        assert words in found.metadata["first rows"].value
 
 
 def test_a_file_that_was_altered_is_told_by_its_hash_and_only_where_one_is_recorded(house: House, sound: Adder) -> None:
@@ -252,10 +252,10 @@ def test_a_file_that_was_altered_is_told_by_its_hash_and_only_where_one_is_recor
     (altered,) = sound(1, image_path=other)
     sound(1, image_path=other, image_sha256=None)
     found = house.the_failed(FILES, "ERROR")
-    assert found.metadata["not as recorded"].value == 1
+    assert found.metadata["missing or changed"].value == 1
     assert found.metadata["with a recorded hash"].value == 1
-    assert f"{altered} " in found.metadata["the first"].value
-    assert "SHA-256 differs" in found.metadata["the first"].value
+    assert f"{altered} " in found.metadata["first rows"].value
+    assert "SHA-256 differs" in found.metadata["first rows"].value
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_path_that_leads_nowhere_it_may_is_an_offender(
     (house.home / "secret.png").write_bytes(b"not an image of ours")
     sound(2)
     sound(1, image_path=path, image_sha256=None)
-    assert reason in house.the_failed(FILES, "ERROR").metadata["the first"].value
+    assert reason in house.the_failed(FILES, "ERROR").metadata["first rows"].value
 
 
 def test_a_root_that_is_not_there_is_one_fault_and_not_one_a_file(house: House, sound: Adder) -> None:
@@ -281,7 +281,7 @@ def test_a_root_that_is_not_there_is_one_fault_and_not_one_a_file(house: House, 
     found = house.the_failed(FILES, "ERROR")
     assert "set FLEXY_IMAGES" in found.description
     assert str(house.home / "elsewhere") in found.description
-    assert "the first" not in found.metadata
+    assert "first rows" not in found.metadata
 
 
 def test_of_many_files_a_random_sample_is_looked_at_and_said_so(house: House, sound: Adder) -> None:
@@ -291,7 +291,7 @@ def test_of_many_files_a_random_sample_is_looked_at_and_said_so(house: House, so
     sound(1, image_path="4b7193fd_0000/000009.png")
     house.environment.setattr(checks, "MAX_FILES", 20)
     found = house.checked(FILES)[FILES]
-    assert found.metadata["looked at"].value == "20 of 21 images, drawn at random"
+    assert found.metadata["checked"].value == "a random 20 of 21 images"
     seen = set()
     with house.database.begin(reading=True) as connection:
         for _ in range(60):
@@ -323,9 +323,9 @@ def test_rows_of_one_seed_and_the_same_settings_are_duplicates(house: House, sou
     sound(2, **SETTINGS | {"seed": 8})
     sound(1, **SETTINGS | {"seed": 9})
     found = house.the_failed(DUPLICATES, "WARN")
-    assert "2 images were made more than once (3 rows too many)" in found.description
-    assert [found.metadata[name].value for name in ("images made twice", "rows too many")] == [2, 3]
-    header, _, most, second = found.metadata["the most"].value.splitlines()
+    assert "2 images are duplicated (3 surplus rows)" in found.description
+    assert [found.metadata[name].value for name in ("duplicated images", "surplus rows")] == [2, 3]
+    header, _, most, second = found.metadata["most duplicated"].value.splitlines()
     assert "| seed |" in header
     assert "| 7 | 512 | 512 | 3 |" in most
     assert "| 8 | 512 | 512 | 2 |" in second
@@ -364,7 +364,7 @@ def test_prompts_are_compared_where_the_user_says_they_are(house: House, sound: 
     house.environment.setenv("FLEXY_PROMPT_COLUMN", "batch")
     assert house.checked(DUPLICATES)[DUPLICATES].passed
     sound(1, **SETTINGS | {"batch": "a blue disc"})
-    assert "| a blue disc |" in house.checked(DUPLICATES)[DUPLICATES].metadata["the most"].value
+    assert "| a blue disc |" in house.checked(DUPLICATES)[DUPLICATES].metadata["most duplicated"].value
 
 
 # Drift
@@ -382,7 +382,7 @@ def test_a_run_whose_mean_moved_is_told_of_with_what_it_was_before(house: House)
     moved = house.run(2, drawn(60, 0.22, seed=3))
     house.run(0, drawn(60, 0.4), engine="mini_other")
     found = house.the_failed(DRIFT, "WARN")
-    assert f"in run {moved.hex[:8]}" in found.description
+    assert f"in sweep {moved.hex[:8]}" in found.description
     assert "mini_sdxl 0.2" in found.description
     assert "mini_other" not in found.description
     (row,) = found.metadata["compared"].value.splitlines()[2:]

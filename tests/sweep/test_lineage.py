@@ -172,13 +172,13 @@ def test_dagster_shows_what_happened_to_each_batch_of_each_asset(
             assert event is not None
             shown = {name: value.value for name, value in event.metadata.items()}
             if asset == "generated_images":
-                assert (shown["images"], shown["made now"]) == (images, images)
-                assert shown["seconds an image"] > 0
+                assert (shown["images"], shown["images generated"]) == (images, images)
+                assert shown["seconds per image"] > 0
                 assert shown["contact sheet"].startswith(f"![{images} images](data:image/")
             elif asset == "clip_embeddings":
-                assert (shown["embedded now"], shown["failed"]) == (images, 0)
+                assert (shown["images embedded"], shown["images failed"]) == (images, 0)
             else:
-                assert (shown["scored"], shown["scored now"], shown["missing"]) == (images, images, 0)
+                assert (shown["scored"], shown["scores computed"], shown["missing"]) == (images, images, 0)
                 assert shown["lowest"] <= shown["mean"] <= shown["highest"]
 
 
@@ -312,10 +312,10 @@ def test_a_report_on_a_run_by_weights_of_ones_own_leaves_the_assets_as_they_are(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--engine", "sd3"], "no image of engine 'sd3': see flexy status"),
-        (["--weight", "beauty=1"], "no metric is called 'beauty'"),
+        (["--engine", "sd3"], "no images of engine 'sd3': flexy status"),
+        (["--weight", "beauty=1"], "unknown metric 'beauty'"),
         (["--weight", "clip_score"], "invalid weight 'clip_score': write METRIC=N"),
-        (["--least-gain", "clip_score=0"], "no step can have to gain 0.0"),
+        (["--least-gain", "clip_score=0"], "invalid least gain 0.0"),
         (["ffffffff"], "unknown sweep 'ffffffff': does not exist"),
     ],
 )

@@ -194,12 +194,12 @@ def complaint(what: Any, *arguments: Any, **named: Any) -> str:
 
 @pytest.mark.parametrize("text", ["", "a", "4:", ":60", "4:60:8:1", "4-60", "nan", "4:inf", "1e999", "4:60:x"])
 def test_what_is_no_range_is_said(text: str) -> None:
-    assert complaint(SettingRange.parse, text, "steps").startswith(f"steps {text!r} is no range: write LOW:HIGH")
+    assert complaint(SettingRange.parse, text, "steps").startswith(f"invalid steps {text!r}: must be LOW:HIGH")
 
 
 @pytest.mark.parametrize("text", ["60:4", "4:60:0", "4:60:-1"])
 def test_an_empty_range_is_said(text: str) -> None:
-    assert complaint(SettingRange.parse, text, "guidance").startswith(f"guidance {text!r} is an empty range")
+    assert complaint(SettingRange.parse, text, "guidance").startswith(f"invalid guidance {text!r}: the range is empty")
 
 
 @pytest.mark.parametrize(

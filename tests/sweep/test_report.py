@@ -150,8 +150,8 @@ def test_the_answer_is_that_of_the_tables() -> None:
     assert f"Best overall: {best['steps']} steps at guidance {best['guidance']:.1f}" in words
     assert f"Best value: {value['steps']} steps at guidance {value['guidance']:.1f}" in words
     assert "Weak evidence" not in words
-    said = found.returns.row(by_predicate=pl.col("target") == "overall", named=True)["said"]
-    assert said.startswith("beyond ") and f"Overall: {said}" in words
+    said = found.returns.row(by_predicate=pl.col("target") == "overall", named=True)["summary"]
+    assert said.startswith("plateau from ") and f"Overall: {said}" in words
 
 
 def test_an_engine_without_guidance_is_said_to_have_none_and_shown_none() -> None:
@@ -221,7 +221,7 @@ def of_script(page: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("scores", "said"),
+    ("scores", "summary"),
     [
         (
             sweep(40).with_columns(

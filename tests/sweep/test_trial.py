@@ -61,15 +61,15 @@ def test_what_is_left_out_is_the_engines_own() -> None:
         ({"engine": "dall_e"}, "engine 'dall_e' is unknown"),
         ({"engine": "flux_schnell", "guidance": 0.0}, "flux_schnell has no guidance"),
         ({"engine": "flux2_dev", "negative_prompt": "fog"}, "flux2_dev has no negative prompt"),
-        ({"steps": 0}, "steps 0 cannot be"),
-        ({"steps": 1001}, "steps 1001 cannot be"),
-        ({"guidance": -1.0}, "guidance -1 cannot be"),
-        ({"guidance": float("nan")}, "guidance nan cannot be"),
-        ({"seed": -1}, "seed -1 is negative"),
-        ({"seed": MAX_SEED + 1}, "seed 2147483648 is out of bounds"),
-        ({"width": 100}, "an image side of 100"),
-        ({"height": 0}, "an image side of 0"),
-        ({"height": 8200}, "an image side of 8200"),
+        ({"steps": 0}, "invalid steps '0'"),
+        ({"steps": 1001}, "invalid steps '1001'"),
+        ({"guidance": -1.0}, "invalid guidance '-1'"),
+        ({"guidance": float("nan")}, "invalid guidance 'nan'"),
+        ({"seed": -1}, "invalid seed -1"),
+        ({"seed": MAX_SEED + 1}, "invalid seed 2147483648"),
+        ({"width": 100}, "invalid image side 100"),
+        ({"height": 0}, "invalid image side 0"),
+        ({"height": 8200}, "invalid image side 8200"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -191,7 +191,7 @@ def test_nothing_of_the_trials_run_is_still_to_be_made(house: House, first: dg.E
     there, batches = house.rows(), ("trials_mini_sdxl", "trials_mini_sdxl")
     result = run_assets(house.instance, house.defs, [generated_images], batches=batches)
     (event,) = result.asset_materializations_for_node("generated_images")
-    assert event.metadata["made now"].value == 0
+    assert event.metadata["images generated"].value == 0
     assert house.rows() == there
 
 
@@ -200,6 +200,6 @@ def test_a_form_that_cannot_be_fails_in_one_line_and_leaves_no_row(
 ) -> None:
     there = house.rows()
     assert step_failures(house.run(prompt="a red circle", steps=0)) == [
-        "steps 0 cannot be: steps must be whole numbers from 1 to 1000"
+        "invalid steps '0': must be integers from 1 to 1000"
     ]
     assert house.rows() == there

@@ -1,9 +1,9 @@
-"""What the scores say: how metrics move together and with settings, which settings to use, and how sure that is.
+"""The statistics of a sweep: correlations, responses to settings, recommended settings, and their uncertainty.
 
-Every function takes one row an image (`SCORES`) and returns a frame with a declared schema. None raises for thin
-data: too few images, a column that never varies or a missing score become a null and a `note`. Intervals are 95 %;
-they resample prompts where six or more repeat, else images. scikit-learn and scipy are loaded where they are used,
-so that the report and Dagster need not wait for them.
+Every function takes one row an image (`SCORES_TABLE_SCHEMA`) and returns a frame with a declared schema. None raises
+for sparse data: too few images, a constant column or a missing score become a null and a `note`. Intervals are 95 %;
+they resample prompts where six or more repeat, else images. scikit-learn and scipy are imported where they are used,
+so that the report and Dagster start without them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from flexy_assets.sweep.analysis.rows import (
     SCORES_TABLE_SCHEMA,
     SETTING_LABELS,
     TARGET_LABELS,
+    add_overall,
     effective_guidance,
     measured_images,
     normalize_weights,
     select_images,
-    tried_images,
-    with_overall,
+    setting_names,
 )
 from flexy_assets.sweep.analysis.sweet_spots import (
     PARETO_SCHEMA,
@@ -72,6 +72,7 @@ __all__ = [
     "TIMES_SCHEMA",
     "VALUE_TOLERANCE",
     "AnalysisTables",
+    "add_overall",
     "compare_groups",
     "correlate_metrics",
     "describe_scores",
@@ -87,7 +88,6 @@ __all__ = [
     "principal_components",
     "response_table",
     "select_images",
+    "setting_names",
     "times_table",
-    "tried_images",
-    "with_overall",
 ]

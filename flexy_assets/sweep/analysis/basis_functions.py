@@ -1,4 +1,4 @@
-"""The shapes a response can take over steps and guidance, from a mean to a bending surface."""
+"""The basis functions of responses over steps and guidance, from a mean to a spline surface."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Floats = NDArray[np.float64]
 Knots = tuple[tuple[float, ...], tuple[float, ...]]
 
 DEGREE: Final = 3
-"""Of the splines, and the highest of the polynomials."""
+"""Degree of the splines, and the highest of the polynomials."""
 
 
 def to_coordinates(steps: ArrayLike, guidance: ArrayLike) -> Floats:
-    """(..., 2) log2 of steps and of effective guidance, broadcast; none counts as switched off, a constant.
+    """Return (..., 2) log2 of steps and of effective guidance, broadcast; no guidance counts as switched off.
 
     Both are factors: a response that rises fast from guidance 1 to 2 and falls slowly to 12 has one shape in the
-    logarithm, and none that a polynomial in guidance itself follows.
+    logarithm, which no polynomial in guidance itself follows.
     """
     log_steps = np.log2(np.maximum(np.asarray(steps, dtype=np.float64), 1))
     return np.stack(
@@ -48,19 +48,19 @@ class BasisForm:
     crossed: bool = False
 
     def columns(self, settings: Floats) -> Floats:
-        """(n, 2) coordinates to (n, p) columns; a constant is among what they span."""
+        """Return (n, p) design columns of (n, 2) coordinates; their span contains the constant."""
         z = (settings - np.array(self.mean)) / np.array(self.std)
         if self.knots is None:
             return np.stack([z[:, 0] ** i * z[:, 1] ** j for i, j in self._powers()], axis=1)
         steps, guidance = (_splines(z[:, axis], self.knots[axis], self.degrees[axis]) for axis in (0, 1))
         if self.additive:
-            # Guidance's splines add up to 1, as steps' do: one of them is idle.
+            # Guidance's splines add up to 1, as steps' do: one of them is redundant.
             crossings = [z[:, 0] ** i * z[:, 1] ** j for i, j in self._crossings()]
             return np.column_stack([steps, guidance[:, 1:], *crossings])
         return np.einsum("ni,nj->nij", steps, guidance).reshape(len(z), -1)
 
     def terms(self) -> list[str]:
-        """What the columns are, in their order."""
+        """Return the names of the columns, in their order."""
         if self.knots is None:
             return [_term(i, j) for i, j in self._powers()]
         steps, guidance = (_width(self.knots[axis], self.degrees[axis]) for axis in (0, 1))
@@ -70,17 +70,17 @@ class BasisForm:
         return [f"steps~{i}*guidance~{j}" for i in range(steps) for j in range(guidance)]
 
     def _crossings(self) -> list[tuple[int, int]]:
-        """The exponents of a cubic's interactions; none where they are not asked for."""
+        """Return the exponents of a cubic's interactions; none unless `crossed`."""
         return [(i, j) for i, j in self._powers() if i and j] if self.crossed else []
 
     def _powers(self) -> list[tuple[int, int]]:
-        """The exponents of steps and guidance in scikit-learn's order of polynomial features."""
+        """Return the exponents of steps and guidance in scikit-learn's order of polynomial features."""
         pairs = [(total - j, j) for total in range(self.degree + 1) for j in range(total + 1)]
         return [(i, j) for i, j in pairs if i <= self.degrees[0] and j <= self.degrees[1]]
 
 
 def make_form(settings: Floats, name: str, degree: int = DEGREE, pieces: int = 0, crossed: bool = False) -> BasisForm:
-    """A form fit for settings (n, 2): of no higher degree than they have distinct values for.
+    """Return a form for settings (n, 2), of no higher degree than their distinct values support.
 
     `pieces` are each setting's splines'; where `crossed`, guidance's alone.
     """
@@ -100,14 +100,14 @@ def make_form(settings: Floats, name: str, degree: int = DEGREE, pieces: int = 0
 
 
 def degree_for(values: Floats) -> int:
-    """The highest degree that values (n,) bear: two distinct ones a line, three a parabola."""
+    """Return the highest degree that values (n,) support: two distinct ones a line, three a parabola."""
     return min(DEGREE, len(np.unique(values)) - 1)
 
 
 def place_knots(values: Floats, pieces: int) -> tuple[float, ...]:
-    """At most `pieces + 1` knots from the lowest to the highest of the values (n,).
+    """Return at most `pieces + 1` knots from the lowest to the highest of the values (n,).
 
-    They stand midway between even ones and quantiles: uniform steps crowd the upper end of their logarithm
+    They are midway between evenly spaced ones and quantiles: uniform steps crowd the upper end of their logarithm
     while curves bend at the lower.
     """
     distinct = np.unique(values)
@@ -127,7 +127,7 @@ def _width(knots: tuple[float, ...], degree: int) -> int:
 
 
 def _splines(z: Floats, knots: tuple[float, ...], degree: int) -> Floats:
-    """(n, k) B-splines that add up to 1; one column of ones for a setting that never varies."""
+    """Return (n, k) B-splines that add up to 1; one column of ones for a constant setting."""
     from sklearn.preprocessing import SplineTransformer
 
     if not degree:

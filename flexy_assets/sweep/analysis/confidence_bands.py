@@ -1,4 +1,4 @@
-"""Responses with bands: every target of an engine fitted and refitted, ready to be asked at any settings."""
+"""Fitted responses with confidence bands: every target of an engine, evaluated at any settings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from flexy_assets.sweep.analysis.basis_functions import BasisForm, make_form, to
 from flexy_assets.sweep.analysis.model_selection import (
     FLAT_MODEL,
     IMAGES_PER_TERM,
-    constant_settings,
+    explain_unfitted,
     make_sample,
+    make_test_forms,
     max_pieces,
-    model_forms,
+    note_constant_settings,
     read_model,
-    reason_not_fitted,
 )
 from flexy_assets.sweep.analysis.regression import RegressionFit, RegressionSample, fit_least_squares, flatness_p_value
 from flexy_assets.sweep.analysis.rows import (
@@ -26,25 +26,25 @@ from flexy_assets.sweep.analysis.rows import (
     MIN_IMAGES,
     TARGET_LABELS,
     Floats,
+    add_weighted_overall,
     effective_guidance,
     float_column,
+    join_notes,
     measured_images,
     normalize_weights,
+    setting_names,
     split_by_engine,
-    summary_columns,
-    tried_images,
-    with_weighted,
 )
 
 GRID_STEPS: Final = 21
 GRID_GUIDANCE: Final = 13
 NEARBY_SHARE: Final = 1 / 6
-"""Of the range tried, on either side: images so near are counted as a setting's own."""
+"""Share of the range tried, on either side, within which images count as near a setting."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Settings inside the range that was tried: `steps` (a,) whole ones, `guidance` (b,), and all pairs of them.
+    """A grid inside the range tried: `steps` (a,) whole ones, `guidance` (b,), and all pairs of them.
 
     `pairs` (a·b, 2) are coordinates, steps first.
     """
@@ -64,24 +64,24 @@ class Grid:
 
 
 def make_grid(rows: pl.DataFrame) -> Grid:
-    """The settings at which one engine is looked at: whole steps, and guidance to 0.1 where that is fine enough."""
-    placed = rows.drop_nulls(tried_images(rows))
+    """Return the grid on which one engine is evaluated: whole steps, and guidance to 0.1 where that is fine enough."""
+    rows_with_settings = rows.drop_nulls(setting_names(rows))
     steps, guidance = (
-        float_column(placed, "steps").clip(1),
-        np.nan_to_num(effective_guidance(float_column(placed, "guidance")), nan=1),
+        float_column(rows_with_settings, "steps").clip(1),
+        np.nan_to_num(effective_guidance(float_column(rows_with_settings, "guidance")), nan=1),
     )
     low, high = guidance.min(), guidance.max()
-    even = np.geomspace(low, high, GRID_GUIDANCE)
+    even_guidance = np.geomspace(low, high, GRID_GUIDANCE)
     return Grid(
         np.unique(np.geomspace(steps.min(), steps.max(), GRID_STEPS).round()),
-        np.unique(even.round(1 if high - low > 2 else 2).clip(low, high)),
-        "guidance" in tried_images(rows),
+        np.unique(even_guidance.round(1 if high - low > 2 else 2).clip(low, high)),
+        "guidance" in setting_names(rows),
     )
 
 
 @dataclass(frozen=True)
 class FittedResponse:
-    """One engine and target, ready for bands: `fit` is None where `note` says why; `flat_p` as in `REGRESSION`.
+    """One engine and target, ready for bands: `fit` is None where `note` says why; `flat_p` as in `REGRESSION_SCHEMA`.
 
     Two models at once: what is expected is by `chosen`, the forms that err least out of fold and their coefficients,
     added up; how sure that is, by `fit`, which bends more than the images bear, so that its bias is small beside its
@@ -98,151 +98,173 @@ class FittedResponse:
 
     @property
     def moves(self) -> bool:
-        """Whether the target cannot be called flat."""
+        """Whether the response is significant."""
         return self.flat_p is not None and self.flat_p < FLAT_MODEL
 
     @property
     def flat(self) -> str | None:
-        """That the target cannot be told from flat, in words; None where it can, or where nothing could be tested."""
-        return None if self.fit is None or self.moves else f"does not move with {' or '.join(tried_images(self.rows))}"
+        """A note that the response is not significant; None where it is, or where nothing could be tested."""
+        return (
+            None
+            if self.fit is None or self.moves
+            else f"no significant effect of {' or '.join(setting_names(self.rows))}"
+        )
 
     def columns(self, settings: Floats) -> Floats:
-        """(m, p) the fit's columns at settings (m, 2), then those of the chosen forms."""
+        """Return (m, p) the fit's columns at settings (m, 2), then those of the selected forms."""
         assert self.fit is not None
         forms = [self.fit.form, *(form for form, _ in self.chosen)]
         return np.hstack([form.columns(settings) for form in forms])
 
     def deviations(self, columns: Floats) -> tuple[Floats, Floats]:
-        """What rows of columns (m, p), or differences of them, are by the fit (m,); refits less that (draws, m)."""
+        """Return the fit's value (m,) of columns (m, p) or their differences, and refits less that (draws, m)."""
         assert self.fit is not None
-        own = columns[:, : len(self.fit.coefficients)]
-        return own @ self.fit.coefficients, (self.fit.drawn - self.fit.coefficients) @ own.T
+        fit_columns = columns[:, : len(self.fit.coefficients)]
+        return fit_columns @ self.fit.coefficients, (self.fit.drawn - self.fit.coefficients) @ fit_columns.T
 
     def bands(self, columns: Floats) -> tuple[Floats, Floats, Floats]:
-        """(m,) the expectation, and the ends of its pointwise 95 % band."""
+        """Return (m,) the expectation, and the ends of its pointwise 95 % band."""
         assert self.fit is not None
-        middle, deviation = self.deviations(columns)
-        reach = self.fit.t * np.sqrt((deviation**2).mean(axis=0))
+        center, deviation = self.deviations(columns)
+        margin = self.fit.t * np.sqrt((deviation**2).mean(axis=0))
         expected = columns[:, len(self.fit.coefficients) :] @ np.concatenate([values for _, values in self.chosen])
-        return expected, np.minimum(middle - reach, expected), np.maximum(middle + reach, expected)
+        return expected, np.minimum(center - margin, expected), np.maximum(center + margin, expected)
 
 
-def images_nearby(rows: pl.DataFrame, steps: Floats | None, guidance: Floats | None) -> Floats:
-    """How many images lie within `NEAR` of the range tried of each of the settings."""
-    images = to_coordinates(float_column(rows, "steps"), float_column(rows, "guidance"))
-    room = np.maximum(np.ptp(images, axis=0), 1e-9) * NEARBY_SHARE
-    found: Any = True
-    for axis, asked in enumerate((steps, guidance)):
-        if asked is not None:
-            at = to_coordinates(asked, asked)[:, axis]
-            found = found & (np.abs(images[None, :, axis] - at[:, None]) <= room[axis])
-    return np.asarray(found.sum(axis=1))
+def count_images_nearby(rows: pl.DataFrame, steps: Floats | None, guidance: Floats | None) -> Floats:
+    """Return how many images lie within `NEARBY_SHARE` of the range tried of each of the settings."""
+    image_coordinates = to_coordinates(float_column(rows, "steps"), float_column(rows, "guidance"))
+    radius = np.maximum(np.ptp(image_coordinates, axis=0), 1e-9) * NEARBY_SHARE
+    is_near: Any = True
+    for axis, values in enumerate((steps, guidance)):
+        if values is not None:
+            coordinates = to_coordinates(values, values)[:, axis]
+            is_near = is_near & (np.abs(image_coordinates[None, :, axis] - coordinates[:, None]) <= radius[axis])
+    return np.asarray(is_near.sum(axis=1))
 
 
-def average_over_steps(one: FittedResponse, here: Grid, steps: Floats) -> Floats:
-    """(m, p) columns at steps (m,), averaged over the guidance tried."""
-    guidance = np.linspace(here.guidance[0], here.guidance[-1], GRID_GUIDANCE)
-    each = one.columns(to_coordinates(steps[:, None], guidance[None, :]).reshape(-1, 2))
+def average_over_steps(response: FittedResponse, grid: Grid, steps: Floats) -> Floats:
+    """Return (m, p) columns at steps (m,), averaged over the guidance tried."""
+    guidance = np.linspace(grid.guidance[0], grid.guidance[-1], GRID_GUIDANCE)
+    each = response.columns(to_coordinates(steps[:, None], guidance[None, :]).reshape(-1, 2))
     return each.reshape(len(steps), len(guidance), -1).mean(axis=1)
 
 
-def average_over_guidance(one: FittedResponse, here: Grid, guidance: Floats) -> Floats:
-    """(m, p) columns at guidance (m,), averaged over the logarithm of the steps tried."""
-    steps = np.geomspace(here.steps[0], here.steps[-1], GRID_STEPS)
-    each = one.columns(to_coordinates(steps[None, :], guidance[:, None]).reshape(-1, 2))
+def average_over_guidance(response: FittedResponse, grid: Grid, guidance: Floats) -> Floats:
+    """Return (m, p) columns at guidance (m,), averaged over the logarithm of the steps tried."""
+    steps = np.geomspace(grid.steps[0], grid.steps[-1], GRID_STEPS)
+    each = response.columns(to_coordinates(steps[None, :], guidance[:, None]).reshape(-1, 2))
     return each.reshape(len(guidance), len(steps), -1).mean(axis=1)
 
 
-def step_gains(one: FittedResponse, here: Grid, steps: Floats) -> Floats:
-    """(m, p) what one more step adds to columns at steps (m,); the last tried is compared with the one before."""
-    start = np.minimum(steps, max(here.steps[-1] - 1, here.steps[0]))
-    return average_over_steps(one, here, np.minimum(start + 1, here.steps[-1])) - average_over_steps(one, here, start)
+def compute_step_gains(response: FittedResponse, grid: Grid, steps: Floats) -> Floats:
+    """Return (m, p) what one more step adds to columns at steps (m,); for the last tried, the step before."""
+    start = np.minimum(steps, max(grid.steps[-1] - 1, grid.steps[0]))
+    return average_over_steps(response, grid, np.minimum(start + 1, grid.steps[-1])) - average_over_steps(
+        response, grid, start
+    )
 
 
 def fit_responses(
     scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float], seed: int
 ) -> Iterator[tuple[str, list[FittedResponse]]]:
-    """Each engine, and its `TARGETS` fitted for bands with the same draws of clusters."""
+    """Yield each engine and its fitted `TARGET_LABELS`, with the same draws of clusters."""
     models = {(row["engine"], row["metric"]): row for row in regression.filter("chosen").iter_rows(named=True)}
     shares = normalize_weights(weights)
-    for engine, everything in split_by_engine(measured_images(scores)):
-        rows = with_weighted(everything.drop_nulls(tried_images(everything)), weights)
-        of_engine = {metric: models[engine, metric] for metric in METRIC_LABELS if (engine, metric) in models}
-        weighed = [row["band_pieces"] or 0 for metric, row in of_engine.items() if shares[metric]]
-        alone = {metric: model for metric, row in of_engine.items() if (model := read_model(row))}
-        found = []
+    for engine, all_rows in split_by_engine(measured_images(scores)):
+        rows = add_weighted_overall(all_rows.drop_nulls(setting_names(all_rows)), weights)
+        models_of_engine = {metric: models[engine, metric] for metric in METRIC_LABELS if (engine, metric) in models}
+        weighted_pieces = [row["band_pieces"] or 0 for metric, row in models_of_engine.items() if shares[metric]]
+        models_by_metric = {metric: model for metric, row in models_of_engine.items() if (model := read_model(row))}
+        fitted_responses = []
         for target in TARGET_LABELS:
-            row = of_engine.get(target) or {"band_pieces": max(weighed, default=0), "flat_p": None}
-            chosen = (alone[target],) if target in alone else _together(rows, alone, shares)
-            found.append(_fitted(rows, target, row, chosen, everything.height - rows.height, seed))
-        yield engine, found
+            row = models_of_engine.get(target) or {"band_pieces": max(weighted_pieces, default=0), "flat_p": None}
+            chosen = (
+                (models_by_metric[target],)
+                if target in models_by_metric
+                else _combine_models(rows, models_by_metric, shares)
+            )
+            fitted_responses.append(_fit_response(rows, target, row, chosen, all_rows.height - rows.height, seed))
+        yield engine, fitted_responses
 
 
-def _together(
-    rows: pl.DataFrame, alone: Mapping[str, tuple[BasisForm, Floats]], shares: Mapping[str, float]
+def _combine_models(
+    rows: pl.DataFrame, models_by_metric: Mapping[str, tuple[BasisForm, Floats]], shares: Mapping[str, float]
 ) -> tuple[tuple[BasisForm, Floats], ...]:
-    """The metrics' models as one of their weighted z-scores; empty where one has none, or where all are flat alone."""
-    spread = {metric: float_column(rows.drop_nulls(metric), metric) for metric, share in shares.items() if share}
-    counted = {metric: values for metric, values in spread.items() if len(values) > 1 and np.ptp(values) > 0}
-    if not counted.keys() <= alone.keys() or not any(alone[metric][0].degree for metric in counted):
+    """Return the metrics' models combined to one of the weighted z-scores; empty if one is missing or all are flat."""
+    values_by_metric = {
+        metric: float_column(rows.drop_nulls(metric), metric) for metric, share in shares.items() if share
+    }
+    varying = {metric: values for metric, values in values_by_metric.items() if len(values) > 1 and np.ptp(values) > 0}
+    if not varying.keys() <= models_by_metric.keys() or not any(
+        models_by_metric[metric][0].degree for metric in varying
+    ):
         return ()
-    total = sum(shares[metric] for metric in counted)
-    found, middle = [], 0.0
-    for metric, values in counted.items():
+    total = sum(shares[metric] for metric in varying)
+    scaled_models, offset = [], 0.0
+    for metric, values in varying.items():
         scale = shares[metric] / total / float(np.std(values, ddof=1))
-        form, coefficients = alone[metric]
-        found.append((form, scale * coefficients))
-        middle += scale * float(values.mean())
-    return (*found, (replace(form, name="mean", degree=0, knots=None), np.array([-middle])))
+        form, coefficients = models_by_metric[metric]
+        scaled_models.append((form, scale * coefficients))
+        offset += scale * float(values.mean())
+    return (*scaled_models, (replace(form, name="mean", degree=0, knots=None), np.array([-offset])))
 
 
-def _fitted(
+def _fit_response(
     rows: pl.DataFrame,
     target: str,
     model: Mapping[str, Any],
     chosen: tuple[tuple[BasisForm, Floats], ...],
-    unset: int,
+    dropped: int,
     seed: int,
 ) -> FittedResponse:
-    usable, sample = make_sample(rows, target, seed)
-    reason = reason_not_fitted(rows, target, sample)
-    unset_note = f"{unset} images have no {' or no '.join(tried_images(rows))}" if unset else None
+    fitted_rows, sample = make_sample(rows, target, seed)
+    reason = explain_unfitted(rows, target, sample)
+    dropped_note = f"{dropped} images have no {' or no '.join(setting_names(rows))}" if dropped else None
     if reason:
         return FittedResponse(
-            target, usable, note=summary_columns(reason, *constant_settings(rows, sample.settings), unset_note)
+            target,
+            fitted_rows,
+            note=join_notes(reason, *note_constant_settings(rows, sample.settings), dropped_note),
         )
     p = model["flat_p"]
     mean = make_form(sample.settings, "mean", 0)
     if p is None:
-        p = flatness_p_value(sample, model_forms(sample.settings), mean, seed)
+        p = flatness_p_value(sample, make_test_forms(sample.settings), mean, seed)
     pieces = max_pieces(sample, model["band_pieces"] or 0)
     degree = next(d for d in (3, 2, 1) if d == 1 or (d + 1) * (d + 2) / 2 * IMAGES_PER_TERM <= len(sample.y))
     form = make_form(sample.settings, "band", degree, pieces)
-    # A cubic follows what more steps do; guidance may peak more sharply.
-    bent = make_form(sample.settings, "band", pieces=2, crossed=True)
-    if not pieces and len(bent.terms()) * IMAGES_PER_TERM <= len(sample.y):
-        form = bent
-    notes = constant_settings(rows, sample.settings)
+    # A cubic follows the effect of steps; guidance may peak more sharply.
+    cubic_form = make_form(sample.settings, "band", pieces=2, crossed=True)
+    if not pieces and len(cubic_form.terms()) * IMAGES_PER_TERM <= len(sample.y):
+        form = cubic_form
+    notes = note_constant_settings(rows, sample.settings)
     if degree < 3:
-        notes.append(f"{len(sample.y)} images bear no more than a polynomial of degree {degree}")
+        notes.append(f"too few images ({len(sample.y)}) for a polynomial above degree {degree}")
     fitted = fit_least_squares(form, sample, sample.clusters.weights(seed))
     prompts = int(sample.clusters.prompts.max()) + 1
     if sample.clusters.by == "image" and prompts < len(sample.y):
-        notes.append(f"bands hold for these prompts ({prompts}) alone")
+        notes.append(f"bands apply to these {prompts} prompts only")
     chosen = chosen or ((fitted.form, fitted.coefficients),)
     return FittedResponse(
-        target, usable, p, sample, fitted, chosen, summary_columns(*notes, _thin(rows, sample), unset_note)
+        target,
+        fitted_rows,
+        p,
+        sample,
+        fitted,
+        chosen,
+        join_notes(*notes, _sparse_corners_note(rows, sample), dropped_note),
     )
 
 
-def _thin(rows: pl.DataFrame, sample: RegressionSample) -> str | None:
-    """Which corners of what was tried have too few images to say much."""
-    if "guidance" not in tried_images(rows) or not np.ptp(sample.settings, axis=0).all():
+def _sparse_corners_note(rows: pl.DataFrame, sample: RegressionSample) -> str | None:
+    """Return a note on the corners of the settings with too few images; None without any."""
+    if "guidance" not in setting_names(rows) or not np.ptp(sample.settings, axis=0).all():
         return None
     low, high = sample.settings.min(axis=0), sample.settings.max(axis=0)
-    place = (sample.settings - low) / (high - low)
+    position = (sample.settings - low) / (high - low)
     corners = {
-        f"{words[0]} steps with {words[1]} guidance": ((abs(place - ends) <= 1 / 3).all(axis=1)).sum()
+        f"{words[0]} steps with {words[1]} guidance": ((abs(position - ends) <= 1 / 3).all(axis=1)).sum()
         for words, ends in (
             (("few", "low"), (0, 0)),
             (("few", "high"), (0, 1)),
@@ -250,5 +272,5 @@ def _thin(rows: pl.DataFrame, sample: RegressionSample) -> str | None:
             (("many", "high"), (1, 1)),
         )
     }
-    few = [f"{where} ({count})" for where, count in corners.items() if count < MIN_IMAGES]
-    return f"too few images of {', '.join(few)}" if few else None
+    sparse = [f"{corner} ({count})" for corner, count in corners.items() if count < MIN_IMAGES]
+    return f"too few images of {', '.join(sparse)}" if sparse else None

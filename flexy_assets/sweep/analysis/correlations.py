@@ -1,4 +1,4 @@
-"""How metrics move together, with settings and with each other, over all images and within a prompt."""
+"""Correlations of metrics with each other and with settings, over all images and within a prompt."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from flexy_assets.sweep.analysis.rows import (
     Row,
     effective_guidance,
     float_column,
+    join_notes,
     make_frame,
     measured_images,
+    setting_names,
     split_by_engine,
-    summary_columns,
-    tried_images,
 )
 
 CORRELATIONS_SCHEMA: Final[dict[str, pl.DataType]] = {
@@ -58,85 +58,91 @@ COMPONENTS_SCHEMA: Final[dict[str, pl.DataType]] = {
 
 
 def correlate_metrics(scores: pl.DataFrame) -> pl.DataFrame:
-    """Pearson and Spearman with 95 % intervals for every two metrics and every setting there is with every metric.
+    """Return Pearson and Spearman with 95 % intervals for every two metrics and every setting with every metric.
 
-    `within` is Pearson's among the images of one prompt, prompts' own means set aside; `within_n` counts the images of
+    `within` is Pearson's among the images of one prompt, prompts' means removed; `within_n` counts the images of
     prompts that have two or more. Intervals are on Fisher's scale, from each cluster's influence on the
     coefficient (the infinitesimal jackknife: Efron 1982, chapter 6), with one degree of freedom fewer than
     clusters: prompts where they repeat, else images (`clusters`, `clusters_by`). Guidance is the effective one.
-    Returns `CORRELATIONS`.
+    Returns `CORRELATIONS_SCHEMA`.
     """
-    found = []
+    rows_found = []
     for engine, rows in split_by_engine(measured_images(scores)):
-        pairs = [*combinations(METRIC_LABELS, 2), *product([*tried_images(rows), "elapsed_ms"], METRIC_LABELS)]
+        pairs = [*combinations(METRIC_LABELS, 2), *product([*setting_names(rows), "elapsed_ms"], METRIC_LABELS)]
         columns = {name: float_column(rows, name) for name in (*METRIC_LABELS, *SETTING_LABELS)}
         columns["guidance"] = effective_guidance(columns["guidance"])
         for left, right in pairs:
-            both = np.isfinite(columns[left]) & np.isfinite(columns[right])
-            pair = _pair(columns[left][both], columns[right][both], rows.filter(both))
-            found.append({"engine": engine, "left": left, "right": right, **pair})
-    return make_frame(found, CORRELATIONS_SCHEMA)
+            in_both = np.isfinite(columns[left]) & np.isfinite(columns[right])
+            pair = _correlate_pair(columns[left][in_both], columns[right][in_both], rows.filter(in_both))
+            rows_found.append({"engine": engine, "left": left, "right": right, **pair})
+    return make_frame(rows_found, CORRELATIONS_SCHEMA)
 
 
 def principal_components(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
-    """Principal components of the metrics' z-scores: how much each explains, and which metrics it is made of.
+    """Return the principal components of the metrics' z-scores, with their shares and loadings.
 
     `share` of the variance, 0 to 1; a loading is the metric's correlation with the component, -1 to 1, the largest
     ones positive. 95 % intervals are a bootstrap over clusters as in `correlations`. Two components whose
-    shares cannot be told apart have no directions of their own, which `note` says. A metric that never varies
-    or was never measured is left out. Returns `COMPONENTS`, a row an engine and component; one row with a
+    shares do not differ significantly have no directions of their own, which `note` says. A metric that is constant
+    or was never measured is left out. Returns `COMPONENTS_SCHEMA`, a row an engine and component; one row with a
     `note` where there is none.
     """
-    found = []
+    rows_found = []
     for engine, rows in split_by_engine(measured_images(scores)):
-        found += [{"engine": engine, **row} for row in _components(rows, seed)]
-    return make_frame(found, COMPONENTS_SCHEMA)
+        rows_found += [{"engine": engine, **row} for row in _find_components(rows, seed)]
+    return make_frame(rows_found, COMPONENTS_SCHEMA)
 
 
-def _pair(x: Floats, y: Floats, rows: pl.DataFrame) -> Row:
+def _correlate_pair(x: Floats, y: Floats, rows: pl.DataFrame) -> Row:
     n = len(x)
     if n < 4:
         return {"n": n, "note": f"too few images with both ({n})"}
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return {"n": n, "note": "one of the two never varies"}
-    drawn = find_clusters(rows)
-    row: Row = {"n": n, "clusters": drawn.count, "clusters_by": drawn.by}
-    row |= _interval("pearson", *_pearson(x, y), drawn)
-    row |= _interval("spearman", *_spearman(x, y), drawn)
-    sizes = np.bincount(drawn.prompts)
-    repeated = sizes[drawn.prompts] > 1
+        return {"n": n, "note": "one of the two is constant"}
+    clusters = find_clusters(rows)
+    row: Row = {"n": n, "clusters": clusters.count, "clusters_by": clusters.by}
+    row |= _fisher_interval("pearson", *_pearson_with_influence(x, y), clusters)
+    row |= _fisher_interval("spearman", *_spearman_with_influence(x, y), clusters)
+    sizes = np.bincount(clusters.prompts)
+    repeated = sizes[clusters.prompts] > 1
     if repeated.sum() < 4:
-        return row | {"note": "no prompt has images enough for a correlation within it"}
-    inside = rows.filter(repeated)
-    of = find_clusters(inside)
-    left, right = (_centre_within(values[repeated], of.prompts) for values in (x, y))
+        return row | {"note": "no prompt has enough images for a correlation within it"}
+    repeated_rows = rows.filter(repeated)
+    clusters = find_clusters(repeated_rows)
+    left, right = (_centre_within(values[repeated], clusters.prompts) for values in (x, y))
     if min(np.ptp(left), np.ptp(right)) <= 1e-12 * max(np.ptp(x), np.ptp(y)):
-        return row | {"note": "one of the two never varies within a prompt"}
-    few = None if of.by == "prompt" else f"{of.prompts.max() + 1} prompts: what is said holds for these alone"
-    return row | _interval("within", *_pearson(left, right), of) | {"within_n": int(repeated.sum()), "note": few}
+        return row | {"note": "one of the two is constant within a prompt"}
+    few_prompts_note = (
+        None if clusters.by == "prompt" else f"{clusters.prompts.max() + 1} prompts: applies to these only"
+    )
+    return (
+        row
+        | _fisher_interval("within", *_pearson_with_influence(left, right), clusters)
+        | {"within_n": int(repeated.sum()), "note": few_prompts_note}
+    )
 
 
-def _interval(name: str, value: float, influence: Floats, of: Clusters) -> Row:
-    """The coefficient and its interval by names; influences (n,) are each image's, on average 0."""
-    pulls = of.sums(influence) / len(influence)
+def _fisher_interval(name: str, value: float, influence: Floats, clusters: Clusters) -> Row:
+    """Return the coefficient and its interval by name; `influence` (n,) is each image's, on average 0."""
+    influences = clusters.sums(influence) / len(influence)
     # Fisher's n - 3: two means and two spreads are estimated too.
-    error = float(np.sqrt((pulls**2).sum() * of.count / max(of.count - 3, 1)))
+    error = float(np.sqrt((influences**2).sum() * clusters.count / max(clusters.count - 3, 1)))
     if 1 - abs(value) < 1e-12:
         return {name: value, f"{name}_low": value, f"{name}_high": value}
-    reach = of.t * error / (1 - value**2)
-    low, high = np.tanh(np.arctanh(value) + np.array([-reach, reach]))
+    margin = clusters.t * error / (1 - value**2)
+    low, high = np.tanh(np.arctanh(value) + np.array([-margin, margin]))
     return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
-def _pearson(x: Floats, y: Floats) -> tuple[float, Floats]:
-    """The coefficient and each image's influence on it (n,)."""
+def _pearson_with_influence(x: Floats, y: Floats) -> tuple[float, Floats]:
+    """Return the coefficient and each image's influence on it (n,)."""
     a, b = ((values - values.mean()) / values.std() for values in (x, y))
     value = float(np.clip((a * b).mean(), -1, 1))
     return value, a * b - value * (a**2 + b**2) / 2
 
 
-def _spearman(x: Floats, y: Floats) -> tuple[float, Floats]:
-    """The same for ranks, ties sharing theirs: an image also moves the ranks of all the others."""
+def _spearman_with_influence(x: Floats, y: Floats) -> tuple[float, Floats]:
+    """Return the same for ranks, with ties averaged: an image also moves the ranks of all the others."""
     from scipy.stats import rankdata
 
     n = len(x)
@@ -144,16 +150,16 @@ def _spearman(x: Floats, y: Floats) -> tuple[float, Floats]:
     spread = float(np.sqrt((u * u).mean() * (v * v).mean()))
     value = float(np.clip((u * v).mean() / spread, -1, 1))
 
-    def moved(a: Floats, b: Floats) -> Floats:
-        pulled = a * b + _above(a, b) + _above(b, a)
-        return pulled - pulled.mean()
+    def influence_of(a: Floats, b: Floats) -> Floats:
+        influence = a * b + _sum_above(a, b) + _sum_above(b, a)
+        return influence - influence.mean()
 
-    of_spreads = moved(u, u) / (u * u).mean() + moved(v, v) / (v * v).mean()
-    return value, moved(u, v) / spread - value * of_spreads / 2
+    of_spreads = influence_of(u, u) / (u * u).mean() + influence_of(v, v) / (v * v).mean()
+    return value, influence_of(u, v) / spread - value * of_spreads / 2
 
 
-def _above(order: Floats, values: Floats) -> Floats:
-    """(n,) the sum of the values of images that rank above each one, half of those that tie, over n."""
+def _sum_above(order: Floats, values: Floats) -> Floats:
+    """Return (n,) the sum of the values of images that rank above each one, half of those that tie, over n."""
     _, place = np.unique(order, return_inverse=True)
     sums = np.bincount(place, values)
     return (sums.sum() - np.cumsum(sums) + sums / 2)[place] / len(values)
@@ -163,62 +169,75 @@ def _centre_within(values: Floats, groups: NDArray[np.int64]) -> Floats:
     return values - (np.bincount(groups, values) / np.bincount(groups))[groups]
 
 
-def _components(rows: pl.DataFrame, seed: int) -> list[Row]:
-    there = [metric for metric in METRIC_LABELS if rows[metric].count()]
-    complete = rows.drop_nulls(there) if there else rows.clear()
-    vary = [metric for metric in there if complete[metric].n_unique() > 1]
+def _find_components(rows: pl.DataFrame, seed: int) -> list[Row]:
+    measured = [metric for metric in METRIC_LABELS if rows[metric].count()]
+    complete = rows.drop_nulls(measured) if measured else rows.clear()
+    varying = [metric for metric in measured if complete[metric].n_unique() > 1]
     n = complete.height
-    if n < 4 or len(vary) < 2:
+    if n < 4 or len(varying) < 2:
         reason = f"too few images with every score ({n})" if n < 4 else "fewer than two metrics vary"
         return [{"n": n, "note": reason}]
-    z = np.stack([float_column(complete, metric) for metric in vary], axis=1)
+    z = np.stack([float_column(complete, metric) for metric in varying], axis=1)
     z = (z - z.mean(axis=0)) / z.std(axis=0)
-    of = find_clusters(complete, seed)
+    clusters = find_clusters(complete, seed)
     moments = np.concatenate([np.ones((n, 1)), z, np.einsum("ni,nj->nij", z, z).reshape(n, -1)], axis=1)
-    drawn = of.weights(seed) @ of.sums(moments)
-    k = len(vary)
+    drawn = clusters.weights(seed) @ clusters.sums(moments)
+    k = len(varying)
     means = drawn[:, 1 : k + 1] / drawn[:, :1]
     second = (drawn[:, k + 1 :] / drawn[:, :1]).reshape(-1, k, k) - means[:, :, None] * means[:, None, :]
     deviation = np.sqrt(np.einsum("dii->di", second))
-    shares, loadings = _eigen((z.T @ z / n)[None])
-    many_shares, many_loadings = _eigen(second / deviation[:, :, None] / deviation[:, None, :])
+    shares, loadings = _eigen_decompose((z.T @ z / n)[None])
+    drawn_shares, drawn_loadings = _eigen_decompose(second / deviation[:, :, None] / deviation[:, None, :])
     # A component has no sign: each draw's is turned to the side of the whole.
-    many_loadings *= np.where(np.einsum("dmc,mc->dc", many_loadings, loadings[0]) < 0, -1, 1)[:, None, :]
-    reach_shares, reach = (
-        of.t * of.widening * np.sqrt(((many - whole) ** 2).mean(axis=0))
-        for many, whole in ((many_shares, shares[0]), (many_loadings, loadings[0]))
+    drawn_loadings *= np.where(np.einsum("dmc,mc->dc", drawn_loadings, loadings[0]) < 0, -1, 1)[:, None, :]
+    share_margin, margin = (
+        clusters.t * clusters.widening * np.sqrt(((draws - estimate) ** 2).mean(axis=0))
+        for draws, estimate in ((drawn_shares, shares[0]), (drawn_loadings, loadings[0]))
     )
-    left_out = [METRIC_LABELS[metric] for metric in METRIC_LABELS if metric not in vary]
+    left_out = [METRIC_LABELS[metric] for metric in METRIC_LABELS if metric not in varying]
     missing = f"without {', '.join(left_out)}" if left_out else None
-    found: list[Row] = []
+    rows_found: list[Row] = []
     for c in range(k):
-        apart = [other for other in (c - 1, c + 1) if 0 <= other < k and _alike(shares[0], many_shares, c, other, of)]
-        alike = f"cannot be told from component {' and '.join(str(other + 1) for other in apart)}" if apart else None
-        ends = np.clip(shares[0, c] + np.array([-1, 1]) * reach_shares[c], 0, 1)
-        row: Row = {"component": c + 1, "n": n, "share": float(shares[0, c]), "note": summary_columns(alike, missing)}
+        similar = [
+            second
+            for second in (c - 1, c + 1)
+            if 0 <= second < k and _have_similar_shares(shares[0], drawn_shares, c, second, clusters)
+        ]
+        similar_note = (
+            f"not significantly different from component {' and '.join(str(second + 1) for second in similar)}"
+            if similar
+            else None
+        )
+        ends = np.clip(shares[0, c] + np.array([-1, 1]) * share_margin[c], 0, 1)
+        row: Row = {
+            "component": c + 1,
+            "n": n,
+            "share": float(shares[0, c]),
+            "note": join_notes(similar_note, missing),
+        }
         row |= {"share_low": float(ends[0]), "share_high": float(ends[1])}
         row["loadings"] = [
             {
                 "metric": metric,
                 "loading": float(loadings[0, m, c]),
-                "low": float(max(loadings[0, m, c] - reach[m, c], -1)),
-                "high": float(min(loadings[0, m, c] + reach[m, c], 1)),
+                "low": float(max(loadings[0, m, c] - margin[m, c], -1)),
+                "high": float(min(loadings[0, m, c] + margin[m, c], 1)),
             }
-            for m, metric in enumerate(vary)
+            for m, metric in enumerate(varying)
         ]
-        found.append(row)
-    return found
+        rows_found.append(row)
+    return rows_found
 
 
-def _alike(shares: Floats, drawn: Floats, one: int, other: int, of: Clusters) -> bool:
-    """Whether two components' shares may be the same."""
-    gap = abs(shares[one] - shares[other])
-    error = (drawn[:, one] - drawn[:, other]).std() * of.widening
-    return bool(gap <= of.t * error)
+def _have_similar_shares(shares: Floats, drawn: Floats, first: int, second: int, clusters: Clusters) -> bool:
+    """Return whether two components' shares do not differ significantly."""
+    gap = abs(shares[first] - shares[second])
+    error = (drawn[:, first] - drawn[:, second]).std() * clusters.widening
+    return bool(gap <= clusters.t * error)
 
 
-def _eigen(matrices: Floats) -> tuple[Floats, Floats]:
-    """(d, k) shares, largest first, and (d, k, k) loadings, metrics by components, of correlation matrices."""
+def _eigen_decompose(matrices: Floats) -> tuple[Floats, Floats]:
+    """Return (d, k) shares, largest first, and (d, k, k) loadings, metrics by components, of correlation matrices."""
     values, vectors = np.linalg.eigh(matrices)
     values, vectors = np.maximum(values[:, ::-1], 0), vectors[:, :, ::-1]
     loadings = vectors * np.sqrt(values)[:, None, :]

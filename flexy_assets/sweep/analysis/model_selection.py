@@ -1,4 +1,4 @@
-"""Each metric by steps and guidance: models from a mean to a spline surface, chosen by cross-validation."""
+"""Each metric by steps and guidance: models from a mean to a spline surface, selected by cross-validation."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from flexy_assets.sweep.analysis.rows import (
     Floats,
     Row,
     float_column,
+    join_notes,
     make_frame,
     measured_images,
+    setting_names,
     split_by_engine,
-    summary_columns,
-    tried_images,
 )
 
 REGRESSION_SCHEMA: Final[dict[str, pl.DataType]] = {
@@ -62,43 +62,43 @@ REGRESSION_SCHEMA: Final[dict[str, pl.DataType]] = {
 MODELS: Final = ("mean", "linear", "quadratic", "additive", "spline")
 """Simplest first: the polynomials of degree 0 to 2, a sum of two splines, a spline surface."""
 PIECES: Final = (1, 2, 4, 6)
-"""Polynomial pieces in each direction of the spline surfaces that are tried; more need more images."""
+"""Polynomial pieces in each direction of the candidate spline surfaces; more need more images."""
 WIDER_MODEL: Final = {"mean": 0, "linear": 0, "quadratic": 0, "additive": 2, "spline1": 2, "spline2": 4}
-"""Pieces of the surface that bands rest on, one size up from the chosen model; 0 is a cubic, its guidance in two.
+"""Pieces of the surface that bands rest on, one size up from the selected model; 0 is a cubic, its guidance in two.
 
-A model chosen for its error in prediction leaves about as much bias as noise, which no bootstrap sees.
+A model selected for its prediction error leaves about as much bias as noise, which no bootstrap sees.
 With more terms than that the bias is small beside the bands (undersmoothing: Hall 1992, Annals of Statistics).
 """
 MORE_PIECES: Final = {5_000: 2, 20_000: 4}
-"""The least pieces bands rest on from so many images on: noise fades with images, the bias of a form does not."""
+"""Minimum pieces of the bands by number of images: noise falls with images, the bias of a form does not."""
 IMAGES_PER_TERM: Final = 5
-"""Fewer bear no form: its fit would follow each of them."""
+"""With fewer, a fit would follow each image."""
 FLAT_MODEL: Final = 0.05
-"""A metric is called flat unless a response such as its own were rarer than this by chance."""
+"""Significance level: above it a metric counts as flat."""
 
 
 def fit_models(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
-    """Each metric on log2(steps) and log2(effective guidance) by the `MODELS`, from a mean to a spline surface.
+    """Return each metric regressed on log2(steps) and log2(effective guidance) by the `MODELS`.
 
     `r2` and `rmse` are out of fold: five folds, whole prompts left out where there are five or more, against
-    the mean of the same training folds, so `r2` is below 0 where a model is worse than no model. `chosen` is
+    the mean of the same training folds, so `r2` is below 0 where a model is worse than the mean. `chosen` is
     the mean where `flat_p`, the probability of a response as large by chance, is 0.05 or more; else the
-    model with the least error out of fold, prompts' own levels set aside. `coefficients` are refitted on all
+    model with the least error out of fold, prompts' means removed. `coefficients` are refitted on all
     images; `predict` reads them. `prompt_share` is the prompts' share of the variance at equal settings,
     `clusters` how many prompts or images (`clusters_by`) the intervals resample, `band_pieces` the surface
-    that bands rest on. Returns `REGRESSION`, five rows an engine and metric.
+    that bands rest on. Returns `REGRESSION_SCHEMA`, five rows an engine and metric.
     """
-    found = []
+    rows_found = []
     for engine, rows in split_by_engine(measured_images(scores)):
         for metric in METRIC_LABELS:
-            found += [{"engine": engine, "metric": metric, **row} for row in _models(rows, metric, seed)]
-    return make_frame(found, REGRESSION_SCHEMA)
+            rows_found += [{"engine": engine, "metric": metric, **row} for row in _compare_models(rows, metric, seed)]
+    return make_frame(rows_found, REGRESSION_SCHEMA)
 
 
 def predict_score(model_row: Mapping[str, Any], steps: ArrayLike, guidance: ArrayLike) -> Floats:
-    """The metric that one row of `regression` expects at these settings (broadcast); NaN without a fit.
+    """Return the metric that one row of `sweep_regression` predicts at these settings (broadcast); NaN without a fit.
 
-    For an engine without guidance, NaN is its guidance.
+    The guidance of an engine without guidance is NaN.
     """
     settings, model = to_coordinates(steps, guidance), read_model(model_row)
     if model is None:
@@ -108,7 +108,7 @@ def predict_score(model_row: Mapping[str, Any], steps: ArrayLike, guidance: Arra
 
 
 def read_model(model_row: Mapping[str, Any]) -> tuple[BasisForm, Floats] | None:
-    """The form of one row of `regression` and its coefficients (p,); None without a fit."""
+    """Return the form of one row of `sweep_regression` and its coefficients (p,); None without a fit."""
     row = model_row
     values = [coefficient["value"] for coefficient in row["coefficients"] or []]
     if not values:
@@ -126,65 +126,65 @@ def read_model(model_row: Mapping[str, Any]) -> tuple[BasisForm, Floats] | None:
 
 
 def make_sample(rows: pl.DataFrame, target: str, seed: int) -> tuple[pl.DataFrame, RegressionSample]:
-    usable = rows.drop_nulls([target, *tried_images(rows)])
+    usable = rows.drop_nulls([target, *setting_names(rows)])
     settings = to_coordinates(float_column(usable, "steps"), float_column(usable, "guidance"))
     return usable, RegressionSample(settings, float_column(usable, target), find_clusters(usable, seed))
 
 
-def reason_not_fitted(rows: pl.DataFrame, target: str, sample: RegressionSample) -> str | None:
-    """Why no model can be fitted to the images; None where one can."""
+def explain_unfitted(rows: pl.DataFrame, target: str, sample: RegressionSample) -> str | None:
+    """Return why no model can be fitted to the images; None where one can."""
     n = len(sample.y)
     if n < MIN_IMAGES:
-        lacking = rows.height - rows[target].count()
-        what = "one of the scores, or none of them varies" if target == "overall" else "the score"
-        left = f", {lacking} lack {what}" if lacking else ""
-        return f"too few images ({n}; {MIN_IMAGES} needed{left})"
+        unscored = rows.height - rows[target].count()
+        missing_what = "one of the scores, or none of them varies" if target == "overall" else "the score"
+        unscored_note = f", {unscored} lack {missing_what}" if unscored else ""
+        return f"too few images ({n}; {MIN_IMAGES} needed{unscored_note})"
     if np.ptp(sample.y) == 0:
         return "every image has the same score"
     return None
 
 
-def constant_settings(rows: pl.DataFrame, settings: Floats) -> list[str]:
-    """What of the settings teaches nothing."""
-    names = tried_images(rows)
+def note_constant_settings(rows: pl.DataFrame, settings: Floats) -> list[str]:
+    """Return a note for each setting that is constant or absent."""
+    names = setting_names(rows)
     constant = np.ptp(settings, axis=0) == 0 if len(settings) else (False, False)
-    notes = [f"{name} never varies" for name, same in zip(names, constant, strict=False) if same]
+    notes = [f"{name} is constant" for name, is_constant in zip(names, constant, strict=False) if is_constant]
     return notes if "guidance" in names else [*notes, NO_GUIDANCE]
 
 
-def _models(rows: pl.DataFrame, metric: str, seed: int) -> list[Row]:
+def _compare_models(rows: pl.DataFrame, metric: str, seed: int) -> list[Row]:
     _, sample = make_sample(rows, metric, seed)
     n = len(sample.y)
-    reason = reason_not_fitted(rows, metric, sample)
-    shared: Row = {"n": n, "note": summary_columns(reason, *constant_settings(rows, sample.settings))}
+    reason = explain_unfitted(rows, metric, sample)
+    shared: Row = {"n": n, "note": join_notes(reason, *note_constant_settings(rows, sample.settings))}
     if not n:
         return [{"model": model, "chosen": model == "mean", **shared} for model in MODELS]
     forms = {name: make_form(sample.settings, name, degree) for degree, name in enumerate(MODELS[:3])}
     forms["additive"] = make_form(sample.settings, "additive", pieces=2)
     splines = {f"spline{pieces}": make_form(sample.settings, "spline", pieces=pieces) for pieces in PIECES}
     errors: dict[str, Floats] = {}
-    chosen, sized = "mean", "spline1"
+    chosen, best_spline = "mean", "spline1"
     if reason is None:
         shared["folds_by"] = "prompt" if sample.clusters.prompts.max() + 1 >= CV_FOLDS else "image"
-        folds = _folds(sample, shared["folds_by"], seed)
-        room = {k: f for k, f in (forms | splines).items() if len(f.terms()) <= max(n / IMAGES_PER_TERM, 3)}
+        folds = _assign_folds(sample, shared["folds_by"], seed)
+        affordable = {k: f for k, f in (forms | splines).items() if len(f.terms()) <= max(n / IMAGES_PER_TERM, 3)}
         whitened = {}
-        for name, form in room.items():
+        for name, form in affordable.items():
             errors[name], whitened[name] = predict_out_of_fold(form, sample, folds)
         loss = {name: float((error**2).mean()) for name, error in whitened.items()}
-        sized = min((name for name in splines if name in loss), key=loss.__getitem__, default=sized)
-        bending = min((name for name in loss if name != "mean"), key=loss.__getitem__, default="mean")
-        shared["flat_p"] = flatness_p_value(sample, model_forms(sample.settings), forms["mean"], seed)
-        chosen = bending if shared["flat_p"] < FLAT_MODEL else "mean"
+        best_spline = min((name for name in splines if name in loss), key=loss.__getitem__, default=best_spline)
+        best_bending = min((name for name in loss if name != "mean"), key=loss.__getitem__, default="mean")
+        shared["flat_p"] = flatness_p_value(sample, make_test_forms(sample.settings), forms["mean"], seed)
+        chosen = best_bending if shared["flat_p"] < FLAT_MODEL else "mean"
         least = max((pieces for images, pieces in MORE_PIECES.items() if n >= images), default=0)
-        pieces = max(WIDER_MODEL.get(bending, int(sized.removeprefix("spline"))), least)
+        pieces = max(WIDER_MODEL.get(best_bending, int(best_spline.removeprefix("spline"))), least)
         shared["band_pieces"] = max_pieces(sample, pieces)
         shared |= {"prompt_share": sample.within if sample.clusters.prompts.max() + 1 < n else None}
         shared |= {"clusters": sample.clusters.count, "clusters_by": sample.clusters.by}
-    forms["spline"] = splines[sized]
-    if sized in errors:
-        errors["spline"] = errors[sized]
-    found = []
+    forms["spline"] = splines[best_spline]
+    if best_spline in errors:
+        errors["spline"] = errors[best_spline]
+    rows_found = []
     for model, form in forms.items():
         values = fit_least_squares(form, sample).coefficients
         row = shared | {"model": model, "chosen": model == ("spline" if chosen.startswith("spline") else chosen)}
@@ -200,24 +200,24 @@ def _models(rows: pl.DataFrame, metric: str, seed: int) -> list[Row]:
             # The mean model predicts the training folds' mean: its error is R²'s denominator.
             row["r2"] = float(1 - (errors[model] ** 2).sum() / (errors["mean"] ** 2).sum())
             row["rmse"] = float(np.sqrt((errors[model] ** 2).mean()))
-        found.append(row)
-    return found
+        rows_found.append(row)
+    return rows_found
 
 
-def _folds(sample: RegressionSample, by: str, seed: int) -> NDArray[np.int64]:
-    """(n,) five folds of about equal size; a prompt seen in training would flatter a model."""
+def _assign_folds(sample: RegressionSample, by: str, seed: int) -> NDArray[np.int64]:
+    """Return (n,) five folds of about equal size, prompts kept whole: seen in training they would flatter a model."""
     groups = sample.clusters.prompts if by == "prompt" else np.arange(len(sample.y))
     shuffled = np.random.default_rng(seed).permutation(groups.max() + 1)
     sizes = np.bincount(groups)[shuffled]
-    middle = np.cumsum(sizes) - sizes / 2
-    fold = np.minimum((middle * CV_FOLDS / sizes.sum()).astype(np.int64), CV_FOLDS - 1)
-    of_group = np.empty_like(fold)
-    of_group[shuffled] = fold
-    return of_group[groups]
+    midpoints = np.cumsum(sizes) - sizes / 2
+    fold = np.minimum((midpoints * CV_FOLDS / sizes.sum()).astype(np.int64), CV_FOLDS - 1)
+    fold_of_group = np.empty_like(fold)
+    fold_of_group[shuffled] = fold
+    return fold_of_group[groups]
 
 
-def model_forms(settings: Floats) -> list[BasisForm]:
-    """The shapes that a flat response is held against."""
+def make_test_forms(settings: Floats) -> list[BasisForm]:
+    """Return the forms that flatness is tested against."""
     return [
         make_form(settings, "linear", 1),
         make_form(settings, "quadratic", 2),
@@ -226,7 +226,7 @@ def model_forms(settings: Floats) -> list[BasisForm]:
 
 
 def max_pieces(sample: RegressionSample, pieces: int) -> int:
-    """The most pieces, at most these, whose surface has enough images a term."""
+    """Return the most pieces, at most these, whose surface has enough images a term."""
     sizes = [size for size in PIECES if size <= pieces]
     n = len(sample.y)
     fits = [

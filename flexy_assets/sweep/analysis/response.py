@@ -1,4 +1,4 @@
-"""What steps and guidance do to a score: curves and surfaces with bands, effects, and where more steps cease to pay."""
+"""The response of each score to steps and guidance: curves and surfaces with bands, effects, and the plateau."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from flexy_assets.sweep.analysis.confidence_bands import (
     FittedResponse,
     average_over_guidance,
     average_over_steps,
+    compute_step_gains,
+    count_images_nearby,
     fit_responses,
-    images_nearby,
     make_grid,
-    step_gains,
 )
 from flexy_assets.sweep.analysis.regression import RegressionSample, flatness_p_value
-from flexy_assets.sweep.analysis.rows import TARGET_LABELS, Floats, Row, float_column, make_frame, summary_columns
+from flexy_assets.sweep.analysis.rows import TARGET_LABELS, Floats, Row, float_column, join_notes, make_frame
 from resources.errors import BadInputError
 
 RESPONSE_SCHEMA: Final[dict[str, pl.DataType]] = {
@@ -64,51 +64,51 @@ RETURNS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "beyond": pl.Int64(),
     "low": pl.Int64(),
     "high": pl.Int64(),
-    "said": pl.String(),
+    "summary": pl.String(),
     "note": pl.String(),
 }
 
 MAX_STEPS: Final = 300
-"""Numbers of steps at which gains are looked at; more are thinned evenly in their logarithm."""
+"""Step counts at which gains are computed; more are thinned evenly in their logarithm."""
 MIN_GAIN: Final[dict[str, float]] = {"clip_score": 0.001}
 MIN_GAIN_SD: Final = 0.02
-"""What one more step must gain of a metric not named there, in standard deviations between images."""
+"""The smallest worthwhile gain of a metric not in `MIN_GAIN`, in standard deviations between images."""
 
 
 def response_table(
     scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
 ) -> pl.DataFrame:
-    """What each target is expected to be over steps, over guidance and over both, with pointwise 95 % bands.
+    """Return the expected value of each target over steps, guidance and both, with pointwise 95 % bands.
 
     `curve` "steps" is the mean over the guidance tried (evenly), `guidance` null; "guidance" the mean over
     the steps tried (evenly in log2), `steps` null; "surface" every pair of a grid. `slope` is what one more
     step, or one more of guidance, adds (the marginal effect). `images` lie within a sixth of the range on
     either side.
     `target` "overall" is the weighted mean of z-scores. A target that cannot be fitted has one row whose
-    `note` says why. Returns `RESPONSE`.
+    `note` says why. Returns `RESPONSE_SCHEMA`.
     """
-    found = []
+    rows = []
     for engine, targets in fit_responses(scores, regression, weights or {}, seed):
-        for one in targets:
-            found += [{"engine": engine, "target": one.target, **row} for row in _response(one)]
-    return make_frame(found, RESPONSE_SCHEMA)
+        for response in targets:
+            rows += [{"engine": engine, "target": response.target, **row} for row in _tabulate_response(response)]
+    return make_frame(rows, RESPONSE_SCHEMA)
 
 
 def effects_table(
     scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
 ) -> pl.DataFrame:
-    """How far steps, guidance and their interaction move each target, with 95 % intervals.
+    """Return the effects of steps, guidance and their interaction on each target, with 95 % intervals.
 
     `change` is what the target gains from the 10th to the 90th percentile of the setting, the other one
     averaged out; for "interaction" how much more that is of steps at high guidance than at low. A response that
-    rises and falls may change little between its ends: `p` asks whether there is any of that effect, of any
-    shape. Returns `EFFECTS`, three rows an engine and target.
+    rises and falls may change little between its ends: `p` tests for an effect of any shape.
+    Returns `EFFECTS_SCHEMA`, three rows an engine and target.
     """
-    found = []
+    rows = []
     for engine, targets in fit_responses(scores, regression, weights or {}, seed):
-        for one in targets:
-            found += [{"engine": engine, "target": one.target, **row} for row in _effects(one, seed)]
-    return make_frame(found, EFFECTS_SCHEMA)
+        for response in targets:
+            rows += [{"engine": engine, "target": response.target, **row} for row in _tabulate_effects(response, seed)]
+    return make_frame(rows, EFFECTS_SCHEMA)
 
 
 def diminishing_returns_table(
@@ -118,94 +118,115 @@ def diminishing_returns_table(
     least_gain: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Beyond how many steps one more gains less than it should, with a 95 % interval.
+    """Return the number of steps from which one more gains less than `least_gain`, with its 95 % interval.
 
-    `least_gain` is what one more step must gain, by target in its own unit; `LEAST_GAIN` where a metric is not
-    named there, else `LEAST_GAIN_SD` standard deviations between images. `beyond` is the first number of steps
+    `least_gain` is the smallest worthwhile gain of one more step, by target in its own unit; by default `MIN_GAIN`,
+    else `MIN_GAIN_SD` standard deviations between images. `beyond` is the first number of steps
     from which on every further one, at the mean over the guidance tried, gains less; `low` and `high` are its
-    interval, the middle 95 % of refits to resampled clusters. Where even the last step tried gains as much, `beyond`
-    is null; where it may, `high` is. `said` says it in words. Raises `BadInputError` for a gain of no target, or that
-    is not above 0. Returns `RETURNS`, one row an engine and target.
+    interval, the middle 95 % of refits to resampled clusters. Where the last step tried still gains as much, `beyond`
+    is null; where it may, `high` is. `summary` is a sentence. Raises `BadInputError` for a gain of no target, or that
+    is not above 0. Returns `RETURNS_SCHEMA`, one row an engine and target.
     """
     gains = {**MIN_GAIN, **(least_gain or {})}
     for target, gain in gains.items():
         if target not in TARGET_LABELS or not 0 < gain < np.inf:
             raise BadInputError(
-                f"no step can have to gain {gain} of {target!r}: use a number above 0 of {', '.join(TARGET_LABELS)}"
+                f"invalid least gain {gain} of {target!r}: give a number above 0 for one of {', '.join(TARGET_LABELS)}"
             )
-    found = []
+    rows = []
     for engine, targets in fit_responses(scores, regression, weights or {}, seed):
-        for one in targets:
-            found.append({"engine": engine, "target": one.target, **_returns(one, gains)})
-    return make_frame(found, RETURNS_SCHEMA)
+        for response in targets:
+            rows.append({"engine": engine, "target": response.target, **_find_plateau(response, gains)})
+    return make_frame(rows, RETURNS_SCHEMA)
 
 
-def _response(one: FittedResponse) -> list[Row]:
-    if one.fit is None:
-        return [{"note": one.note}]
-    here = make_grid(one.rows)
-    guided = here.guidance if here.guided else None
-    found = _curve(
-        "steps", here.steps, None, one, average_over_steps(one, here, here.steps), step_gains(one, here, here.steps)
+def _tabulate_response(response: FittedResponse) -> list[Row]:
+    if response.fit is None:
+        return [{"note": response.note}]
+    grid = make_grid(response.rows)
+    guided = grid.guidance if grid.guided else None
+    rows = _tabulate_curve(
+        "steps",
+        grid.steps,
+        None,
+        response,
+        average_over_steps(response, grid, grid.steps),
+        compute_step_gains(response, grid, grid.steps),
     )
     if guided is not None:
         half = 0.005 * max(float(np.ptp(guided)), 1e-9)
         ends = np.clip(guided - half, guided[0], None), np.clip(guided + half, None, guided[-1])
-        rise = average_over_guidance(one, here, ends[1]) - average_over_guidance(one, here, ends[0])
+        rise = average_over_guidance(response, grid, ends[1]) - average_over_guidance(response, grid, ends[0])
         slope = rise / np.maximum(ends[1] - ends[0], 1e-12)[:, None]
-        found += _curve("guidance", None, guided, one, average_over_guidance(one, here, guided), slope)
-    steps, guidance = here.flat()
-    surface = one.columns(to_coordinates(steps, guidance))
-    return found + _curve("surface", steps, guidance if here.guided else None, one, surface, None)
+        rows += _tabulate_curve(
+            "guidance", None, guided, response, average_over_guidance(response, grid, guided), slope
+        )
+    steps, guidance = grid.flat()
+    surface = response.columns(to_coordinates(steps, guidance))
+    return rows + _tabulate_curve("surface", steps, guidance if grid.guided else None, response, surface, None)
 
 
-def _curve(
-    curve: str, steps: Floats | None, guidance: Floats | None, one: FittedResponse, at: Floats, slope: Floats | None
+def _tabulate_curve(
+    curve: str,
+    steps: Floats | None,
+    guidance: Floats | None,
+    response: FittedResponse,
+    level_columns: Floats,
+    slope_columns: Floats | None,
 ) -> list[Row]:
-    """Rows of `RESPONSE` for rows of columns: at settings, and for the gain from one to the next."""
+    """Return rows of `RESPONSE_SCHEMA` from design columns: of the level at each setting, and of its slope."""
     columns: dict[str, Floats | None] = {"steps": steps, "guidance": guidance}
-    columns |= zip(("predicted", "low", "high"), one.bands(at), strict=True)
-    if slope is not None:
-        columns |= zip(("slope", "slope_low", "slope_high"), one.bands(slope), strict=True)
-    columns["images"] = images_nearby(one.rows, steps, guidance)
-    filled = {name: values.tolist() for name, values in columns.items() if values is not None}
+    columns |= zip(("predicted", "low", "high"), response.bands(level_columns), strict=True)
+    if slope_columns is not None:
+        columns |= zip(("slope", "slope_low", "slope_high"), response.bands(slope_columns), strict=True)
+    columns["images"] = count_images_nearby(response.rows, steps, guidance)
+    named_values = {name: values.tolist() for name, values in columns.items() if values is not None}
     return [
-        {"curve": curve, "note": one.note, **dict(zip(filled, values, strict=True))}
-        for values in zip(*filled.values(), strict=True)
+        {"curve": curve, "note": response.note, **dict(zip(named_values, values, strict=True))}
+        for values in zip(*named_values.values(), strict=True)
     ]
 
 
-def _effects(one: FittedResponse, seed: int) -> list[Row]:
+def _tabulate_effects(response: FittedResponse, seed: int) -> list[Row]:
     names = ["steps", "guidance", "interaction"]
-    if one.fit is None or one.sample is None:
-        return [{"effect": name, "n": one.rows.height, "note": one.note} for name in names]
-    here, settings = make_grid(one.rows), one.sample.settings
-    (few, little), (many, much) = np.quantile(settings, [0.1, 0.9], axis=0)
-    few, many, little, much = round(2**few), round(2**many), round(2**little, 1), round(2**much, 1)
-    steps = average_over_steps(one, here, np.array([few, many], dtype=np.float64))
-    guidance = average_over_guidance(one, here, np.array([little, much]))
-    corners = one.columns(to_coordinates([few, few, many, many], [little, much, little, much]))
+    if response.fit is None or response.sample is None:
+        return [{"effect": name, "n": response.rows.height, "note": response.note} for name in names]
+    grid, settings = make_grid(response.rows), response.sample.settings
+    (low_steps, low_guidance), (high_steps, high_guidance) = np.quantile(settings, [0.1, 0.9], axis=0)
+    low_steps, high_steps, low_guidance, high_guidance = (
+        round(2**low_steps),
+        round(2**high_steps),
+        round(2**low_guidance, 1),
+        round(2**high_guidance, 1),
+    )
+    steps = average_over_steps(response, grid, np.array([low_steps, high_steps], dtype=np.float64))
+    guidance = average_over_guidance(response, grid, np.array([low_guidance, high_guidance]))
+    corners = response.columns(
+        to_coordinates(
+            [low_steps, low_steps, high_steps, high_steps], [low_guidance, high_guidance, low_guidance, high_guidance]
+        )
+    )
     contrasts = {
         "steps": steps[1] - steps[0],
         "guidance": guidance[1] - guidance[0],
         "interaction": corners[3] - corners[2] - corners[1] + corners[0],
     }
-    vary = np.ptp(settings, axis=0) > 0
-    possible = {"steps": vary[0], "guidance": vary[1], "interaction": vary.all()}
-    found = []
+    varies = np.ptp(settings, axis=0) > 0
+    is_estimable = {"steps": varies[0], "guidance": varies[1], "interaction": varies.all()}
+    rows = []
     for name, contrast in contrasts.items():
-        row: Row = {"effect": name, "n": one.rows.height, "note": one.note}
-        if possible[name]:
-            change, low, high = one.bands(contrast[None, :])
+        row: Row = {"effect": name, "n": response.rows.height, "note": response.note}
+        if is_estimable[name]:
+            change, low, high = response.bands(contrast[None, :])
             row |= {"change": float(change[0]), "low": float(low[0]), "high": float(high[0])}
-            row |= {"steps_from": few, "steps_to": many, "p": _effect_p(one.sample, name, seed)}
-            row |= {"guidance_from": little, "guidance_to": much} if here.guided else {}
-        found.append(row)
-    return found
+            row |= {"steps_from": low_steps, "steps_to": high_steps, "p": _effect_p_value(response.sample, name, seed)}
+            row |= {"guidance_from": low_guidance, "guidance_to": high_guidance} if grid.guided else {}
+        rows.append(row)
+    return rows
 
 
-def _effect_p(sample: RegressionSample, effect: str, seed: int) -> float:
-    """The probability of so much of one effect by chance, given the others without it."""
+def _effect_p_value(sample: RegressionSample, effect: str, seed: int) -> float:
+    """Return the p-value of one effect, given a model of the others."""
     additive = make_form(sample.settings, "additive", pieces=1)
     if effect == "interaction":
         return flatness_p_value(
@@ -214,25 +235,25 @@ def _effect_p(sample: RegressionSample, effect: str, seed: int) -> float:
             additive,
             seed,
         )
-    alone = sample.settings.copy()
-    alone[:, 0 if effect == "steps" else 1] = 0
-    given = make_form(alone, "spline", pieces=1)
-    return flatness_p_value(sample, [make_form(sample.settings, "linear", 1), additive], given, seed)
+    reduced_settings = sample.settings.copy()
+    reduced_settings[:, 0 if effect == "steps" else 1] = 0
+    reduced_form = make_form(reduced_settings, "spline", pieces=1)
+    return flatness_p_value(sample, [make_form(sample.settings, "linear", 1), additive], reduced_form, seed)
 
 
-def _returns(one: FittedResponse, least_gain: Mapping[str, float]) -> Row:
-    if one.fit is None or one.sample is None:
-        return {"n": one.rows.height, "note": one.note}
-    unit = "SD" if one.target == "overall" else TARGET_LABELS[one.target]
-    least = least_gain.get(one.target, MIN_GAIN_SD * float(np.std(float_column(one.rows, one.target))))
-    here = make_grid(one.rows)
-    first, last = int(here.steps[0]), int(here.steps[-1])
+def _find_plateau(response: FittedResponse, min_gains: Mapping[str, float]) -> Row:
+    if response.fit is None or response.sample is None:
+        return {"n": response.rows.height, "note": response.note}
+    unit = "SD" if response.target == "overall" else TARGET_LABELS[response.target]
+    min_gain = min_gains.get(response.target, MIN_GAIN_SD * float(np.std(float_column(response.rows, response.target))))
+    grid = make_grid(response.rows)
+    first, last = int(grid.steps[0]), int(grid.steps[-1])
     row: Row = {
-        "n": one.rows.height,
-        "least_gain": least,
+        "n": response.rows.height,
+        "least_gain": min_gain,
         "steps_from": first,
         "steps_to": last,
-        "note": summary_columns(one.flat, one.note),
+        "note": join_notes(response.flat, response.note),
     }
     if first == last:
         return row
@@ -241,31 +262,32 @@ def _returns(one: FittedResponse, least_gain: Mapping[str, float]) -> Row:
         if last - first > MAX_STEPS
         else np.arange(first, last, dtype=np.float64)
     )
-    columns = step_gains(one, here, steps)
-    of = one.sample.clusters
-    beyond = _plateau_after(steps, one.bands(columns)[0] >= least, first)
-    gain, deviation = one.deviations(columns)
-    drawn = [_plateau_after(steps, pays, first) for pays in gain + deviation * of.t / of.normal >= least]
-    tails = np.quantile(drawn, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2], method="inverted_cdf")
+    columns = compute_step_gains(response, grid, steps)
+    clusters = response.sample.clusters
+    beyond = _last_worthwhile_step(steps, response.bands(columns)[0] >= min_gain, first)
+    gain, deviation = response.deviations(columns)
+    plateau_draws = [
+        _last_worthwhile_step(steps, is_worthwhile, first)
+        for is_worthwhile in gain + deviation * clusters.t / clusters.normal >= min_gain
+    ]
+    tails = np.quantile(plateau_draws, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2], method="inverted_cdf")
     low, high = min(beyond, int(tails[0])), max(beyond, int(tails[1]))
     row |= {"beyond": beyond if beyond < last else None, "low": low, "high": high if high < last else None}
-    row["said"] = _summary_sentence(row, unit, last)
+    row["summary"] = _summary_sentence(row, unit, last)
     return row
 
 
-def _plateau_after(steps: Floats, pays: NDArray[np.bool_], first: int) -> int:
-    """The number of steps after the last one that pays; the first tried where none does."""
-    return int(steps[pays.nonzero()[0][-1]]) + 1 if pays.any() else first
+def _last_worthwhile_step(steps: Floats, is_worthwhile: NDArray[np.bool_], first: int) -> int:
+    """Return the number of steps after the last worthwhile one; the first tried where none is."""
+    return int(steps[is_worthwhile.nonzero()[0][-1]]) + 1 if is_worthwhile.any() else first
 
 
 def _summary_sentence(row: Row, unit: str, last: int) -> str:
     gain = f"{row['least_gain']:.2g} {unit}"
     low, high = row["low"], row["high"]
     if low >= last:
-        return f"one more step still gains {gain} at {last}, the most tried"
-    ends = (
-        f"{low}–{high}" if high is not None else f"{low} or more: even at {last}, the most tried, it cannot be excluded"
-    )
+        return f"no plateau up to {last} steps (95 %): one more step still gains {gain}"
     if row["beyond"] is None:
-        return f"one more step seems to gain {gain} even at {last}, the most tried (beyond {low} it may not)"
-    return f"beyond {row['beyond']} steps ({ends}) one more step gains less than {gain}"
+        return f"no plateau up to {last} steps (95 % CI from {low}): one more step is expected to gain {gain}"
+    interval = f"{low}–{high}" if high is not None else f"from {low}, no upper end up to {last}"
+    return f"plateau from {row['beyond']} steps (95 % CI {interval}): one more step gains less than {gain}"

@@ -1,4 +1,4 @@
-"""Which settings to use: the region that holds the best ones, the quickest in it, and quality against seconds."""
+"""Which settings to use: the region of the best ones, the quickest in it, and the front of quality against time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flexy_assets.sweep.analysis.clusters import CONFIDENCE_LEVEL
-from flexy_assets.sweep.analysis.confidence_bands import FittedResponse, Grid, fit_responses, images_nearby, make_grid
+from flexy_assets.sweep.analysis.confidence_bands import (
+    FittedResponse,
+    Grid,
+    count_images_nearby,
+    fit_responses,
+    make_grid,
+)
 from flexy_assets.sweep.analysis.rows import (
     TARGET_LABELS,
     Floats,
     Row,
     float_column,
+    join_notes,
     make_frame,
     normalize_weights,
-    summary_columns,
 )
 from flexy_assets.sweep.analysis.times import fit_times
 
@@ -42,7 +48,7 @@ SWEET_SPOTS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "seconds_share": pl.Float64(),
     "loss": pl.Float64(),
     "loss_high": pl.Float64(),
-    "said": pl.String(),
+    "summary": pl.String(),
     "note": pl.String(),
 }
 PARETO_SCHEMA: Final[dict[str, pl.DataType]] = {
@@ -55,153 +61,152 @@ PARETO_SCHEMA: Final[dict[str, pl.DataType]] = {
     "low": pl.Float64(),
     "high": pl.Float64(),
     "on_front": pl.Boolean(),
-    "stays": pl.Float64(),
+    "front_probability": pl.Float64(),
     "note": pl.String(),
 }
 VALUE_TOLERANCE: Final = 0.1
-"""What the value setting may lose against the best, in standard deviations between images (a small effect
-is 0.2 by Cohen's convention; half of it is hard to see)."""
+"""The loss allowed for the value setting, in standard deviations between images (Cohen's small effect is 0.2)."""
 MAX_LOSS: Final = 1.0
-"""A setting that may lose so many standard deviations between images is no advice."""
+"""A setting that may lose more standard deviations between images is not recommended."""
 FRONT_STEPS: Final = 12
 FRONT_GUIDANCE: Final = 7
 MIN_FRONT_PROBABILITY: Final = 0.05
-"""Points on the front of fewer refits are not worth a row."""
+"""Points on the front in fewer refits get no row."""
 
 
 def find_sweet_spots(
     scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
 ) -> pl.DataFrame:
-    """The best settings for each metric, for the weighted mean of all ("overall") and for the time ("value").
+    """Return the best settings for each metric, for the weighted mean of all ("overall") and for the time ("value").
 
     `steps` and `guidance` are where the expectation is highest on a grid inside the range tried; `region`
-    lists the settings of that grid that cannot be told from the best at the 95 % level, `region_share` is
+    lists the settings of that grid not significantly different from the best (95 %), `region_share` is
     their share of it, and low and high their extent. The true best lies in the region 19 times in 20,
-    whatever the noise: each setting is kept unless some other is better beyond the bootstrap's largest
-    studentised difference from those that are not plainly worse (a set inverted from tests of moment
+    whatever the noise: a setting is in it unless another is better beyond the bootstrap's largest
+    studentised difference from those that are not clearly worse (a set inverted from tests of moment
     inequalities: Andrews and Soares 2010).
-    "value" is the quickest setting that is expected to lose at most `VALUE_TOLERANCE` of overall; `loss` is that,
-    `loss_high` the most it may be (95 %), `seconds_share` its share of the best's seconds. On the other rows
+    "value" is the quickest setting whose expected loss of overall is at most `VALUE_TOLERANCE`; `loss` is that,
+    `loss_high` its upper end (95 %), `seconds_share` its share of the best's seconds. On the other rows
     these three are those of the quickest setting in the region. Without times steps stand
-    in for seconds. A target that cannot be told from flat has no setting, and a `note`. Raises `BadInputError` for
-    weights that cannot be. Returns `SPOTS`, six rows an engine.
+    in for seconds. A target without a significant response has no setting, and a `note`. Raises `BadInputError` for
+    invalid weights. Returns `SWEET_SPOTS_SCHEMA`, six rows an engine.
     """
     shares = normalize_weights(weights or {})
-    found = []
+    rows = []
     for engine, targets in fit_responses(scores, regression, weights or {}, seed):
-        found += [{"engine": engine, **row} for row in _spots(targets, shares, seed)]
-    return make_frame(found, SWEET_SPOTS_SCHEMA)
+        rows += [{"engine": engine, **row} for row in _find_spots(targets, shares, seed)]
+    return make_frame(rows, SWEET_SPOTS_SCHEMA)
 
 
 def find_pareto_front(
     scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
 ) -> pl.DataFrame:
-    """Settings that no other beats in both score and seconds, and how often each stays so when images are resampled.
+    """Return the Pareto front of score and seconds, with each point's probability of being on it.
 
-    `on_front` is the front of what is expected; `stays` the share of refits, 0 to 1, in which a point is on
-    it. Rows, by seconds, are the points of a coarse grid that are on the front now or in one refit in twenty.
-    Returns `PARETO`; a target without a front has one row whose `note` says why.
+    `on_front` is the front of the expectation; `front_probability` the share of bootstrap refits, 0 to 1, in which a
+    point is on it. Rows, by seconds, are the points of a coarse grid on the front now or in one refit in twenty.
+    Returns `PARETO_SCHEMA`; a target without a front has one row whose `note` says why.
     """
-    found = []
+    rows = []
     for engine, targets in fit_responses(scores, regression, weights or {}, seed):
-        for one in targets:
-            found += [{"engine": engine, "target": one.target, **row} for row in _front(one, seed)]
-    return make_frame(found, PARETO_SCHEMA)
+        for response in targets:
+            rows += [{"engine": engine, "target": response.target, **row} for row in _find_front(response, seed)]
+    return make_frame(rows, PARETO_SCHEMA)
 
 
-def best_region(one: FittedResponse, here: Grid) -> NDArray[np.bool_]:
-    """(a·b,) which settings of the grid that have an image near cannot be told from the best at the 95 % level."""
-    assert one.sample is not None
-    supported = _supported(one, here)
-    expected, deviation = one.deviations(one.columns(here.pairs))
-    # Rivals stand on every second line of the grid, and where the best is expected: neighbours tell the same.
-    a, b = len(here.steps), len(here.guidance)
-    lines = np.zeros((a, b), dtype=bool)
-    lines[np.ix_(_every_second(a), _every_second(b))] = True
+def find_best_region(response: FittedResponse, grid: Grid) -> NDArray[np.bool_]:
+    """Return (a·b,) which grid settings with an image nearby are not significantly different from the best (95 %)."""
+    assert response.sample is not None
+    supported = _find_supported(response, grid)
+    expected, deviation = response.deviations(response.columns(grid.pairs))
+    # Rivals are on every second line of the grid and at the expected best: neighbours carry the same information.
+    a, b = len(grid.steps), len(grid.guidance)
+    on_rival_lines = np.zeros((a, b), dtype=bool)
+    on_rival_lines[np.ix_(_take_every_second(a), _take_every_second(b))] = True
     best = np.where(supported, expected, -np.inf).argmax()
-    rivals = lines.ravel() & supported
+    rivals = on_rival_lines.ravel() & supported
     rivals[best] = True
-    level = one.sample.clusters.t / one.sample.clusters.normal
-    slack = np.sqrt(np.log(one.sample.clusters.count))
-    kept = supported.copy()
+    level = response.sample.clusters.t / response.sample.clusters.normal
+    margin = np.sqrt(np.log(response.sample.clusters.count))
+    in_region = supported.copy()
     for index in supported.nonzero()[0]:
-        better = expected[rivals] - expected[index]
-        apart = deviation[:, rivals] - deviation[:, [index]]
-        error = np.sqrt((apart**2).mean(axis=0))
-        other = error > 1e-9 * error.max()
-        if not other.any():
+        advantage = expected[rivals] - expected[index]
+        difference_draws = deviation[:, rivals] - deviation[:, [index]]
+        error = np.sqrt((difference_draws**2).mean(axis=0))
+        distinct = error > 1e-9 * error.max()
+        if not distinct.any():
             continue
-        ahead = better[other] / error[other]
-        # Rivals that are plainly behind cannot be what a test of this setting stumbles over.
-        close = ahead >= min(-slack, ahead.max())
-        largest = (apart[:, other][:, close] / error[other][close]).max(axis=1)
-        kept[index] = ahead.max() <= level * np.quantile(largest, CONFIDENCE_LEVEL)
-    kept[best] = True
-    return kept
+        studentized = advantage[distinct] / error[distinct]
+        # Rivals that are clearly worse cannot decide the test of this setting.
+        close = studentized >= min(-margin, studentized.max())
+        largest = (difference_draws[:, distinct][:, close] / error[distinct][close]).max(axis=1)
+        in_region[index] = studentized.max() <= level * np.quantile(largest, CONFIDENCE_LEVEL)
+    in_region[best] = True
+    return in_region
 
 
-def _supported(one: FittedResponse, here: Grid) -> NDArray[np.bool_]:
-    """(a·b,) which settings of the grid have an image near them: of the others a fit says what it likes."""
-    steps, guidance = here.flat()
-    return images_nearby(one.rows, steps, guidance if here.guided else None) > 0
+def _find_supported(response: FittedResponse, grid: Grid) -> NDArray[np.bool_]:
+    """Return (a·b,) which grid settings have an image nearby: elsewhere a fit is an extrapolation."""
+    steps, guidance = grid.flat()
+    return count_images_nearby(response.rows, steps, guidance if grid.guided else None) > 0
 
 
-def _every_second(count: int) -> list[int]:
-    """Every second index and the last; all where there are few."""
+def _take_every_second(count: int) -> list[int]:
+    """Return every second index and the last; all of up to four."""
     return sorted({*range(0, count, 2 if count > 4 else 1), count - 1})
 
 
-def _spots(targets: list[FittedResponse], shares: Mapping[str, float], seed: int) -> list[Row]:
-    found: list[Row] = []
-    for one in targets:
-        row: Row = {"target": one.target, "n": one.rows.height, "flat_p": one.flat_p}
-        weighed = ""
-        if one.target == "overall":
-            weighed = "over " + ", ".join(
+def _find_spots(targets: list[FittedResponse], shares: Mapping[str, float], seed: int) -> list[Row]:
+    rows: list[Row] = []
+    for response in targets:
+        row: Row = {"target": response.target, "n": response.rows.height, "flat_p": response.flat_p}
+        weights_note = ""
+        if response.target == "overall":
+            weights_note = "over " + ", ".join(
                 f"{TARGET_LABELS[metric]}{f' × {share:.2g}' if len(set(shares.values())) > 1 else ''}"
                 for metric, share in shares.items()
                 if share
             )
-        row["note"] = summary_columns(weighed, one.flat, one.note)
+        row["note"] = join_notes(weights_note, response.flat, response.note)
         value: Row = row | {"target": "value"}
-        if one.moves:
-            found_here, quickest = _best(one, seed)
-            row |= found_here
-            row["note"] = summary_columns(weighed, row.pop("edge"), one.note)
+        if response.moves:
+            best_row, quickest = _find_best_and_value(response, seed)
+            row |= best_row
+            row["note"] = join_notes(weights_note, row.pop("edge"), response.note)
             value |= quickest
-            value["note"] = summary_columns(weighed, one.note)
-        found.append(row)
-        if one.target == "overall":
-            found.append(value)
-    return found
+            value["note"] = join_notes(weights_note, response.note)
+        rows.append(row)
+        if response.target == "overall":
+            rows.append(value)
+    return rows
 
 
-def _best(one: FittedResponse, seed: int) -> tuple[Row, Row]:
-    here = make_grid(one.rows)
-    steps, guidance = here.flat()
-    columns = one.columns(here.pairs)
-    expected, low, high = one.bands(columns)
-    tried_here = _supported(one, here)
-    at = int(np.where(tried_here, expected, -np.inf).argmax())
-    kept = best_region(one, here)
-    kept[at] = True
-    clock = fit_times(one.rows, seed)
-    seconds = clock.at(steps, guidance) if clock else None
+def _find_best_and_value(response: FittedResponse, seed: int) -> tuple[Row, Row]:
+    grid = make_grid(response.rows)
+    steps, guidance = grid.flat()
+    columns = response.columns(grid.pairs)
+    expected, low, high = response.bands(columns)
+    supported = _find_supported(response, grid)
+    best_index = int(np.where(supported, expected, -np.inf).argmax())
+    in_region = find_best_region(response, grid)
+    in_region[best_index] = True
+    time_model = fit_times(response.rows, seed)
+    seconds = time_model.predict(steps, guidance) if time_model else None
     cost = steps if seconds is None else seconds
 
-    def quickest(among: NDArray[np.bool_]) -> int:
-        """The cheapest of them; of equals the best."""
+    def find_quickest(among: NDArray[np.bool_]) -> int:
+        """Return the cheapest of them; of equals the best."""
         return int(np.lexsort((-expected, np.where(among, cost, np.inf)))[0])
 
-    def against_the_best(index: int) -> Row:
-        loss, _, most = one.bands((columns[at] - columns[index])[None, :])
-        share = float(cost[index] / cost[at]) if cost[at] > 0 else None
-        return {"loss": float(loss[0]), "loss_high": float(most[0]), "seconds_share": share}
+    def compare_with_best(index: int) -> Row:
+        loss, _, most = response.bands((columns[best_index] - columns[index])[None, :])
+        time_share = float(cost[index] / cost[best_index]) if cost[best_index] > 0 else None
+        return {"loss": float(loss[0]), "loss_high": float(most[0]), "seconds_share": time_share}
 
-    def spot(index: int) -> Row:
+    def describe_setting(index: int) -> Row:
         return {
             "steps": int(steps[index]),
-            "guidance": float(guidance[index]) if here.guided else None,
+            "guidance": float(guidance[index]) if grid.guided else None,
             "predicted": float(expected[index]),
             "low": float(low[index]),
             "high": float(high[index]),
@@ -209,106 +214,111 @@ def _best(one: FittedResponse, seed: int) -> tuple[Row, Row]:
         }
 
     extent: Row = {
-        "steps_low": int(steps[kept].min()),
-        "steps_high": int(steps[kept].max()),
-        "guidance_low": float(guidance[kept].min()) if here.guided else None,
-        "guidance_high": float(guidance[kept].max()) if here.guided else None,
-        "region_share": float(kept.mean()),
+        "steps_low": int(steps[in_region].min()),
+        "steps_high": int(steps[in_region].max()),
+        "guidance_low": float(guidance[in_region].min()) if grid.guided else None,
+        "guidance_high": float(guidance[in_region].max()) if grid.guided else None,
+        "region_share": float(in_region.mean()),
         "region": [
-            {"steps": int(s), "guidance": float(g) if here.guided else None}
-            for s, g in zip(steps[kept], guidance[kept], strict=True)
+            {"steps": int(s), "guidance": float(g) if grid.guided else None}
+            for s, g in zip(steps[in_region], guidance[in_region], strict=True)
         ],
     }
     edges = [
         f"at the edge of the {name} tried"
         for name, axis in (("steps", steps), ("guidance", guidance))
-        if axis.min() < axis.max() and axis[at] in (axis.min(), axis.max())
+        if axis.min() < axis.max() and axis[best_index] in (axis.min(), axis.max())
     ]
-    if here.guided and guidance[at] <= 1:
-        edges.append("guidance of 1 and less is one setting: off")
-    cheap = quickest(kept)
-    found = spot(at)
-    best = found | extent | against_the_best(cheap) | {"edge": summary_columns(*edges)}
-    quick = quickest(tried_here & (expected >= expected[at] - VALUE_TOLERANCE))
-    value = spot(quick) | extent | against_the_best(quick)
-    best["said"] = _summary_sentence(one, found, spot(cheap), best, "time" if clock else "steps")
-    value["said"] = _summary_sentence(
-        one, found, spot(quick), value, "time" if clock else "steps", f"within {VALUE_TOLERANCE} SD"
+    if grid.guided and guidance[best_index] <= 1:
+        edges.append("guidance of 1 or less is one setting: off")
+    quickest_index = find_quickest(in_region)
+    best_spot = describe_setting(best_index)
+    best = best_spot | extent | compare_with_best(quickest_index) | {"edge": join_notes(*edges)}
+    value_index = find_quickest(supported & (expected >= expected[best_index] - VALUE_TOLERANCE))
+    value = describe_setting(value_index) | extent | compare_with_best(value_index)
+    best["summary"] = _summary_sentence(
+        response, best_spot, describe_setting(quickest_index), best, "time" if time_model else "steps"
+    )
+    value["summary"] = _summary_sentence(
+        response,
+        best_spot,
+        describe_setting(value_index),
+        value,
+        "time" if time_model else "steps",
+        f"within {VALUE_TOLERANCE} SD",
     )
     return best, value
 
 
-def _summary_sentence(one: FittedResponse, best: Row, quick: Row, row: Row, cost: str, near: str = "") -> str:
-    """What a quicker setting saves against the best and may lose, in words; `near` where it need only be near."""
-    unit = " SD" if one.target == "overall" else ""
-    spread = 1.0 if unit else float(np.std(float_column(one.rows, one.target)))
-    first, second = _setting(best), _setting(quick)
-    loss, most = (f"{max(row[name], 0):.2g}{unit}" for name in ("loss", "loss_high"))
-    takes = "" if row["seconds_share"] is None else f"takes {row['seconds_share']:.0%} of its {cost}"
-    if first == second:
-        return f"nothing quicker {f'is expected {near} of' if near else 'is as good as'} {first}"
-    if row["loss_high"] > MAX_LOSS * spread:
-        return (
-            f"too few images to say whether {second} is as good as {first}: it may be more than {MAX_LOSS:g} SD worse"
-        )
-    if near:
-        return f"{second} is expected to be {loss} worse than {first} (at most {most}){takes and f' and {takes}'}"
-    return f"these images cannot tell {first} from {second}, which {takes and f'{takes} but '}may be up to {most} worse"
+def _summary_sentence(response: FittedResponse, best: Row, quick: Row, row: Row, cost: str, tolerance: str = "") -> str:
+    """Return what a quicker setting saves against the best and may lose; `tolerance` is what it is allowed to lose."""
+    unit = " SD" if response.target == "overall" else ""
+    deviation = 1.0 if unit else float(np.std(float_column(response.rows, response.target)))
+    best_setting, quick_setting = _format_setting(best), _format_setting(quick)
+    loss, loss_high = (f"{max(row[name], 0):.2g}{unit}" for name in ("loss", "loss_high"))
+    saving = "" if row["seconds_share"] is None else f", at {row['seconds_share']:.0%} of its {cost}"
+    if best_setting == quick_setting:
+        return f"no quicker setting {f'is expected {tolerance} of' if tolerance else 'is as good as'} {best_setting}"
+    if row["loss_high"] > MAX_LOSS * deviation:
+        return f"too few images to compare {quick_setting} with {best_setting}: the loss may exceed {MAX_LOSS:g} SD"
+    if tolerance:
+        return f"{quick_setting}: expected loss {loss} against {best_setting} (95 %: at most {loss_high}){saving}"
+    return f"{quick_setting}: not significantly different from {best_setting} (95 %: at most {loss_high} worse){saving}"
 
 
-def _setting(row: Row) -> str:
+def _format_setting(row: Row) -> str:
     return f"{row['steps']} steps" + ("" if row["guidance"] is None else f" at guidance {row['guidance']:.1f}")
 
 
-def _front(one: FittedResponse, seed: int) -> list[Row]:
-    if one.fit is None:
-        return [{"note": one.note}]
-    clock = fit_times(one.rows, seed)
-    here = make_grid(one.rows)
-    thin = Grid(_thinned(here.steps, FRONT_STEPS), _thinned(here.guidance, FRONT_GUIDANCE), here.guided)
-    steps, guidance = thin.flat()
-    columns = one.columns(thin.pairs)
-    expected, low, high = one.bands(columns)
-    drawn = expected + one.deviations(columns)[1]
-    seconds = clock.at(steps, guidance) if clock else steps
-    now = _undominated(expected[None, :], seconds[None, :])[0]
-    stays = _undominated(drawn, clock.draws_at(steps, guidance) if clock else np.tile(steps, (len(drawn), 1))).mean(
-        axis=0
-    )
+def _find_front(response: FittedResponse, seed: int) -> list[Row]:
+    if response.fit is None:
+        return [{"note": response.note}]
+    time_model = fit_times(response.rows, seed)
+    grid = make_grid(response.rows)
+    coarse_grid = Grid(_take_evenly(grid.steps, FRONT_STEPS), _take_evenly(grid.guidance, FRONT_GUIDANCE), grid.guided)
+    steps, guidance = coarse_grid.flat()
+    columns = response.columns(coarse_grid.pairs)
+    expected, low, high = response.bands(columns)
+    draws = expected + response.deviations(columns)[1]
+    seconds = time_model.predict(steps, guidance) if time_model else steps
+    on_front = _find_undominated(expected[None, :], seconds[None, :])[0]
+    front_probability = _find_undominated(
+        draws, time_model.predict_draws(steps, guidance) if time_model else np.tile(steps, (len(draws), 1))
+    ).mean(axis=0)
     order = np.lexsort((-expected, seconds))
-    note = summary_columns(
-        one.note,
-        one.flat,
-        None if clock else "no image was timed: fewest steps count as quickest",
+    note = join_notes(
+        response.note,
+        response.flat,
+        None if time_model else "no times are recorded: fewest steps count as quickest",
     )
     return [
         {
             "steps": int(steps[index]),
-            "guidance": float(guidance[index]) if here.guided else None,
-            "seconds": float(seconds[index]) if clock else None,
+            "guidance": float(guidance[index]) if grid.guided else None,
+            "seconds": float(seconds[index]) if time_model else None,
             "predicted": float(expected[index]),
             "low": float(low[index]),
             "high": float(high[index]),
-            "on_front": bool(now[index]),
-            "stays": float(stays[index]),
+            "on_front": bool(on_front[index]),
+            "front_probability": float(front_probability[index]),
             "note": note,
         }
         for index in order
-        if now[index] or stays[index] >= MIN_FRONT_PROBABILITY
+        if on_front[index] or front_probability[index] >= MIN_FRONT_PROBABILITY
     ]
 
 
-def _thinned(values: Floats, most: int) -> Floats:
+def _take_evenly(values: Floats, most: int) -> Floats:
     return values[np.unique(np.linspace(0, len(values) - 1, most).round().astype(int))]
 
 
-def _undominated(quality: Floats, seconds: Floats) -> NDArray[np.bool_]:
-    """(draws, m) which points no other one of the draw beats in quality at no more seconds."""
+def _find_undominated(quality: Floats, seconds: Floats) -> NDArray[np.bool_]:
+    """Return (draws, m) which points no other of the draw beats in quality at no more seconds."""
     order = np.lexsort((-quality, seconds), axis=-1)
     sorted_quality = np.take_along_axis(quality, order, axis=1)
     best_so_far = np.maximum.accumulate(sorted_quality, axis=1)
-    first = np.ones_like(sorted_quality, dtype=bool)
-    first[:, 1:] = sorted_quality[:, 1:] > best_so_far[:, :-1]
-    on = np.empty_like(first)
-    np.put_along_axis(on, order, first, axis=1)
-    return on
+    is_first = np.ones_like(sorted_quality, dtype=bool)
+    is_first[:, 1:] = sorted_quality[:, 1:] > best_so_far[:, :-1]
+    undominated = np.empty_like(is_first)
+    np.put_along_axis(undominated, order, is_first, axis=1)
+    return undominated

@@ -1,4 +1,4 @@
-"""All that is said of one table of scores, in one hand."""
+"""All tables of an analysis of one table of scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flexy_assets.sweep.analysis.times import times_table
 
 @dataclass(frozen=True)
 class AnalysisTables:
-    """One of each; `returns` is of `diminishing_returns`, `front` of `pareto_front`, `spots` of `sweet_spots`."""
+    """One table of each kind; `returns` is `diminishing_returns`, `front` `pareto_front`, `spots` `sweet_spots`."""
 
     correlations: pl.DataFrame
     components: pl.DataFrame
@@ -37,7 +37,7 @@ class AnalysisTables:
         weights: Mapping[str, float] | None = None,
         least_gain: Mapping[str, float] | None = None,
     ) -> AnalysisTables:
-        """Every table, made anew from the scores."""
+        """Compute every table from the scores."""
         models = fit_models(scores)
         return cls(
             correlations=correlate_metrics(scores),
@@ -53,6 +53,6 @@ class AnalysisTables:
         )
 
     def of_engine(self, engine: str) -> AnalysisTables:
-        """The rows of one engine."""
+        """Return the rows of one engine."""
         rows = pl.col("engine") == engine
         return replace(self, **{field.name: getattr(self, field.name).filter(rows) for field in fields(self)})

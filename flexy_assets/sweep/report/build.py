@@ -23,8 +23,8 @@ from flexy_assets.sweep.analysis import (
     NO_GUIDANCE,
     VALUE_TOLERANCE,
     AnalysisTables,
-    tried_images,
-    with_overall,
+    add_overall,
+    setting_names,
 )
 from flexy_assets.sweep.analysis.disagreement import MetricDisagreement, are_same_prompt, find_disagreements
 from flexy_assets.sweep.plots import format_guidance
@@ -52,7 +52,7 @@ Row = dict[str, Any]
 
 def sweep_thumbnails_needed(scores: pl.DataFrame) -> list[str]:
     """Return the ids of the images that the report shows: all, or `points.MAX_POINTS` of them."""
-    overall = with_overall(scores)
+    overall = add_overall(scores)
     return sample_images(overall, find_disagreements(overall))["image_id"].drop_nulls().to_list()
 
 
@@ -73,14 +73,14 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, thumbnails
     The tables are those of the scores; `thumbnails` are WebP bytes by image id, those of `sweep_thumbnails_needed`.
     A missing thumbnail leaves a grey square with the image's description.
     """
-    overall = with_overall(scores)
+    overall = add_overall(scores)
     pairs = find_disagreements(overall)
     points = sample_images(overall, pairs)
     axes = axis_ranges(overall)
     engines = []
     for index, rows in enumerate(overall.partition_by("engine", maintain_order=True) if overall.height else []):
         name = rows["engine"][0]
-        engine_tables, settings = tables.of_engine(name), " and ".join(tried_images(rows))
+        engine_tables, settings = tables.of_engine(name), " and ".join(setting_names(rows))
         spots, common = _sweet_spot_rows(engine_tables)
         heads, effects = format_effects(engine_tables.effects, "guidance" in settings)
         engines.append(
@@ -92,7 +92,9 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, thumbnails
                 "spots": spots,
                 "common": [note for note in common if note != NO_GUIDANCE],
                 "front": describe_front(engine_tables.front, engine_tables.spots),
-                "returns": [row for row in _without_notes(engine_tables.returns, common) if row["said"] or row["note"]],
+                "returns": [
+                    row for row in _without_notes(engine_tables.returns, common) if row["summary"] or row["note"]
+                ],
                 "effects": {"heads": heads, "rows": effects},
                 "figures": report_figures(f"figure-{index}", rows, axes, engine_tables),
                 "guidance_range": guidance_axis_range(rows),

@@ -14,7 +14,7 @@ import polars as pl
 from flexy_assets.reporting.figures import Figure, Row
 from flexy_assets.reporting.formatting import format_number
 from flexy_assets.reporting.plot_style import SEQUENTIAL
-from flexy_assets.sweep.analysis import METRIC_LABELS, AnalysisTables, effective_guidance, tried_images
+from flexy_assets.sweep.analysis import METRIC_LABELS, AnalysisTables, effective_guidance, setting_names
 from flexy_assets.sweep.plots import (
     correlation_map,
     padded_range,
@@ -42,7 +42,7 @@ class ReportFigure:
 
 def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: AnalysisTables) -> list[ReportFigure]:
     """Return the plots of one engine, whose images are `rows`, on the axes of all engines (`axis_ranges`)."""
-    placed = rows.drop_nulls(tried_images(rows))
+    placed = rows.drop_nulls(setting_names(rows))
     found = []
     if placed.height:
         best = {row["target"]: row for row in tables.spots.iter_rows(named=True) if row["steps"] is not None}

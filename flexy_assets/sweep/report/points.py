@@ -27,7 +27,7 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], seed: int = 0) -> pl.DataFrame:
-    """Return the rows of `with_overall` that the page shows: all, or `MAX_POINTS`.
+    """Return the rows of `add_overall` that the page shows: all, or `MAX_POINTS`.
 
     Those are the best and worst of every metric, the pairs that metrics disagree on, and a random sample with as equal
     a share for every engine as possible.

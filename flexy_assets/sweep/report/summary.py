@@ -9,7 +9,7 @@ import polars as pl
 from markupsafe import Markup
 
 from flexy_assets.reporting.formatting import format_number, join_words
-from flexy_assets.sweep.analysis import METRIC_LABELS, SETTING_LABELS, TARGET_LABELS, VALUE_TOLERANCE, tried_images
+from flexy_assets.sweep.analysis import METRIC_LABELS, SETTING_LABELS, TARGET_LABELS, VALUE_TOLERANCE, setting_names
 from flexy_assets.sweep.plots import format_setting
 from flexy_assets.sweep.report.points import failed_images
 
@@ -84,7 +84,7 @@ def list_shortfalls(
 ) -> list[str]:
     """Return one sentence for each thing that could not be computed, with its reason.
 
-    `scores` are unfiltered, `overall` are those of `with_overall`; the tables are those of `analysis`.
+    `scores` are unfiltered, `overall` are those of `add_overall`; the tables are those of `analysis`.
     """
     sentences = [
         f"{count:,} of {scores.height:,} values of {METRIC_LABELS[metric]} are NaN or infinite, and count as missing."
@@ -107,7 +107,7 @@ def list_shortfalls(
 
 
 def _engine_shortfalls(rows: pl.DataFrame, correlations: pl.DataFrame, regression: pl.DataFrame) -> Iterator[str]:
-    for setting in tried_images(rows):
+    for setting in setting_names(rows):
         values = rows[setting].drop_nulls().unique()
         if values.is_empty():
             yield f"no image has {setting}: the effect of {setting} is unknown, and no plot by {setting} is drawn."
@@ -153,7 +153,7 @@ def describe_front(front: pl.DataFrame, spots: pl.DataFrame) -> str:
     ]
     return (
         f"Of the settings that no other beats in both quality and time, the quickest is {ends[0]}, and the best "
-        f"{ends[1]}. They are on the front in {quick[probability]:.0%} and {best[probability]:.0%} of resamples."
+        f"{ends[1]}. They are on the front in {quick['front_probability']:.0%} and {best['front_probability']:.0%} of resamples."
     )
 
 

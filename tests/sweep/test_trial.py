@@ -58,7 +58,7 @@ def test_what_is_left_out_is_the_engines_own() -> None:
         ({"prompt": "a\nb"}, "the prompt: control characters"),
         ({"prompt": "\ud800"}, "the prompt: control characters"),
         ({"negative_prompt": "a\0b"}, "the negative prompt: control characters"),
-        ({"engine": "dall_e"}, "engine 'dall_e' is unknown"),
+        ({"engine": "dall_e"}, "unknown engine 'dall_e'"),
         ({"engine": "flux_schnell", "guidance": 0.0}, "flux_schnell has no guidance"),
         ({"engine": "flux2_dev", "negative_prompt": "fog"}, "flux2_dev has no negative prompt"),
         ({"steps": 0}, "invalid steps '0'"),

@@ -137,7 +137,6 @@ def _by_note(rows: pl.DataFrame, column: str) -> dict[str, list[str]]:
 def describe_front(front: pl.DataFrame, spots: pl.DataFrame) -> str:
     """Describe the two ends of one engine's front of overall quality against time, or say why there is none."""
     overall = front.filter(target="overall")
-    probability = "front_probability" if "front_probability" in front.columns else "stays"
     on = overall.filter("on_front")
     if on.is_empty():
         reason = next(iter(overall["note"].drop_nulls()), "nothing could be fitted")
@@ -153,7 +152,8 @@ def describe_front(front: pl.DataFrame, spots: pl.DataFrame) -> str:
     ]
     return (
         f"Of the settings that no other beats in both quality and time, the quickest is {ends[0]}, and the best "
-        f"{ends[1]}. They are on the front in {quick['front_probability']:.0%} and {best['front_probability']:.0%} of resamples."
+        f"{ends[1]}. They are on the front in {quick['front_probability']:.0%} and "
+        f"{best['front_probability']:.0%} of resamples."
     )
 
 

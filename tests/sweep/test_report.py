@@ -221,7 +221,7 @@ def of_script(page: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("scores", "summary"),
+    ("scores", "said"),
     [
         (
             sweep(40).with_columns(

@@ -241,7 +241,7 @@ def test_a_file_that_is_gone_is_named(house: House, sound: Adder) -> None:
     (lost,) = sound(1, image_path="4b7193fd_0000/000009.png")
     found = house.the_failed(FILES, "ERROR")
     assert "1 files are missing or changed" in found.description
-    assert "put them back" in found.description
+    assert "restore them" in found.description
     for words in (str(lost), "4b7193fd_0000/000009.png", "No such file"):
         assert words in found.metadata["first rows"].value
 

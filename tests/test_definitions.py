@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -169,54 +167,3 @@ def test_no_asset_is_kept_by_pickling(defs: dg.Definitions) -> None:
             made = (defs.resources or {})[asset.get_io_manager_key_for_asset_key(key)]
             manager = made(dg.build_init_resource_context())
             assert isinstance(manager, ParquetTables), f"{key.to_user_string()} is kept by {type(manager).__name__}"
-
-
-# Who may know whom.
-
-
-def imported(path: Path) -> set[str]:
-    """The modules a source file imports anywhere in it, inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide which room is meant"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def sources(*rooms: str) -> Iterator[Path]:
-    for room in rooms:
-        yield from sorted((ROOT / room).rglob("*.py"))
-
-
-def breaches(paths: Iterator[Path], *forbidden: str) -> list[str]:
-    return [
-        f"{path.relative_to(ROOT)} imports {name}"
-        for path in paths
-        for name in sorted(imported(path))
-        if name.split(".")[0] in forbidden
-    ]
-
-
-def test_resources_know_neither_assets_nor_sensors() -> None:
-    assert breaches(sources("resources"), "flexy_assets", "sensors") == []
-
-
-def test_the_thinking_beside_the_assets_needs_neither_dagster_nor_torch() -> None:
-    products = [p.parent.name for p in (ROOT / "flexy_assets").glob("*/assets.py")]
-    assert "sweep" in products
-    bound = "assets.py", "checks.py", "jobs.py"
-    thinking = (p for name in products for p in sources(f"flexy_assets/{name}") if p.name not in bound)
-    assert breaches(thinking, "dagster", "torch") == []
-
-
-def test_sql_is_spoken_only_in_storage() -> None:
-    allowed = ROOT / "resources" / "database.py", ROOT / "flexy_assets" / "storage"
-    others = (
-        path
-        for path in sources("flexy_assets", "resources", "sensors")
-        if not any(path.is_relative_to(place) for place in allowed)
-    )
-    assert breaches(others, "sqlalchemy", "alembic", "psycopg2", "sqlite3") == []

@@ -74,7 +74,7 @@ def _budget_figure(
     for place, (method, colour) in enumerate(drawn.items()):
         line = rows.filter(method=method).sort("budget")
         mean, low, high = (line[name] for name in columns)
-        # A little apart, so that two intervals at one budget can be told apart.
+        # A little apart, so that two intervals at one budget do not overlap.
         x = [budget * 1.02 ** (2 * place - len(drawn) + 1) for budget in line["budget"]]
         words = [
             html.escape(f"{method_name(method)} at {format_denoises(budget, steps)}: {format_number(value)}")

@@ -43,7 +43,7 @@ HIDDEN_ROWS = """SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON 
 """The schemas of a table that the user may not use."""
 
 SET_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '10s'"
-"""Others work in the table: whoever waits for it longer, holding what it has locked itself, holds them up."""
+"""Other clients use the table: a longer wait, with our own locks held, would block them."""
 
 _alembic = Lock()  # Alembic keeps the migration under way in module globals.
 

@@ -172,8 +172,8 @@ def count_missing_scores(connection: Connection, settings: Settings) -> dict[str
     found: dict[str, Counter[str]] = {metric: Counter() for metric in METRICS}
     mine = and_(images.c.batch.is_not(None), in_model_set(settings.models))
     # Answered from an index of the rows that lack a score, in one pass for all metrics.
-    holes = [(func.count() - func.count(images.c[name])).label(name) for name in METRIC_COLUMNS]
-    counted = select(images.c.batch, *holes).where(lacks_any_score, mine).group_by(images.c.batch)
+    missing_counts = [(func.count() - func.count(images.c[name])).label(name) for name in METRIC_COLUMNS]
+    counted = select(images.c.batch, *missing_counts).where(lacks_any_score, mine).group_by(images.c.batch)
     for batch, *counts in connection.execute(counted):
         for metric, count in zip(METRIC_COLUMNS, counts, strict=True):
             found[metric][batch] += count
@@ -220,7 +220,7 @@ def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Se
     given = _scores_relation(connection, scores)
     fixed = {"metric": metric, "attempts": 1, "scorer": scorer, "scored_at": utc_now()}
     values = (sa.literal(value, image_scores.c[name].type) for name, value in fixed.items())
-    # SQLite cannot tell ON CONFLICT from a join's ON without a WHERE.
+    # SQLite parses ON CONFLICT as a join's ON without a WHERE.
     rows = select(given.c.image_id, given.c.value, given.c.error, *values).where(sa.true())
     statement = upsert(connection, image_scores).from_select(["image_id", "value", "error", *fixed], rows)
     new, old = statement.excluded, image_scores.c

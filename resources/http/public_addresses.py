@@ -131,7 +131,7 @@ def masked_url(url: str) -> str:
     try:
         parts = parse_url(url)
     except AddressError:
-        # Where the parts cannot be told apart, a password may be anywhere.
+        # Where the parts are ambiguous, a password may be anywhere.
         return "the URL"
     text = f"{parts.scheme}://{url_origin(parts)[1]}{f':{parts.port}' if parts.port else ''}{parts.path}"
     return text if len(text) <= 200 else f"{text[:199]}…"

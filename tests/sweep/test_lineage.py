@@ -267,7 +267,7 @@ def test_materialising_the_plan_with_its_config_is_sweep_new(
     )
     assert result.success
     (event,) = result.asset_materializations_for_node("sweep_plan")
-    run = event.metadata["run"].value
+    run = event.metadata["sweep"].value
     batches = [f"{str(run)[:8]}_000{n}" for n in range(2)]
     assert instance.get_dynamic_partitions("seed_batches")[-2:] == batches
     plan = at.new(5, seed=3)

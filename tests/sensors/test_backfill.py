@@ -313,7 +313,7 @@ def test_a_failed_run_is_posted_to_the_webhook_in_one_line(home: Path, webhook: 
     settings = Settings.read({"FLEXY_FAILURE_WEBHOOK": webhook})
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         context = failed_run(instance)
-        failed_runs(context, settings=settings)
+        failed_runs(context, work=Work.from_settings(settings))
         (message,) = Webhook.heard
         assert message["run"] == context.dagster_run.run_id
         assert message["error"] == "no weights for hps in /models: put them there"

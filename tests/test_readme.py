@@ -1,0 +1,68 @@
+"""The README is short, shows pictures, and its examples run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Flexy
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "deploy" / "README.md"]
+
+
+def shell_blocks(text: str) -> list[list[str]]:
+    """Return the commands of each block of shell code, without their comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [[line for line in block.splitlines() if line.strip()] for block in blocks]
+
+
+def example_commands() -> list[list[str]]:
+    """Return the arguments of every `flexy` command in the README's three examples, in order."""
+    section = README.partition("## Three examples")[2].partition("\n## ")[0]
+    lines = [shlex.split(line, comments=True) for block in shell_blocks(section) for line in block]
+    return [words[1:] for words in lines if words[0] == "flexy"]
+
+
+def test_the_readme_has_at_most_100_lines_and_two_small_pictures() -> None:
+    assert len(README.splitlines()) <= 100
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert len(pictures) == 2
+    assert all((ROOT / path).stat().st_size < 400_000 for path in pictures)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_every_command_in_the_pages_exists(flexy: Flexy) -> None:
+    known = {"activate"}
+    for page in PAGES:
+        for block in shell_blocks(page.read_text(encoding="utf-8")):
+            for line in block:
+                words = re.match(r"flexy ((?:sweep|inpaint|models) )?([a-z]+)", line)
+                if words and words[0] not in known:
+                    known.add(words[0])
+                    result = flexy(*words[0].split()[1:], "--help")
+                    assert result.exit_code == 0, f"{page.name}: {words[0]}: {result.output}"
+                for module in re.findall(r"python -m benchmarks\.(\w+)", line):
+                    assert (ROOT / "benchmarks" / f"{module}.py").exists(), module
+    assert len(known) > 15
+
+
+@pytest.mark.slow
+def test_the_examples_run_as_they_stand(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    commands = example_commands()
+    assert len(commands) == 9
+    for arguments in commands:
+        result = flexy(*arguments)
+        assert result.exit_code == 0, f"flexy {shlex.join(arguments)}: {result.output}"
+    assert (home / "mine.html").stat().st_size > 100_000
+    assert (home / "assets" / "edit_report.html").exists()

@@ -127,7 +127,7 @@ def test_prompts_become_the_tokens_of_the_reference(clip: Path) -> None:
 def test_a_long_prompt_keeps_its_end_token(clip: Path) -> None:
     encoder = ClipEncoder(clip)
     long = "a very long prompt that goes on and on " * 30
-    tokens = encoder.words([long], truncation=True)["input_ids"][0]
+    tokens = encoder.tokenizer([long], truncation=True)["input_ids"][0]
     assert len(tokens) == 77
     assert tokens[-1] == 49407
     assert np.isfinite(encoder.texts([long])).all()

@@ -211,8 +211,8 @@ def test_a_trial_is_taken_from_the_gallerys_own_page_alone(
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        ('{"prompt": "x", "seed": -1}', 400, "seed -1 is negative"),
-        ('{"prompt": "x", "width": 1000000}', 400, "an image side of 1000000"),
+        ('{"prompt": "x", "seed": -1}', 400, "invalid seed -1"),
+        ('{"prompt": "x", "width": 1000000}', 400, "invalid image side 1000000"),
         (f'{{"prompt": "x", "steps": 1{"0" * 400}}}', 400, "steps"),
         ('{"prompt": "x", "guidance": NaN}', 400, "guidance"),
         ('{"prompt": "x", "colour": "red"}', 400, "unknown setting 'colour'"),

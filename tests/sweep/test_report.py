@@ -181,7 +181,7 @@ def test_counts_and_missing_scores_are_told() -> None:
     scores = sweep(120).with_columns(hps_v2_score=pl.when(pl.col("seed") >= 33).then("hps_v2_score"))
     words = Page(render_sweep_report(scores, NO_TABLES, {})).words
     assert "120 images" in words
-    assert "1 engine 1 run 7 prompts" in words
+    assert "1 engine 1 sweep 7 prompts" in words
     assert "realvis_xl none none none 33 120" in words
 
 
@@ -387,7 +387,7 @@ def test_engines_are_ranked_only_as_far_as_their_intervals_tell() -> None:
 
 def test_one_engine_with_one_run_and_one_prompt_has_nothing_to_compare() -> None:
     words = Page(render_sweep_report(sweep(12).with_columns(prompt=pl.lit("a fox")), NO_TABLES, {})).words
-    assert "one engine, one run and one prompt: nothing to compare" in words
+    assert "one engine, one sweep and one prompt: nothing to compare" in words
     assert "Adjusted" not in words
 
 

@@ -166,7 +166,7 @@ def test_a_tap_shows_an_image_on_a_phone(page: Browser, path: Path, screenshots:
 
 def test_filters_leave_their_images_in_plots_grids_and_lists(page: Browser, screenshots: Path) -> None:
     kept = SCORES.filter(engine="sd3_medium").filter(~pl.col("run_id").str.starts_with("00000002"))
-    for name, choice in (("Engines", "realvis_xl"), ("Runs", "00000002")):
+    for name, choice in (("Engines", "realvis_xl"), ("Sweeps", "00000002")):
         page.evaluate(
             f"""for (const box of document.querySelectorAll("details.choose")) {{
               if (!box.textContent.startsWith("{name}")) continue;

@@ -25,7 +25,7 @@ function settings(row) {
 const named = (name, row) => names[name][columns[name][row]] ?? null;
 const promptOf = row => named("prompt", row) ?? "no prompt";
 const words = row => `${promptOf(row)} (${settings(row)}, seed ${columns.seed[row] ?? "unknown"})`;
-const runLabel = run => run === null ? "no run" : run.slice(0, 8);
+const sweepLabel = id => id === null ? "no sweep" : id.slice(0, 8);
 const short = text => text.length > 40 ? `${text.slice(0, 39)}…` : text;
 function deviation(metric, row) {
   const [mean, spread] = data.spread[named("engine", row)][metric];
@@ -131,7 +131,7 @@ function chooser(name, title, label) {
   summarize();
   return [make("details", {class: "choose"}, summary, boxes)];
 }
-byId("choosers").append(...chooser("engine", "Engines", short), ...chooser("run_id", "Runs", runLabel));
+byId("choosers").append(...chooser("engine", "Engines", short), ...chooser("run_id", "Sweeps", sweepLabel));
 byId("prompts").append(...names.prompt.slice(0, 200).map(prompt => make("option", {value: prompt})));
 byId("prompt").addEventListener("input", filter);
 byId("filters").addEventListener("submit", event => event.preventDefault());
@@ -169,7 +169,7 @@ function engineDots({engine, x, y}) {
   const guided = x !== "guidance" && chosen.some(has("guidance"));
   return [dots(x, y, chosen, guided ? byGuidance(chosen) : {color: data.scale[0]})];
 }
-// All images on the same axes, a colour and a mark for each engine, run or prompt, and a line through its means.
+// All images on the same axes, a colour and a marker for each engine, sweep or prompt, and a line through its means.
 function compared() {
   const [x, y, by] = ["x", "y", "by"].map(id => byId(`explore-${id}`).value);
   const chosen = filtered.filter(row => columns[x][row] !== null && columns[y][row] !== null);
@@ -182,7 +182,7 @@ function compared() {
   for (const [index, members] of [...groups].sort(([a], [b]) => Number(a < 0) - Number(b < 0) || a - b)) {
     const place = index < 0 ? colours.length - 1 : index, name = index < 0 ? "others" : names[by][index] ?? "none";
     const look = {color: colours[place], symbol: symbols[place]};
-    const label = inert(by === "run_id" ? runLabel(name) : short(name));
+    const label = inert(by === "run_id" ? sweepLabel(name) : short(name));
     traces.push({...dots(x, y, members, look), name: label, legendgroup: index, showlegend: true});
     const means = meansAlong(x, y, members);
     if (means.length < 2) continue;
@@ -324,7 +324,7 @@ const sortable = {
   engine: "Engine", run_id: "Run", steps: "Steps", guidance: "Guidance", seconds: "Seconds", ...labels, overall: "Overall, SD",
 };
 const forms = {
-  engine: row => short(named("engine", row)), run_id: row => runLabel(named("run_id", row)),
+  engine: row => short(named("engine", row)), run_id: row => sweepLabel(named("run_id", row)),
   steps: row => whole(columns.steps[row]), guidance: row => guidance(columns.guidance[row]),
 };
 const heads = Object.entries(sortable).map(([name, label]) => {

@@ -137,7 +137,7 @@ def _counts(rows: pl.DataFrame) -> Row:
     return {
         "images": rows.height,
         "engines": rows["engine"].n_unique(),
-        "runs": rows["run_id"].drop_nulls().n_unique(),
+        "sweeps": rows["run_id"].drop_nulls().n_unique(),
         "prompts": rows["prompt"].drop_nulls().n_unique(),
         "missing": {metric: rows[metric].null_count() for metric in METRIC_LABELS},
     }

@@ -151,7 +151,9 @@ def test_a_task_that_is_refined_alone_leaves_others_of_its_batch_as_they_are(
     # As a run leaves it that was killed before it had measured.
     made = replace(other, id=uuid4(), method=INPAINT_METHOD, budget=PLAN.nfe[0], name="g0", stage="global")
     with work.database.begin() as connection:
-        edits.add_candidates(connection, [{k: v for k, v in asdict(made).items() if k != "scores"}])
+        columns = {"noise_moves": "moves", "stop_step": "until", "num_steps": "path"}
+        row = {columns.get(name, name): value for name, value in asdict(made).items() if name != "scores"}
+        edits.add_candidates(connection, [row])
     refine.refine_tasks(work, PLAN, rows[:1], lambda _: None)
     found = {candidate.id: candidate for candidate in refine.candidates_with_swap(work, rows)}
     assert found[made.id].scores == found[other.id].scores == {}

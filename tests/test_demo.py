@@ -33,7 +33,7 @@ from tests.conftest import ROOT, free_port
 from tests.support.browser import Browser
 from tests.support.notebooks import drawn, executed
 
-pytestmark = pytest.mark.slow(seconds=180)
+pytestmark = [pytest.mark.slow(seconds=180), pytest.mark.timeout(900)]
 
 GROUPS = ("sweep", "scores", "results", "edits", "labels")
 STILL = "document.getAnimations().every(each => !(each instanceof CSSTransition))"

@@ -1180,7 +1180,7 @@ def offloaded(limit_gb: int, side: int, steps: int, wanted: str) -> dict[str, An
     placed: list[str] = []
     rule = pipeline.choose_placement
 
-    def told(*sizes: int) -> Any:
+    def forced_placement(*sizes: int) -> Any:
         placed.append(rule(*sizes))
         return placed[-1]
 
@@ -1189,7 +1189,7 @@ def offloaded(limit_gb: int, side: int, steps: int, wanted: str) -> dict[str, An
         # What the process is allowed is all there is for it.
         with (
             mock.patch.object(torch.cuda, "mem_get_info", lambda *_: (limit, whole)),
-            mock.patch.object(pipeline, "choose_placement", told),
+            mock.patch.object(pipeline, "choose_placement", forced_placement),
         ):
             engine = in_memory(SdxlEngine, parts, 1)
         engine.generate(requests(1, side, 1))

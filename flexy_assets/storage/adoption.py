@@ -1,4 +1,4 @@
-"""Rows that somebody else wrote: they get a batch of ours, and their prompts are read where the user says."""
+"""Adoption of existing rows: they get a batch, and their prompts are read from the column the user names."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from resources.settings import Settings
 BATCHES_PER_TRANSACTION = 20
 
 RUNLESS_PREFIX = "norun"
-"""What the batches of rows without a run are named after."""
+"""Prefix of the batches of rows without a run."""
 
 
 def adopt_rows(database: Database, settings: Settings, seconds: float = 20) -> int:
-    """Bring the tables up to date and give rows without a batch one; returns how many rows got one.
+    """Migrate the tables and assign a batch to rows without one; return how many rows got one.
 
     A run's rows are batched in the order of (created_at, id), so those appended later come after those that are
     there, whose batch never changes. Stops after `seconds`, between transactions: the next call goes on.
@@ -48,7 +48,7 @@ def adopt_rows(database: Database, settings: Settings, seconds: float = 20) -> i
 
 
 def batch_names(connection: Connection) -> list[str]:
-    """Every batch there is, a run's in the order they began, by stepping through the index, not reading every row."""
+    """Return every batch, a sweep's in their order, by stepping through the index instead of reading every row."""
     batch = bench_run_results.c.batch
     steps = select(func.min(batch).label("batch")).cte("steps", recursive=True)
     after = select(func.min(batch)).where(batch > steps.c.batch).scalar_subquery()
@@ -57,13 +57,13 @@ def batch_names(connection: Connection) -> list[str]:
 
 
 def _batch_index(batch: str) -> tuple[str, int]:
-    """Where a batch stands among all: as text the ten thousandth of a run would come before its second."""
+    """Return a batch's sort key: as text the ten thousandth of a sweep would come before its second."""
     prefix, _, index = batch.rpartition("_")
     return (prefix, int(index)) if index.isdecimal() else (batch, 0)
 
 
 def _assign(connection: Connection, size: int) -> int:
-    """Fill and begin at most `BATCHES_A_TRANSACTION` batches; returns how many rows got one."""
+    """Assign rows to at most `BATCHES_PER_TRANSACTION` batches; return how many rows got one."""
     images = bench_run_results.c
     runs = select(images.run_id).where(images.batch.is_(None)).group_by(images.run_id)
     oldest_first = runs.order_by(func.min(images.created_at).nulls_last(), images.run_id)
@@ -86,7 +86,7 @@ def _assign(connection: Connection, size: int) -> int:
 
 
 def _last_place(connection: Connection, prefix: str, there: Sequence[str], size: int) -> tuple[int, int]:
-    """The index of the batch that the next row of a run belongs to, and how many more rows it takes."""
+    """Return the index of the batch that a run's next row belongs to, and how many more rows it takes."""
     ours = re.compile(rf"{prefix}_(\d{{4,}})")
     index = max((int(found[1]) for found in map(ours.fullmatch, there) if found), default=0)
     batch = partition_key(prefix, index)

@@ -43,7 +43,7 @@ def hash_prompt(prompt: str) -> str:
 
 
 def select_pending_embeddings(encoder: str, settings: Settings, needed_for: Collection[str] = ()) -> PendingImages:
-    """The images without an embedding by `encoder` that have not been given up.
+    """Return the images without an embedding by `encoder` that have attempts left.
 
     With `needed_for` only those that lack one of these metrics.
     """
@@ -58,7 +58,7 @@ def select_pending_embeddings(encoder: str, settings: Settings, needed_for: Coll
 def record_image_embeddings(
     connection: Connection, encoder: str, vectors: Mapping[UUID, NDArray[np.float32]], failures: Sequence[ScoredImage]
 ) -> None:
-    """Keep L2-normalised float32 vectors (width,) and, for images without one, the reason."""
+    """Write L2-normalised float32 vectors (width,) and, for images without one, the error."""
     if vectors:
         rows = [{"image_id": k, "encoder": encoder, "vector": v.astype("<f4").tobytes()} for k, v in vectors.items()]
         connection.execute(upsert(connection, image_embeddings).on_conflict_do_nothing(), rows)
@@ -67,7 +67,7 @@ def record_image_embeddings(
 
 
 def read_embedding_errors(connection: Connection, image_ids: Collection[UUID]) -> dict[UUID, str]:
-    """Why images have no embedding, for those that were tried."""
+    """Return the errors of images whose embedding failed."""
     statement = select(image_scores.c.image_id, image_scores.c.error).where(
         image_scores.c.metric == EMBEDDING_METRIC,
         image_scores.c.image_id.in_(list(image_ids)),
@@ -77,7 +77,7 @@ def read_embedding_errors(connection: Connection, image_ids: Collection[UUID]) -
 
 
 def record_text_embeddings(connection: Connection, encoder: str, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Keep the L2-normalised float32 vector (width,) of each prompt."""
+    """Write the L2-normalised float32 vector (width,) of each prompt."""
     rows = [
         {"prompt_sha256": hash_prompt(k), "encoder": encoder, "vector": v.astype("<f4").tobytes()}
         for k, v in vectors.items()
@@ -89,7 +89,7 @@ def record_text_embeddings(connection: Connection, encoder: str, vectors: Mappin
 def read_image_vectors(
     connection: Connection, encoder: str, image_ids: Collection[UUID]
 ) -> dict[UUID, NDArray[np.float32]]:
-    """The embeddings there are of `image_ids`, each float32 (width,)."""
+    """Return the stored embeddings of `image_ids`, each float32 (width,)."""
     found = image_embeddings.c
     statement = select(found.image_id, found.vector).where(
         found.encoder == encoder, found.image_id.in_(list(image_ids))
@@ -98,7 +98,7 @@ def read_image_vectors(
 
 
 def read_text_vectors(connection: Connection, encoder: str, prompts: Iterable[str]) -> dict[str, NDArray[np.float32]]:
-    """The embeddings there are of `prompts`, each float32 (width,)."""
+    """Return the stored embeddings of `prompts`, each float32 (width,)."""
     keys = {hash_prompt(prompt): prompt for prompt in prompts}
     found = text_embeddings.c
     statement = select(found.prompt_sha256, found.vector).where(

@@ -1,4 +1,4 @@
-"""Images as a person looks at them, one by one: settings, scores, and why a score is missing."""
+"""Images one by one, as the gallery shows them: settings, scores, and the error of a missing score."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def card_page(
     number: int = 1,
     size: int = PAGE_IMAGES,
 ) -> tuple[list[ImageCard], int]:
-    """The cards of page `number` (from 1) and how many images there are in all.
+    """Return the cards of page `number` (from 1) and the number of images in all.
 
     Of this engine and run, where they are given, and with these words somewhere in the prompt, in any case.
     """
@@ -65,20 +65,20 @@ def card_page(
 
 
 def cards_of_images(connection: Connection, settings: Settings, image_ids: Iterable[UUID]) -> list[ImageCard]:
-    """The cards of these images, of those that are there, in this order."""
+    """Return the cards of those of these images that exist, in this order."""
     wanted = list(image_ids)
     rows = connection.execute(_select(settings).where(_images.id.in_(wanted))).all()
     return _cards(connection, settings, sorted(rows, key=lambda row: wanted.index(row.id)))
 
 
 def image_file(connection: Connection, image_id: UUID) -> tuple[str, str | None] | None:
-    """Path and SHA-256 of an image; None where there is none of this id."""
+    """Return path and SHA-256 of an image; None for an unknown id."""
     row = connection.execute(select(_images.image_path, _images.image_sha256).where(_images.id == image_id)).first()
     return None if row is None else (row.image_path or "", row.image_sha256)
 
 
 def engine_names(connection: Connection) -> list[str]:
-    """The engines whose images the table holds."""
+    """Return the engines of the images in the table."""
     return sorted(connection.scalars(select(_images.engine).where(_images.engine.is_not(None)).distinct()))
 
 
@@ -131,7 +131,7 @@ def _cards(connection: Connection, settings: Settings, rows: Collection[Row[Any]
 
 
 def _finite(value: Any) -> int | float | None:
-    """A number as JSON has it: a table that was there before may hold NaN, or Decimals."""
+    """Return a number as JSON holds it: an adopted table may hold NaN, or Decimals."""
     if value is None or isinstance(value, int):
         return value
     return float(value) if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Which worker is at what: no two do the same at the same time."""
+"""Locks that keep two workers from doing the same work at the same time."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class ImageClaims:
         self._connection = connection
 
     def take(self, what: str, image_ids: Collection[UUID]) -> set[UUID]:
-        """Those of the images that nobody else is at for `what`, a metric or an embedding; they are claimed now."""
+        """Claim images for `what`, a metric or an embedding; return those that no other worker holds."""
         return self._locking("pg_try_advisory_lock", what, image_ids)
 
     def release(self, what: str, image_ids: Collection[UUID]) -> None:
-        """Let go of images that were taken for `what`."""
+        """Release images that were claimed for `what`."""
         self._locking("pg_advisory_unlock", what, image_ids)
 
     def _locking(self, function: str, what: str, image_ids: Collection[UUID]) -> set[UUID]:
@@ -51,7 +51,7 @@ class ImageClaims:
 
 @contextmanager
 def open_claims(database: Database) -> Iterator[ImageClaims]:
-    """Claims that end with the block.
+    """Yield claims that end with the block.
 
     Raises `FlexyError` where the database can no longer be reached.
     """
@@ -64,7 +64,7 @@ def open_claims(database: Database) -> Iterator[ImageClaims]:
 
 @contextmanager
 def exclusive_lock(database: Database, what: str) -> Iterator[None]:
-    """Nobody else who uses this database is in the block for `what`: others wait, and who is killed has left it."""
+    """Hold the lock `what` of this database during the block; others wait, and a killed process releases it."""
     if database.url.get_backend_name() == "postgresql":
         with _lock_connection(database) as connection:
             connection.execute(text("SELECT pg_advisory_lock(hashtextextended('flexy/' || :what, 0))"), {"what": what})
@@ -77,7 +77,7 @@ def exclusive_lock(database: Database, what: str) -> Iterator[None]:
 
 @contextmanager
 def _lock_connection(database: Database) -> Iterator[Connection]:
-    """A connection to Postgres whose advisory locks end with it."""
+    """Yield a connection to Postgres whose advisory locks end with it."""
     with database.session() as connection:
         for statement in _KEEPALIVE_SETTINGS:
             connection.exec_driver_sql(statement)

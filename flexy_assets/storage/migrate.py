@@ -1,4 +1,4 @@
-"""Brings a database to the tables this version needs; one that is already there is adopted."""
+"""Migrates a database to the tables of this version; an existing FlexyFace database is adopted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FLEXYFACE_TABLES = {bench_runs.name: ("SELECT",), bench_run_results.name: ("SEL
 _OWN_TABLES = {name: ("SELECT", "INSERT", "UPDATE") for name in metadata.tables if name not in _FLEXYFACE_TABLES}
 
 REQUIRED_RIGHTS = {VERSION_TABLE: ("SELECT",)} | _FLEXYFACE_TABLES | _OWN_TABLES
-"""What adopting and scoring take of each table."""
+"""The rights on each table that adoption and scoring need."""
 
 MISSING_RIGHTS = ("42501", "3F000")
 """Postgres' codes for a statement that is not granted, and for a user who may use no schema."""
@@ -54,14 +54,14 @@ _TYPE_FAMILIES: dict[type, tuple[type, ...]] = {
     sa.Float: (sa.Numeric,),
     sa.TIMESTAMP: (sa.DateTime,),
 }
-"""Our columns' types, and the types of a column that is there that will do for them."""
+"""Flexy's column types, and the types of existing columns that are compatible with them."""
 
 
 def migrate(database: Database) -> None:
-    """Run every migration the database has not had, in one transaction; nothing to do costs two queries.
+    """Run every pending migration in one transaction; with none pending it costs two queries.
 
     Raises `BadInputError` where a table is there that cannot be adopted, or where the statements are not
-    granted: it then names them, for somebody who may. Nothing has been changed then.
+    granted: it names them for the owner of the tables. Nothing has been changed then.
     """
     with _alembic, database.begin() as connection:
         before = connection.begin_nested()
@@ -118,7 +118,7 @@ def _config(**options: Any) -> Config:
 
 
 def _version(connection: sa.Connection) -> str | None:
-    """The last migration the database has had."""
+    """Return the last migration that the database has run."""
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None
     return connection.scalar(sa.text(f"SELECT version_num FROM {VERSION_TABLE}"))
@@ -132,7 +132,7 @@ def _not_granted(database: Database, connection: sa.Connection, cause: str) -> B
 
 
 def _statements(connection: sa.Connection) -> Iterator[str]:
-    """What the user's rights do not allow, each a statement in one line."""
+    """Return the statements that the user has no right to run, each in one line."""
     # As the server quotes it: a name may hold anything.
     user = connection.scalar(sa.text("SELECT quote_ident(current_user)"))
     hidden = connection.scalars(sa.text(HIDDEN_ROWS), {"table": bench_run_results.name}).all()
@@ -206,5 +206,5 @@ def _check(connection: sa.Connection, table: sa.Table) -> None:
 
 
 def _is_unique(index: ReflectedIndex) -> bool:
-    """Whether the index keeps values apart in all rows, not only in those it is for."""
+    """Return whether the index makes values unique in all rows, not only in those of its condition."""
     return index["unique"] and not any(option.endswith("_where") for option in index.get("dialect_options", {}))

@@ -29,7 +29,7 @@ from flexy_assets.storage.tables import (
 from resources.settings import Settings
 
 PLAN_KEYS = {"engine", "prompts", "steps", "seed"}
-"""Settings that every plan of ours has."""
+"""Settings that every plan of Flexy has."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ def save_sweep(
 
 
 def list_sweeps(connection: Connection) -> list[SweepRow]:
-    """Every run, oldest first."""
+    """Return every sweep, oldest first."""
     rows = connection.execute(select(bench_runs).order_by(bench_runs.c.created_at, bench_runs.c.id))
     return [SweepRow(r.id, r.engine, r.target, _parse_plan(r.plan)) for r in rows]
 
 
 def _parse_plan(text: str | None) -> dict[str, Any] | None:
-    """The plan as it was saved; None for what somebody else keeps in a column of that name."""
+    """Return the saved plan; None for anything else that a column of that name holds."""
     try:
         plan = json.loads(text or "")
     except ValueError:
@@ -70,7 +70,7 @@ def _parse_plan(text: str | None) -> dict[str, Any] | None:
 
 
 def find_existing_images(connection: Connection, image_ids: Collection[UUID]) -> set[UUID]:
-    """Those of `image_ids` whose row is there."""
+    """Return those of `image_ids` that have a row."""
     wanted, found = list(image_ids), set()
     for start in range(0, len(wanted), 500):
         ids = select(bench_run_results.c.id).where(bench_run_results.c.id.in_(wanted[start : start + 500]))
@@ -87,13 +87,13 @@ def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Non
 
 
 def in_model_set(models: str) -> ColumnElement[bool]:
-    """The rows a model set may score: mini models score mini engines' images and no others."""
+    """Return the condition for rows that a model set may score: mini models score mini engines' images only."""
     mini = bench_run_results.c.engine.startswith("mini_", autoescape=True)
     return mini if models == "mini" else ~func.coalesce(mini, False)
 
 
 def prompt_column(settings: Settings) -> ColumnElement[str | None]:
-    """An image's prompt: from the column the user names, else, as for images of ours, from `prompt`."""
+    """Return an image's prompt: from the column that the user names, else from `prompt`."""
     if settings.prompt_column is None:
         return bench_run_results.c.prompt
     name, column = settings.prompt_column

@@ -53,16 +53,16 @@ if TYPE_CHECKING:
     import polars as pl
 
 MAX_ATTEMPTS = 3
-"""How often an image is offered to a scorer that fails on it, before it is left for a person."""
+"""Attempts at a score that fails; after them it waits for a rescore request."""
 
 
 EMBEDDING_METRIC = "clip_embedding"
-"""The name under which `image_scores` keeps the failures of embedding an image."""
+"""The metric name of embedding failures in `image_scores`."""
 
 
 @dataclass(frozen=True)
 class PendingImage:
-    """An image a metric is still missing for."""
+    """An image that still needs a score."""
 
     image_id: UUID
     prompt: str | None
@@ -72,7 +72,7 @@ class PendingImage:
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """What a scorer says of one image: a finite value, or the reason there is none."""
+    """One image's outcome of a scorer: a finite value, or the error."""
 
     image_id: UUID
     value: float | None
@@ -80,14 +80,14 @@ class ScoredImage:
 
     @classmethod
     def of(cls, image_id: UUID, value: float) -> ScoredImage:
-        """A measured value; NaN and infinity are failures."""
+        """Return the outcome of a measured value; NaN and infinity are failures."""
         if math.isfinite(value):
             return cls(image_id, float(value))
         return cls(image_id, None, f"the scorer returned {value}")
 
 
 def metric_value(metric: str) -> ColumnElement[float | None]:
-    """An image's value of `metric`: its column, or what `image_scores` holds of a metric that has none."""
+    """Return an image's value of `metric`: from its column or, for a metric without one, from `image_scores`."""
     if metric in METRIC_COLUMNS:
         return bench_run_results.c[metric]
     kept = image_scores.alias(f"kept_{metric}")
@@ -100,7 +100,7 @@ def metric_value(metric: str) -> ColumnElement[float | None]:
 
 
 def has_outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
-    """Whether the image's last outcome of `metric` is so."""
+    """Return whether the image's last outcome of `metric` meets the conditions."""
     mine = image_scores.c.image_id == bench_run_results.c.id, image_scores.c.metric == metric
     return exists().where(*mine, *conditions).correlate(bench_run_results)
 
@@ -113,9 +113,9 @@ RESCORE_REQUESTED = and_(image_scores.c.rescore.is_not(None), image_scores.c.att
 
 
 def is_pending(metric: str) -> ColumnElement[bool]:
-    """Whether an image is to be offered to the scorer: the score is missing and not given up, or to be replaced.
+    """Return whether an image needs the score: it is missing with attempts left, or a rescore is requested.
 
-    A score that somebody set back to NULL is missing again, however often it was tried before.
+    A score that was set back to NULL is missing again, however many attempts it had.
     """
     return or_(
         and_(metric_value(metric).is_(None), ~has_outcome(metric, ATTEMPTS_EXHAUSTED)),
@@ -125,32 +125,32 @@ def is_pending(metric: str) -> ColumnElement[bool]:
 
 @dataclass(frozen=True)
 class PendingImages:
-    """The images that lack something and are to be offered to what makes it, oldest first."""
+    """The images that still need a score or an embedding, oldest first."""
 
     images: Select[Any]
 
     def of(self, connection: Connection, batch: str, among: Collection[UUID] | None = None) -> list[PendingImage]:
-        """Those of a batch, and of `among`, if it is given."""
+        """Return those of a batch and, if given, of `among`."""
         statement = self.images.where(bench_run_results.c.batch == batch)
         if among is not None:
             statement = statement.where(bench_run_results.c.id.in_(list(among)))
         return [PendingImage(*row) for row in connection.execute(statement)]
 
     def count(self, connection: Connection, batches: Sequence[str]) -> int:
-        """How many there are in these batches."""
+        """Return how many there are in these batches."""
         found = self.images.where(bench_run_results.c.batch.in_(batches)).order_by(None)
         return connection.scalar(found.with_only_columns(func.count(bench_run_results.c.id))) or 0
 
 
 def select_scorable_images(settings: Settings) -> Select[Any]:
-    """The images that this set of models may score."""
+    """Return the images that this model set may score."""
     images = bench_run_results.c
     offer = select(images.id, prompt_column(settings), images.image_path, images.image_sha256)
     return offer.where(in_model_set(settings.models)).order_by(images.created_at, images.id)
 
 
 def select_pending_scores(metric: str, settings: Settings, rests_on: str | None = None) -> PendingImages:
-    """The images with no `metric` yet that have not been given up, and those whose value is to be replaced.
+    """Return the images that need `metric`: without a score and with attempts left, or with a rescore requested.
 
     With `rests_on`, an encoder, only those that it has embedded or failed on: the others are still to come.
     """
@@ -167,7 +167,7 @@ def is_embedded(encoder: str) -> Exists:
 
 
 def count_missing_scores(connection: Connection, settings: Settings) -> dict[str, dict[str, int]]:
-    """By metric, the batches that lack values of it, and how many images of each are to be offered for it."""
+    """Return by metric the batches with missing scores, and how many images of each need one."""
     images = bench_run_results
     found: dict[str, Counter[str]] = {metric: Counter() for metric in METRICS}
     mine = and_(images.c.batch.is_not(None), in_model_set(settings.models))
@@ -239,9 +239,9 @@ def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Se
 
 
 def _scores_relation(connection: Connection, scores: Sequence[ScoredImage]) -> FromClause:
-    """The scores as a table of image_id, value and error, so that one statement takes them all."""
+    """Return the scores as a relation of image_id, value and error, so that one statement writes them all."""
     rows = [{"image_id": s.image_id.hex, "value": s.value, "error": s.error} for s in scores]
-    # A NUMERIC column of somebody else's takes every digit, which it would not of a FLOAT.
+    # An existing NUMERIC column keeps every digit, which it would not of a FLOAT.
     columns: dict[str, Any] = {"image_id": Uuid, "value": Numeric(asdecimal=False), "error": Text}
     if connection.dialect.name == "postgresql":
         typed = [sa.column(name, kind) for name, kind in columns.items()]
@@ -256,7 +256,7 @@ def _scores_relation(connection: Connection, scores: Sequence[ScoredImage]) -> F
 
 @dataclass(frozen=True)
 class RescoreRequest:
-    """What asking for scores again comes to: how many will be replaced, and how many failures tried again."""
+    """The effect of a rescore request: how many scores are replaced and how many failures retried."""
 
     replaced: int = 0
     retried: int = 0
@@ -270,7 +270,7 @@ def request_rescore(
     settings: Settings,
     only_count: bool = False,
 ) -> RescoreRequest:
-    """Ask for the metric of these runs (or of all) to be computed again; with `failed`, only where it failed.
+    """Request that the metric of these sweeps (or of all) is computed again; with `failed`, only where it failed.
 
     A score that is there stays until its new one is measured. With `only_count` nothing is asked for.
     """
@@ -342,12 +342,12 @@ def _read_frame(connection: Connection, statement: Any) -> pl.DataFrame:
 
 
 def read_batch(connection: Connection, batch: str) -> pl.DataFrame:
-    """The batch's images and scores, oldest first; their prompts as our own rows hold them."""
+    """Return the batch's images and scores, oldest first, with the prompts of the column `prompt`."""
     return _read_frame(connection, _scores_select(bench_run_results.c.prompt).where(bench_run_results.c.batch == batch))
 
 
 def summarize_batch(connection: Connection, metric: str, batch: str) -> dict[str, Any]:
-    """A batch's `images`, how many are `scored`, and the `lowest`, `mean` and `highest` score."""
+    """Return a batch's number of `images` and of `scored`, and the `lowest`, `mean` and `highest` score."""
     value = metric_value(metric)
     figures = {"lowest": func.min(value), "mean": func.avg(value), "highest": func.max(value)}
     columns = [figure.label(name) for name, figure in figures.items()]
@@ -356,6 +356,6 @@ def summarize_batch(connection: Connection, metric: str, batch: str) -> dict[str
 
 
 def read_scores(connection: Connection, settings: Settings, run_ids: Collection[UUID] = ()) -> pl.DataFrame:
-    """Every image with its scores (`SCORES_SCHEMA`), of these runs or of all."""
+    """Return every image with its scores (`SCORES_SCHEMA`), of these sweeps or of all."""
     table = _scores_select(prompt_column(settings))
     return _read_frame(connection, table.where(bench_run_results.c.run_id.in_(list(run_ids))) if run_ids else table)

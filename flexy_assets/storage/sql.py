@@ -1,4 +1,4 @@
-"""What every statement needs: an upsert in each dialect, and the time as the tables hold it."""
+"""SQL helpers: an upsert in each dialect, and the time as the tables hold it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 
 def utc_now() -> datetime:
-    """The time in UTC, without a zone, as FlexyFace's TIMESTAMP columns hold it."""
+    """Return the time in UTC, without a zone, as FlexyFace's TIMESTAMP columns hold it."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
 def upsert(connection: Connection, table: Table) -> Any:
-    """An INSERT that knows ON CONFLICT, which each database spells in its own dialect."""
+    """Return an INSERT with ON CONFLICT, in the dialect of the connection."""
     dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
     return dialect.insert(table)

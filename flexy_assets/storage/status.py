@@ -1,4 +1,4 @@
-"""What people ask of the table: how far it is, what failed and why, what came last."""
+"""The state of the tables: progress, failures with their errors, the newest images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FAILED = and_(image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
 
 
 def read_status(connection: Connection, settings: Settings) -> dict[str, Any]:
-    """Everything the table is asked for: `totals`, by metric, by run and engine, by steps, and the newest rows.
+    """Return the whole status: `totals`, by metric, by sweep and engine, by steps, and the newest rows.
 
     `runs` holds, per run and engine, `images`, `target` and per metric `scored`, `missing` and `failed`;
     `left_alone` counts, by engine, the images whose scores are missing but not for this set of models to fill.
@@ -38,7 +38,7 @@ def read_status(connection: Connection, settings: Settings) -> dict[str, Any]:
 
 
 def last_failure(connection: Connection, run_id: UUID) -> str | None:
-    """Why the run's last score to fail is missing."""
+    """Return the error of the sweep's last failed score."""
     statement = (
         select(image_scores.c.error)
         .join(bench_run_results, image_scores.c.image_id == bench_run_results.c.id)
@@ -49,7 +49,7 @@ def last_failure(connection: Connection, run_id: UUID) -> str | None:
 
 
 def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
-    """Per run and engine, oldest first: images, target and, for each metric, scored, missing and failed.
+    """Return per sweep and engine, oldest first: images, target and, for each metric, scored, missing and failed.
 
     Failed are those whose last attempt ended in an error; missing are the rest without a value.
     """
@@ -97,7 +97,7 @@ def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
 
 
 def status_totals(connection: Connection) -> dict[str, int]:
-    """How many images there are, in how many runs, and how many of them have every score."""
+    """Return the numbers of images, of sweeps, and of images with every score."""
     images = bench_run_results.c
     complete = and_(*(metric_value(name).is_not(None) for name in METRICS))
     counts = func.count().label("images"), func.count(images.run_id.distinct()).label("runs")
@@ -106,7 +106,7 @@ def status_totals(connection: Connection) -> dict[str, int]:
 
 
 def status_by_steps(connection: Connection) -> list[dict[str, Any]]:
-    """By bucket of step counts (1–8, 9–16, …): images, mean seconds, and each metric's mean."""
+    """Return by bucket of step counts (1–8, 9–16, …): images, mean seconds, and each metric's mean."""
     images = bench_run_results.c
     lowest = ((images.steps - 1) // STEPS_PER_BUCKET * STEPS_PER_BUCKET + 1).label("lowest")
     means = [func.avg(metric_value(name)).label(name) for name in METRICS]
@@ -125,7 +125,7 @@ def status_by_steps(connection: Connection) -> list[dict[str, Any]]:
 
 
 def newest_images(connection: Connection, count: int = 10) -> list[dict[str, Any]]:
-    """The rows that came last, newest first."""
+    """Return the newest rows, newest first."""
     images = bench_run_results.c
     names = ("created_at", "engine", "steps", "guidance", "seed", "elapsed_ms", "image_path")
     values = [metric_value(name).label(name) for name in METRICS]
@@ -138,9 +138,9 @@ def newest_images(connection: Connection, count: int = 10) -> list[dict[str, Any
 
 
 def failed_scores(connection: Connection, limit: int | None = None) -> list[dict[str, Any]]:
-    """Scores and embeddings whose last attempt failed, with the reason; the latest first.
+    """Return scores and embeddings whose last attempt failed, with the error; the latest first.
 
-    `given_up` are those that are not tried again until somebody asks for it.
+    `given_up` are those without attempts left, which wait for `flexy rescore --failed`.
     """
     images, outcome = bench_run_results.c, image_scores.c
     # By the encoder that failed: it may have succeeded since.
@@ -175,7 +175,7 @@ def failed_scores(connection: Connection, limit: int | None = None) -> list[dict
 
 
 def images_of_other_model_set(connection: Connection, settings: Settings) -> dict[str, int]:
-    """By engine, the images that lack a score and that this set of models may not score."""
+    """Return by engine the images with a missing score that this model set may not score."""
     images = bench_run_results.c
     others = ~func.coalesce(in_model_set(settings.models), False)
     counted = select(images.engine, func.count()).where(lacks_any_score, others).group_by(images.engine)

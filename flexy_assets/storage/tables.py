@@ -26,7 +26,7 @@ from resources.metrics.sweep import METRICS
 metadata = MetaData()
 
 METRIC_COLUMNS = tuple(name for name, metric in METRICS.items() if metric.column)
-"""The metrics that have a column of their own in `bench_run_results`; the others are kept in `image_scores`."""
+"""The metrics that have a column in `bench_run_results`; the others are in `image_scores`."""
 
 bench_runs = Table(
     "bench_runs",
@@ -82,7 +82,7 @@ Index(
     sqlite_where=_images.batch.is_(None),
 )
 
-# What follows refers to images without a foreign key: it would take rights on a table that is somebody else's,
+# The following tables refer to images without a foreign key: one would need rights on a table of another owner,
 # and keep them from deleting images of theirs.
 
 image_scores = Table(
@@ -198,7 +198,7 @@ label_pictures = Table(
     Column("sha256", String(64), nullable=False),
     Column("fetched_at", TIMESTAMP, nullable=False),
 )
-"""What was fetched already. Addresses may be as good as a password, so none is kept as it is."""
+"""Downloaded images. A URL may be as good as a password, so only its hash is stored."""
 
 label_tasks = Table(
     "label_tasks",

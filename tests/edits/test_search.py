@@ -372,14 +372,14 @@ def test_the_base_moves_only_to_a_better_neighbour() -> None:
 
 def test_the_base_stays_where_no_neighbour_beats_it() -> None:
     search = ZeroOrderSearch(SEEDS, 20, 20 * 20)
-    _, *neighbours = rounds(search, told({"g0": 1.0} | {f"n{index}": 0.9 for index in range(1, 20)}))
+    _, *neighbours = rounds(search, observed({"g0": 1.0} | {f"n{index}": 0.9 for index in range(1, 20)}))
     assert {proposal.parent for each in neighbours for proposal in each} == {"g0"}
 
 
 # Choosing
 
 
-def told(scores: dict[str, float | None]) -> Callable[[Proposal], SearchCandidate]:
+def observed(scores: dict[str, float | None]) -> Callable[[Proposal], SearchCandidate]:
     return lambda proposal: SearchCandidate(
         proposal.name, proposal.stop_step, proposal.nfe, {"pf": scores.get(proposal.name)}
     )
@@ -389,7 +389,7 @@ def test_a_candidate_without_a_score_wins_only_if_none_has_one() -> None:
     search = RandomSearch(SEEDS, 10, 40)
 
     def chosen(scores: dict[str, float | None]) -> str:
-        winner = search.select([told(scores)(proposal) for proposal in proposals(search)])
+        winner = search.select([observed(scores)(proposal) for proposal in proposals(search)])
         assert winner is not None
         return winner.name
 
@@ -402,7 +402,7 @@ def test_a_candidate_without_a_score_wins_only_if_none_has_one() -> None:
 def test_nothing_is_varied_or_carried_on_for_want_of_a_score() -> None:
     search = Eacps(SEEDS, 20, 160, PF, replace(TOY, m_global=2))
     scored: dict[str, float | None] = {"g4": 1.0, "g5": 0.5}
-    _, kept, *local = rounds(search, told(scored))
+    _, kept, *local = rounds(search, observed(scored))
     assert [proposal.name for proposal in kept][:2] == ["g4", "g5"]
     assert {proposal.parent for each in local for proposal in each} == {"g4", "g5"}
 

@@ -68,8 +68,8 @@ def test_one_that_fails_says_why_and_the_next_is_made() -> None:
     for seed in (13, 14, 15):
         ask(shop.queue, seed)
     shop.finish()
-    told = {asked.trial.seed: (asked.state, asked.error) for asked, _ in shop.queue.snapshot()}
-    assert told == {
+    states = {asked.trial.seed: (asked.state, asked.error) for asked, _ in shop.queue.snapshot()}
+    assert states == {
         13: ("failed", "the engine\nwould not"),
         14: ("failed", "ZeroDivisionError"),
         15: ("done", None),

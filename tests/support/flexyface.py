@@ -1,4 +1,4 @@
-"""A FlexyFace database as somebody would bring it: tables, rows and pictures. Used by tests and benchmarks."""
+"""A FlexyFace database as a user has it: tables, rows and images. Used by tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Session:
         return work
 
     def migrate(self) -> Database:
-        """Return the database, brought to the current schema."""
+        """Return the migrated database."""
         from flexy_assets.storage.migrate import migrate
 
         migrate(self.database)

@@ -358,8 +358,8 @@ def score(work: Work, batches: Sequence[str], *metrics: str) -> int:
     return sum(outcome.done for outcomes in passes for _, outcome in outcomes)
 
 
-def embed(work: Work, batches: Sequence[str], told: Callable[[int], Any] = lambda _: None) -> int:
-    return sum(outcome.done for _, outcome in missing_scores.embed_images(work, batches, told))
+def embed(work: Work, batches: Sequence[str], on_progress: Callable[[int], Any] = lambda _: None) -> int:
+    return sum(outcome.done for _, outcome in missing_scores.embed_images(work, batches, on_progress))
 
 
 BATCHES = ("4b7193fd_0000", "4b7193fd_0001")
@@ -430,12 +430,12 @@ def test_rows_that_one_worker_embeds_while_another_scores_are_scored_by_one_of_t
     half, go_on = threading.Event(), threading.Event()
 
     def embed_half_and_half() -> None:
-        def told(_: int) -> None:
+        def on_progress(_: int) -> None:
             half.set()
             assert go_on.wait(60)
 
         mine = work(database, pictures)
-        embed(mine, BATCHES[:1], told)
+        embed(mine, BATCHES[:1], on_progress)
         score(mine, BATCHES[:1], "aesthetic_score")
 
     embedder = threading.Thread(target=embed_half_and_half)
@@ -479,14 +479,14 @@ def test_a_row_whose_file_is_gone_is_named_and_tried_again_so_often_and_then_whe
         embed(mine, BATCHES)
         score(mine, BATCHES)
         with database.begin(reading=True) as connection:
-            told = status.failed_scores(connection)
-        assert {row["attempts"] for row in told} == {min(times, MAX_ATTEMPTS)}
+            failures = status.failed_scores(connection)
+        assert {row["attempts"] for row in failures} == {min(times, MAX_ATTEMPTS)}
     assert lacking(database) == {}
-    assert {(row["image"], row["metric"]) for row in told} == {
+    assert {(row["image"], row["metric"]) for row in failures} == {
         (str(image), metric) for image in (gone, nameless) for metric in (*METRICS, EMBEDDING_METRIC)
     }
-    assert all("gone/2.png" in row["error"] for row in told if row["image"] == str(gone))
-    assert all("no image path is recorded" in row["error"] for row in told if row["image"] == str(nameless))
+    assert all("gone/2.png" in row["error"] for row in failures if row["image"] == str(gone))
+    assert all("no image path is recorded" in row["error"] for row in failures if row["image"] == str(nameless))
 
     (pictures / "gone").mkdir()
     (pictures / "2.png").rename(pictures / "gone" / "2.png")

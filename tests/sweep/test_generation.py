@@ -80,9 +80,9 @@ def rows(database: Database) -> dict[str, dict[str, Any]]:
 
 def made(database: Database, store: ImageStore, engine: Painter, plan: pl.DataFrame) -> GenerationOutcome:
     """One pass over what the plan lacks; the bar hears of every image made."""
-    told: list[int] = []
-    outcome = generate_images(database, store, engine, images_to_generate(database, plan), told.append)
-    assert sum(told) == outcome.made
+    progress: list[int] = []
+    outcome = generate_images(database, store, engine, images_to_generate(database, plan), progress.append)
+    assert sum(progress) == outcome.made
     return outcome
 
 

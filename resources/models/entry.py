@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from resources.errors import FlexyError
@@ -103,26 +103,23 @@ class LocalModel:
         for argument, model in self.required_models.items():
             model.check()
             options[argument] = model.folder
-        module, _, name = self.loader.partition(":")
-        load: Callable[..., Any] = getattr(import_module(module), name)
+        load = resolve_name(self.loader)
         try:
             return load(self.folder, **options) if self.folder else load(**options)
         except Exception as error:
             if not compute.is_out_of_memory(error):
                 raise
-            raise FlexyError(
-                f"not enough memory to load {self.name}: free some, see flexy models for what it takes"
-            ) from error
+            remedy = "free some, see flexy models for what it takes"
+            raise FlexyError(f"not enough memory to load {self.name}: {remedy}") from error
 
     def check(self) -> None:
         """Raise `FlexyError` for a file that is missing or damaged."""
         if self.folder:
             weights.check_files(self.name, self.folder, self.published, self.user_provided)
         elif self.user_provided:
-            raise FlexyError(
-                f"no weights for {self.name}: they are not redistributable and never downloaded:"
-                f" {weights.describe_user_provided(self.name, self.user_provided)}, or set FLEXY_MODELS=mini"
-            )
+            remedy = weights.describe_user_provided(self.name, self.user_provided)
+            cause = "they are not redistributable and never downloaded"
+            raise FlexyError(f"no weights for {self.name}: {cause}: {remedy}, or set FLEXY_MODELS=mini")
 
     @property
     def fingerprint(self) -> str:
@@ -134,9 +131,8 @@ class LocalModel:
         if self.folder:
             fingerprint += f"@{weights.weights_fingerprint(self.folder, self.published, self.user_provided)}"
         fingerprint += "" if self.precision == "fp32" else f"/{self.precision}"
-        return "+".join(
-            [fingerprint, *(model.fingerprint for model in self.required_models.values() if model.user_provided)]
-        )
+        required = [model.fingerprint for model in self.required_models.values() if model.user_provided]
+        return "+".join([fingerprint, *required])
 
 
 def silence_library_logging() -> None:

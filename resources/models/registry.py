@@ -6,6 +6,9 @@ this registry and must not import torch. Licences, gating, hashes and sizes are 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, Literal
+
 from resources.errors import BadInputError
 from resources.models.entry import Kind, LocalModel, ModelEntry
 from resources.models.weights import (
@@ -18,16 +21,43 @@ from resources.models.weights import (
 )
 from resources.settings import MODEL_SETS, Settings
 
-GUIDANCE_AND_NEGATIVE_PROMPT = frozenset({"guidance", "negative_prompt"})
-NO_NEGATIVE_PROMPT = frozenset({"negative_prompt"})
+_UNGUIDED = frozenset({"guidance", "negative_prompt"})
+_NO_NEGATIVE = frozenset({"negative_prompt"})
 
 _PIPELINE = ("model_index.json", "*/*.json", "*/*.safetensors", "tokenizer*/*")
 """The files of a pipeline in diffusers' form, without the single-file copies some repositories add."""
-
-_HALVES = ("*/*.fp16.*",)
+_FP16 = ("*/*.fp16.*",)
 """The half-precision copies that some repositories add to the full ones."""
+_HPS_FILE = "HPS_v2.1_compressed.pt"
 
-_TOKENIZER = ("merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
+_REVISIONS = {
+    "SG161222/RealVisXL_V5.0": "ac93e0dda1f6d448cae19bbfab8c5e720a5e48bc",
+    "black-forest-labs/FLUX.1-schnell": "741f7c3ce8b383c54771c7003378a50191e9efe9",
+    "stabilityai/stable-diffusion-3-medium-diffusers": "ea42f8cef0f178587cf766dc8129abd379c90671",
+    "stabilityai/stable-diffusion-3.5-medium": "b940f670f0eda2d07fbb75229e779da1ad11eb80",
+    # No public source states this repository's commit, so the branch is fetched and its commit recorded.
+    "HiDream-ai/HiDream-I1-Full": "main",
+    "black-forest-labs/FLUX.2-dev": "26afe3a78bb242c0a8bb181dcc8937bb16e5c66c",
+    "Qwen/Qwen-Image-Edit": "ac7f9318f633fc4b5778c59367c8128225f1e3de",
+    "Qwen/Qwen-Image-Edit-2511": "6f3ccc0b56e431dc6a0c2b2039706d7d26f22cb9",
+    "black-forest-labs/FLUX.1-Kontext-dev": "24e9dedc4ef646698dc8eb4e18ae2cec3c9fea0d",
+    "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "shunk031/aesthetics-predictor-v1-vit-large-patch14": "74fd3ab002ca9252b5593f079514e6a1eaa132f9",
+    "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE": "684098de3856fa4678bf800efc05635de5b6cde5",
+    "xswu/HPSv2": "697403c78157020a1ae59d23f111aa58ced35b0a",
+    "timm/vgg16.tv_in1k": "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "cc594898137f460bfe9f0759e9844b3ce807cfb5",
+    "meta-llama/Llama-3.1-8B-Instruct": "0e9e39f249a16976918f6564b8830bc894c89659",
+}
+"""The pinned commit of each repository of the hub."""
+
+_COMMERCIAL = {
+    "none stated": None,
+    "stabilityai-nc-research-community": False,
+    "flux-dev-non-commercial-license": False,
+    "flux-1-dev-non-commercial-license": False,
+}
+"""Whether a licence allows commercial use, where it does not."""
 
 _CLIP_SHA256 = {
     "config.json": "8a09b467700c58138c29d53c605b34ebc69beaadd13274a8a2af8ad2c2f4032a",
@@ -39,336 +69,156 @@ _CLIP_SHA256 = {
     "tokenizer_config.json": "deef455e52fa5e8151e339add0582e4235f066009601360999d3a9cda83b1129",
     "vocab.json": "3f0c4f7d2086b61b38487075278ea9ed04edb53a03cbb045b86c27190fa8fb69",
 }
+_UNET_SHA256 = "ea10386073d39ffdde9fda426745b3f5e9dcd2af204c128ece0f4ea84570ffee"
+_HPS_SHA256 = "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"
+_VGG_SHA256 = "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8"
+
+
+def _hub(repo: str, files: tuple[str, ...], licence: str, gigabytes: float, **options: Any) -> PublishedWeights:
+    commercial = _COMMERCIAL.get(licence, True)
+    return PublishedWeights(repo, _REVISIONS[repo], files, licence, gigabytes, commercial=commercial, **options)
+
+
+_PUBLISHED = {
+    "realvis_xl": _hub(
+        "SG161222/RealVisXL_V5.0",
+        ("model_index.json", "*/*.json", "*/*.fp16.safetensors", "tokenizer*/*"),
+        "openrail++",
+        6.9,
+        sha256={"unet/diffusion_pytorch_model.fp16.safetensors": _UNET_SHA256},
+    ),
+    "flux_schnell": _hub("black-forest-labs/FLUX.1-schnell", _PIPELINE, "apache-2.0", 33.7, gated=True),
+    "sd3": _hub(
+        "stabilityai/stable-diffusion-3-medium-diffusers",
+        _PIPELINE,
+        "stabilityai-nc-research-community",
+        15.5,
+        without=_FP16,
+        gated=True,
+    ),
+    "sd35": _hub(
+        "stabilityai/stable-diffusion-3.5-medium", _PIPELINE, "stabilityai-ai-community", 16, without=_FP16, gated=True
+    ),
+    "hidream": _hub("HiDream-ai/HiDream-I1-Full", _PIPELINE, "mit", 47.2),
+    "flux2_dev": _hub("black-forest-labs/FLUX.2-dev", _PIPELINE, "flux-dev-non-commercial-license", 112, gated=True),
+    "qwen_image_edit": _hub("Qwen/Qwen-Image-Edit", (*_PIPELINE, "processor/*"), "apache-2.0", 57.7),
+    "qwen_image_edit_plus": _hub("Qwen/Qwen-Image-Edit-2511", (*_PIPELINE, "processor/*"), "apache-2.0", 57.7),
+    "flux_kontext": _hub(
+        "black-forest-labs/FLUX.1-Kontext-dev", _PIPELINE, "flux-1-dev-non-commercial-license", 33.7, gated=True
+    ),
+    "clip": _hub("openai/clip-vit-large-patch14", tuple(_CLIP_SHA256), "mit", 1.7, sha256=_CLIP_SHA256),
+    "aesthetic_v1": _hub(
+        "shunk031/aesthetics-predictor-v1-vit-large-patch14", ("model.safetensors",), "none stated", 1.2
+    ),
+    # At this commit there are no safetensors; the file is read as tensors only.
+    "aesthetic_v2": _hub(
+        "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE", ("pytorch_model.bin",), "none stated", 1.2
+    ),
+    "hps": _hub("xswu/HPSv2", (_HPS_FILE,), "apache-2.0", 2.0, sha256={_HPS_FILE: _HPS_SHA256}),
+    "lpips": _hub(
+        "timm/vgg16.tv_in1k", ("model.safetensors",), "bsd-3-clause", 0.55, sha256={"model.safetensors": _VGG_SHA256}
+    ),
+    "qwen25_vl_7b": _hub(
+        "Qwen/Qwen2.5-VL-7B-Instruct", ("*.json", "merges.txt", "model-*.safetensors"), "apache-2.0", 16.6
+    ),
+    "llama_31_8b": _hub(
+        "meta-llama/Llama-3.1-8B-Instruct", ("*.json", "model-*.safetensors"), "llama3.1", 16.1, gated=True
+    ),
+}
+"""The published weights, by model: repository, files, licence, gigabytes."""
+
+_USER_PROVIDED = {
+    "inswapper_128": UserProvidedWeights(("inswapper_128.onnx",), "non-commercial research", 0.55),
+    "buffalo_l": UserProvidedWeights(("det_10g.onnx", "w600k_r50.onnx"), "non-commercial research", 0.19),
+    "face_restorer": UserProvidedWeights(("*.onnx",), "as its authors say", 0.35, commercial=None),
+}
+
+
+def _model(
+    kind: Kind,
+    package: str,
+    name: str,
+    loader: str,
+    half_precision: Literal["fp16", "bf16"] | None = None,
+    embedded: str | None = None,
+    batch_size: int | None = None,
+    **fields: Any,
+) -> ModelEntry:
+    """Return the entry of a model, with its weights; `embedded` is the folder of its mini weights."""
+    if batch_size:
+        fields["options"] = {"batch_size": batch_size}
+    weights = (_PUBLISHED.get(name), MINI_WEIGHTS / embedded if embedded else None, _USER_PROVIDED.get(name))
+    return ModelEntry(name, kind, f"{package}.{loader}", *weights, half_precision=half_precision, **fields)
+
+
+_engine = partial(_model, "engine", "resources.engines")
+_editor = partial(_model, "editor", "resources.engines")
+_scorer = partial(_model, "scorer", "resources.scorers")
+_judge = partial(_model, "judge", "resources.judges")
+_face = partial(_model, "face", "resources.faces")
 
 _ENTRIES = (
-    # Engines
-    ModelEntry(
+    _engine(
         "mini_sdxl",
-        "engine",
-        "resources.engines.sdxl:SdxlEngine",
-        embedded=MINI_WEIGHTS / "sdxl",
-        options={"batch_size": 16},
+        "sdxl:SdxlEngine",
+        embedded="sdxl",
+        batch_size=16,
         prompts=MINI / "prompts.txt",
         side=64,
         multiple=8,
         guidance=2.0,
     ),
-    ModelEntry(
-        "realvis_xl",
-        "engine",
-        "resources.engines.sdxl:SdxlEngine",
-        PublishedWeights(
-            "SG161222/RealVisXL_V5.0",
-            "ac93e0dda1f6d448cae19bbfab8c5e720a5e48bc",
-            ("model_index.json", "*/*.json", "*/*.fp16.safetensors", "tokenizer*/*"),
-            "openrail++",
-            gigabytes=6.9,
-            sha256={
-                "unet/diffusion_pytorch_model.fp16.safetensors": (
-                    "ea10386073d39ffdde9fda426745b3f5e9dcd2af204c128ece0f4ea84570ffee"
-                )
-            },
-        ),
-        options={"batch_size": 8},
-        half_precision="fp16",
-        memory=7,
-        multiple=8,
-        steps=30,
-        guidance=5.0,
-    ),
-    ModelEntry(
-        "flux_schnell",
-        "engine",
-        "resources.engines.flux:FluxEngine",
-        PublishedWeights(
-            "black-forest-labs/FLUX.1-schnell",
-            "741f7c3ce8b383c54771c7003378a50191e9efe9",
-            _PIPELINE,
-            "apache-2.0",
-            gigabytes=33.7,
-            gated=True,
-        ),
-        options={"batch_size": 4},
-        half_precision="bf16",
-        memory=34,
-        ignored_settings=GUIDANCE_AND_NEGATIVE_PROMPT,
-        steps=4,
-    ),
-    ModelEntry(
-        "sd3",
-        "engine",
-        "resources.engines.sd3:Sd3Engine",
-        PublishedWeights(
-            "stabilityai/stable-diffusion-3-medium-diffusers",
-            "ea42f8cef0f178587cf766dc8129abd379c90671",
-            _PIPELINE,
-            "stabilityai-nc-research-community",
-            gigabytes=15.5,
-            without=_HALVES,
-            gated=True,
-            commercial=False,
-        ),
-        options={"batch_size": 8},
-        half_precision="fp16",
-        memory=16,
-        steps=28,
-        guidance=7.0,
-    ),
-    ModelEntry(
-        "sd35",
-        "engine",
-        "resources.engines.sd3:Sd3Engine",
-        PublishedWeights(
-            "stabilityai/stable-diffusion-3.5-medium",
-            "b940f670f0eda2d07fbb75229e779da1ad11eb80",
-            _PIPELINE,
-            "stabilityai-ai-community",
-            gigabytes=16,
-            without=_HALVES,
-            gated=True,
-        ),
-        options={"batch_size": 8},
-        half_precision="bf16",
-        memory=17,
-        steps=40,
-        guidance=4.5,
-    ),
-    ModelEntry(
+    _engine("realvis_xl", "sdxl:SdxlEngine", "fp16", batch_size=8, memory=7, multiple=8, steps=30, guidance=5.0),
+    _engine("flux_schnell", "flux:FluxEngine", "bf16", batch_size=4, memory=34, steps=4, ignored_settings=_UNGUIDED),
+    _engine("sd3", "sd3:Sd3Engine", "fp16", batch_size=8, memory=16, steps=28, guidance=7.0),
+    _engine("sd35", "sd3:Sd3Engine", "bf16", batch_size=8, memory=17, steps=40, guidance=4.5),
+    # HiDream works at a megapixel whatever the requested size.
+    _engine(
         "hidream",
-        "engine",
-        "resources.engines.hidream:HiDreamEngine",
-        # No public source states this repository's commit, so the branch is fetched and its commit recorded.
-        PublishedWeights("HiDream-ai/HiDream-I1-Full", "main", _PIPELINE, "mit", gigabytes=47.2),
-        required_models={"llama": "llama_31_8b"},
-        options={"batch_size": 2},
-        half_precision="bf16",
+        "hidream:HiDreamEngine",
+        "bf16",
+        batch_size=2,
         memory=63,
-        # It works at a megapixel whatever the requested size.
         side=1024,
         steps=50,
         guidance=5.0,
+        required_models={"llama": "llama_31_8b"},
     ),
-    ModelEntry(
-        "flux2_dev",
-        "engine",
-        "resources.engines.flux2:Flux2Engine",
-        PublishedWeights(
-            "black-forest-labs/FLUX.2-dev",
-            "26afe3a78bb242c0a8bb181dcc8937bb16e5c66c",
-            _PIPELINE,
-            "flux-dev-non-commercial-license",
-            gigabytes=112,
-            gated=True,
-            commercial=False,
-        ),
-        options={"batch_size": 2},
-        half_precision="bf16",
-        memory=112,
-        ignored_settings=NO_NEGATIVE_PROMPT,
-        steps=50,
+    _engine(
+        "flux2_dev", "flux2:Flux2Engine", "bf16", batch_size=2, memory=112, steps=50, ignored_settings=_NO_NEGATIVE
     ),
-    # Editors
-    ModelEntry(
+    # With more steps nearly every edit of the mini editor succeeds, and a search has little to gain.
+    _editor(
         "mini_instruct",
-        "editor",
-        "resources.engines.instruct_pix2pix:InstructPix2PixEditor",
-        embedded=MINI_WEIGHTS / "instruct",
-        options={"batch_size": 16, "image_guidance": 1.5},
+        "instruct_pix2pix:InstructPix2PixEditor",
+        embedded="instruct",
+        batch_size=16,
         side=64,
         multiple=8,
-        # With more steps nearly every edit succeeds, and a search has little to gain.
         steps=4,
         guidance=2.0,
     ),
-    ModelEntry(
-        "qwen_image_edit",
-        "editor",
-        "resources.engines.qwen_image_edit:QwenImageEditor",
-        PublishedWeights(
-            "Qwen/Qwen-Image-Edit",
-            "ac7f9318f633fc4b5778c59367c8128225f1e3de",
-            (*_PIPELINE, "processor/*"),
-            "apache-2.0",
-            gigabytes=57.7,
-        ),
-        options={"batch_size": 2},
-        supports_faces=True,
-        half_precision="bf16",
-        memory=58,
-    ),
-    ModelEntry(
-        "qwen_image_edit_plus",
-        "editor",
-        "resources.engines.qwen_image_edit:QwenImageEditPlusEditor",
-        PublishedWeights(
-            "Qwen/Qwen-Image-Edit-2511",
-            "6f3ccc0b56e431dc6a0c2b2039706d7d26f22cb9",
-            (*_PIPELINE, "processor/*"),
-            "apache-2.0",
-            gigabytes=57.7,
-        ),
-        options={"batch_size": 2},
-        half_precision="bf16",
-        memory=58,
-    ),
-    ModelEntry(
-        "flux_kontext",
-        "editor",
-        "resources.engines.flux:KontextEditor",
-        PublishedWeights(
-            "black-forest-labs/FLUX.1-Kontext-dev",
-            "24e9dedc4ef646698dc8eb4e18ae2cec3c9fea0d",
-            _PIPELINE,
-            "flux-1-dev-non-commercial-license",
-            gigabytes=33.7,
-            gated=True,
-            commercial=False,
-        ),
-        options={"batch_size": 4},
-        half_precision="bf16",
-        memory=34,
-    ),
-    # Scorers
-    ModelEntry(
-        "clip",
-        "scorer",
-        "resources.scorers.clip:ClipEncoder",
-        PublishedWeights(
-            "openai/clip-vit-large-patch14",
-            "32bd64288804d66eefd0ccbe215aa642df71cc41",
-            ("config.json", "model.safetensors", "preprocessor_config.json", *_TOKENIZER),
-            "mit",
-            gigabytes=1.7,
-            sha256=_CLIP_SHA256,
-        ),
-        embedded=MINI_WEIGHTS / "clip",
-        half_precision="fp16",
-        memory=1,
-    ),
-    ModelEntry(
-        "aesthetic_v1",
-        "scorer",
-        "resources.scorers.aesthetic:load_aesthetic",
-        PublishedWeights(
-            "shunk031/aesthetics-predictor-v1-vit-large-patch14",
-            "74fd3ab002ca9252b5593f079514e6a1eaa132f9",
-            ("model.safetensors",),
-            "none stated",
-            gigabytes=1.2,
-            commercial=None,
-        ),
-        embedded=MINI_WEIGHTS / "aesthetic_v1",
-        options={"version": 1},
-    ),
-    ModelEntry(
-        "aesthetic_v2",
-        "scorer",
-        "resources.scorers.aesthetic:load_aesthetic",
-        PublishedWeights(
-            "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE",
-            "684098de3856fa4678bf800efc05635de5b6cde5",
-            # At this commit there are no safetensors; the file is read as tensors only.
-            ("pytorch_model.bin",),
-            "none stated",
-            gigabytes=1.2,
-            commercial=None,
-        ),
-        embedded=MINI_WEIGHTS / "aesthetic_v2",
-        options={"version": 2},
-    ),
-    ModelEntry(
-        "hps",
-        "scorer",
-        "resources.scorers.hps:HpsScorer",
-        PublishedWeights(
-            "xswu/HPSv2",
-            "697403c78157020a1ae59d23f111aa58ced35b0a",
-            ("HPS_v2.1_compressed.pt",),
-            "apache-2.0",
-            gigabytes=2.0,
-            sha256={"HPS_v2.1_compressed.pt": "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"},
-        ),
-        embedded=MINI_WEIGHTS / "hps",
-        # The checkpoint has no vocabulary; CLIP's is the same.
-        required_models={"tokenizer": "clip"},
-        half_precision="fp16",
-        memory=2,
-    ),
-    ModelEntry(
-        "lpips",
-        "scorer",
-        "resources.scorers.perceptual:LpipsScorer",
-        PublishedWeights(
-            "timm/vgg16.tv_in1k",
-            "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f",
-            ("model.safetensors",),
-            "bsd-3-clause",
-            gigabytes=0.55,
-            sha256={"model.safetensors": "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8"},
-        ),
-        embedded=MINI_WEIGHTS / "lpips",
-        memory=0.1,
-    ),
-    # Judges
-    ModelEntry(
-        "qwen25_vl_7b",
-        "judge",
-        "resources.judges.local_vlm:VisionLanguageModel",
-        PublishedWeights(
-            "Qwen/Qwen2.5-VL-7B-Instruct",
-            "cc594898137f460bfe9f0759e9844b3ce807cfb5",
-            ("*.json", "merges.txt", "model-*.safetensors"),
-            "apache-2.0",
-            gigabytes=16.6,
-        ),
-        half_precision="bf16",
-        memory=19,
-    ),
-    # Faces
-    ModelEntry(
+    _editor("qwen_image_edit", "qwen_image_edit:QwenImageEditor", "bf16", batch_size=2, memory=58, supports_faces=True),
+    _editor("qwen_image_edit_plus", "qwen_image_edit:QwenImageEditPlusEditor", "bf16", batch_size=2, memory=58),
+    _editor("flux_kontext", "flux:KontextEditor", "bf16", batch_size=4, memory=34),
+    _scorer("clip", "clip:ClipEncoder", "fp16", embedded="clip", memory=1),
+    _scorer("aesthetic_v1", "aesthetic:load_aesthetic", embedded="aesthetic_v1", options={"version": 1}),
+    _scorer("aesthetic_v2", "aesthetic:load_aesthetic", embedded="aesthetic_v2", options={"version": 2}),
+    # The checkpoint of HPS has no vocabulary; CLIP's is the same.
+    _scorer("hps", "hps:HpsScorer", "fp16", embedded="hps", memory=2, required_models={"tokenizer": "clip"}),
+    _scorer("lpips", "perceptual:LpipsScorer", embedded="lpips", memory=0.1),
+    _judge("qwen25_vl_7b", "local_vlm:VisionLanguageModel", "bf16", memory=19),
+    _face(
         "inswapper_128",
-        "face",
-        "resources.faces.insight:FaceSwapper",
-        embedded=MINI_WEIGHTS / "faces",
-        user_provided=UserProvidedWeights(("inswapper_128.onnx",), "non-commercial research", gigabytes=0.55),
+        "insight:FaceSwapper",
+        embedded="faces",
+        memory=2,
         required_models={"pack": "buffalo_l"},
         optional_models={"restorer": "face_restorer"},
-        options={"det_size": 640},
-        memory=2,
     ),
-    ModelEntry(
-        "buffalo_l",
-        "face",
-        "resources.faces.insight:FaceFinder",
-        embedded=MINI_WEIGHTS / "faces" / "buffalo_l",
-        user_provided=UserProvidedWeights(
-            ("det_10g.onnx", "w600k_r50.onnx"), "non-commercial research", gigabytes=0.19
-        ),
-        options={"det_size": 640},
-        memory=1,
-    ),
-    ModelEntry(
-        "face_restorer",
-        "face",
-        "resources.faces.restore:FaceRestorer",
-        user_provided=UserProvidedWeights(("*.onnx",), "as its authors say", gigabytes=0.35, commercial=None),
-        memory=2,
-    ),
-    # Parts of other models
-    ModelEntry(
-        "llama_31_8b",
-        "part",
-        "transformers:LlamaForCausalLM",
-        PublishedWeights(
-            "meta-llama/Llama-3.1-8B-Instruct",
-            "0e9e39f249a16976918f6564b8830bc894c89659",
-            ("*.json", "model-*.safetensors"),
-            "llama3.1",
-            gigabytes=16.1,
-            gated=True,
-        ),
-        memory=16,
-    ),
+    _face("buffalo_l", "insight:FaceFinder", embedded="faces/buffalo_l", memory=1),
+    _face("face_restorer", "restore:FaceRestorer", memory=2),
+    ModelEntry("llama_31_8b", "part", "transformers:LlamaForCausalLM", _PUBLISHED["llama_31_8b"], memory=16),
 )
 
 MODELS = {entry.name: entry for entry in _ENTRIES}

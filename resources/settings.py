@@ -141,116 +141,75 @@ Key = Annotated[SecretStr, AfterValidator(_check_key)]
 
 
 class Settings(BaseSettings):
-    """All settings, checked. Each field's alias is the environment variable that sets it."""
+    """All settings, checked. Each field's alias is the variable that sets it, its docstring says what it is for."""
 
-    model_config = SettingsConfigDict(frozen=True, case_sensitive=True, validate_default=False)
-
-    home: Annotated[Folder, AfterValidator(Path.absolute)] = Field(
-        Path(".flexy"),
-        validate_default=True,
-        alias="FLEXY_HOME",
-        description="Folder of everything Flexy writes, unless another setting says otherwise.",
+    model_config = SettingsConfigDict(
+        frozen=True,
+        case_sensitive=True,
+        validate_default=False,
+        use_attribute_docstrings=True,
+        alias_generator=lambda name: f"FLEXY_{name.upper()}",
     )
+
+    home: Annotated[Folder, AfterValidator(Path.absolute)] = Field(Path(".flexy"), validate_default=True)
+    """Folder of everything Flexy writes, unless another setting says otherwise."""
     database_url: str = Field(
-        default_factory=lambda values: f"sqlite:///{values.get('home', Path()) / 'flexy.sqlite'}",
-        alias="FLEXY_DATABASE_URL",
-        repr=False,
-        description="Database of the results: `postgresql://USER:PASSWORD@HOST/NAME` or `sqlite:///FILE`.",
+        default_factory=lambda values: f"sqlite:///{values.get('home', Path()) / 'flexy.sqlite'}", repr=False
     )
-    images: str = Field(
-        default_factory=lambda values: str(values.get("home", Path()) / "images"),
-        alias="FLEXY_IMAGES",
-        description="Root of the image files: a folder or an fsspec URL such as `s3://BUCKET/PATH`.",
-    )
-    models: ModelSet = Field(
-        "mini",
-        alias="FLEXY_MODELS",
-        description="Model set: `mini`, which is embedded, or `full`, the published weights.",
-    )
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
-        "auto",
-        alias="FLEXY_PRECISION",
-        description="Precision of the models of `full`; `auto` is half precision on a GPU and fp32 on a CPU.",
-    )
-    model_registry: Folder | None = Field(
-        None, alias="FLEXY_MODEL_REGISTRY", description="TOML file that maps models to local folders."
-    )
-    hps_root: Folder | None = Field(
-        None, alias="HPS_ROOT", description="Folder of `HPS_v2.1_compressed.pt`, as the hpsv2 package uses it."
-    )
+    """Database of the results: `postgresql://USER:PASSWORD@HOST/NAME` or `sqlite:///FILE`."""
+    images: str = Field(default_factory=lambda values: str(values.get("home", Path()) / "images"))
+    """Root of the image files: a folder or an fsspec URL such as `s3://BUCKET/PATH`."""
+    models: ModelSet = "mini"
+    """Model set: `mini`, which is embedded, or `full`, the published weights."""
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Precision of the models of `full`; `auto` is half precision on a GPU and fp32 on a CPU."""
+    model_registry: Folder | None = None
+    """TOML file that maps models to local folders."""
+    hps_root: Folder | None = Field(None, alias="HPS_ROOT")
+    """Folder of `HPS_v2.1_compressed.pt`, as the hpsv2 package uses it."""
     prompt_column: Annotated[tuple[str, str] | None, BeforeValidator(_parse_column)] = Field(
         None,
-        alias="FLEXY_PROMPT_COLUMN",
         description="Column of the prompts in an existing table: `COLUMN` of bench_run_results, or"
         " `bench_runs.COLUMN`; without it, `prompt`.",
     )
-    batch_size: Integer = Field(
-        500, ge=1, le=10_000, alias="FLEXY_BATCH_SIZE", description="Images of an existing table in a seed batch."
-    )
-    nightly: str = Field(
-        "0 2 * * *", alias="FLEXY_NIGHTLY", description="Cron schedule of the nightly backfill of missing scores."
-    )
-    timezone: Annotated[str, AfterValidator(_check_timezone)] = Field(
-        "UTC", alias="FLEXY_TIMEZONE", description="Time zone of the nightly backfill."
-    )
-    score_new: Annotated[bool, BeforeValidator(_parse_switch)] = Field(
-        False, alias="FLEXY_SCORE_NEW", description="1: score new rows at once. 0: leave them to the nightly backfill."
-    )
-    watch_seconds: Integer = Field(
-        60, ge=1, le=99_999, alias="FLEXY_WATCH_SECONDS", description="Seconds between two looks for new rows or tasks."
-    )
-    failure_webhook: Annotated[SecretStr, AfterValidator(_check_webhook)] = Field(
-        SecretStr(""), alias="FLEXY_FAILURE_WEBHOOK", description="URL that failed Dagster runs are posted to, as JSON."
-    )
-    files_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))] = Field(
-        "http://127.0.0.1:3001",
-        alias="FLEXY_FILES_URL",
-        description="URL of the server of report, CSV and tables, for links in the UI.",
-    )
-    owners: Annotated[tuple[str, ...], BeforeValidator(_parse_owners)] = Field(
-        ("team:flexy",),
-        alias="FLEXY_OWNERS",
-        description="Owners of each asset in the UI: e-mail addresses or `team:NAME`, separated by commas.",
-    )
-    judge: str = Field(
-        "none", alias="FLEXY_JUDGE", description="Vision-language judge: `none`, `gemini`, `moondream` or `local`."
-    )
-    judge_model: str = Field(
-        "", alias="FLEXY_JUDGE_MODEL", description="Model of the judge; without it, the judge's own default."
-    )
-    judge_url: ServiceUrl = Field(
-        "", alias="FLEXY_JUDGE_URL", description="URL of the judge; without it, the published one."
-    )
-    judge_key: Key = Field(
-        SecretStr(""), alias="JUDGE_API_KEY", description="API key of the judge; each is read for its own judge only."
-    )
-    judge_rpm: Integer | None = Field(
-        None, ge=1, le=999_999_999, alias="FLEXY_JUDGE_RPM", description="Requests to the judge a minute, at most."
-    )
-    judge_max_calls: Integer | None = Field(
-        None,
-        ge=1,
-        le=999_999_999,
-        alias="FLEXY_JUDGE_MAX_CALLS",
-        description="Requests to the judge by one process, at most.",
-    )
-    judge_timeout: Integer = Field(
-        120, ge=1, le=99_999, alias="FLEXY_JUDGE_TIMEOUT", description="Seconds an answer of the judge may take."
-    )
-    label_studio_url: ServiceUrl = Field("", alias="LABEL_STUDIO_URL", description="URL of a Label Studio server.")
-    label_studio_key: Key = Field(
-        SecretStr(""), alias="LABEL_STUDIO_API_KEY", description="Token for Label Studio, legacy or personal."
-    )
-    label_studio_project: Integer | None = Field(
-        None,
-        ge=0,
-        le=999_999_999,
-        alias="FLEXY_LABEL_STUDIO_PROJECT",
-        description="Number of the Label Studio project whose new tasks are imported automatically.",
-    )
+    batch_size: Integer = Field(500, ge=1, le=10_000)
+    """Images of an existing table in a seed batch."""
+    nightly: str = "0 2 * * *"
+    """Cron schedule of the nightly backfill of missing scores."""
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = "UTC"
+    """Time zone of the nightly backfill."""
+    score_new: Annotated[bool, BeforeValidator(_parse_switch)] = False
+    """1: score new rows at once. 0: leave them to the nightly backfill."""
+    watch_seconds: Integer = Field(60, ge=1, le=99_999)
+    """Seconds between two looks for new rows or tasks."""
+    failure_webhook: Annotated[SecretStr, AfterValidator(_check_webhook)] = SecretStr("")
+    """URL that failed Dagster runs are posted to, as JSON."""
+    files_url: Annotated[str, AfterValidator(lambda url: url.rstrip("/"))] = "http://127.0.0.1:3001"
+    """URL of the server of report, CSV and tables, for links in the UI."""
+    owners: Annotated[tuple[str, ...], BeforeValidator(_parse_owners)] = ("team:flexy",)
+    """Owners of each asset in the UI: e-mail addresses or `team:NAME`, separated by commas."""
+    judge: str = "none"
+    """Vision-language judge: `none`, `gemini`, `moondream` or `local`."""
+    judge_model: str = ""
+    """Model of the judge; without it, the judge's own default."""
+    judge_url: ServiceUrl = ""
+    """URL of the judge; without it, the published one."""
+    judge_key: Key = Field(SecretStr(""), alias="JUDGE_API_KEY")
+    """API key of the judge; each is read for its own judge only."""
+    judge_rpm: Integer | None = Field(None, ge=1, le=999_999_999)
+    """Requests to the judge a minute, at most."""
+    judge_max_calls: Integer | None = Field(None, ge=1, le=999_999_999)
+    """Requests to the judge by one process, at most."""
+    judge_timeout: Integer = Field(120, ge=1, le=99_999)
+    """Seconds an answer of the judge may take."""
+    label_studio_url: ServiceUrl = Field("", alias="LABEL_STUDIO_URL")
+    """URL of a Label Studio server."""
+    label_studio_key: Key = Field(SecretStr(""), alias="LABEL_STUDIO_API_KEY")
+    """Token for Label Studio, legacy or personal."""
+    label_studio_project: Integer | None = Field(None, ge=0, le=999_999_999)
+    """Number of the Label Studio project whose new tasks are imported automatically."""
     allowed_hosts: Annotated[frozenset[tuple[str, int | None]], BeforeValidator(_parse_hosts)] = Field(
         frozenset(),
-        alias="FLEXY_ALLOWED_HOSTS",
         description="Hosts of the private network that images may be downloaded from: `HOST`, for ports 80 and 443,"
         " or `HOST:PORT`, separated by commas.",
     )

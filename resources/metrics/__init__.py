@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Final, Literal, get_args
@@ -28,8 +29,9 @@ class Metric:
     `name` is its name in `image_scores` and, with `column`, of its column in `bench_run_results`. `low` and `high`
     bound its valid values, in `unit`. `reads` names the encoder from whose embeddings it is computed; without it, it
     is computed from images. `scorer` is the registry entry that computes it, or a "module:callable" that needs no
-    weights (of edits and inpainting: `resources.metrics.scoring`). With `by_judge` it is computed one image at a time,
-    and again after an error. Values that differ by at most `tie` are equal. Tables show metrics by `order`.
+    weights (of edits and inpainting: `resources.metrics.scoring`; by default, `score` of the declaring module). With
+    `by_judge` it is computed one image at a time, and again after an error. Values that differ by at most `tie` are
+    equal. Tables show metrics by `order`.
     """
 
     name: str
@@ -48,6 +50,10 @@ class Metric:
     order: int = 100
 
 
+SelectingMetric = partial(Metric, role="selecting")
+"""A metric that searches select by."""
+
+
 def metrics(product: Product) -> dict[str, Metric]:
     """Return a product's metrics by name, in the order that tables show them."""
     declared: dict[str, Metric] = import_module(f"{__name__}.{product}").METRICS
@@ -55,12 +61,16 @@ def metrics(product: Product) -> dict[str, Metric]:
 
 
 def discover_metrics(package: str, paths: Iterable[str]) -> dict[str, Metric]:
-    """Return what the modules of a package declare in `METRICS`, by name.
+    """Return what the modules of a package declare in `METRICS`, by name; a module's `score` is their default scorer.
 
     Raises ValueError for a name that is declared twice.
     """
-    modules = [import_module(f"{package}.{module.name}") for module in iter_modules(paths)]
-    declared = sorted((metric for module in modules for metric in module.METRICS), key=lambda metric: metric.order)
+    declared: list[Metric] = []
+    for name in [f"{package}.{module.name}" for module in iter_modules(paths)]:
+        module = import_module(name)
+        scorer = f"{name}:score" if hasattr(module, "score") else None
+        declared += [replace(metric, scorer=metric.scorer or scorer) for metric in module.METRICS]
+    declared.sort(key=lambda metric: metric.order)
     for name, count in Counter(metric.name for metric in declared).items():
         if count > 1:
             raise ValueError(f"metric {name!r} is declared {count} times in {package}")

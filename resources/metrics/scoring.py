@@ -49,27 +49,21 @@ class CandidateBatch(Protocol):
     @property
     def instructions(self) -> Sequence[str]:
         """The instruction of each candidate."""
-        ...
 
     def images(self, kind: str, prepare: Callable[[Any], Any] = keep_image) -> list[Any]:
         """Return the images of one kind, prepared."""
-        ...
 
     def image_vectors(self, kind: str) -> list[Any]:
         """Return the L2-normalised CLIP vectors of the images of one kind."""
-        ...
 
     def instruction_vectors(self) -> list[Any]:
         """Return the L2-normalised CLIP vectors of the instructions."""
-        ...
 
     def model(self, name: str) -> Any:
         """Return a scorer of the model registry, loaded."""
-        ...
 
     def fingerprint(self, *names: str) -> str:
         """Return the fingerprint of scores by these scorers of the model registry."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -82,21 +76,30 @@ class BatchScores:
 
 def map_in_batches(size: int, function: Callable[..., Sequence[Any]], *columns: Sequence[Any]) -> list[Any]:
     """Return `function` of the columns, at most `size` rows at a time; rows with an error or None are passed on."""
-    rows = list(zip(*columns, strict=True))
-    passed_on: list[Any] = []
-    complete = []
-    for row in rows:
-        error = next((value for value in row if isinstance(value, FlexyError)), None)
-        is_complete = error is None and not any(value is None for value in row)
-        passed_on.append((is_complete, error))
-        if is_complete:
-            complete.append(row)
+    complete = [row for row in zip(*columns, strict=True) if _is_complete(row)]
     results = iter(HalvingBatches(size)(lambda some: function(*zip(*some, strict=True)), complete))
-    return [next(results) if is_complete else error for is_complete, error in passed_on]
+    return map_rows(lambda *_: next(results), *columns)
 
 
-def cosine_similarities(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> list[float]:
+def map_rows(function: Callable[..., Any], *columns: Sequence[Any]) -> list[Any]:
+    """Return `function` of each row of the columns; rows with an error or None are passed on."""
+    return [function(*row) if _is_complete(row) else _first_error(row) for row in zip(*columns, strict=True)]
+
+
+def _is_complete(row: Sequence[Any]) -> bool:
+    return not any(value is None or isinstance(value, FlexyError) for value in row)
+
+
+def _first_error(row: Sequence[Any]) -> FlexyError | None:
+    return next((value for value in row if isinstance(value, FlexyError)), None)
+
+
+def cosine_similarities(left: Sequence[Any], right: Sequence[Any]) -> list[Any]:
     """Return the cosine of each pair of L2-normalised vectors."""
+    return map_in_batches(PAIRS_PER_CALL, _cosines, left, right)
+
+
+def _cosines(left: Sequence[NDArray[np.float32]], right: Sequence[NDArray[np.float32]]) -> list[float]:
     products = np.einsum("nw,nw->n", np.stack(left).astype(np.float64), np.stack(right).astype(np.float64))
     return [float(product) for product in products]
 

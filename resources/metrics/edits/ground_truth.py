@@ -2,57 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
 from resources.errors import FlexyError
 from resources.metrics import Metric
-from resources.metrics.scoring import PAIRS_PER_CALL, BatchScores, CandidateBatch, map_in_batches
+from resources.metrics.scoring import BatchScores, CandidateBatch, map_rows
+
+_metric = partial(Metric, low=0, high=1, role="ground truth")
+
+METRICS = (
+    _metric("truth", "truth", "by rule: both of the below as one score, 0 to 1", order=1),
+    _metric("carried_out", "carried out", "by rule: how far the instruction is carried out, 0 to 1", order=2),
+    _metric("preserved", "rest preserved", "by rule: how far the rest is preserved, 0 to 1", order=3),
+)
 
 _FIELDS = {"truth": "score", "carried_out": "carried_out", "preserved": "preserved"}
 """Metric to the field of `resources.mini.edits.EditTruth`."""
-
-_DESCRIPTIONS = {
-    "truth": ("truth", "by rule: both of the below as one score"),
-    "carried_out": ("carried out", "by rule: how far the instruction is carried out"),
-    "preserved": ("rest preserved", "by rule: how far the rest is preserved"),
-}
-
-METRICS = tuple(
-    Metric(
-        name=name,
-        label=label,
-        description=f"{description}, 0 to 1",
-        low=0,
-        high=1,
-        role="ground truth",
-        scorer=f"{__name__}:score",
-        order=order,
-    )
-    for order, (name, (label, description)) in enumerate(_DESCRIPTIONS.items(), 1)
-)
 
 
 def score(batch: CandidateBatch) -> list[BatchScores]:
     """Return the ground truth of finished edits."""
     images = (batch.images(kind, np.asarray) for kind in ("source", "edited"))
-    truths = map_in_batches(PAIRS_PER_CALL, _truths, *images, batch.instructions)
-    values = {
-        name: [truth if isinstance(truth, FlexyError) else float(getattr(truth, field)) for truth in truths]
-        for name, field in _FIELDS.items()
-    }
+    truths = map_rows(_truth, *images, batch.instructions)
+    values = {name: map_rows(attrgetter(field), truths) for name, field in _FIELDS.items()}
     return [BatchScores(values, "mini rule")]
 
 
-def _truths(sources: Sequence[Any], edited: Sequence[Any], instructions: Sequence[str]) -> list[Any]:
+def _truth(source: Any, edited: Any, instruction: str) -> Any:
     from resources.mini.edits import edit_truth
 
-    truths: list[Any] = []
-    for source, image, instruction in zip(sources, edited, instructions, strict=True):
-        try:
-            truths.append(edit_truth(source, instruction, image))
-        except ValueError as error:
-            truths.append(FlexyError(str(error)))
-    return truths
+    try:
+        return edit_truth(source, instruction, edited)
+    except ValueError as error:
+        return FlexyError(str(error))

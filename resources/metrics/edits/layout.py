@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from resources.metrics import Metric
+from resources.metrics import SelectingMetric
 from resources.metrics.scoring import PAIRS_PER_CALL, BatchScores, CandidateBatch, map_in_batches
 
 METRICS = (
-    Metric(
-        name="layout",
-        label="layout",
-        description="how well its edges agree with the source's: a correlation",
-        low=-1,
-        high=1,
-        role="selecting",
-        scorer=f"{__name__}:score",
-        order=15,
-    ),
+    SelectingMetric("layout", "layout", "how well its edges agree with the source's: a correlation", -1, 1, order=15),
 )
 
 

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from resources.metrics import Metric
 from resources.metrics.scoring import BatchScores, CandidateBatch, map_in_batches
 
-_SCORER = f"{__name__}:score"
+_metric = partial(Metric, low=0, high=10, higher_is_better=False)
 
 METRICS = (
-    Metric(
-        name="lpips",
-        label="LPIPS",
-        description="perceptual distance from the source, 0 for the same image",
-        low=0,
-        high=10,
-        higher_is_better=False,
-        role="selecting",
-        scorer=_SCORER,
-        order=14,
-    ),
-    Metric(
-        name="parent_lpips",
-        label="LPIPS to parent",
-        description="perceptual distance from its parent's image",
-        low=0,
-        high=10,
-        higher_is_better=False,
-        scorer=_SCORER,
-        order=17,
-    ),
+    _metric("lpips", "LPIPS", "perceptual distance from the source, 0 for the same image", role="selecting", order=14),
+    _metric("parent_lpips", "LPIPS to parent", "perceptual distance from its parent's image", order=17),
 )
 
 

@@ -2,16 +2,8 @@
 
 import math
 
-from resources.metrics import Metric
+from resources.metrics import SelectingMetric
 
 METRICS = (
-    Metric(
-        name="potential",
-        label="potential",
-        description="the weighted sum of pf, cons and lpips",
-        low=-math.inf,
-        high=math.inf,
-        role="selecting",
-        order=10,
-    ),
+    SelectingMetric("potential", "potential", "the weighted sum of pf, cons and lpips", -math.inf, math.inf, order=10),
 )

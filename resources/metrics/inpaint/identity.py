@@ -8,7 +8,7 @@ from resources import masks
 from resources.errors import FlexyError
 from resources.faces import Face, face_at_mask, identity_similarity, largest_face
 from resources.metrics import Metric
-from resources.metrics.scoring import BatchScores, CandidateBatch
+from resources.metrics.scoring import BatchScores, CandidateBatch, map_rows
 from resources.models import registry
 
 METRICS = (
@@ -19,7 +19,6 @@ METRICS = (
         low=0,
         high=10,
         role="selecting",
-        scorer=f"{__name__}:score",
         order=1,
     ),
 )
@@ -32,9 +31,6 @@ def score(batch: CandidateBatch) -> list[BatchScores]:
     character_faces: dict[int, Face | None] = {}
 
     def similarity(scene: Any, mask: Any, character: Any) -> float | FlexyError:
-        for image in (scene, mask, character):
-            if isinstance(image, FlexyError):
-                return image
         # The batch has one object per character image.
         if id(character) not in character_faces:
             character_faces[id(character)] = largest_face(finder.faces(character))
@@ -42,11 +38,9 @@ def score(batch: CandidateBatch) -> list[BatchScores]:
         if expected is None:
             return FlexyError("no face detected in the character image")
         face = face_at_mask(finder.faces(scene), masks.mask_from_image(mask))
-        return FlexyError("no face detected at the mask") if face is None else _score(face, expected)
+        if face is None:
+            return FlexyError("no face detected at the mask")
+        return 10 * max(identity_similarity(face, expected), 0.0)
 
-    rows = zip(*(batch.images(kind) for kind in ("scene", "scene_mask", "character")), strict=True)
-    return [BatchScores({"identity": [similarity(*row) for row in rows]}, model.fingerprint)]
-
-
-def _score(face: Face, expected: Face) -> float:
-    return 10 * max(identity_similarity(face, expected), 0.0)
+    images = (batch.images(kind) for kind in ("scene", "scene_mask", "character"))
+    return [BatchScores({"identity": map_rows(similarity, *images)}, model.fingerprint)]

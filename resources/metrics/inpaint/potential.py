@@ -2,15 +2,10 @@
 
 import math
 
-from resources.metrics import Metric
+from resources.metrics import SelectingMetric
 
 METRICS = (
-    Metric(
-        name="potential",
-        label="potential",
-        description="the weighted sum of consistency, quality and identity",
-        low=-math.inf,
-        high=math.inf,
-        role="selecting",
+    SelectingMetric(
+        "potential", "potential", "the weighted sum of consistency, quality and identity", -math.inf, math.inf
     ),
 )

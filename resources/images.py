@@ -131,32 +131,11 @@ class ImageStore:
 
         Raises `UnreadableImageError` with the reason; with `sha256` also where the file has changed.
         """
-        import numpy as np
-        from PIL import Image
-
-        located, image = self._decode(path, sha256)
-        try:
-            if image.mode in ("I", "F"):
-                raise UnreadableImageError(
-                    f"image {located} has 32-bit pixels of unknown range: save it with 8 or 16 bits"
-                )
-            if image.mode.startswith("I;16"):
-                # Pillow would clip these to 8 bits instead of scaling them.
-                image = Image.frombytes("L", image.size, (np.asarray(image) >> 8).astype(np.uint8).tobytes())
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                return Image.alpha_composite(white, image).convert("RGB")
-            return image.convert("RGB")
-        except UnreadableImageError:
-            raise
-        # Pillow's decoders raise almost any exception on a broken file.
-        except Exception as error:
-            raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
+        return self._decode(path, sha256, _convert_to_rgb)
 
     def read_as_is(self, path: str, sha256: str | None = None) -> Image:
         """Return the image at `path` in its file's own mode, where its transparency matters; otherwise as `read`."""
-        return self._decode(path, sha256)[1]
+        return self._decode(path, sha256)
 
     def content(self, path: str, sha256: str | None = None) -> bytes:
         """Return the bytes of the image file at `path`; otherwise as `verify`."""
@@ -169,22 +148,23 @@ class ImageStore:
             raise UnreadableImageError(f"image {located} is not the one recorded: its SHA-256 differs")
         return content
 
-    def _decode(self, path: str, sha256: str | None) -> tuple[str, Image]:
-        """Return an image's full path, and its first frame, decoded and rotated as EXIF says."""
+    def _decode(self, path: str, sha256: str | None, convert: Callable[[Image], Image] | None = None) -> Image:
+        """Return the first frame of an image, rotated as EXIF says and converted."""
         from PIL import Image, ImageOps
 
         content, located = self.content(path, sha256), self._locate(path)
         try:
             file = Image.open(io.BytesIO(content))
             if file.width * file.height > MAX_PIXELS:
-                raise UnreadableImageError(f"image {located} claims {file.width}×{file.height} pixels: make it smaller")
+                raise UnreadableImageError(f"claims {file.width}×{file.height} pixels: make it smaller")
             image: Image.Image = ImageOps.exif_transpose(file)
             image.load()
-        except UnreadableImageError:
-            raise
+            return convert(image) if convert else image
+        except UnreadableImageError as error:
+            raise UnreadableImageError(f"image {located} {error}") from None
+        # Pillow's decoders raise almost any exception on a broken file.
         except Exception as error:
             raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
-        return located, image
 
     def verify(self, path: str, sha256: str | None = None) -> None:
         """Check that the file at `path` exists and, with `sha256`, is as recorded; nothing is decoded.
@@ -229,6 +209,21 @@ class ImageStore:
     def verify_many(self, files: Sequence[tuple[str, str | None]]) -> list[UnreadableImageError | None]:
         """Verify (path, sha256) pairs in parallel; return an error in place of a file that is not as recorded."""
         return _map_in_threads(self.verify, files)
+
+
+def _convert_to_rgb(image: Image) -> Image:
+    import numpy as np
+    from PIL import Image
+
+    if image.mode in ("I", "F"):
+        raise UnreadableImageError("has 32-bit pixels of unknown range: save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        # Pillow would clip these to 8 bits instead of scaling them.
+        image = Image.frombytes("L", image.size, (np.asarray(image) >> 8).astype(np.uint8).tobytes())
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _map_in_threads(

@@ -39,9 +39,7 @@ def parse_json(text: str, unique_names: bool = False) -> Any:
     """
     try:
         return json.loads(
-            text,
-            parse_constant=_reject_constant,
-            object_pairs_hook=_reject_repeated_names if unique_names else None,
+            text, parse_constant=_reject_constant, object_pairs_hook=_reject_repeated_names if unique_names else None
         )
     except RecursionError:
         raise BadLineError("it is nested too deeply") from None

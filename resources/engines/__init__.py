@@ -38,7 +38,6 @@ class Engine(Protocol):
 
         An image depends on its own request only, not on the other requests of the call.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -149,11 +148,9 @@ class Editor(Protocol):
     @property
     def steps_run(self) -> int:
         """Denoising steps run since it was loaded (NFE): one per image and step, counted as they run."""
-        ...
 
     def edit(self, requests: Sequence[EditRequest]) -> list[Image]:
         """Return one RGB image of the source's size per request, in order: `denoise` until the last step."""
-        ...
 
     def denoise(self, edits: Sequence[EditRequest | PartialEdit], stop_step: int) -> list[PartialEdit]:
         """Return each of the edits run until `stop_step` of its request's steps are done, in order.
@@ -162,4 +159,3 @@ class Editor(Protocol):
         edit depends on its own request only: not on the other edits of the call, nor on where it was stopped and
         continued.
         """
-        ...

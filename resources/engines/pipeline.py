@@ -84,12 +84,7 @@ class PipelineModel:
             place_pipeline(self.pipeline, torch.cuda.mem_get_info()[0])
 
     def run_pipeline(
-        self,
-        pipeline: Any,
-        generators: list[torch.Generator],
-        steps: int,
-        size: tuple[int, int],
-        **arguments: Any,
+        self, pipeline: Any, generators: list[torch.Generator], steps: int, size: tuple[int, int], **arguments: Any
     ) -> list[Image.Image]:
         """Return the image of each generator, resized to `size` where the pipeline only works at other sizes."""
         try:

@@ -74,25 +74,19 @@ def call_with_retries(
     Raises `make_error(reason)` once `attempts`, by default those of `limits`, are exhausted, and at once where the
     server asks to wait longer than `limits` allow.
     """
-    attempt = 0
+    attempt = 1
     while True:
-        attempt += 1
         try:
             return function()
         except RetryableError as error:
             if attempt >= (attempts or limits.attempts) or error.wait > limits.longest_wait:
                 wait = f" and asks to wait {error.wait:.0f} s" if error.wait else ""
-                count = "once" if attempt == 1 else f"{attempt} times"
-                raise make_error(f"{error}{wait}, tried {count}: {error.remedy}") from None
-            time.sleep(error.wait + backoff_seconds(attempt, limits.backoff, limits.longest_wait))
-
-
-def backoff_seconds(attempt: int, backoff: float, longest: float) -> float:
-    """Return the seconds to wait after the `attempt`-th attempt, from 1: up to `backoff`, doubled each time.
-
-    At most `longest`. The wait is random, so that clients that failed together do not return together.
-    """
-    return min(longest, backoff * 2.0 ** (attempt - 1) * random.uniform(0.5, 1))
+                times = "once" if attempt == 1 else f"{attempt} times"
+                raise make_error(f"{error}{wait}, tried {times}: {error.remedy}") from None
+            # Random, so that clients that failed together do not return together.
+            backoff = limits.backoff * 2.0 ** (attempt - 1) * random.uniform(0.5, 1)
+            time.sleep(error.wait + min(limits.longest_wait, backoff))
+        attempt += 1
 
 
 def parse_retry_after(*values: str | None) -> float:
@@ -202,10 +196,8 @@ class HttpClient:
         while part := response.raw.read1(65536, decode_content=True):
             parts.append(part)
             length += len(part)
-            if length > self.limits.answer_bytes:
-                raise self._make_error(
-                    f"{self.name} answers with more than {self.limits.answer_bytes} bytes: {self.remedy}"
-                )
+            if length > (limit := self.limits.answer_bytes):
+                raise self._make_error(f"{self.name} answers with more than {limit} bytes: {self.remedy}")
             if time.monotonic() > end:
                 raise requests.Timeout
         return b"".join(parts)

@@ -16,9 +16,9 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -29,13 +29,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 from requests import certs
 
 from resources.errors import FlexyError
-from resources.http.client import (
-    RETRYABLE_STATUS,
-    HttpLimits,
-    RetryableError,
-    call_with_retries,
-    parse_retry_after,
-)
+from resources.http.client import RETRYABLE_STATUS, HttpLimits, RetryableError, call_with_retries, parse_retry_after
 from resources.http.public_addresses import (
     DEFAULT_PORTS,
     AddressError,
@@ -67,11 +61,9 @@ class TrustedServer(Protocol):
     @property
     def url(self) -> str:
         """Scheme, host and, optionally, port and path."""
-        ...
 
     def authorization(self) -> str:
         """Return the value of the Authorization header. Raises `FlexyError`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -105,13 +97,12 @@ class ImageDownloader:
         self.limits = limits
         self._server_origin = url_origin(parse_url(server.url)) if server else None
         self._guard = AddressGuard(allowed, self._server_origin, resolve)
-        self._given_tls_context = tls_context
+        if tls_context:
+            self._tls_context = tls_context
 
     @cached_property
     def _tls_context(self) -> ssl.SSLContext:
         """By default the authorities of this machine, SSL_CERT_FILE among them, and those that browsers know."""
-        if self._given_tls_context:
-            return self._given_tls_context
         context = ssl.create_default_context()
         context.load_verify_locations(certs.where())
         return context
@@ -132,7 +123,7 @@ class ImageDownloader:
         name = masked_url(url)
 
         def attempt() -> DownloadedImage:
-            with _deadline(self.limits.timeout) as deadline:
+            with _Deadline(self.limits.timeout) as deadline:
                 return decode_image(self._follow_redirects(url, deadline), name)
 
         return call_with_retries(attempt, self.limits, lambda reason: DownloadError(f"{name} {reason}"))
@@ -176,7 +167,7 @@ class ImageDownloader:
             headers["Authorization"] = self.server.authorization()
         connection = http.client.HTTPConnection(host, port)
         try:
-            connection.sock = self._connect(addresses, host, port, scheme, deadline)
+            connection.sock = self._connect(addresses, (scheme, host, port), deadline)
             connection.request("GET", f"{path}?{query}" if query else path, headers=headers)
             response = connection.getresponse()
             if response.status in (301, 302, 303, 307, 308) and (location := response.getheader("Location")):
@@ -186,15 +177,16 @@ class ImageDownloader:
                 wait = parse_retry_after(response.getheader("Retry-After"))
                 raise RetryableError(f"is answered with status {response.status}", wait)
             if response.status != 200:
-                raise DownloadError(f"{name} is answered with status {response.status}: {_remedy(response.status)}")
+                expired = "it needs a key, or its signature has expired: export again"
+                remedy = expired if response.status in (401, 403) else "check the URL"
+                raise DownloadError(f"{name} is answered with status {response.status}: {remedy}")
             content = self._read(response, name)
             if deadline.expired:
                 raise TimeoutError
             return content
         except ssl.SSLCertVerificationError as error:
-            raise DownloadError(
-                f"{name} has no valid certificate: {error.verify_message.rstrip('.')}: check the URL"
-            ) from None
+            cause = error.verify_message.rstrip(".")
+            raise DownloadError(f"{name} has no valid certificate: {cause}: check the URL") from None
         except (OSError, http.client.HTTPException) as error:
             if deadline.expired:
                 raise RetryableError(f"did not arrive within {self.limits.timeout:g} s") from None
@@ -204,16 +196,14 @@ class ImageDownloader:
         finally:
             connection.close()
 
-    def _connect(
-        self, addresses: Sequence[str], host: str, port: int, scheme: str, deadline: _Deadline
-    ) -> socket.socket:
+    def _connect(self, addresses: Sequence[str], origin: tuple[str, str, int], deadline: _Deadline) -> socket.socket:
         """Return a connection to the first of `addresses` that accepts one."""
+        scheme, host, port = origin
         last_error: OSError = OSError("no address")
         for address in addresses:
+            timeout = min(self.limits.longest_silence, deadline.remaining_seconds)
             try:
-                sock = socket.create_connection(
-                    (address, port), min(self.limits.longest_silence, deadline.remaining_seconds)
-                )
+                sock = socket.create_connection((address, port), timeout)
             except OSError as error:
                 last_error = error
                 continue
@@ -254,12 +244,12 @@ class ImageDownloader:
         return b"".join(parts)
 
 
-class _Deadline:
+class _Deadline(ExitStack):
     """Shuts the watched connections down when the time is over: a server that drips bytes never runs into a timeout."""
 
     def __init__(self, seconds: float) -> None:
+        super().__init__()
         self._end = time.monotonic() + seconds
-        self._watched: list[tuple[Timer, socket.socket]] = []
 
     @property
     def remaining_seconds(self) -> float:
@@ -271,31 +261,17 @@ class _Deadline:
 
     def watch(self, sock: socket.socket) -> None:
         # A second handle on the connection, because the first one moves into the TLS socket.
-        handle = sock.dup()
+        handle = self.enter_context(sock.dup())
         timer = Timer(self.remaining_seconds, _shut_down, [handle])
         timer.daemon = True
-        self._watched.append((timer, handle))
         timer.start()
-
-    def stop(self) -> None:
-        for timer, handle in self._watched:
-            timer.cancel()
-            timer.join()
-            handle.close()
+        self.callback(timer.join)
+        self.callback(timer.cancel)
 
 
 def _shut_down(handle: socket.socket) -> None:
     with suppress(OSError):
         handle.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[_Deadline]:
-    deadline = _Deadline(seconds)
-    try:
-        yield deadline
-    finally:
-        deadline.stop()
 
 
 def _masked_name(location: str) -> str:
@@ -308,12 +284,6 @@ def _is_upload(path: str, base: str) -> bool:
     relative = path.removeprefix(base.rstrip("/"))
     uploads = r"/(data|storage-data|(tasks|projects)/[0-9]+/(resolve|presign))/"
     return bool(re.match(uploads, relative)) and not re.search(r"\.\.|%2e", path.lower())
-
-
-def _remedy(status: int) -> str:
-    if status in (401, 403):
-        return "it needs a key, or its signature has expired: export again"
-    return "check the URL"
 
 
 def decode_image(content: bytes, name: str) -> DownloadedImage:

@@ -23,22 +23,9 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 _NON_PUBLIC = tuple(
     ipaddress.IPv4Network(network)
     for network in (
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "172.16.0.0/12",
-        "192.0.0.0/24",
-        "192.0.2.0/24",
-        "192.88.99.0/24",
-        "192.168.0.0/16",
-        "198.18.0.0/15",
-        "198.51.100.0/24",
-        "203.0.113.0/24",
-        "224.0.0.0/4",
-        "240.0.0.0/4",
-        "168.63.129.16/32",
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24"),
+        *("203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32"),
     )
 )
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
@@ -91,18 +78,15 @@ class AddressGuard:
         entries = {(host, port), (host, None)} if port in DEFAULT_PORTS.values() else {(host, port)}
         allowed = bool(self.allowed & entries) or url_origin(parts) == self.trusted
         if port != DEFAULT_PORTS[parts.scheme] and not allowed:
-            raise AddressError(
-                f"uses port {port} of {host}, which is not allowed: allow it with FLEXY_ALLOWED_HOSTS={host}:{port}"
-            )
+            remedy = f"allow it with FLEXY_ALLOWED_HOSTS={host}:{port}"
+            raise AddressError(f"uses port {port} of {host}, which is not allowed: {remedy}")
         try:
             addresses = [ipaddress.ip_address(host.strip("[]"))]
         except ValueError:
             addresses = self._resolve_name(host, port)
         if not allowed and not all(map(is_public, addresses)):
-            raise AddressError(
-                f"leads to {host} inside this machine or its network, which is not allowed:"
-                f" allow it with FLEXY_ALLOWED_HOSTS={host}"
-            )
+            cause = f"leads to {host} inside this machine or its network, which is not allowed"
+            raise AddressError(f"{cause}: allow it with FLEXY_ALLOWED_HOSTS={host}")
         return [str(address) for address in dict.fromkeys(addresses)]
 
     def _resolve_name(self, host: str, port: int) -> list[IpAddress]:
@@ -179,8 +163,5 @@ def _is_address(text: str, kind: Callable[[str], IpAddress]) -> bool:
 def url_origin(parts: SplitResult) -> tuple[str, str, int]:
     """Return scheme, host and port; an IPv6 host in brackets, a host name without the dot at its end."""
     host = (parts.hostname or "").removesuffix(".")
-    return (
-        parts.scheme,
-        f"[{ipaddress.IPv6Address(host)}]" if ":" in host else host,
-        parts.port or DEFAULT_PORTS[parts.scheme],
-    )
+    host = f"[{ipaddress.IPv6Address(host)}]" if ":" in host else host
+    return parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme]

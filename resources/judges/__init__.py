@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resources.errors import BadInputError, FlexyError
@@ -53,9 +53,14 @@ class JudgeQuestion:
     scales: Mapping[str, tuple[float, float]]
 
     @property
+    def captions(self) -> list[str]:
+        """The text that stands before each image."""
+        return [f"Picture {i}: {image}." for i, image in enumerate(self.images, 1)]
+
+    @property
     def prompt(self) -> str:
         """The whole text that a model reads along with the images."""
-        images = "\n".join(f"Picture {i}: {image}." for i, image in enumerate(self.images, 1))
+        images = "\n".join(self.captions)
         form = ", ".join(f'"{name}": <a number from {low:g} to {high:g}>' for name, (low, high) in self.scales.items())
         return (
             f"{self.text}\n\n{images}\n\nAnswer with one JSON object and nothing else:\n"
@@ -65,10 +70,9 @@ class JudgeQuestion:
     @property
     def schema(self) -> dict[str, Any]:
         """The answer's JSON schema; the reasoning comes first, so that the numbers follow from it."""
-        numbers = {
-            name: {"type": "number", "minimum": low, "maximum": high} for name, (low, high) in self.scales.items()
-        }
-        properties = {"reasoning": {"type": "string"}, **numbers}
+        properties: dict[str, Any] = {"reasoning": {"type": "string"}}
+        for name, (low, high) in self.scales.items():
+            properties[name] = {"type": "number", "minimum": low, "maximum": high}
         return {"type": "object", "properties": properties, "required": list(properties)}
 
     def parse_values(self, answer: str) -> dict[str, float]:
@@ -139,14 +143,12 @@ class JudgeBackend(Protocol):
     @property
     def fingerprint(self) -> str:
         """Identifies the model that answers; answers are reused under the same fingerprint only."""
-        ...
 
     def answer(self, question: JudgeQuestion, images: Sequence[Image]) -> JudgeAnswer:
         """Return one answer to `question` about RGB images; another call may return another answer.
 
         Raises `UnansweredError` where the model gives none, `FlexyError` where it cannot be used.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,7 @@ class Judge:
         folder = self.folder / _answers_folder(question, rgb_images, self.fingerprint)
         for image in rgb_images:
             image.thumbnail((MAX_SIDE, MAX_SIDE))
-        values: list[dict[str, float]] = []
-        raw: list[str] = []
-        cost = JudgeCost()
+        values, raw, cost = [], [], JudgeCost()
         with self._lock_answers(folder):
             for reading in range(readings):
                 file = folder / f"{reading}.json"
@@ -238,9 +238,8 @@ class Judge:
 
 def _answers_folder(question: JudgeQuestion, images: Sequence[Image], fingerprint: str) -> str:
     """Return a folder's name, the same for the same question to the same model about the same pixels."""
-    hashes = [
-        hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes()).hexdigest() for image in images
-    ]
+    pixels = [f"{image.width}x{image.height}:".encode() + image.tobytes() for image in images]
+    hashes = [hashlib.sha256(content).hexdigest() for content in pixels]
     key = [hashes, question.name, question.version, question.prompt, fingerprint, MAX_SIDE]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     return f"{digest[:2]}/{digest}"
@@ -281,6 +280,5 @@ def make_judge(settings: Settings, slot: ModelSlot | None = None) -> Judge | Non
         return None
     if settings.judge not in JUDGES:
         raise BadInputError(f"invalid FLEXY_JUDGE {settings.judge!r}: choose {', '.join(JUDGES)} or none")
-    module, _, name = JUDGES[settings.judge].partition(":")
-    backend: JudgeBackend = getattr(import_module(module), name)(settings, slot or ModelSlot())
-    return Judge(backend, settings.home / "judgements")
+    make_backend = resolve_name(JUDGES[settings.judge])
+    return Judge(make_backend(settings, slot or ModelSlot()), settings.home / "judgements")

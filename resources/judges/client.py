@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resources.errors import BadInputError
 from resources.files import describe_os_error, folder_lock
 from resources.http.client import HttpAnswer, HttpClient, HttpLimits
 from resources.judges import JudgeCost, UnansweredError
 from resources.settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_UNANSWERED = 3
 """After this many unanswered questions in a row no more are sent: the service is taken to be down."""
@@ -99,17 +104,16 @@ class JudgeClient:
             answer = self.http.call_with_retries(send)
             if answer.status != 200:
                 raise UnansweredError(f"{self.http.describe_status(answer)}: {self.http.remedy}")
-            found = self.http.require_document(answer)
+            content = self.http.require_document(answer)
         except UnansweredError as error:
             error.cost = JudgeCost(requests=sent)
             if not isinstance(error, _NotSentError):
                 with self._lock:
-                    self._unanswered += 1
-                    self._last_error = str(error)
+                    self._unanswered, self._last_error = self._unanswered + 1, str(error)
             raise
         with self._lock:
             self._unanswered = 0
-        return found, JudgeCost(requests=sent)
+        return content, JudgeCost(requests=sent)
 
     def _spend(self) -> None:
         """Count a request. Raises `UnansweredError` where the budget is spent."""
@@ -139,7 +143,16 @@ class JudgeClient:
         time.sleep(turn - now)
 
 
-def count_tokens(usage: Any, *names: str) -> int:
-    """Return the sum of the token counts called `names` in a service's record of use; missing ones count 0."""
-    counts = [usage.get(name) for name in names] if isinstance(usage, dict) else []
-    return sum(count for count in counts if isinstance(count, int))
+def count_tokens(document: Any, usage: str, *names: str) -> int:
+    """Return the sum of the token counts called `names` under `usage` in a service's answer; missing ones count 0."""
+    match document:
+        case dict() if isinstance(counts := document.get(usage), dict):
+            return sum(counts[name] for name in names if isinstance(counts.get(name), int))
+    return 0
+
+
+def encode_image(image: Image, file_format: str, **options: Any) -> str:
+    """Return the file of an image, `PNG` or `JPEG`, in base64."""
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return base64.b64encode(buffer.getvalue()).decode()

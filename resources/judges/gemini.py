@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from resources.judges import JudgeAnswer, JudgeCost, JudgeQuestion, UnansweredError
-from resources.judges.client import JudgeClient, count_tokens
+from resources.judges.client import JudgeClient, count_tokens, encode_image
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
@@ -31,11 +29,9 @@ class Gemini:
     def answer(self, question: JudgeQuestion, images: Sequence[Image]) -> JudgeAnswer:
         """Return one answer to images sent as PNG. Raises `UnansweredError` where it is blocked or cut short."""
         parts: list[dict[str, Any]] = []
-        for i, (description, image) in enumerate(zip(question.images, images, strict=True), 1):
-            parts += [
-                {"text": f"Picture {i}: {description}."},
-                {"inlineData": {"mimeType": "image/png", "data": _encode_png(image)}},
-            ]
+        for caption, image in zip(question.captions, images, strict=True):
+            inline_data = {"mimeType": "image/png", "data": encode_image(image, "PNG")}
+            parts += [{"text": caption}, {"inlineData": inline_data}]
         document, cost = self.client.post(
             self._path,
             {
@@ -48,10 +44,9 @@ class Gemini:
                 },
             },
         )
-        usage = document.get("usageMetadata") if isinstance(document, dict) else None
         cost += JudgeCost(
-            tokens_in=count_tokens(usage, "promptTokenCount"),
-            tokens_out=count_tokens(usage, "candidatesTokenCount", "thoughtsTokenCount"),
+            tokens_in=count_tokens(document, "usageMetadata", "promptTokenCount"),
+            tokens_out=count_tokens(document, "usageMetadata", "candidatesTokenCount", "thoughtsTokenCount"),
         )
         match document:
             case {"promptFeedback": {"blockReason": reason}}:
@@ -61,12 +56,6 @@ class Gemini:
             case {"candidates": [{"finishReason": reason}, *_]}:
                 raise UnansweredError(f"Gemini broke off its answer: {str(reason)[:80]}", cost=cost)
         raise UnansweredError("Gemini gave no answer and no reason", cost=cost)
-
-
-def _encode_png(image: Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _part_text(part: Any) -> str:

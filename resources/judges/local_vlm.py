@@ -44,8 +44,8 @@ class VisionLanguageModel:
         import torch
 
         content: list[dict[str, Any]] = []
-        for i, (description, image) in enumerate(zip(question.images, images, strict=True), 1):
-            content += [{"type": "text", "text": f"Picture {i}: {description}."}, {"type": "image", "image": image}]
+        for caption, image in zip(question.captions, images, strict=True):
+            content += [{"type": "text", "text": caption}, {"type": "image", "image": image}]
         content.append({"type": "text", "text": question.prompt})
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from resources.judges import JudgeAnswer, JudgeCost, JudgeQuestion, UnansweredError
-from resources.judges.client import JudgeClient, count_tokens
+from resources.judges.client import JudgeClient, count_tokens, encode_image
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
@@ -38,16 +36,16 @@ class Moondream:
         document, cost = self.client.post(
             "query",
             {
-                "image_url": f"data:image/jpeg;base64,{_encode_jpeg(tile_side_by_side(images))}",
+                "image_url": f"data:image/jpeg;base64,{encode_image(tile_side_by_side(images), 'JPEG', quality=95)}",
                 "question": order + question.prompt,
                 "stream": False,
                 "settings": {"temperature": 0.7, "max_tokens": 1024},
                 **self._model,
             },
         )
-        usage = document.get("metrics") if isinstance(document, dict) else None
         cost += JudgeCost(
-            tokens_in=count_tokens(usage, "input_tokens"), tokens_out=count_tokens(usage, "output_tokens")
+            tokens_in=count_tokens(document, "metrics", "input_tokens"),
+            tokens_out=count_tokens(document, "metrics", "output_tokens"),
         )
         match document:
             case {"answer": str(text)}:
@@ -72,12 +70,6 @@ def tile_side_by_side(images: Sequence[Image]) -> Image:
         sheet.paste(image, (left, 0))
         left += image.width + gap
     return sheet
-
-
-def _encode_jpeg(image: Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=95)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def make_moondream(settings: Settings, _: ModelSlot) -> Moondream:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -37,13 +37,13 @@ class LabelStudioRefusedError(LabelStudioError):
 class Prediction:
     """A prediction for a task, identified by `task`, Label Studio's own number, and `model_version`.
 
-    `result` is a list of regions in Label Studio's form, `score` a finite number or None.
+    `result` holds regions in Label Studio's form, `score` is a finite number or None.
     """
 
     task: int
     model_version: str
     score: float | None
-    result: Sequence[Mapping[str, Any]]
+    result: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -190,19 +190,9 @@ class LabelStudioClient:
 
     def _push(self, prediction: Prediction) -> PushResult:
         """Push in one attempt; it begins by reading the server's state, so another may follow wherever it ended."""
-        wanted = json.loads(
-            json.dumps(
-                {
-                    "task": prediction.task,
-                    "model_version": prediction.model_version,
-                    "score": prediction.score,
-                    "result": [*prediction.result],
-                }
-            )
-        )
-        existing = [
-            row for row in self._predictions(prediction.task) if row.get("model_version") == prediction.model_version
-        ]
+        wanted = json.loads(json.dumps(vars(prediction)))
+        rows = self._predictions(prediction.task)
+        existing = [row for row in rows if row.get("model_version") == prediction.model_version]
         if not existing:
             match self._send("POST", "api/predictions/", wanted):
                 case {"id": int(number)}:

@@ -16,7 +16,6 @@ class Head(Protocol):
 
     def score_embeddings(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (n,) scores of (n, width) L2-normalised image vectors."""
-        ...
 
 
 class Scorer(Protocol):
@@ -27,8 +26,6 @@ class Scorer(Protocol):
 
     def prepare(self, image: Image) -> Any:
         """Return the model's input for an RGB image of any size. Called from several threads, ahead of the model."""
-        ...
 
     def scores(self, prepared: Sequence[Any], prompts: Sequence[str]) -> NDArray[np.float32]:
         """Return (n,) scores of n prepared images, each with its prompt."""
-        ...

@@ -41,7 +41,7 @@ def sweep() -> None:
 @click.option("--images", type=int, required=True, help="Number of images the sweep is to have.")
 @click.option("--steps", default="4:60", show_default=True, help="LOW:HIGH or LOW:HIGH:STRIDE.")
 @click.option("--guidance", default="", show_default="0.5:12", help="LOW:HIGH or LOW:HIGH:STRIDE.")
-@click.option("--prompts", type=click.Path(path_type=Path), help="A text file, one prompt a line.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="A file of prompts: text, JSON, CSV, TSV.")
 @click.option("--negative-prompt", help="What the images should not show.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed plans the same images.")
 @click.option("--sampling", default="uniform", show_default=True, help="uniform or even.")

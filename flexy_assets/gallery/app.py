@@ -67,7 +67,7 @@ class GalleryServer:
         engines = [
             {name: getattr(entry, name) for name in ("name", "steps", "guidance", "side", "multiple")}
             | {"ignores": sorted(entry.ignored_settings)}
-            | {"example": read_prompts(entry.prompts)[0] if entry.prompts else None}
+            | {"example": read_prompts(entry.prompts)[0].text if entry.prompts else None}
             for entry in (registry.MODELS[name] for name in names)
         ]
         metrics = [{"name": m.name, "label": m.label, "meaning": m.description} for m in METRICS.values()]

@@ -11,6 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, Text, Uuid, func, select
 
+from flexy_assets.storage.flexyface import RESULTS, RUNS, describe_run, fit_row
 from flexy_assets.storage.sql import upsert, utc_now
 from flexy_assets.storage.tables import bench_run_results, bench_runs
 from resources.chunks import split_chunks
@@ -34,7 +35,8 @@ def save_sweep(
 ) -> None:
     """Add a sweep, or raise its target; one whose images are made one by one has neither target nor plan."""
     values = {"engine": engine, "target": target, "plan": json.dumps(plan, sort_keys=True) if plan else None}
-    statement = upsert(connection, bench_runs).values(id=run_id, created_at=utc_now(), **values)
+    values = fit_row(connection, RUNS, values | describe_run(engine, target, plan))
+    statement = upsert(connection, RUNS).values(id=run_id, created_at=utc_now(), **values)
     connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
 
 
@@ -63,8 +65,10 @@ def find_existing_images(connection: Connection, image_ids: Collection[UUID]) ->
 def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to `bench_run_results`; one that is already there is left as it is."""
     if rows:
-        statement = upsert(connection, bench_run_results).on_conflict_do_nothing(index_elements=["id"])
-        connection.execute(statement, [{"created_at": utc_now(), **row} for row in rows])
+        now = utc_now()
+        given = {"created_at": now, "metrics_status": "pending", "metrics_updated_at": now}
+        statement = upsert(connection, RESULTS).on_conflict_do_nothing(index_elements=["id"])
+        connection.execute(statement, [fit_row(connection, RESULTS, given | row) for row in rows])
 
 
 def in_model_set(models: str) -> ColumnElement[bool]:

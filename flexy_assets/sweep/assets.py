@@ -31,7 +31,7 @@ from resources.images import ImageStore
 from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
 from resources.models import registry
-from resources.prompts import read_prompts
+from resources.prompts import Prompt, read_prompts
 from resources.settings import Settings
 
 _BATCHED: dict[str, Any] = {
@@ -47,7 +47,7 @@ class SweepConfig(dg.Config):
 
     `steps` and `guidance` are "LOW:HIGH" or "LOW:HIGH:STRIDE", in quotes: YAML reads 4:40 as a number to the
     base 60. The default steps are 4:60, the default guidance 0.5:12, or none for an engine without it. Prompts come
-    from the list, the file (one a line) or, without either, the engine's own.
+    from the list, the file (text, JSON, JSON lines, CSV or TSV) or, without either, the engine's own.
     """
 
     engine: str = ""
@@ -70,10 +70,15 @@ class SweepConfig(dg.Config):
         entry = registry.find_model(self.engine or registry.model_names("engine", settings)[0], "engine", settings)
         check_engine_settings(entry, self.seed, self.width, self.height, self.model_dump())
         file = Path(self.prompts_file) if self.prompts_file else entry.prompts
-        prompts = tuple(self.prompts) or (read_prompts(file) if file else ())
+        prompts = tuple(map(Prompt, self.prompts)) or (read_prompts(file) if file else ())
+        categories, complexities = (
+            tuple(getattr(prompt, group) or "" for prompt in prompts) for group in ("category", "complexity")
+        )
         return Sweep(
             engine=entry.name,
-            prompts=prompts,
+            prompts=tuple(prompt.text for prompt in prompts),
+            categories=categories if any(categories) else (),
+            complexities=complexities if any(complexities) else (),
             steps=SettingRange.parse(self.steps or "4:60", "steps"),
             guidance=None
             if "guidance" in entry.ignored_settings

@@ -36,6 +36,7 @@ PLAN_SCHEMA = {
     "image_path": pl.String,
 }
 
+GROUP_SETTINGS = ("categories", "complexities")
 SAMPLINGS = ("uniform", "even")
 NAMESPACE = UUID("6f0b1b0e-7d0c-5b43-9c5e-3d1f7a4c2e11")
 # Roberts' R2 sequence: the plane's most even additive recurrence, from the plastic number.
@@ -86,7 +87,8 @@ class SettingRange:
 class Sweep:
     """A sweep's settings without its number of images, which may grow.
 
-    `guidance` is None for an engine without it. `sampling` is "uniform" (independent) or "even" (a
+    `categories` and `complexities` are the prompts' groups, in their order and "" for none; empty where no prompt has
+    one. `guidance` is None for an engine without it. `sampling` is "uniform" (independent) or "even" (a
     low-discrepancy sequence over steps × guidance).
     """
 
@@ -100,11 +102,16 @@ class Sweep:
     width: int = 512
     height: int = 512
     batch_size: int = 100
+    categories: tuple[str, ...] = ()
+    complexities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `BadInputError` for invalid settings."""
         if not self.prompts:
             raise BadInputError("the sweep has no prompts: give a file with one prompt a line")
+        for groups in (self.categories, self.complexities):
+            if groups and len(groups) != len(self.prompts):
+                raise BadInputError(f"{len(groups)} groups for {len(self.prompts)} prompts: give each prompt one")
         if self.sampling not in SAMPLINGS:
             raise BadInputError(f"invalid sampling {self.sampling!r}: choose {' or '.join(SAMPLINGS)}")
         check_settings(self.steps, self.guidance, self.width, self.height)
@@ -117,12 +124,15 @@ class Sweep:
         return uuid5(NAMESPACE, json.dumps(self.to_json(), sort_keys=True))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"prompts": list(self.prompts)}
+        # Without empty groups: the id of a sweep that has none is older than they are.
+        settings = {name: value for name, value in asdict(self).items() if value != ()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> Sweep:
         ranges = {name: SettingRange(**settings[name]) for name in ("steps", "guidance") if settings[name]}
-        return cls(**settings | ranges | {"prompts": tuple(settings["prompts"])})
+        lists = {name: tuple(settings[name]) for name in ("prompts", *GROUP_SETTINGS) if name in settings}
+        return cls(**settings | ranges | lists)
 
     def batch(self, index: int) -> str:
         """Return the partition key of image `index`."""

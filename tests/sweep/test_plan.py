@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from scipy.stats import chisquare, kstest, qmc
 from flexy_assets.sweep.assets import SweepConfig
 from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep
 from resources.errors import BadInputError
-from resources.prompts import MAX_PROMPT, read_prompts
 from resources.settings import Settings
 
 SWEEP = Sweep("mini_sdxl", ("a red disc", "a blue disc", "a tree"), SettingRange(4, 60), SettingRange(0.5, 12), seed=7)
@@ -240,38 +238,3 @@ def test_a_sweep_of_an_engine_without_guidance_has_none() -> None:
 def test_a_setting_the_engine_ignores_is_refused(engine: str, setting: dict[str, str], words: str) -> None:
     config = SweepConfig(engine=engine, prompts=["a fox"], **setting)
     assert complaint(config.sweep, FULL) == words
-
-
-# Prompts files
-
-
-def test_prompts_are_read_as_written(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_bytes("\ufeff# mine\r\n\r\n  a red disc \r\n赤い　円 👩‍🔬\r\nca\u00a0va #1".encode())
-    assert read_prompts(file) == ("a red disc", "赤い　円 👩‍🔬", "ca\u00a0va #1")
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "the file has no prompts"),
-        (b"\n  \n", "the file has no prompts"),
-        (b"# one\n#two\n", "the file has no prompts"),
-        ("déjà vu".encode("latin-1"), "not UTF-8 text (byte 1)"),
-        ("a red disc".encode("utf-16"), "not UTF-8 text (byte 0)"),
-        (b"a red disc\na\0b\n", "line 2: control characters"),
-        (b"fine\n\n\x1b[31mred\n", "line 3: control characters"),
-        (b"x" * (MAX_PROMPT + 1), f"line 1: over {MAX_PROMPT} characters"),
-    ],
-)
-def test_a_prompts_file_with_no_prompts_in_it_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_bytes(content)
-    message = complaint(read_prompts, file)
-    assert str(file) in message and reason in message
-
-
-def test_a_prompts_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    for path, reason in [(tmp_path / "missing.txt", "No such file"), (tmp_path, "Is a directory")]:
-        message = complaint(read_prompts, path)
-        assert str(path) in message and reason in message

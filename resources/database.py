@@ -62,6 +62,7 @@ class Database:
             else:
                 # Many small statements are sent in one message instead of waiting for an answer to each.
                 engine = create_engine(self.url, executemany_mode="values_plus_batch")
+                event.listen(engine, "connect", _set_time_zone)
                 event.listen(engine, "checkin", _note_use)
                 event.listen(engine, "checkout", _ping_idle_connection)
         except (NoSuchModuleError, ImportError, OSError, ValueError) as error:
@@ -131,6 +132,13 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _set_time_zone(connection: Any, _record: Any) -> None:
+    """Times without a zone, as Flexy writes them, are UTC; FlexyFace's columns have one."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
 
 
 def _note_use(_connection: Any, record: Any) -> None:

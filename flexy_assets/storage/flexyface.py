@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
-from sqlalchemy import TIMESTAMP, Boolean, Column, Connection, Integer, String, Table, Text, and_, case
+from sqlalchemy import (
+    TIMESTAMP,
+    Boolean,
+    Column,
+    Connection,
+    Integer,
+    String,
+    Table,
+    Text,
+    and_,
+    case,
+    func,
+    select,
+    update,
+)
 
 from flexy_assets.storage.sql import utc_now
 from flexy_assets.storage.tables import bench_run_results, bench_runs
@@ -77,20 +92,28 @@ def fit_row(connection: Connection, table: Table, row: Mapping[str, Any]) -> dic
 
 
 def describe_run(engine: str, target: int | None, plan: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the values of FlexyFace's columns of `bench_runs`: a sweep's `prompt` is its title, as FlexyFace has it."""
+    """Return the values of FlexyFace's columns of `bench_runs`: its `prompt` of a sweep is a title."""
     title = f"Images of {engine}, made one by one"
     if plan:
-        ranges = {name: plan.get(name) for name in ("steps", "guidance")}
-        words = (f"{name} ({each['low']:g}, {each['high']:g})" for name, each in ranges.items() if each)
-        title = f"Parameter sweep: {target} images, {', '.join(words)}"
+        title = f"Parameter sweep: {target} images"
+        for name, number in (("steps", int), ("guidance", float)):
+            if bounds := plan.get(name):
+                title += f", {name} {number(bounds['low']), number(bounds['high'])}"
     return {
         "prompt": title,
         "prompt_length": len(title),
-        "status": "running",
+        "status": "queued" if plan else "done",
         "current_engine": engine,
         "resolution": plan["width"] if plan else None,
-        "tf32_enabled": False,
     }
+
+
+def record_run_status(connection: Connection, run_id: UUID) -> None:
+    """Set FlexyFace's `status` of a sweep, where there is one: done once it has its images, running before."""
+    if "status" in existing_columns(connection, RUNS):
+        images = select(func.count()).where(RESULTS.c.run_id == RUNS.c.id).scalar_subquery()
+        status = case((images >= func.coalesce(RUNS.c.target, 0), "done"), else_="running")
+        connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(status=status))
 
 
 def scored_status(connection: Connection, metric: str) -> dict[str, Any]:
@@ -100,3 +123,10 @@ def scored_status(connection: Connection, metric: str) -> dict[str, Any]:
     complete = and_(*(RESULTS.c[name].is_not(None) for name in STATUS_METRICS if name != metric))
     status = case((complete, "complete"), else_="pending")
     return {"metrics_status": status, "metrics_updated_at": utc_now()}
+
+
+def record_failed_status(connection: Connection, metric: str, image_ids: Sequence[UUID]) -> None:
+    """Set FlexyFace's status of images that got no value of `metric` to error, where it has one."""
+    if image_ids and scored_status(connection, metric):
+        statement = update(RESULTS).where(RESULTS.c.id.in_(image_ids), RESULTS.c[metric].is_(None))
+        connection.execute(statement.values(metrics_status="error", metrics_updated_at=utc_now()))

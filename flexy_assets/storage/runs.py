@@ -68,7 +68,7 @@ def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> Non
         now = utc_now()
         given = {"created_at": now, "metrics_status": "pending", "metrics_updated_at": now}
         statement = upsert(connection, RESULTS).on_conflict_do_nothing(index_elements=["id"])
-        connection.execute(statement, [fit_row(connection, RESULTS, given | row) for row in rows])
+        connection.execute(statement, [fit_row(connection, RESULTS, {**given, **row}) for row in rows])
 
 
 def in_model_set(models: str) -> ColumnElement[bool]:
@@ -78,7 +78,10 @@ def in_model_set(models: str) -> ColumnElement[bool]:
 
 
 def prompt_column(settings: Settings) -> ColumnElement[str | None]:
-    """Return an image's prompt: from the column that the user names, else from `prompt`."""
+    """Return an image's prompt: from `prompt`, else from the column that the user names.
+
+    FlexyFace's runs have a title where ours have a plan: what Flexy made or recovered is nearer.
+    """
     if settings.prompt_column is None:
         return bench_run_results.c.prompt
     name, column = settings.prompt_column
@@ -86,4 +89,4 @@ def prompt_column(settings: Settings) -> ColumnElement[str | None]:
     theirs = sa.table(name, sa.column("id", Uuid), sa.column(column, Text)).alias("prompts")
     key = bench_run_results.c.run_id if name == bench_runs.name else bench_run_results.c.id
     named = select(theirs.c[column]).where(theirs.c.id == key).scalar_subquery()
-    return func.coalesce(named, bench_run_results.c.prompt).label("prompt")
+    return func.coalesce(bench_run_results.c.prompt, named).label("prompt")

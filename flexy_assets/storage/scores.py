@@ -14,9 +14,11 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, Exists, Select, and_, case, exists, func, or_, select, update
 
 from flexy_assets.storage import tables
+from flexy_assets.storage.flexyface import RESULTS, record_failed_status, scored_status
 from flexy_assets.storage.runs import in_model_set, prompt_column
 from flexy_assets.storage.sql import upsert, utc_now
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_embeddings, image_scores
+from resources.errors import FlexyError
 from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
@@ -170,8 +172,15 @@ def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequ
     measured = [s for s in scores if s.value is not None]
     if measured and metric in METRIC_COLUMNS:
         given = _scores_relation(connection, measured)
-        statement = update(images).where(images.c.id == given.c.image_id)
-        connection.execute(statement.values({images.c[metric]: given.c.value}))
+        statement = update(RESULTS).where(RESULTS.c.id == given.c.image_id)
+        status = scored_status(connection, metric)
+        taken = connection.execute(statement.values({metric: given.c.value, **status})).rowcount
+        if taken != len(measured):
+            raise FlexyError(
+                f"{images.name} took {taken} of {len(measured)} values of {metric}: row-level security or a trigger"
+                " refuses the others: let this user update the rows"
+            )
+    record_failed_status(connection, metric, [s.image_id for s in scores if s.value is None])
     record_outcomes(connection, metric, scorer, scores)
     return len(measured)
 

@@ -17,6 +17,7 @@ from flexy_assets.scoring.missing_scores import ScoringOutcome
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import status
 from flexy_assets.storage.export import export_csv
+from flexy_assets.storage.flexyface import check_required_columns
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import list_sweeps, save_sweep
 from flexy_assets.storage.scores import read_batch, read_scores, summarize_batch
@@ -101,6 +102,7 @@ def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.
     sweep = config.sweep(work.settings)
     migrate(work.database)
     with work.database.begin() as connection:
+        check_required_columns(connection)
         targets = {run.id: run.target or 0 for run in list_sweeps(connection)}
         target = max(config.images, targets.get(sweep.run_id, 0))
         save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())

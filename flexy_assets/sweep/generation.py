@@ -10,12 +10,13 @@ from uuid import UUID
 
 import polars as pl
 
+from flexy_assets.storage.flexyface import record_run_status
 from flexy_assets.storage.runs import add_images, find_existing_images
 from resources.database import Database
 from resources.engines import Engine, ImageRequest
 from resources.errors import FlexyError
 from resources.images import ImageStore
-from resources.models.compute import HalvingBatches
+from resources.models.compute import HalvingBatches, uses_tf32
 
 
 def images_to_generate(database: Database, plan: pl.DataFrame) -> pl.DataFrame:
@@ -59,7 +60,8 @@ def generate_images(
         began = time.perf_counter()
         images = engine.generate(requests)
         elapsed_ms = round(1000 * (time.perf_counter() - began) / len(requests))
-        return [(image, {"elapsed_ms": elapsed_ms, "images_in_call": len(requests)}) for image in images]
+        timing = {"elapsed_ms": elapsed_ms, "images_in_call": len(requests), "tf32_enabled": uses_tf32()}
+        return [(image, timing) for image in images]
 
     for chunk in chunk_plan(plan, engine.batch_size):
         written = []
@@ -76,6 +78,8 @@ def generate_images(
             )
         with database.begin() as connection:
             add_images(connection, written)
+            for run_id in {row["run_id"] for row in written}:
+                record_run_status(connection, run_id)
         made += len(written)
         on_progress(len(written))
     return GenerationOutcome(made, tuple(failed))

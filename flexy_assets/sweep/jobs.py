@@ -18,6 +18,7 @@ from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import gallery, status
 from flexy_assets.storage.adoption import adopt_rows, batch_names
+from flexy_assets.storage.flexyface import check_required_columns
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import save_sweep
 from flexy_assets.storage.scores import count_missing_scores, request_rescore
@@ -203,6 +204,7 @@ def trial(context: dg.OpExecutionContext, config: TrialConfig, work: dg.Resource
 
 def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) -> None:
     with work.database.begin() as connection:
+        check_required_columns(connection)
         save_sweep(connection, trial.run_id, trial.engine, None, None)
     with work.slot:
         engine = work.slot.get(registry.find_engine(trial.engine, work.settings))

@@ -28,6 +28,13 @@ def compute_device() -> str:
     return "cuda"
 
 
+def uses_tf32() -> bool:
+    """Return whether fp32 operations run in TF32."""
+    import torch
+
+    return torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32
+
+
 def torch_dtype(precision: str) -> torch.dtype:
     """Return torch's type for `fp32`, `fp16` or `bf16`."""
     import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -16,21 +16,35 @@ from resources.database import Database
 from resources.mini import world
 
 TABLES = """
-CREATE TABLE bench_runs (id UUID PRIMARY KEY, title TEXT NOT NULL, prompt_text TEXT);
+CREATE TABLE bench_runs (
+    id UUID PRIMARY KEY, session_id VARCHAR(100), prompt TEXT NOT NULL, prompt_length INTEGER NOT NULL,
+    status VARCHAR(20) NOT NULL, current_engine VARCHAR(50), resolution INTEGER, tf32_enabled BOOLEAN,
+    engines_json TEXT, created_at TIMESTAMPTZ NOT NULL DEFAULT CURRENT_TIMESTAMP, scoring_device VARCHAR(10),
+    scoring_load_ms INTEGER, scoring_inference_ms INTEGER, scoring_total_ms INTEGER);
 CREATE TABLE bench_run_results (
-    id UUID PRIMARY KEY, run_id UUID REFERENCES bench_runs, engine VARCHAR(50), steps INTEGER, guidance FLOAT,
-    seed INTEGER, elapsed_ms INTEGER, image_path TEXT, clip_score FLOAT, aesthetic_score FLOAT, created_at TIMESTAMP,
-    reviewer VARCHAR(20) NOT NULL DEFAULT 'nobody');
+    id UUID PRIMARY KEY, run_id UUID NOT NULL REFERENCES bench_runs ON DELETE CASCADE, engine VARCHAR(50) NOT NULL,
+    steps INTEGER NOT NULL, guidance FLOAT NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL,
+    seed INTEGER NOT NULL, elapsed_ms INTEGER NOT NULL, tf32_enabled BOOLEAN NOT NULL, image_path TEXT NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT CURRENT_TIMESTAMP, model_load_ms INTEGER, warmup_ms INTEGER,
+    text_encoder_ms INTEGER, inference_only_ms INTEGER, gpu_mem_before_load_mb INTEGER, gpu_mem_after_load_mb INTEGER,
+    gpu_mem_peak_mb INTEGER, gpu_mem_after_inference_mb INTEGER, gpu_mem_allocated_mb INTEGER,
+    gpu_mem_reserved_mb INTEGER, gpu_name VARCHAR(100), gpu_compute_capability VARCHAR(10), gpu_total_mem_mb INTEGER,
+    torch_version VARCHAR(50), diffusers_version VARCHAR(50), python_version VARCHAR(20), model_dtype VARCHAR(20),
+    quantization VARCHAR(20), uses_remote_encoder BOOLEAN, clip_score FLOAT, aesthetic_score FLOAT,
+    metrics_status VARCHAR(20), metrics_updated_at TIMESTAMPTZ);
+CREATE INDEX idx_bench_results_run ON bench_run_results (run_id);
 """
-"""FlexyFace's tables before its last two score columns came, with columns that only this user has."""
+"""FlexyFace's tables as its models make them, before the last two score columns were added."""
 
+BEGAN = datetime(2025, 11, 27, tzinfo=UTC)
 GOES = (600, 400, 143, 857)
 """How many images each run added, 2,000 in all."""
 
 SCORED = 1_865
 """How many images, the oldest, have CLIP score and aesthetic V1."""
 
-PROMPT_COLUMN = "bench_runs.prompt_text"
+PROMPT_COLUMN = "bench_run_results.prompt"
+"""Where the prompts are that somebody has added: FlexyFace keeps none of a sweep."""
 
 
 def bring(
@@ -41,14 +55,17 @@ def bring(
     seed: int = 0,
     side: int = world.SIDE,
 ) -> None:
-    """Make the tables in an empty database, their rows, and their pictures of `side` pixels under `images`."""
+    """Make the tables in an empty database, their rows, and their pictures of `side` pixels under `images`.
+
+    A run is a sweep, whose `prompt` is a title; each row's prompt is in a column `prompt` that was added later.
+    """
     rng = np.random.default_rng(seed)
     postgres = database.url.get_backend_name() == "postgresql"
     # SQLite has no UUIDs: there SQLAlchemy keeps 32 characters.
     tables = TABLES if postgres else TABLES.replace("UUID", "CHAR(32)")
     runs = [
-        {"id": _id(rng), "title": f"go {number}", "prompt": scene.caption}
-        for number, scene in enumerate(rng.choice(np.array(world.CAPTIONED_SCENES, dtype=object), len(goes)))
+        {"id": _id(rng), "prompt": _title(count), "created": BEGAN + timedelta(hours=number)}
+        for number, count in enumerate(goes)
     ]
     images.mkdir(parents=True, exist_ok=True)
     rows = list(_rows(images, runs, goes, scored, rng, side))
@@ -56,10 +73,17 @@ def bring(
         for statement in tables.split(";\n"):
             if statement.strip():
                 connection.exec_driver_sql(statement)
-        connection.execute(text("INSERT INTO bench_runs VALUES (:id, :title, :prompt)"), runs)
+        connection.exec_driver_sql("ALTER TABLE bench_run_results ADD COLUMN prompt TEXT")
+        run = "INSERT INTO bench_runs (id, prompt, prompt_length, status, current_engine, resolution, tf32_enabled,"
+        run += " created_at) VALUES (:id, :prompt, length(:prompt), 'done', 'mini_sdxl', 64, TRUE, :created)"
+        connection.execute(text(run), runs)
         names = list(rows[0])
         values = ", ".join(f":{name}" for name in names)
         connection.execute(text(f"INSERT INTO bench_run_results ({', '.join(names)}) VALUES ({values})"), rows)
+
+
+def _title(count: int) -> str:
+    return f"Parameter sweep: {count} images, steps (4, 60), guidance (0.5, 12.0)"
 
 
 def _id(rng: np.random.Generator) -> str:
@@ -80,6 +104,7 @@ def _rows(
     images: Path, runs: Sequence[dict[str, str]], goes: Sequence[int], scored: int, rng: np.random.Generator, side: int
 ) -> Iterator[dict[str, Any]]:
     number = 0
+    scenes = rng.permutation(np.array(world.CAPTIONED_SCENES, dtype=object))
     for run, count in zip(runs, goes, strict=True):
         for _ in range(count):
             name = f"{number:06d}.png"
@@ -92,10 +117,15 @@ def _rows(
                 "steps": int(rng.integers(4, 61)),
                 "guidance": round(float(rng.uniform(0.5, 12)), 1),
                 "seed": int(rng.integers(2**31)),
+                "width": side,
+                "height": side,
                 "elapsed_ms": int(rng.integers(400, 4000)),
-                "image_path": name,
+                "tf32_enabled": True,
+                "image_path": str(images / name),
+                "prompt": scenes[number % len(scenes)].caption,
                 "clip_score": float(rng.uniform(0.1, 0.4)) if there else None,
                 "aesthetic_score": float(rng.uniform(3, 7)) if there else None,
-                "created_at": datetime(2025, 3, 1) + timedelta(seconds=number // 3),
+                "metrics_status": "complete" if there else "pending",
+                "created_at": BEGAN + timedelta(seconds=number // 3),
             }
             number += 1

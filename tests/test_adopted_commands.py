@@ -70,12 +70,27 @@ def test_backfill_computes_what_is_missing_and_replaces_nothing(flexy: Flexy, ad
     shown = flexy("status").stdout
     for heading in ("scores", "runs", "by steps (means)", "newest"):
         assert f"\n{heading}\n" in shown
-    # The prompt of a run's images stands where the user said it does.
     with adopted.begin(reading=True) as connection:
-        prompts = set(connection.scalars(sa.text("SELECT prompt_text FROM bench_runs")))
+        prompts = set(connection.scalars(sa.text("SELECT prompt FROM bench_run_results")))
     import polars as pl
 
     assert set(pl.read_parquet(home / "assets" / "sweep_scores.parquet")["prompt"]) == prompts
+
+
+@on_postgres
+def test_a_sweep_is_added_and_flexyfaces_pages_find_what_they_read(flexy: Flexy, adopted: Database) -> None:
+    new = ("sweep", "new", "--engine", "mini_sdxl", "--images", "3", "--steps", "1:2")
+    done = answer(flexy, "sweep", "run", answer(flexy, *new)["run"])
+    assert (done["images_made"], done["scores_computed"]) == (3, 12)
+    with adopted.begin(reading=True) as connection:
+        run = connection.execute(sa.text("SELECT prompt, status FROM bench_runs WHERE plan IS NOT NULL")).one()
+        rows = sa.text(
+            "SELECT metrics_status, metrics_updated_at IS NOT NULL, tf32_enabled, width, height FROM bench_run_results"
+            " WHERE batch LIKE :batch"
+        )
+        images = connection.execute(rows, {"batch": f"{done['run'][:8]}%"}).tuples().all()
+    assert run == ("Parameter sweep: 3 images, steps (1, 2), guidance (0.5, 12.0)", "done")
+    assert images == [("complete", True, False, 64, 64)] * 3
 
 
 def test_rescore_replaces_exactly_the_confirmed_number(flexy: Flexy, adopted: Database) -> None:

@@ -54,7 +54,6 @@ class EditNoise:
     moves: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self) -> None:
-        """Validate every t."""
         for t, _ in self.moves:
             if not 0 <= t <= 1:
                 raise ValueError(f"invalid t {t} of a noise move: must be from 0 (as good as fresh) to 1 (unchanged)")
@@ -107,7 +106,6 @@ class EditRequest:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        """Validate strength and parent."""
         if not 0 < self.strength <= 1:
             raise ValueError(f"invalid strength {self.strength}: must be above 0 and at most 1")
         if self.parent is None and self.strength < 1:

@@ -11,16 +11,14 @@ import torch
 from PIL import Image
 
 from resources.engines import EditRequest, ImageRequest, PartialEdit
-from resources.engines.partial_denoising import cpu_generator, partial_pipeline, partial_scheduler
+from resources.engines.partial_denoising import PartialPipeline, cpu_generator, partial_scheduler
 from resources.errors import FlexyError
 from resources.models import compute
 from resources.models.loading import load_pipeline
 
+# Bytes to leave free beyond the weights, for a few images of a megapixel; the second where the VAE works in tiles.
 ACTIVATION_BYTES = 4 * 2**30
-"""Bytes to leave free beyond the weights, for a few images of a megapixel."""
-
 TILED_ACTIVATION_BYTES = 2 * 2**30
-"""The same where the VAE works in tiles."""
 
 
 def choose_placement(
@@ -66,6 +64,11 @@ class PerImageGuidance:
     def do_classifier_free_guidance(self) -> bool:
         """Whether any image of the call is guided."""
         return bool((torch.as_tensor(self._guidance_scale) > 1).any())
+
+
+def mix_into_pipeline(mixin: type, kind: Any) -> Any:
+    """Return a pipeline class with a mixin."""
+    return type(kind.__name__, (mixin, kind), {})
 
 
 class PipelineModel:
@@ -120,12 +123,17 @@ class PipelineEngine(PipelineModel):
         )
 
     def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """Return this pipeline's arguments besides prompts, steps, size and seeds."""
-        raise NotImplementedError
+        """Return this pipeline's arguments besides prompts, steps, size and seeds; by default, none."""
+        return {}
 
 
 class GuidedEngine(PipelineEngine):
-    """An engine with classifier-free guidance and negative prompts; its `kind` has `PerImageGuidance`."""
+    """An engine with classifier-free guidance and negative prompts."""
+
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
+        """Load a folder in diffusers' form; see `load_pipeline`."""
+        self.kind = mix_into_pipeline(PerImageGuidance, self.kind)
+        super().__init__(folder, batch_size, precision, **components)
 
     def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
         """Return each request's guidance and negative prompt. Guidance at or below 1 is off, as in all of diffusers.
@@ -146,7 +154,7 @@ class PipelineEditor(PipelineModel):
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""
-        self.kind = partial_pipeline(self.kind)
+        self.kind = mix_into_pipeline(PartialPipeline, self.kind)
         super().__init__(folder, batch_size, precision, **components)
         self.scheduler = self.pipeline.scheduler = partial_scheduler(self.pipeline.scheduler)
 
@@ -247,19 +255,19 @@ class InpaintingEditor(PipelineEditor):
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""
         super().__init__(folder, batch_size, precision)
-        self.inpaint_pipeline = partial_pipeline(self.inpaint_kind)(**self.pipeline.components)
+        self.inpaint_pipeline = mix_into_pipeline(PartialPipeline, self.inpaint_kind)(**self.pipeline.components)
         self.inpaint_pipeline.set_progress_bar_config(disable=True)
 
     def inpaint_batch(
         self, edits: Sequence[EditRequest | PartialEdit], stop_step: int, mask: Image.Image
     ) -> list[PartialEdit]:
         """See `PipelineEditor.inpaint_batch`. Outside the mask the source's pixels stay."""
-        # Some inpainting pipelines draw the source's latents with the first seed, for every image of a call.
-        results = [
-            self.edit_batch(self.inpaint_pipeline, [edit], stop_step, mask_image=mask, strength=1.0)[0]
-            for edit in edits
-        ]
-        return [replace(edit, image=Image.composite(edit.image, edit.request.image, mask)) for edit in results]
+        results = []
+        for edit in edits:
+            # Some inpainting pipelines draw the source's latents with the first seed, for every image of a call.
+            (result,) = self.edit_batch(self.inpaint_pipeline, [edit], stop_step, mask_image=mask, strength=1.0)
+            results.append(replace(result, image=Image.composite(result.image, result.request.image, mask)))
+        return results
 
 
 def _request_of(edit: EditRequest | PartialEdit) -> EditRequest:

@@ -10,17 +10,13 @@ from diffusers import StableDiffusionXLPipeline
 from PIL.Image import Image
 
 from resources.engines import ImageRequest
-from resources.engines.pipeline import GuidedEngine, PerImageGuidance
-
-
-class _Sdxl(PerImageGuidance, StableDiffusionXLPipeline):
-    pass
+from resources.engines.pipeline import GuidedEngine
 
 
 class SdxlEngine(GuidedEngine):
     """An SDXL pipeline; width and height must be multiples of 8."""
 
-    kind = _Sdxl
+    kind = StableDiffusionXLPipeline
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""

@@ -40,9 +40,8 @@ class ClipEncoder:
         if len(tokenizer) > model.config.text_config.vocab_size:
             raise load_error(folder, f"its tokenizer has {len(tokenizer)} tokens, more than the model")
         if preprocessing.side != (side := model.config.vision_config.image_size):
-            raise load_error(
-                folder, f"its preprocessing makes images {preprocessing.side} pixels wide, but the model takes {side}"
-            )
+            cause = f"its preprocessing makes images {preprocessing.side} pixels wide, but the model takes {side}"
+            raise load_error(folder, cause)
         self.device = compute.compute_device()
         self.batch_size = 32 if self.device == "cuda" else 4
         self.model = model.eval().to(self.device)
@@ -65,14 +64,9 @@ class ClipEncoder:
     def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """Return (n, width) vectors of prompts; the tokenizer truncates a long one and keeps its end token."""
         max_tokens = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
-        )
-        return (
-            normalize_embedding(self.model.get_text_features(**tokens.to(self.device)).pooler_output.float())
-            .cpu()
-            .numpy()
-        )
+        options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+        features = self.model.get_text_features(**self.tokenizer(list(prompts), **options).to(self.device))
+        return normalize_embedding(features.pooler_output.float()).cpu().numpy()
 
     def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Return (n, width) vectors of RGB images of any size."""

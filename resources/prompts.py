@@ -27,9 +27,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise BadInputError(
-            f"cannot read prompts {path}: {error.strerror}: name a text file with one prompt per line"
-        ) from None
+        remedy = "name a text file with one prompt per line"
+        raise BadInputError(f"cannot read prompts {path}: {error.strerror}: {remedy}") from None
     except UnicodeDecodeError as error:
         raise BadInputError(f"prompts {path} are not UTF-8 text (byte {error.start}): save the file as UTF-8") from None
     prompts = []

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from threading import Timer
-from typing import Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from requests import certs
@@ -42,6 +42,9 @@ from resources.http.public_addresses import (
 )
 from resources.images import MAX_PIXELS, ImageStore
 
+if TYPE_CHECKING:
+    from resources.label_studio.client import LabelStudioClient
+
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 """The accepted formats. Pillow knows more, some of which (EPS) it hands to other programs."""
 
@@ -53,17 +56,6 @@ DOWNLOAD_LIMITS = HttpLimits(timeout=120.0, idle_timeout=20.0, attempts=4, answe
 
 class DownloadError(FlexyError):
     """A failed download; the message holds no query and no password, because these may be secrets."""
-
-
-class TrustedServer(Protocol):
-    """A server that may have any address and wants authorization: Label Studio, for its uploads."""
-
-    @property
-    def url(self) -> str:
-        """Scheme, host and, optionally, port and path."""
-
-    def authorization(self) -> str:
-        """Return the value of the Authorization header. Raises `FlexyError`."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +72,15 @@ class DownloadedImage:
 class ImageDownloader:
     """Downloads images over http(s) from public addresses and from `allowed` hosts (see `AddressGuard`).
 
-    So it does from `server`, which alone receives its authorization, and only as long as the request was not
-    redirected by another server. Each host name is resolved once an attempt, all its addresses are checked, and the
-    connection is made to one of these; TLS is verified against the name. Safe to use from several threads.
+    So it does from `server`, whatever its address. That alone receives its authorization, for its uploads, as long as
+    the request was not redirected by another server. Each host name is resolved once an attempt, all its addresses are
+    checked, and the connection is made to one of these; TLS is verified against the name. Safe for several threads.
     """
 
     def __init__(
         self,
         allowed: Collection[tuple[str, int | None]] = (),
-        server: TrustedServer | None = None,
+        server: LabelStudioClient | None = None,
         limits: HttpLimits = DOWNLOAD_LIMITS,
         resolve: Resolver = resolve_host,
         tls_context: ssl.SSLContext | None = None,

@@ -191,10 +191,8 @@ class Judge:
         `BadInputError` for a wrong number of images, and `FlexyError` where an answer cannot be written.
         """
         if len(images) != len(question.images):
-            raise BadInputError(
-                f"question {question.name} needs {len(question.images)} images, got {len(images)}:"
-                f" give {', '.join(question.images)}"
-            )
+            cause = f"question {question.name} needs {len(question.images)} images, got {len(images)}"
+            raise BadInputError(f"{cause}: give {', '.join(question.images)}")
         if readings < 1:
             raise BadInputError(f"invalid readings {readings}: must be 1 or more")
         rgb_images = [image.convert("RGB") for image in images]

@@ -222,7 +222,6 @@ _ENTRIES = (
 )
 
 MODELS = {entry.name: entry for entry in _ENTRIES}
-"""Every model, by name."""
 
 
 def model_names(kind: Kind, settings: Settings) -> list[str]:

@@ -69,10 +69,7 @@ class Database:
 
     @contextmanager
     def begin(self, reading: bool = False) -> Iterator[Connection]:
-        """Yield a connection in one transaction: committed at the end, rolled back on an error.
-
-        With `reading` the block must not write, so that readers do not wait for a writer.
-        """
+        """Yield a connection in one transaction; with `reading`, the block must not write, and waits for no writer."""
         with self._named_errors(), self.engine.execution_options(reading=reading).begin() as connection:
             self._reached = True
             yield connection

@@ -49,10 +49,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold its lock in the block: one thread of one process at a time; a killed process frees it.
-
-    Raises `OSError` where the folder cannot be made or opened.
-    """
+    """Make `folder` and hold its lock in the block; a killed process frees it. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -167,10 +167,7 @@ class ImageStore:
             raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
 
     def verify(self, path: str, sha256: str | None = None) -> None:
-        """Check that the file at `path` exists and, with `sha256`, is as recorded; nothing is decoded.
-
-        Raises `UnreadableImageError` with the reason.
-        """
+        """Raise `UnreadableImageError` where the file at `path` is missing or, with `sha256`, not as recorded."""
         located = self._locate(path)
         try:
             with self._remote[0].open(located) if self._remote else Path(located).open("rb") as file:

@@ -230,10 +230,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Return the settings in `environment` alone; without it, those of all sources.
-
-        Raises `BadInputError` naming the first variable that is invalid.
-        """
+        """Return the settings in `environment` alone, by default of all sources; raise `BadInputError` as `merge`."""
         return cls.merge(read_sources() if environment is None else {"environment": environment})
 
     @classmethod
@@ -252,10 +249,7 @@ class Settings(BaseSettings):
 
 
 def read_sources() -> dict[str, Mapping[str, Any]]:
-    """Return the variables set in the environment, `.env` and `flexy.toml`, in this order.
-
-    Raises `BadInputError` for a file that cannot be parsed.
-    """
+    """Return the variables of environment, `.env` and `flexy.toml`. Raises `BadInputError` for a malformed file."""
     try:
         dotenv = DotEnvSettingsSource(Settings, env_file=".env").env_vars
         document = tomllib.loads(Path("flexy.toml").read_text("utf-8")) if Path("flexy.toml").exists() else {}

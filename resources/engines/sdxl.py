@@ -24,10 +24,7 @@ class SdxlEngine(GuidedEngine):
         super().__init__(folder, batch_size, precision, add_watermarker=False)
 
     def generate_batch(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        """Return the images; requests with and without a negative prompt need a call each.
-
-        To SDXL no negative prompt is not the same as an empty one.
-        """
+        """Return the images; requests without a negative prompt, which is not an empty one, need their own call."""
         lacks_negative = [request.negative_prompt is None for request in requests]
         if all(lacks_negative) or not any(lacks_negative):
             return super().generate_batch(requests)

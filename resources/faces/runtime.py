@@ -13,11 +13,7 @@ _SEVERITY_ERROR = 3
 
 
 def session_arguments() -> dict[str, Any]:
-    """Return the keyword arguments of an inference session.
-
-    It has torch's number of threads, so that a model's `threads` applies, logs errors only, and uses CUDA where there
-    is a GPU and this build of onnxruntime supports it.
-    """
+    """Return the arguments of an inference session: torch's number of threads, only errors logged, CUDA if usable."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1

@@ -23,7 +23,6 @@ from resources.json_lines import parse_json
 T = TypeVar("T")
 
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-"""The statuses after which the same request may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,10 +106,7 @@ class ImageDownloader:
         )
 
     def download(self, url: str) -> DownloadedImage:
-        """Return the image at `url`, or at a path on `server`.
-
-        Raises `DownloadError` where the URL is refused, the download fails, or the content is not an image.
-        """
+        """Return the image at `url`, or at a path on `server`. Raises `DownloadError` with the reason."""
         if self.server and url.startswith("/") and not re.match(r"/[/\\]", url):
             url = urljoin(self.server.url, url)
         name = masked_url(url)

@@ -83,10 +83,7 @@ class LabelTask:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the task's content, which changes when the task changes.
-
-        Verdicts and the signatures of URLs are not part of it.
-        """
+        """SHA-256 of the task's content, without verdicts and the signatures of URLs."""
         urls = (self.init_image, self.character_image, self.mask_image, self.final_image)
         images = [strip_signature(url) for url in urls]
         strokes = [[hashlib.sha256(s.rle).hexdigest(), s.width, s.height, s.to_name] for s in self.strokes]

@@ -24,10 +24,7 @@ class ClipEncoder:
     """Images or prompts per forward pass; on a CPU a few, which fit its cache, are fastest."""
 
     def __init__(self, folder: Path, precision: str = "fp32") -> None:
-        """Load a folder in transformers' form, with its preprocessing configuration.
-
-        Raises `FlexyError` for a file that does not fit the model.
-        """
+        """Load a folder in transformers' form, preprocessing included. Raises `FlexyError` where they do not fit."""
         model = load_network(CLIPModel, folder, compute.torch_dtype(precision))
         with named_loading_errors(folder / "preprocessor_config.json"):
             preprocessing = Preprocessing.read(folder / "preprocessor_config.json")

@@ -68,10 +68,7 @@ class HpsScorer(ClipEncoder):
 
 
 def from_open_clip(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype = torch.float32) -> CLIPModel:
-    """Return transformers' CLIPModel with open_clip's weights; its sizes are read from the tensors.
-
-    Raises `FlexyError`, naming `folder`, for another model's weights.
-    """
+    """Return transformers' CLIPModel with open_clip's weights. Raises `FlexyError`, naming `folder`, for others."""
     with named_loading_errors(folder):
         # Created without memory of its own, it takes over the converted tensors.
         with torch.device("meta"):

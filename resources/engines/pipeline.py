@@ -247,7 +247,7 @@ class PipelineEditor(PipelineModel):
 
 
 class InpaintingEditor(PipelineEditor):
-    """An editor with an `inpaint_kind`, a pipeline of the same components for requests with a mask."""
+    """A transformer with an `inpaint_kind`, a pipeline of the same components for requests with a mask."""
 
     inpaints = True
     inpaint_kind: ClassVar[Any]
@@ -257,6 +257,10 @@ class InpaintingEditor(PipelineEditor):
         super().__init__(folder, batch_size, precision)
         self.inpaint_pipeline = mix_into_pipeline(PartialPipeline, self.inpaint_kind)(**self.pipeline.components)
         self.inpaint_pipeline.set_progress_bar_config(disable=True)
+
+    def pack_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `PipelineEditor.pack_latents`: 2 × 2 latents are one token."""
+        return self.pipeline._pack_latents(latents, *latents.shape)
 
     def inpaint_batch(
         self, edits: Sequence[EditRequest | PartialEdit], stop_step: int, mask: Image.Image

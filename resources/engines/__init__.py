@@ -135,6 +135,9 @@ class PartialEdit:
     image: Image
 
 
+Edit = EditRequest | PartialEdit
+
+
 class Editor(Protocol):
     """A model that edits images by an instruction."""
 
@@ -150,7 +153,7 @@ class Editor(Protocol):
     def edit(self, requests: Sequence[EditRequest]) -> list[Image]:
         """Return one RGB image of the source's size per request, in order: `denoise` until the last step."""
 
-    def denoise(self, edits: Sequence[EditRequest | PartialEdit], stop_step: int) -> list[PartialEdit]:
+    def denoise(self, edits: Sequence[Edit], stop_step: int) -> list[PartialEdit]:
         """Return each of the edits run until `stop_step` of its request's steps are done, in order.
 
         All must be at the same step, before `stop_step`, and their requests may differ in noise and parent only. An

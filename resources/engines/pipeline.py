@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from PIL import Image
 
-from resources.engines import EditRequest, ImageRequest, PartialEdit
+from resources.engines import Edit, EditRequest, ImageRequest, PartialEdit
 from resources.engines.partial_denoising import PartialPipeline, cpu_generator, partial_scheduler
 from resources.errors import FlexyError
 from resources.models import compute
@@ -167,7 +167,7 @@ class PipelineEditor(PipelineModel):
         """See `Editor.edit`."""
         return [edit.image for edit in self.denoise(requests, requests[0].steps)]
 
-    def denoise(self, edits: Sequence[EditRequest | PartialEdit], stop_step: int) -> list[PartialEdit]:
+    def denoise(self, edits: Sequence[Edit], stop_step: int) -> list[PartialEdit]:
         """See `Editor.denoise`.
 
         Raises `ValueError` where requests differ in more than noise and parent or edits are not at one step
@@ -186,15 +186,11 @@ class PipelineEditor(PipelineModel):
             return self.inpaint_batch(edits, stop_step, first.mask)
         return self.edit_batch(self.pipeline, edits, stop_step, num_images_per_prompt=len(edits))
 
-    def inpaint_batch(
-        self, edits: Sequence[EditRequest | PartialEdit], stop_step: int, mask: Image.Image
-    ) -> list[PartialEdit]:
+    def inpaint_batch(self, edits: Sequence[Edit], stop_step: int, mask: Image.Image) -> list[PartialEdit]:
         """Run edits that have a mask."""
         raise FlexyError(f"{type(self).__name__} edits whole images: leave out the mask, or choose another editor")
 
-    def edit_batch(
-        self, pipeline: Any, edits: Sequence[EditRequest | PartialEdit], stop_step: int, **arguments: Any
-    ) -> list[PartialEdit]:
+    def edit_batch(self, pipeline: Any, edits: Sequence[Edit], stop_step: int, **arguments: Any) -> list[PartialEdit]:
         """Run the edits in one call of `pipeline`, with `arguments` in addition to those of every call."""
         requests = [_request_of(edit) for edit in edits]
         first = requests[0]
@@ -216,7 +212,7 @@ class PipelineEditor(PipelineModel):
             for request, latent, image in zip(requests, latents, images, strict=True)
         ]
 
-    def initial_latents(self, edit: EditRequest | PartialEdit, noise: torch.Tensor) -> torch.Tensor | None:
+    def initial_latents(self, edit: Edit, noise: torch.Tensor) -> torch.Tensor | None:
         """Return the latents to start from; see `PartialPipeline`."""
         if isinstance(edit, PartialEdit):
             return torch.from_numpy(edit.latents)[None]
@@ -262,9 +258,7 @@ class InpaintingEditor(PipelineEditor):
         """See `PipelineEditor.pack_latents`: 2 × 2 latents are one token."""
         return self.pipeline._pack_latents(latents, *latents.shape)
 
-    def inpaint_batch(
-        self, edits: Sequence[EditRequest | PartialEdit], stop_step: int, mask: Image.Image
-    ) -> list[PartialEdit]:
+    def inpaint_batch(self, edits: Sequence[Edit], stop_step: int, mask: Image.Image) -> list[PartialEdit]:
         """See `PipelineEditor.inpaint_batch`. Outside the mask the source's pixels stay."""
         results = []
         for edit in edits:
@@ -274,5 +268,5 @@ class InpaintingEditor(PipelineEditor):
         return results
 
 
-def _request_of(edit: EditRequest | PartialEdit) -> EditRequest:
+def _request_of(edit: Edit) -> EditRequest:
     return edit.request if isinstance(edit, PartialEdit) else edit

@@ -118,12 +118,7 @@ class HttpClient:
     """
 
     def __init__(
-        self,
-        url: str,
-        limits: HttpLimits,
-        make_error: Callable[[str], FlexyError],
-        remedy: str,
-        name: str | None = None,
+        self, url: str, limits: HttpLimits, make_error: Callable[[str], FlexyError], remedy: str, name: str = ""
     ) -> None:
         self.url = url.rstrip("/")
         self.name = name or urlsplit(url).hostname or ""

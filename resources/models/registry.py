@@ -1,4 +1,4 @@
-"""The models by name: one entry each. A new scorer, engine or editor is one file and one entry here.
+"""The models by name. A new scorer, engine or editor is one file and one entry here, and one for its weights.
 
 A loader is named by its module, which is imported only when the model is loaded: the webserver reads
 this registry and must not import torch. Licences, gating, hashes and sizes are those of the pinned commits.

@@ -30,20 +30,18 @@ class ClipEncoder:
             preprocessing = Preprocessing.read(folder / "preprocessor_config.json")
         self._set_model(folder, model, load_tokenizer(CLIPTokenizer, folder), preprocessing)
 
-    def _set_model(
-        self, folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: Preprocessing
-    ) -> None:
+    def _set_model(self, folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer, prepare: Preprocessing) -> None:
         """Set model, tokenizer and preprocessing. Raises `FlexyError` where they do not fit each other."""
         if len(tokenizer) > model.config.text_config.vocab_size:
             raise load_error(folder, f"its tokenizer has {len(tokenizer)} tokens, more than the model")
-        if preprocessing.side != (side := model.config.vision_config.image_size):
-            cause = f"its preprocessing makes images {preprocessing.side} pixels wide, but the model takes {side}"
+        if prepare.side != (side := model.config.vision_config.image_size):
+            cause = f"its preprocessing makes images {prepare.side} pixels wide, but the model takes {side}"
             raise load_error(folder, cause)
         self.device = compute.compute_device()
         self.batch_size = 32 if self.device == "cuda" else 4
         self.model = model.eval().to(self.device)
         self.tokenizer = tokenizer
-        self.prepare = preprocessing
+        self.prepare = prepare
         """Returns an RGB image as (3, side, side) float32; called from several threads, ahead of the model."""
         with named_loading_errors(folder):
             samples = self.prepare(Image.new("RGB", (8, 8))), self.texts(["a"])

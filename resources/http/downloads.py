@@ -29,6 +29,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 from requests import certs
 
 from resources.errors import FlexyError
+from resources.files import resolve_inside
 from resources.http.client import RETRYABLE_STATUS, HttpLimits, RetryableError, call_with_retries, parse_retry_after
 from resources.http.public_addresses import (
     DEFAULT_PORTS,
@@ -308,12 +309,8 @@ def read_image_file(folder: Path, name: str, limit: int = DOWNLOAD_LIMITS.answer
     """
     parts = PurePosixPath(name)
     label = f"file {_masked_name(name)!r}"
-    try:
-        file = Path(folder, parts).resolve()
-        inside = file.is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL in the name
-        inside = False
-    if not inside or parts.is_absolute() or ".." in parts.parts or "\\" in name:
+    file = resolve_inside(folder, parts)
+    if file is None or parts.is_absolute() or ".." in parts.parts or "\\" in name:
         raise DownloadError(f"{label} leads out of the export's folder: put it there and name it from there")
     try:
         if not file.is_file():  # a pipe would block for ever

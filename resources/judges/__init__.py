@@ -236,7 +236,7 @@ class Judge:
 
 def _answers_folder(question: JudgeQuestion, images: Sequence[Image], fingerprint: str) -> str:
     """Return a folder's name, the same for the same question to the same model about the same pixels."""
-    pixels = [f"{image.width}x{image.height}:".encode() + image.tobytes() for image in images]
+    pixels = (f"{image.width}x{image.height}:".encode() + image.tobytes() for image in images)
     hashes = [hashlib.sha256(content).hexdigest() for content in pixels]
     key = [hashes, question.name, question.version, question.prompt, fingerprint, MAX_SIDE]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()

@@ -25,10 +25,7 @@ LIBRARY_VARIABLES = {
 }
 """Variables that Dagster and the Hugging Face libraries read, from the environment alone."""
 
-_DEFAULTS = {
-    "FLEXY_DATABASE_URL": "SQLite in `FLEXY_HOME`",
-    "FLEXY_IMAGES": "`images` in `FLEXY_HOME`",
-}
+_DEFAULTS = {"FLEXY_DATABASE_URL": "SQLite in `FLEXY_HOME`", "FLEXY_IMAGES": "`images` in `FLEXY_HOME`"}
 """Defaults that follow from other variables."""
 
 
@@ -48,12 +45,7 @@ def list_settings() -> list[dict[str, str]]:
         if variable == JUDGE_KEY:
             variable = settings.judge_key_variable if value else ", ".join(JUDGE_KEY_VARIABLES)
         rows.append(
-            {
-                "variable": variable,
-                "value": text,
-                "source": source,
-                "purpose": str(field.description).replace("`", ""),
-            }
+            {"variable": variable, "value": text, "source": source, "purpose": str(field.description).replace("`", "")}
         )
     for variable, purpose in LIBRARY_VARIABLES.items():
         value = os.environ.get(variable, "")

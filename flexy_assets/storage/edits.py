@@ -11,13 +11,7 @@ from uuid import UUID, uuid5
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select, update
 
 from flexy_assets.storage.sql import upsert, utc_now
-from flexy_assets.storage.tables import (
-    edit_candidates,
-    edit_runs,
-    edit_selections,
-    edit_tasks,
-    image_scores,
-)
+from flexy_assets.storage.tables import edit_candidates, edit_runs, edit_selections, edit_tasks, image_scores
 
 if TYPE_CHECKING:
     import polars as pl

@@ -12,11 +12,7 @@ from uuid import UUID
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy import (
-    Connection,
-    or_,
-    select,
-)
+from sqlalchemy import Connection, or_, select
 
 from flexy_assets.storage.scores import (
     ATTEMPTS_EXHAUSTED,
@@ -30,11 +26,7 @@ from flexy_assets.storage.scores import (
     select_scorable_images,
 )
 from flexy_assets.storage.sql import upsert
-from flexy_assets.storage.tables import (
-    image_embeddings,
-    image_scores,
-    text_embeddings,
-)
+from flexy_assets.storage.tables import image_embeddings, image_scores, text_embeddings
 from resources.settings import Settings
 
 

@@ -12,20 +12,10 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Text,
-    Uuid,
-    func,
-    select,
-)
+from sqlalchemy import ColumnElement, Connection, Text, Uuid, func, select
 
 from flexy_assets.storage.sql import upsert, utc_now
-from flexy_assets.storage.tables import (
-    bench_run_results,
-    bench_runs,
-)
+from flexy_assets.storage.tables import bench_run_results, bench_runs
 from resources.settings import Settings
 
 PLAN_KEYS = {"engine", "prompts", "steps", "seed"}

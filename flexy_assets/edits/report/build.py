@@ -13,13 +13,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from flexy_assets.edits.labels import (
-    METHOD_NAMES,
-    format_denoises,
-    method_name,
-    metric_label,
-    metric_title,
-)
+from flexy_assets.edits.labels import METHOD_NAMES, format_denoises, method_name, metric_label, metric_title
 from flexy_assets.edits.plots import gain_by_budget, method_colours, scores_by_budget
 from flexy_assets.edits.report.cards import LOCAL_STAGES, CardImages, task_cards
 from flexy_assets.edits.report.summary import (
@@ -285,10 +279,7 @@ def _equality(candidates: pl.DataFrame, compared: Sequence[Pair]) -> str:
     both = pl.concat(
         [
             spent.filter(method=pair.method, budget=pair.budget).join(
-                spent.filter(method=pair.rival, budget=pair.budget),
-                on=_TASK,
-                nulls_equal=True,
-                maintain_order="left",
+                spent.filter(method=pair.rival, budget=pair.budget), on=_TASK, nulls_equal=True, maintain_order="left"
             )
             for pair in equal
         ]

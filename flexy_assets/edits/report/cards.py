@@ -81,11 +81,7 @@ class TaskCard:
 
 
 def task_cards(
-    candidates: pl.DataFrame,
-    methods: Sequence[str],
-    metrics: Sequence[str],
-    judge: Metric | None,
-    pictures: CardImages,
+    candidates: pl.DataFrame, methods: Sequence[str], metrics: Sequence[str], judge: Metric | None, pictures: CardImages
 ) -> TaskCard:
     """Return one task's card; `judge` is the metric that decides it, `metrics` are those shown below an image."""
     rows = candidates.to_dicts()

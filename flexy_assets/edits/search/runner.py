@@ -136,10 +136,7 @@ class SearchRunner:
                 yield task, budget, by_search.get((task.id, budget), [])
 
     def denoise(
-        self,
-        requests: Sequence[DenoiseRequest],
-        candidates: Sequence[CandidateRow],
-        on_progress: Callable[[int], Any],
+        self, requests: Sequence[DenoiseRequest], candidates: Sequence[CandidateRow], on_progress: Callable[[int], Any]
     ) -> None:
         """Run the requests, one call of the editor after another; `candidates` are those that exist already."""
         self.work.store.check()

@@ -18,16 +18,15 @@ from resources.settings import Settings
 
 BATCHES_PER_TRANSACTION = 20
 
-RUNLESS_PREFIX = "norun"
-"""Prefix of the batches of rows without a run."""
+RUNLESS_PREFIX = "norun"  # of the batches of rows without a run
 
 
 def adopt_rows(database: Database, settings: Settings, seconds: float = 20) -> int:
     """Migrate the tables and assign a batch to rows without one; return how many rows got one.
 
-    A run's rows are batched in the order of (created_at, id), so those appended later come after those that are
-    there, whose batch never changes. Stops after `seconds`, between transactions: the next call goes on.
-    Raises `BadInputError` where the tables cannot be adopted, rights are lacking or the prompts' column is not there.
+    A run's rows are batched in the order of (created_at, id); a batch never changes. Stops after `seconds`, between
+    transactions: the next call continues. Raises `BadInputError` where the tables cannot be adopted, or rights or the
+    prompts' column are missing.
     """
     migrate(database)
     check_rights(database)
@@ -40,10 +39,10 @@ def adopt_rows(database: Database, settings: Settings, seconds: float = 20) -> i
                 # Two processes would begin the same batch.
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy batches'))")
                 connection.exec_driver_sql(SET_LOCK_TIMEOUT)
-            now = _assign(connection, settings.batch_size)
-        adopted += now
-        if not now:
+            assigned = _assign(connection, settings.batch_size)
+        if not assigned:
             break
+        adopted += assigned
     return adopted
 
 
@@ -67,28 +66,28 @@ def _assign(connection: Connection, size: int) -> int:
     images = bench_run_results.c
     runs = select(images.run_id).where(images.batch.is_(None)).group_by(images.run_id)
     oldest_first = runs.order_by(func.min(images.created_at).nulls_last(), images.run_id)
-    there, assigned, begun = batch_names(connection), 0, 0
+    batches, assigned, begun = batch_names(connection), 0, 0
     for run_id in connection.scalars(oldest_first.limit(BATCHES_PER_TRANSACTION)).all():
         of_run = images.run_id == run_id if run_id else images.run_id.is_(None)
         prefix = partition_prefix(run_id) if run_id else RUNLESS_PREFIX
-        index, room = _last_place(connection, prefix, there, size)
+        index, room = _last_place(connection, prefix, batches, size)
         while begun < BATCHES_PER_TRANSACTION:
-            waiting = select(images.id).where(images.batch.is_(None), of_run)
-            next_ones = waiting.order_by(images.created_at, images.id).limit(room)
-            there.append(partition_key(prefix, index))
-            statement = update(bench_run_results).where(images.id.in_(next_ones)).values(batch=there[-1])
-            now = connection.execute(statement).rowcount
-            assigned, begun = assigned + now, begun + 1
-            if now < room:
+            unbatched = select(images.id).where(images.batch.is_(None), of_run)
+            next_rows = unbatched.order_by(images.created_at, images.id).limit(room)
+            batches.append(partition_key(prefix, index))
+            statement = update(bench_run_results).where(images.id.in_(next_rows)).values(batch=batches[-1])
+            count = connection.execute(statement).rowcount
+            assigned, begun = assigned + count, begun + 1
+            if count < room:
                 break
             index, room = index + 1, size
     return assigned
 
 
-def _last_place(connection: Connection, prefix: str, there: Sequence[str], size: int) -> tuple[int, int]:
+def _last_place(connection: Connection, prefix: str, batches: Sequence[str], size: int) -> tuple[int, int]:
     """Return the index of the batch that a run's next row belongs to, and how many more rows it takes."""
-    ours = re.compile(rf"{prefix}_(\d{{4,}})")
-    index = max((int(found[1]) for found in map(ours.fullmatch, there) if found), default=0)
+    pattern = re.compile(rf"{prefix}_(\d{{4,}})")
+    index = max((int(match[1]) for match in map(pattern.fullmatch, batches) if match), default=0)
     batch = partition_key(prefix, index)
     held = connection.scalar(select(func.count()).where(bench_run_results.c.batch == batch)) or 0
     return (index, size - held) if held < size else (index + 1, size)

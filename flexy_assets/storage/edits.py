@@ -70,6 +70,9 @@ class CandidateRow:
 _COLUMN_NAMES = {"noise_moves": "moves", "stop_step": "until", "num_steps": "path"}
 """Columns of `edit_candidates` that have other names in the code."""
 
+_CANDIDATES_WITH_TASKS = edit_candidates.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
+_SCORES_WITH_TASKS = _CANDIDATES_WITH_TASKS.join(image_scores, image_scores.c.image_id == edit_candidates.c.id)
+
 
 def candidate_id(task: UUID, method: str, budget: int, name: str, until: int) -> UUID:
     """Return the id of a candidate; the same candidate always has the same id."""
@@ -94,11 +97,8 @@ def comparison_plan(connection: Connection, run_id: UUID) -> dict[str, Any] | No
 def comparison_ids(connection: Connection) -> list[UUID]:
     """Return the ids of all comparisons, oldest first; runs of inpainting are none."""
     has_edit_tasks = exists().where(edit_tasks.c.run_id == edit_runs.c.id, edit_tasks.c.label_task.is_(None))
-    return list(
-        connection.scalars(
-            select(edit_runs.c.id).where(has_edit_tasks).order_by(edit_runs.c.created_at, edit_runs.c.id)
-        )
-    )
+    ids = select(edit_runs.c.id).where(has_edit_tasks)
+    return list(connection.scalars(ids.order_by(edit_runs.c.created_at, edit_runs.c.id)))
 
 
 def edit_tasks_of(connection: Connection, batches: Collection[str]) -> list[EditTaskRow]:
@@ -111,50 +111,39 @@ def edit_tasks_of(connection: Connection, batches: Collection[str]) -> list[Edit
 def edit_candidates_of(connection: Connection, batches: Collection[str], method: str) -> list[CandidateRow]:
     """Return a method's candidates of these partitions' tasks, with their scores."""
     names = [field.name for field in fields(CandidateRow) if field.name != "scores"]
-    with_tasks = edit_candidates.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
-    matches = and_(edit_tasks.c.batch.in_(batches), edit_candidates.c.method == method)
-    outcomes = select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value).join_from(
-        image_scores, with_tasks, image_scores.c.image_id == edit_candidates.c.id
-    )
+    matches = edit_tasks.c.batch.in_(batches), edit_candidates.c.method == method
+    outcomes = select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value)
     scores: dict[UUID, dict[str, float | None]] = {}
-    for image_id, metric, value in connection.execute(outcomes.where(matches)):
+    for image_id, metric, value in connection.execute(outcomes.select_from(_SCORES_WITH_TASKS).where(*matches)):
         scores.setdefault(image_id, {})[metric] = value
     columns = [edit_candidates.c[_COLUMN_NAMES.get(name, name)].label(name) for name in names]
-    query = select(*columns).select_from(with_tasks).where(matches).order_by(edit_candidates.c.created_at)
-    rows = [row._asdict() for row in connection.execute(query)]
-    moves = [tuple((t, seed) for t, seed in json.loads(row["noise_moves"])) for row in rows]
-    return [
-        CandidateRow(**row | {"noise_moves": noise_moves}, scores=scores.get(row["id"], {}))
-        for row, noise_moves in zip(rows, moves, strict=True)
-    ]
+    query = select(*columns).select_from(_CANDIDATES_WITH_TASKS).where(*matches)
+    candidates = []
+    for row in connection.execute(query.order_by(edit_candidates.c.created_at)):
+        moves = tuple((t, seed) for t, seed in json.loads(row.noise_moves))
+        candidates.append(CandidateRow(**row._asdict() | {"noise_moves": moves}, scores=scores.get(row.id, {})))
+    return candidates
 
 
 def count_denoising_steps(connection: Connection, run_id: UUID) -> int:
     """Return the denoising steps that were run for a comparison."""
-    with_tasks = edit_candidates.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
-    total = select(func.coalesce(func.sum(edit_candidates.c.nfe), 0)).select_from(with_tasks)
+    total = select(func.sum(edit_candidates.c.nfe)).select_from(_CANDIDATES_WITH_TASKS)
     return int(connection.scalar(total.where(edit_tasks.c.run_id == run_id)) or 0)
 
 
 def candidates_scored_by(connection: Connection, batches: Collection[str], metric: str, scorer: str) -> set[UUID]:
     """Return the candidates of these partitions' tasks that this scorer has scored by the metric."""
-    with_candidates = image_scores.join(edit_candidates, edit_candidates.c.id == image_scores.c.image_id)
-    scored = and_(
-        edit_tasks.c.batch.in_(batches),
-        image_scores.c.metric == metric,
-        image_scores.c.scorer == scorer,
-        image_scores.c.value.is_not(None),
-    )
-    with_tasks = with_candidates.join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
-    return set(connection.scalars(select(edit_candidates.c.id).select_from(with_tasks).where(scored)))
+    outcome = image_scores.c
+    scored = edit_tasks.c.batch.in_(batches), outcome.metric == metric, outcome.value.is_not(None)
+    ids = select(edit_candidates.c.id).select_from(_SCORES_WITH_TASKS).where(*scored, outcome.scorer == scorer)
+    return set(connection.scalars(ids))
 
 
 def latents_of(connection: Connection, candidate_ids: Collection[UUID]) -> dict[UUID, bytes]:
     """Return the latents from which previews can be continued, for those that still have them."""
-    stored = select(edit_candidates.c.id, edit_candidates.c.latents).where(
-        edit_candidates.c.id.in_(list(candidate_ids)), edit_candidates.c.latents.is_not(None)
-    )
-    return {row.id: row.latents for row in connection.execute(stored)}
+    candidate = edit_candidates.c
+    stored = candidate.id.in_(list(candidate_ids)), candidate.latents.is_not(None)
+    return dict(connection.execute(select(candidate.id, candidate.latents).where(*stored)).tuples().all())
 
 
 def add_candidates(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -197,34 +186,17 @@ def select_candidate(connection: Connection, winner: CandidateRow) -> None:
 
 def selected_candidates(connection: Connection, batches: Collection[str]) -> dict[str, int]:
     """Return the number of winners of each of these partitions."""
-    with_tasks = edit_selections.join(edit_tasks, edit_tasks.c.id == edit_selections.c.task)
-    counts = select(edit_tasks.c.batch, func.count()).select_from(with_tasks).where(edit_tasks.c.batch.in_(batches))
-    return dict(connection.execute(counts.group_by(edit_tasks.c.batch)).tuples().all())
+    batch = edit_tasks.c.batch
+    counts = select(batch, func.count()).join(edit_selections, edit_tasks.c.id == edit_selections.c.task)
+    return dict(connection.execute(counts.where(batch.in_(batches)).group_by(batch)).tuples().all())
 
 
 EDIT_CANDIDATES_SCHEMA: dict[str, type] = {
-    "candidate_id": str,
-    "run": str,
-    "batch": str,
-    "task_id": str,
-    "prompt": str,
-    "source_path": str,
-    "method": str,
-    "budget": int,
-    "name": str,
-    "stage": str,
-    "parent": str,
-    "strength": float,
-    "seed": int,
-    "noise_moves": str,
-    "stop_step": int,
-    "num_steps": int,
-    "nfe": int,
-    "elapsed_ms": int,
-    "scored_ms": int,
-    "image_path": str,
-    "error": str,
-    "chosen": bool,
+    **dict.fromkeys(("candidate_id", "run", "batch", "task_id", "prompt", "source_path"), str),
+    **{"method": str, "budget": int, "name": str, "stage": str, "parent": str},
+    **{"strength": float, "seed": int, "noise_moves": str},
+    **dict.fromkeys(("stop_step", "num_steps", "nfe", "elapsed_ms", "scored_ms"), int),
+    **{"image_path": str, "error": str, "chosen": bool},
 }
 """The columns of `edit_scores` without its metrics: one row per candidate and previewed or last step."""
 
@@ -246,32 +218,20 @@ def edit_scores_table(connection: Connection, run_ids: Collection[UUID], metrics
         (sources[name] if name in sources else edit_candidates.c[_COLUMN_NAMES.get(name, name)]).label(name)
         for name in EDIT_CANDIDATES_SCHEMA
     ]
-    selected = edit_selections.c.candidate == edit_candidates.c.id
+    of_runs = edit_tasks.c.run_id.in_(list(run_ids))
+    order = [edit_candidates.c[name] for name in ("method", "budget", "created_at", "name")]
     rows = (
         select(*columns)
-        .join_from(edit_candidates, edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
-        .outerjoin(edit_selections, selected)
-        .where(edit_tasks.c.run_id.in_(list(run_ids)))
-        .order_by(
-            edit_tasks.c.batch,
-            edit_tasks.c.position,
-            edit_candidates.c.method,
-            edit_candidates.c.budget,
-            edit_candidates.c.created_at,
-            edit_candidates.c.name,
-        )
+        .select_from(_CANDIDATES_WITH_TASKS)
+        .outerjoin(edit_selections, edit_selections.c.candidate == edit_candidates.c.id)
+        .where(of_runs)
+        .order_by(edit_tasks.c.batch, edit_tasks.c.position, *order)
     )
-    candidates = [[str(row[0]), str(row[1]), *row[2:]] for row in connection.execute(rows)]
-    outcomes = (
-        select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value)
-        .join(edit_candidates, edit_candidates.c.id == image_scores.c.image_id)
-        .join(edit_tasks, edit_tasks.c.id == edit_candidates.c.task)
-        .where(edit_tasks.c.run_id.in_(list(run_ids)), image_scores.c.metric.in_(metrics))
-    )
-    scores = {(str(image), metric): value for image, metric, value in connection.execute(outcomes)}
-    schema = EDIT_CANDIDATES_SCHEMA | dict.fromkeys(metrics, float)
-    return pl.DataFrame(
-        [[*row, *(scores.get((row[0], metric)) for metric in metrics)] for row in candidates],
-        schema=schema,
-        orient="row",
-    )
+    outcomes = select(image_scores.c.image_id, image_scores.c.metric, image_scores.c.value)
+    outcomes = outcomes.select_from(_SCORES_WITH_TASKS).where(of_runs, image_scores.c.metric.in_(metrics))
+    scores = {(image, metric): value for image, metric, value in connection.execute(outcomes)}
+    candidates = [
+        [str(row[0]), str(row[1]), *row[2:], *(scores.get((row[0], metric)) for metric in metrics)]
+        for row in connection.execute(rows)
+    ]
+    return pl.DataFrame(candidates, schema=EDIT_CANDIDATES_SCHEMA | dict.fromkeys(metrics, float), orient="row")

@@ -22,11 +22,10 @@ _UNBOUNDED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def export_csv(database: Database, path: Path, run_ids: Collection[UUID] = ()) -> int:
-    """Write the images that have all four scores, of these runs or of all, by steps and guidance.
+    """Write the images that have all four scores, of these sweeps or of all, by steps and guidance; return how many.
 
-    The file is written whole or not at all; returns how many images it holds. On Postgres the server itself
-    writes it, so that the rows and every digit are those of its COPY. Raises `FlexyError` where it cannot be
-    written.
+    The file is written whole or not at all. On Postgres the server writes it, so that the rows and every digit are
+    those of its COPY. Raises `FlexyError` where it cannot be written.
     """
     try:
         with replacing(path) as temporary, temporary.open("wb") as file, database.begin(reading=True) as connection:

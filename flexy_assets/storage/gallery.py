@@ -44,15 +44,11 @@ def card_page(
 ) -> tuple[list[ImageCard], int]:
     """Return the cards of page `number` (from 1) and the number of images in all.
 
-    Of this engine and run, where they are given, and with these words somewhere in the prompt, in any case.
+    Of this engine and run, where given, and with `prompt` somewhere in the prompt, in upper or lower case.
     """
-    wanted: list[ColumnElement[bool]] = []
-    if engine:
-        wanted.append(_images.engine == engine)
-    if prompt:
-        wanted.append(prompt_column(settings).icontains(prompt, autoescape=True))
-    if run_id:
-        wanted.append(_images.run_id == run_id)
+    wanted: list[ColumnElement[bool]] = [_images.engine == engine] if engine else []
+    wanted += [prompt_column(settings).icontains(prompt, autoescape=True)] if prompt else []
+    wanted += [_images.run_id == run_id] if run_id else []
     count = connection.scalar(select(func.count()).select_from(bench_run_results).where(*wanted)) or 0
     order = [_images.created_at.desc().nulls_last(), _images.id]
     if sort != NEWEST_IMAGES:
@@ -83,16 +79,15 @@ def engine_names(connection: Connection) -> list[str]:
 
 
 def find_same_settings(connection: Connection, settings: Settings, made_with: Mapping[str, Any]) -> UUID | None:
-    """The oldest image that was made with these settings (`ALIKE`), whichever run made it; None where none was."""
+    """Return the oldest image with these settings (`SAME_IMAGE_COLUMNS`), of any sweep; None where there is none."""
     columns = {name: _images[name] for name in SAME_IMAGE_COLUMNS} | {"prompt": prompt_column(settings)}
     same = [columns[name] == made_with[name] for name in SAME_IMAGE_COLUMNS]
     return connection.scalars(select(_images.id).where(*same).order_by(_images.created_at, _images.id).limit(1)).first()
 
 
 def _select(settings: Settings) -> Select[Any]:
-    columns = {name: _images[name] for name in (*_TEXTS, *_NUMBERS)} | {
-        "prompt": prompt_column(settings).label("prompt")
-    }
+    prompt = {"prompt": prompt_column(settings).label("prompt")}
+    columns = {name: _images[name] for name in (*_TEXTS, *_NUMBERS)} | prompt
     values = [metric_value(metric).label(metric) for metric in METRICS]
     ours = in_model_set(settings.models).label("ours")
     return select(_images.id, _images.run_id, _images.created_at, *columns.values(), *values, ours)
@@ -101,9 +96,9 @@ def _select(settings: Settings) -> Select[Any]:
 def _cards(connection: Connection, settings: Settings, rows: Collection[Row[Any]]) -> list[ImageCard]:
     lacking = [row.id for row in rows if any(_finite(row._mapping[metric]) is None for metric in METRICS)]
     outcome = image_scores.c
-    tried = select(outcome.image_id, outcome.metric, outcome.error)
-    tried = tried.where(outcome.image_id.in_(lacking), outcome.error.is_not(None))
-    errors = {(each.image_id, each.metric): each.error for each in connection.execute(tried)} if lacking else {}
+    failures = select(outcome.image_id, outcome.metric, outcome.error)
+    failures = failures.where(outcome.image_id.in_(lacking), outcome.error.is_not(None))
+    errors = {(image, metric): error for image, metric, error in connection.execute(failures)} if lacking else {}
 
     def reason(row: Row[Any], metric: str) -> str:
         if row._mapping[metric] is not None:

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import polars as pl
-from sqlalchemy import Connection, Row, case, func, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, case, func, or_, select, text, true, update
 
 from flexy_assets.storage.sql import upsert, utc_now
 from flexy_assets.storage.tables import (
@@ -31,9 +31,7 @@ from resources.label_studio.export import ReviewVerdict
 PENDING_BATCH = "its images are not fetched yet: import it again"
 """The error of a task that its import has not processed yet."""
 
-SWAPPED = "swapped"
-SKIPPED = "left as it was"
-"""The outcomes of a face swap."""
+SWAPPED, SKIPPED = "swapped", "left as it was"  # outcomes of a face swap
 
 _NAMESPACE = UUID("0c0b6f0e-51ce-5d0e-8f3c-2f4d9a5f6b1e")
 _IDS_PER_QUERY = 500
@@ -73,9 +71,9 @@ class LabelTaskRow:
     @property
     def scene_mask_and_character(self) -> list[StoredImage]:
         """The files of scene, mask and character."""
-        paths = {self.image_path: self.image_sha256, self.mask_path: self.mask_sha256}
-        paths |= {self.character_path: self.character_sha256}
-        return [StoredImage(path, sha256) for path, sha256 in paths.items() if path]
+        paths = self.image_path, self.mask_path, self.character_path
+        digests = self.image_sha256, self.mask_sha256, self.character_sha256
+        return [StoredImage(path, sha256) for path, sha256 in zip(paths, digests, strict=True) if path]
 
 
 @dataclass(frozen=True)
@@ -125,21 +123,18 @@ def label_task_id(project: int | None, name: str) -> UUID:
 
 def label_tasks_of(connection: Connection, batches: Collection[str] | None = None) -> list[LabelTaskRow]:
     """Return the tasks of these partitions, or all, in order."""
-    query = select(*(_tasks[field.name] for field in fields(LabelTaskRow)))
-    if batches is not None:
-        query = query.where(_tasks.batch.in_(batches))
-    rows = connection.execute(query.order_by(_tasks.created_at, _tasks.batch, _tasks.position))
-    return [_task(row) for row in rows]
+    return _read_tasks(connection, true() if batches is None else _tasks.batch.in_(batches))
 
 
 def label_tasks_by_id(connection: Connection, ids: Collection[UUID]) -> dict[UUID, LabelTaskRow]:
     """Return the tasks with these ids, as far as they exist."""
-    query = select(*(_tasks[field.name] for field in fields(LabelTaskRow))).where(_tasks.id.in_(ids))
-    return {row.id: _task(row) for row in connection.execute(query)}
+    return {task.id: task for task in _read_tasks(connection, _tasks.id.in_(ids))}
 
 
-def _task(row: Row[Any]) -> LabelTaskRow:
-    return LabelTaskRow(**row._asdict() | {"verdicts": _verdicts(row.verdicts)})
+def _read_tasks(connection: Connection, condition: ColumnElement[bool]) -> list[LabelTaskRow]:
+    query = select(*(_tasks[field.name] for field in fields(LabelTaskRow))).where(condition)
+    rows = connection.execute(query.order_by(_tasks.created_at, _tasks.batch, _tasks.position))
+    return [LabelTaskRow(**row._asdict() | {"verdicts": _verdicts(row.verdicts)}) for row in rows]
 
 
 def _verdicts(text: str) -> tuple[ReviewVerdict, ...]:
@@ -155,9 +150,8 @@ def reserve_batches(connection: Connection, tasks: Sequence[LabelTaskRow], batch
     if connection.dialect.name == "postgresql":
         # Two concurrent imports would open the same partition.
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('flexy label batches'))"))
-    known: set[UUID] = set()
-    for ids in split_chunks([task.id for task in tasks], _IDS_PER_QUERY):
-        known |= set(connection.scalars(select(_tasks.id).where(_tasks.id.in_(ids))))
+    chunks = split_chunks([task.id for task in tasks], _IDS_PER_QUERY)
+    known = {each for ids in chunks for each in connection.scalars(select(_tasks.id).where(_tasks.id.in_(ids)))}
     next_index = Counter[str]()
     for batch in connection.scalars(select(_tasks.batch).distinct()):
         project, _, index = batch.rpartition("_")
@@ -192,35 +186,21 @@ def refresh_label_tasks(connection: Connection, tasks: Sequence[LabelTaskRow]) -
 
 
 LABEL_TASKS_SCHEMA: dict[str, Any] = {
-    "batch": pl.String,
-    "task_id": pl.String,
-    "project": pl.Int64,
-    "character": pl.String,
-    "prompt": pl.String,
-    "image_path": pl.String,
-    "mask_path": pl.String,
-    "character_path": pl.String,
-    "final_path": pl.String,
-    "verdict": pl.String,
-    "error": pl.String,
+    **{"batch": pl.String, "task_id": pl.String, "project": pl.Int64, "character": pl.String, "prompt": pl.String},
+    **dict.fromkeys(("image_path", "mask_path", "character_path", "final_path", "verdict", "error"), pl.String),
 }
 """The columns of the asset `label_tasks`: one row per task; `verdict` lists people's choices, separated by ` | `."""
 
 
 def label_tasks_table(tasks: Sequence[LabelTaskRow]) -> pl.DataFrame:
     """Return the tasks as a frame (`LABEL_TASKS_SCHEMA`)."""
-    rows = [
-        asdict(task)
-        | {
-            "task_id": task.name,
-            "character": task.character_name or task.character_id,
-            "verdict": " | ".join(", ".join(verdict.choices) for verdict in task.verdicts) or None,
-        }
-        for task in tasks
-    ]
-    return pl.DataFrame(
-        [[row[name] for name in LABEL_TASKS_SCHEMA] for row in rows], schema=LABEL_TASKS_SCHEMA, orient="row"
-    )
+    rows = []
+    for task in tasks:
+        verdict = " | ".join(", ".join(verdict.choices) for verdict in task.verdicts) or None
+        character = task.character_name or task.character_id
+        row = asdict(task) | {"task_id": task.name, "character": character, "verdict": verdict}
+        rows.append([row[name] for name in LABEL_TASKS_SCHEMA])
+    return pl.DataFrame(rows, schema=LABEL_TASKS_SCHEMA, orient="row")
 
 
 # Images
@@ -245,10 +225,7 @@ def record_picture(connection: Connection, address: str, path: str, sha256: str)
 
 @dataclass(frozen=True)
 class SwapRow:
-    """A row of `face_swaps`: the swap of a task in the state of this digest.
-
-    Where no face was swapped, there is no image, and `reason` holds the error.
-    """
+    """A row of `face_swaps`: the swap of a task in the state of this digest, its image or the error (`reason`)."""
 
     task: UUID
     digest: str
@@ -268,11 +245,8 @@ class SwapRow:
 def read_swaps(connection: Connection, tasks: Collection[LabelTaskRow], model: str) -> dict[UUID, SwapRow]:
     """Return this model's swaps of the tasks in their current state, by task."""
     digests = {task.id: task.digest for task in tasks}
-    rows = connection.execute(
-        select(*(face_swaps.c[field.name] for field in fields(SwapRow))).where(
-            face_swaps.c.task.in_(list(digests)), face_swaps.c.model == model
-        )
-    )
+    query = select(*(face_swaps.c[field.name] for field in fields(SwapRow)))
+    rows = connection.execute(query.where(face_swaps.c.task.in_(list(digests)), face_swaps.c.model == model))
     swaps = [SwapRow(**row._asdict() | {"box": tuple(json.loads(row.box)) if row.box else None}) for row in rows]
     return {swap.task: swap for swap in swaps if swap.digest == digests[swap.task]}
 
@@ -299,20 +273,15 @@ def record_swap(connection: Connection, swap: SwapRow) -> None:
 
 def selected_images(connection: Connection, batches: Collection[str] | None = None) -> list[SelectedImage]:
     """Return the winners of the tasks of these partitions, or of all; per task and editor, the last one."""
+    candidate = edit_candidates.c
     rows = (
-        select(
-            edit_tasks.c.label_task,
-            edit_candidates.c.id,
-            edit_candidates.c.image_path,
-            edit_candidates.c.image_sha256,
-            edit_selections.c.selected_at,
-            edit_runs.c.plan,
-        )
+        select(edit_tasks.c.label_task, candidate.id, candidate.image_path, candidate.image_sha256)
+        .add_columns(edit_selections.c.selected_at, edit_runs.c.plan)
         .join_from(edit_selections, edit_candidates, edit_candidates.c.id == edit_selections.c.candidate)
         .join(edit_tasks, edit_tasks.c.id == edit_selections.c.task)
         .join(edit_runs, edit_runs.c.id == edit_tasks.c.run_id)
         .join(label_tasks, label_tasks.c.id == edit_tasks.c.label_task)
-        .where(edit_candidates.c.image_path.is_not(None))
+        .where(candidate.image_path.is_not(None))
         # Results of a task before it changed are obsolete.
         .where(or_(edit_tasks.c.label_digest.is_(None), edit_tasks.c.label_digest == label_tasks.c.digest))
         .order_by(edit_selections.c.selected_at, edit_runs.c.created_at, edit_candidates.c.id)
@@ -325,16 +294,8 @@ def selected_images(connection: Connection, batches: Collection[str] | None = No
             last[row.label_task, plan["editor"]] = row, plan
     scores = inpaint_scores(connection, [row.id for row, _ in last.values()])
     selected = [
-        SelectedImage(
-            tasks[row.label_task],
-            row.id,
-            row.image_path,
-            row.image_sha256,
-            plan,
-            row.selected_at,
-            scores.get(row.id, {}),
-        )
-        for row, plan in last.values()
+        SelectedImage(tasks[task], key, path, sha256, plan, selected_at, scores.get(key, {}))
+        for (task, key, path, sha256, selected_at, _), plan in last.values()
     ]
     return sorted(selected, key=lambda image: (image.task.batch, image.task.position, image.plan["editor"]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from uuid import UUID
 
@@ -12,12 +12,8 @@ from sqlalchemy import Connection, text
 
 from resources.database import Database
 
-# The server is to notice within two minutes that a worker's machine has gone.
-_KEEPALIVE_SETTINGS = (
-    "SET tcp_keepalives_idle = 60",
-    "SET tcp_keepalives_interval = 10",
-    "SET tcp_keepalives_count = 6",
-)
+_KEEPALIVE_SETTINGS = {"idle": 60, "interval": 10, "count": 6}
+"""With these the server notices within two minutes that a worker's machine has gone."""
 
 
 class ImageClaims:
@@ -51,14 +47,9 @@ class ImageClaims:
 
 @contextmanager
 def open_claims(database: Database) -> Iterator[ImageClaims]:
-    """Yield claims that end with the block.
-
-    Raises `FlexyError` where the database can no longer be reached.
-    """
-    if database.url.get_backend_name() != "postgresql":
-        yield ImageClaims(None)
-        return
-    with _lock_connection(database) as connection:
+    """Yield claims that end with the block. Raises `FlexyError` where the database can no longer be reached."""
+    is_postgres = database.url.get_backend_name() == "postgresql"
+    with _lock_connection(database) if is_postgres else nullcontext() as connection:
         yield ImageClaims(connection)
 
 
@@ -79,8 +70,8 @@ def exclusive_lock(database: Database, what: str) -> Iterator[None]:
 def _lock_connection(database: Database) -> Iterator[Connection]:
     """Yield a connection to Postgres whose advisory locks end with it."""
     with database.session() as connection:
-        for statement in _KEEPALIVE_SETTINGS:
-            connection.exec_driver_sql(statement)
+        for name, value in _KEEPALIVE_SETTINGS.items():
+            connection.exec_driver_sql(f"SET tcp_keepalives_{name} = {value}")
         yield connection
         # The server notices a moment later that a connection has ended: who comes next would find them taken.
         connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")

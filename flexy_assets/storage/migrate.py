@@ -20,8 +20,7 @@ from resources.errors import BadInputError
 if TYPE_CHECKING:
     from alembic.config import Config
 
-VERSION_TABLE = "flexy_alembic_version"
-"""Not Alembic's usual name: a FlexyFace database may have that one for itself."""
+VERSION_TABLE = "flexy_alembic_version"  # not Alembic's usual name, which a FlexyFace database may have for itself
 
 REQUIRED_COLUMNS = ("id", "engine", "steps", "guidance", "seed", "image_path")
 """Without these a `bench_run_results` is not FlexyFace's; its other columns may be missing and are added."""
@@ -35,8 +34,7 @@ _OWN_TABLES = {name: ("SELECT", "INSERT", "UPDATE") for name in metadata.tables 
 REQUIRED_RIGHTS = {VERSION_TABLE: ("SELECT",)} | _FLEXYFACE_TABLES | _OWN_TABLES
 """The rights on each table that adoption and scoring need."""
 
-MISSING_RIGHTS = ("42501", "3F000")
-"""Postgres' codes for a statement that is not granted, and for a user who may use no schema."""
+MISSING_RIGHTS = ("42501", "3F000")  # Postgres' codes: a statement is not granted, a user may use no schema
 
 HIDDEN_ROWS = """SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid
     WHERE relname = :table AND NOT has_schema_privilege(pg_namespace.oid, 'USAGE')"""
@@ -48,11 +46,8 @@ SET_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '10s'"
 _alembic = Lock()  # Alembic keeps the migration under way in module globals.
 
 _TYPE_FAMILIES: dict[type, tuple[type, ...]] = {
-    sa.Uuid: (sa.Uuid,),
+    **{sa.Uuid: (sa.Uuid,), sa.Integer: (sa.Integer,), sa.Float: (sa.Numeric,), sa.TIMESTAMP: (sa.DateTime,)},
     sa.String: (sa.VARCHAR, sa.Text),  # not CHAR, whose blanks would be part of every name
-    sa.Integer: (sa.Integer,),
-    sa.Float: (sa.Numeric,),
-    sa.TIMESTAMP: (sa.DateTime,),
 }
 """Flexy's column types, and the types of existing columns that are compatible with them."""
 
@@ -81,8 +76,8 @@ def check_rights(database: Database) -> None:
             return
         may = sa.func.has_any_column_privilege
         needed = [(table, right) for table, rights in REQUIRED_RIGHTS.items() for right in rights]
-        granted = connection.execute(sa.select(*(may(*one) for one in needed))).one()
-        lacking = [f"{right} on {table}" for (table, right), there in zip(needed, granted, strict=True) if not there]
+        granted = connection.execute(sa.select(*(may(table, right) for table, right in needed))).one()
+        lacking = [f"{right} on {table}" for (table, right), has in zip(needed, granted, strict=True) if not has]
         if lacking:
             raise _not_granted(database, connection, f"not {', '.join(lacking)}")
 
@@ -92,21 +87,18 @@ def _upgrade(connection: sa.Connection) -> None:
     from alembic import command
     from alembic.script import ScriptDirectory
 
-    versions = ScriptDirectory.from_config(_config())
-    there = _version(connection)
-    if there == versions.get_current_head():
+    versions, version = ScriptDirectory.from_config(_config()), _version(connection)
+    if version == versions.get_current_head():
         return
     if connection.dialect.name == "postgresql":
         # Two processes that meet an empty database would both create its tables.
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('flexy migrations'))")
         connection.exec_driver_sql(SET_LOCK_TIMEOUT)
-    if there and there not in {version.revision for version in versions.walk_revisions()}:
-        raise BadInputError(f"a newer Flexy has brought this database to version {there}: update this one")
+    if version and version not in {each.revision for each in versions.walk_revisions()}:
+        raise BadInputError(f"a newer Flexy has brought this database to version {version}: update this one")
     for table in (bench_runs, bench_run_results):
         _check(connection, table)
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(_config(attributes={"connection": connection}), "head")
 
 
 def _config(**options: Any) -> Config:
@@ -153,11 +145,10 @@ def _migrations(connection: sa.Connection) -> Iterator[str]:
     """Yield the statements that the migrations would run."""
     from alembic import command
 
-    written = io.StringIO()
-    config = _config(output_buffer=written)
-    config.attributes["connection"] = connection
+    output = io.StringIO()
+    config = _config(output_buffer=output, attributes={"connection": connection})
     command.upgrade(config, f"{_version(connection) or 'base'}:head", sql=True)
-    lines = [line for line in written.getvalue().splitlines() if not line.lstrip().startswith("--")]
+    lines = [line for line in output.getvalue().splitlines() if not line.lstrip().startswith("--")]
     for statement in "\n".join(lines).split(";"):
         if statement.strip():
             yield f"{' '.join(statement.split())};"
@@ -174,10 +165,9 @@ def _check(connection: sa.Connection, table: sa.Table) -> None:
             f"{table.name} is not a table but a view, or of another server: name the database that has FlexyFace's"
             " table itself in FLEXY_DATABASE_URL"
         )
-    there = {column["name"]: column["type"] for column in columns}
+    types = {column["name"]: column["type"] for column in columns}
     needed = REQUIRED_COLUMNS if table is bench_run_results else ("id",)
-    lacking = [name for name in needed if name not in there]
-    if lacking:
+    if lacking := [name for name in needed if name not in types]:
         raise BadInputError(
             f"the table {table.name} has no column {', '.join(lacking)}: it is not FlexyFace's: name the database"
             " that has FlexyFace's table, or an empty one, in FLEXY_DATABASE_URL"
@@ -192,14 +182,14 @@ def _check(connection: sa.Connection, table: sa.Table) -> None:
     if connection.dialect.name == "sqlite":  # whose columns take any type
         return
     for column in table.columns:
-        if column.name not in there:
+        if column.name not in types:
             continue
-        found = there[column.name]
-        wanted = next(kinds for ours, kinds in _TYPE_FAMILIES.items() if isinstance(column.type, ours))
-        too_narrow = (getattr(found, "length", None) or 64) < FILLABLE_COLUMNS.get(column.name, 0)
-        if not isinstance(found, wanted) or too_narrow:
+        kind = types[column.name]
+        compatible = next(kinds for ours, kinds in _TYPE_FAMILIES.items() if isinstance(column.type, ours))
+        too_narrow = (getattr(kind, "length", None) or 64) < FILLABLE_COLUMNS.get(column.name, 0)
+        if not isinstance(kind, compatible) or too_narrow:
             raise BadInputError(
-                f"the column {table.name}.{column.name} is {getattr(found, 'name', found)}, where Flexy keeps"
+                f"the column {table.name}.{column.name} is {getattr(kind, 'name', kind)}, where Flexy keeps"
                 f" {column.type.compile(connection.dialect)}: give it that type, rename it, or name another database"
                 " in FLEXY_DATABASE_URL"
             )

@@ -38,7 +38,7 @@ class RunTally:
 
 
 def run_tallies(connection: Connection, metric: Metric) -> list[RunTally]:
-    """The scores there are of `metric`, by engine and run. NaN and infinity are outside any bounds."""
+    """Return the scores of `metric` by engine and run. NaN and infinity are outside any bounds."""
     value = metric_value(metric.name)
     # As double, because Postgres adds up REAL in REAL.
     valid_value = case((value.between(metric.low, metric.high), cast(value, Double)))
@@ -50,7 +50,7 @@ def run_tallies(connection: Connection, metric: Metric) -> list[RunTally]:
 
 
 def images_out_of_range(connection: Connection, metric: Metric, limit: int) -> Sequence[Row[Any]]:
-    """Images whose score cannot be: id, run_id, engine, image_path and value, oldest first."""
+    """Return images whose score is out of range: id, run_id, engine, image_path and value, oldest first."""
     value = metric_value(metric.name)
     columns = _images.id, _images.run_id, _images.engine, _images.image_path, value.label("value")
     statement = select(*columns).where(value.is_not(None), not_(value.between(metric.low, metric.high)))
@@ -59,7 +59,7 @@ def images_out_of_range(connection: Connection, metric: Metric, limit: int) -> S
 
 @dataclass(frozen=True)
 class MissingScores:
-    """How many values are missing; how many of those `failed`, the last for `reason`, and are `given_up`."""
+    """How many values are missing, how many of those `failed`, the last with `error`, and have no attempts left."""
 
     missing: int
     failed: int
@@ -68,26 +68,24 @@ class MissingScores:
 
 
 def missing_scores_of(connection: Connection, metric: str, models: str) -> MissingScores:
-    """What is missing of `metric` among the images that the model set may score."""
-    missing_filters = [metric_value(metric).is_(None), in_model_set(models)]
+    """Return what is missing of `metric` among the images that the model set may score."""
+    lacking = [metric_value(metric).is_(None), in_model_set(models)]
     if metric in METRIC_COLUMNS:
-        missing_filters.append(lacks_any_score)  # so that it is answered from the index of such rows
-    missing = connection.scalar(select(func.count()).select_from(bench_run_results).where(*missing_filters)) or 0
-    outcomes = image_scores.c
-    counts = func.count(), func.count(case((outcomes.attempts >= MAX_ATTEMPTS, 1)))
-    failed_select = (
-        select(*counts)
-        .join_from(image_scores, bench_run_results, outcomes.image_id == _images.id)
-        .where(outcomes.metric == metric, outcomes.value.is_(None), outcomes.error.is_not(None), outcomes.attempts > 0)
-        .where(*missing_filters)
-    )
-    failed, exhausted = connection.execute(failed_select).one()
-    last_error = failed_select.with_only_columns(outcomes.error).order_by(outcomes.scored_at.desc()).limit(1)
+        lacking.append(lacks_any_score)  # so that it is answered from the index of such rows
+    missing = connection.scalar(select(func.count()).select_from(bench_run_results).where(*lacking)) or 0
+    outcome = image_scores.c
+    failures = (
+        select(func.count(), func.count(case((outcome.attempts >= MAX_ATTEMPTS, 1))))
+        .join_from(image_scores, bench_run_results, outcome.image_id == _images.id)
+        .where(outcome.metric == metric, outcome.value.is_(None), outcome.error.is_not(None), outcome.attempts > 0)
+    ).where(*lacking)
+    failed, exhausted = connection.execute(failures).one()
+    last_error = failures.with_only_columns(outcome.error).order_by(outcome.scored_at.desc()).limit(1)
     return MissingScores(missing, failed, exhausted, connection.scalar(last_error) if failed else None)
 
 
 def recorded_files(connection: Connection, limit: int) -> tuple[int, Sequence[Row[Any]]]:
-    """How many images there are, and id, image_path and image_sha256 of all, or of `limit` drawn at random."""
+    """Return the number of images, and id, image_path and image_sha256 of at most `limit`, drawn at random."""
     columns = _images.id, _images.image_path, _images.image_sha256
     count = connection.scalar(select(func.count()).select_from(bench_run_results)) or 0
     return count, connection.execute(select(*columns).order_by(func.random()).limit(limit)).all()
@@ -98,23 +96,19 @@ SAME_IMAGE_COLUMNS = ("engine", "prompt", "negative_prompt", "steps", "guidance"
 
 
 def duplicate_images(connection: Connection, settings: Settings, limit: int) -> Sequence[Row[Any]]:
-    """Images made twice, the most often made first: `ALIKE`, images, first_path, last_path.
+    """Return images made twice, the most frequent first: `SAME_IMAGE_COLUMNS`, images, first_path, last_path.
 
-    Each row says too how many such groups there are and how many images they have together: groups, of_groups.
-    An image without a known seed is nobody's duplicate.
+    Each row has also the number of such groups and of their images: groups, of_groups. An image without a seed is no
+    duplicate.
     """
     values = {name: _images[name] for name in SAME_IMAGE_COLUMNS} | {"prompt": prompt_column(settings).label("prompt")}
     # Seeds are mostly drawn at random: few occur twice, and only of those is the rest compared. Found once:
     # Postgres would find them again in each of its workers.
-    repeated_seeds = (
-        select(_images.seed).where(_images.seed.is_not(None)).group_by(_images.seed).having(func.count() > 1)
-    )
-    seeds = repeated_seeds.cte("seeds").prefix_with("MATERIALIZED")
-    candidates = select(*values.values(), _images.image_path).where(_images.seed.in_(select(seeds))).subquery("made").c
+    seeds = select(_images.seed).where(_images.seed.is_not(None)).group_by(_images.seed).having(func.count() > 1)
+    repeated = select(seeds.cte("seeds").prefix_with("MATERIALIZED"))
+    candidates = select(*values.values(), _images.image_path).where(_images.seed.in_(repeated)).subquery("made").c
     same_columns, images = [candidates[name] for name in SAME_IMAGE_COLUMNS], func.count()
     paths = func.min(candidates.image_path).label("first_path"), func.max(candidates.image_path).label("last_path")
     totals = func.count().over().label("groups"), func.sum(images).over().label("of_groups")
-    statement = (
-        select(*same_columns, images.label("images"), *paths, *totals).group_by(*same_columns).having(images > 1)
-    )
-    return connection.execute(statement.order_by(images.desc(), *same_columns).limit(limit)).all()
+    statement = select(*same_columns, images.label("images"), *paths, *totals).group_by(*same_columns)
+    return connection.execute(statement.having(images > 1).order_by(images.desc(), *same_columns).limit(limit)).all()

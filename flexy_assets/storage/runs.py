@@ -1,7 +1,4 @@
-"""Sweeps and images: the rows of `bench_runs` and `bench_run_results`.
-
-Every function takes a connection in a transaction.
-"""
+"""Sweeps and images: `bench_runs` and `bench_run_results`. Every function takes a connection in a transaction."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ from sqlalchemy import ColumnElement, Connection, Text, Uuid, func, select
 
 from flexy_assets.storage.sql import upsert, utc_now
 from flexy_assets.storage.tables import bench_run_results, bench_runs
+from resources.chunks import split_chunks
 from resources.settings import Settings
 
-PLAN_KEYS = {"engine", "prompts", "steps", "seed"}
-"""Settings that every plan of Flexy has."""
+PLAN_KEYS = {"engine", "prompts", "steps", "seed"}  # of every plan of Flexy
 
 
 @dataclass(frozen=True)
@@ -35,10 +32,7 @@ class SweepRow:
 def save_sweep(
     connection: Connection, run_id: UUID, engine: str, target: int | None, plan: Mapping[str, Any] | None
 ) -> None:
-    """Add a run, or raise the target of one that is there (its plan's settings stay comparable by the caller).
-
-    One whose images are made as they are asked for has neither target nor plan.
-    """
+    """Add a sweep, or raise its target; one whose images are made one by one has neither target nor plan."""
     values = {"engine": engine, "target": target, "plan": json.dumps(plan, sort_keys=True) if plan else None}
     statement = upsert(connection, bench_runs).values(id=run_id, created_at=utc_now(), **values)
     connection.execute(statement.on_conflict_do_update(index_elements=["id"], set_=values))
@@ -61,19 +55,16 @@ def _parse_plan(text: str | None) -> dict[str, Any] | None:
 
 def find_existing_images(connection: Connection, image_ids: Collection[UUID]) -> set[UUID]:
     """Return those of `image_ids` that have a row."""
-    wanted, found = list(image_ids), set()
-    for start in range(0, len(wanted), 500):
-        ids = select(bench_run_results.c.id).where(bench_run_results.c.id.in_(wanted[start : start + 500]))
-        found |= set(connection.scalars(ids))
-    return found
+    ids = bench_run_results.c.id
+    chunks = split_chunks(list(image_ids), 500)
+    return {each for chunk in chunks for each in connection.scalars(select(ids).where(ids.in_(chunk)))}
 
 
 def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to `bench_run_results`; one that is already there is left as it is."""
-    if not rows:
-        return
-    statement = upsert(connection, bench_run_results).on_conflict_do_nothing(index_elements=["id"])
-    connection.execute(statement, [{"created_at": utc_now(), **row} for row in rows])
+    if rows:
+        statement = upsert(connection, bench_run_results).on_conflict_do_nothing(index_elements=["id"])
+        connection.execute(statement, [{"created_at": utc_now(), **row} for row in rows])
 
 
 def in_model_set(models: str) -> ColumnElement[bool]:

@@ -1,7 +1,4 @@
-"""Scores: which are missing, how outcomes are recorded, and the tables made of them.
-
-Every function takes a connection in a transaction.
-"""
+"""Missing scores, how outcomes are recorded, and score tables. Every function takes a connection in a transaction."""
 
 from __future__ import annotations
 
@@ -14,34 +11,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Exists,
-    FromClause,
-    Numeric,
-    Select,
-    Text,
-    Uuid,
-    and_,
-    case,
-    exists,
-    func,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Exists, Select, and_, case, exists, func, or_, select, update
 
+from flexy_assets.storage import tables
 from flexy_assets.storage.runs import in_model_set, prompt_column
 from flexy_assets.storage.sql import upsert, utc_now
-from flexy_assets.storage.tables import (
-    METRIC_COLUMNS,
-    bench_run_results,
-    image_embeddings,
-    image_scores,
-    lacks_any_score,
-    unsettled,
-)
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_embeddings, image_scores
 from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
@@ -49,15 +24,8 @@ from resources.settings import Settings
 if TYPE_CHECKING:
     import polars as pl
 
-if TYPE_CHECKING:
-    import polars as pl
-
-MAX_ATTEMPTS = 3
-"""Attempts at a score that fails; after them it waits for a rescore request."""
-
-
-EMBEDDING_METRIC = "clip_embedding"
-"""The metric name of embedding failures in `image_scores`."""
+MAX_ATTEMPTS = 3  # at a score that fails; after them it waits for a rescore request
+EMBEDDING_METRIC = "clip_embedding"  # of embedding failures in `image_scores`
 
 
 @dataclass(frozen=True)
@@ -90,13 +58,9 @@ def metric_value(metric: str) -> ColumnElement[float | None]:
     """Return an image's value of `metric`: from its column or, for a metric without one, from `image_scores`."""
     if metric in METRIC_COLUMNS:
         return bench_run_results.c[metric]
-    kept = image_scores.alias(f"kept_{metric}")
-    return (
-        select(kept.c.value)
-        .where(kept.c.image_id == bench_run_results.c.id, kept.c.metric == metric)
-        .scalar_subquery()
-        .label(metric)
-    )
+    outcome = image_scores.alias(f"kept_{metric}").c
+    mine = outcome.image_id == bench_run_results.c.id, outcome.metric == metric
+    return select(outcome.value).where(*mine).scalar_subquery().label(metric)
 
 
 def has_outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
@@ -106,9 +70,7 @@ def has_outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
 
 
 # Success clears the error; that the outcome is unsettled is said again for the index of those.
-ATTEMPTS_EXHAUSTED = and_(unsettled, image_scores.c.error.is_not(None), image_scores.c.attempts >= MAX_ATTEMPTS)
-
-
+ATTEMPTS_EXHAUSTED = and_(tables.unsettled, image_scores.c.error.is_not(None), image_scores.c.attempts >= MAX_ATTEMPTS)
 RESCORE_REQUESTED = and_(image_scores.c.rescore.is_not(None), image_scores.c.attempts < MAX_ATTEMPTS)
 
 
@@ -138,8 +100,8 @@ class PendingImages:
 
     def count(self, connection: Connection, batches: Sequence[str]) -> int:
         """Return how many there are in these batches."""
-        found = self.images.where(bench_run_results.c.batch.in_(batches)).order_by(None)
-        return connection.scalar(found.with_only_columns(func.count(bench_run_results.c.id))) or 0
+        images = self.images.where(bench_run_results.c.batch.in_(batches)).order_by(None)
+        return connection.scalar(images.with_only_columns(func.count(bench_run_results.c.id))) or 0
 
 
 def select_scorable_images(settings: Settings) -> Select[Any]:
@@ -162,6 +124,7 @@ def select_pending_scores(metric: str, settings: Settings, rests_on: str | None 
 
 
 def is_embedded(encoder: str) -> Exists:
+    """Return whether the encoder's vector of the image is stored."""
     vectors = image_embeddings.c
     return exists().where(vectors.image_id == bench_run_results.c.id, vectors.encoder == encoder)
 
@@ -173,7 +136,7 @@ def count_missing_scores(connection: Connection, settings: Settings) -> dict[str
     mine = and_(images.c.batch.is_not(None), in_model_set(settings.models))
     # Answered from an index of the rows that lack a score, in one pass for all metrics.
     missing_counts = [(func.count() - func.count(images.c[name])).label(name) for name in METRIC_COLUMNS]
-    counted = select(images.c.batch, *missing_counts).where(lacks_any_score, mine).group_by(images.c.batch)
+    counted = select(images.c.batch, *missing_counts).where(tables.lacks_any_score, mine).group_by(images.c.batch)
     for batch, *counts in connection.execute(counted):
         for metric, count in zip(METRIC_COLUMNS, counts, strict=True):
             found[metric][batch] += count
@@ -238,20 +201,18 @@ def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Se
     connection.execute(statement)
 
 
-def _scores_relation(connection: Connection, scores: Sequence[ScoredImage]) -> FromClause:
+def _scores_relation(connection: Connection, scores: Sequence[ScoredImage]) -> sa.FromClause:
     """Return the scores as a relation of image_id, value and error, so that one statement writes them all."""
     rows = [{"image_id": s.image_id.hex, "value": s.value, "error": s.error} for s in scores]
     # An existing NUMERIC column keeps every digit, which it would not of a FLOAT.
-    columns: dict[str, Any] = {"image_id": Uuid, "value": Numeric(asdecimal=False), "error": Text}
+    columns: dict[str, Any] = {"image_id": sa.Uuid, "value": sa.Numeric(asdecimal=False), "error": sa.Text}
     if connection.dialect.name == "postgresql":
         typed = [sa.column(name, kind) for name, kind in columns.items()]
         given = func.json_to_recordset(sa.cast(rows, sa.JSON)).table_valued(*typed, name="given")
         return given.render_derived(with_types=True)
-    each = func.json_each(json.dumps(rows)).table_valued("value", name="each")
-    fields = (
-        sa.type_coerce(func.json_extract(each.c.value, f"$.{name}"), kind).label(name) for name, kind in columns.items()
-    )
-    return select(*fields).subquery("given")
+    entry = func.json_each(json.dumps(rows)).table_valued("value", name="each").c.value
+    fields = {name: sa.type_coerce(func.json_extract(entry, f"$.{name}"), kind) for name, kind in columns.items()}
+    return select(*(field.label(name) for name, field in fields.items())).subquery("given")
 
 
 @dataclass(frozen=True)
@@ -272,7 +233,7 @@ def request_rescore(
 ) -> RescoreRequest:
     """Request that the metric of these sweeps (or of all) is computed again; with `failed`, only where it failed.
 
-    A score that is there stays until its new one is measured. With `only_count` nothing is asked for.
+    An existing score stays until its new one is measured. With `only_count` nothing is requested.
     """
     images = bench_run_results.c
     mine = [in_model_set(settings.models)] + ([images.run_id.in_(list(run_ids))] if run_ids else [])
@@ -293,33 +254,19 @@ def request_rescore(
         of_images = image_scores.c.image_id.in_(lacking if failed else every)
         connection.execute(try_again.where(image_scores.c.metric == EMBEDDING_METRIC, of_images))
     if not failed:
-        row = {
-            "metric": metric.name,
-            "attempts": 0,
-            "scorer": "not recorded",
-            "scored_at": utc_now(),
-            "rescore": utc_now(),
-        }
-        names = ["image_id", "value", *row]
+        row = {"metric": metric.name, "attempts": 0, "scorer": "not recorded"}
+        row |= dict.fromkeys(("scored_at", "rescore"), utc_now())
         values = (sa.literal(value, image_scores.c[name].type) for name, value in row.items())
-        chosen = scored.with_only_columns(images.id, metric_value(metric.name), *values)
-        statement = upsert(connection, image_scores).from_select(names, chosen)
+        rows = scored.with_only_columns(images.id, metric_value(metric.name), *values)
+        statement = upsert(connection, image_scores).from_select(["image_id", "value", *row], rows)
         again = {"rescore": statement.excluded.rescore, "attempts": 0}
         connection.execute(statement.on_conflict_do_update(index_elements=["image_id", "metric"], set_=again))
     return answer
 
 
 SCORES_SCHEMA: dict[str, type] = {
-    "image_id": str,
-    "run_id": str,
-    "batch": str,
-    "engine": str,
-    "prompt": str,
-    "steps": int,
-    "guidance": float,
-    "seed": int,
-    "elapsed_ms": int,
-    "image_path": str,
+    **dict.fromkeys(("image_id", "run_id", "batch", "engine", "prompt"), str),
+    **{"steps": int, "guidance": float, "seed": int, "elapsed_ms": int, "image_path": str},
     **dict.fromkeys(METRICS, float),
 }
 """The columns of `sweep_scores`: one row an image, NULL where a score is missing."""
@@ -335,10 +282,9 @@ def _scores_select(prompt: ColumnElement[str | None]) -> Select[Any]:
 def _read_frame(connection: Connection, statement: Any) -> pl.DataFrame:
     import polars as pl
 
-    rows = [
-        [str(row.image_id), str(row.run_id) if row.run_id else None, *row[2:]] for row in connection.execute(statement)
-    ]
-    return pl.DataFrame(rows, schema=SCORES_SCHEMA, orient="row")
+    rows = connection.execute(statement)
+    texts = [[str(row.image_id), str(row.run_id) if row.run_id else None, *row[2:]] for row in rows]
+    return pl.DataFrame(texts, schema=SCORES_SCHEMA, orient="row")
 
 
 def read_batch(connection: Connection, batch: str) -> pl.DataFrame:
@@ -349,9 +295,9 @@ def read_batch(connection: Connection, batch: str) -> pl.DataFrame:
 def summarize_batch(connection: Connection, metric: str, batch: str) -> dict[str, Any]:
     """Return a batch's number of `images` and of `scored`, and the `lowest`, `mean` and `highest` score."""
     value = metric_value(metric)
-    figures = {"lowest": func.min(value), "mean": func.avg(value), "highest": func.max(value)}
-    columns = [figure.label(name) for name, figure in figures.items()]
-    statement = select(func.count().label("images"), func.count(value).label("scored"), *columns)
+    counts = func.count().label("images"), func.count(value).label("scored")
+    bounds = func.min(value).label("lowest"), func.avg(value).label("mean"), func.max(value).label("highest")
+    statement = select(*counts, *bounds)
     return dict(connection.execute(statement.where(bench_run_results.c.batch == batch)).one()._mapping)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Column, ColumnElement, Connection, Integer, and_, exists, func, or_, select
+from sqlalchemy import Connection, Integer, and_, exists, func, or_, select
 
 from flexy_assets.storage.runs import in_model_set, list_sweeps
 from flexy_assets.storage.scores import EMBEDDING_METRIC, MAX_ATTEMPTS, metric_value
@@ -53,47 +53,34 @@ def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
 
     Failed are those whose last attempt ended in an error; missing are the rest without a value.
     """
-    images = bench_run_results
-    counts: list[Column[Any] | ColumnElement[Any]] = [images.c.run_id, images.c.engine, func.count().label("images")]
-    counts += [func.count(metric_value(name)).label(name) for name in METRICS]
-    by_run = select(*counts).group_by(images.c.run_id, images.c.engine)
-    oldest = func.min(images.c.created_at).nulls_last()
-    grouped = connection.execute(by_run.order_by(oldest, images.c.run_id, images.c.engine)).all()
+    images = bench_run_results.c
+    group, metric = (images.run_id, images.engine), image_scores.c.metric
+    values = [func.count(metric_value(name)) for name in METRICS]
+    by_run = select(*group, func.count(), *values).group_by(*group)
+    grouped = connection.execute(by_run.order_by(func.min(images.created_at).nulls_last(), *group)).all()
 
     failures = connection.execute(
-        select(images.c.run_id, images.c.engine, image_scores.c.metric, func.count().cast(Integer))
-        .join(image_scores, image_scores.c.image_id == images.c.id)
+        select(*group, metric, func.count().cast(Integer))
+        .join(image_scores, image_scores.c.image_id == images.id)
         .where(unsettled, _FAILED)
         # Somebody else may have filled the column since.
-        .where(or_(*(and_(image_scores.c.metric == name, metric_value(name).is_(None)) for name in METRICS)))
-        .group_by(images.c.run_id, images.c.engine, image_scores.c.metric)
+        .where(or_(*(and_(metric == name, metric_value(name).is_(None)) for name in METRICS)))
+        .group_by(*group, metric)
     )
-    failed = {(run_id, engine, metric): count for run_id, engine, metric, count in failures}
-    known = {run.id: run for run in list_sweeps(connection)}
-    table = [
-        {
-            "run": str(row.run_id) if row.run_id else None,
-            "engine": row.engine,
-            "images": row.images,
-            "target": known[row.run_id].target if row.run_id in known else None,
-        }
-        | {
-            name: {
-                "scored": getattr(row, name),
-                "missing": row.images - getattr(row, name) - failed.get((row.run_id, row.engine, name), 0),
-                "failed": failed.get((row.run_id, row.engine, name), 0),
-            }
-            for name in METRICS
-        }
-        for row in grouped
-    ]
-    begun = {row.run_id for row in grouped}
-    nothing = {name: {"scored": 0, "missing": 0, "failed": 0} for name in METRICS}
-    return table + [
-        {"run": str(run.id), "engine": run.engine, "images": 0, "target": run.target} | nothing
-        for run in known.values()
-        if run.id not in begun
-    ]
+    failed = {(run_id, engine, name): count for run_id, engine, name, count in failures}
+    sweeps = {sweep.id: sweep for sweep in list_sweeps(connection)}
+    begun = {run_id for run_id, *_ in grouped}
+    empty = [(sweep.id, sweep.engine, 0, *(0 for _ in METRICS)) for sweep in sweeps.values() if sweep.id not in begun]
+    table = []
+    for run_id, engine, count, *scored in [*grouped, *empty]:
+        target = sweeps[run_id].target if run_id in sweeps else None
+        entry = {"run": str(run_id) if run_id else None, "engine": engine, "images": count, "target": target}
+        for name, value in zip(METRICS, scored, strict=True):
+            failures_of_metric = failed.get((run_id, engine, name), 0)
+            missing = count - value - failures_of_metric
+            entry[name] = {"scored": value, "missing": missing, "failed": failures_of_metric}
+        table.append(entry)
+    return table
 
 
 def status_totals(connection: Connection) -> dict[str, int]:
@@ -138,9 +125,9 @@ def newest_images(connection: Connection, count: int = 10) -> list[dict[str, Any
 
 
 def failed_scores(connection: Connection, limit: int | None = None) -> list[dict[str, Any]]:
-    """Return scores and embeddings whose last attempt failed, with the error; the latest first.
+    """Return scores and embeddings whose last attempt failed, with the error, the latest first.
 
-    `given_up` are those without attempts left, which wait for `flexy rescore --failed`.
+    `given_up` have no attempts left and wait for `flexy rescore --failed`.
     """
     images, outcome = bench_run_results.c, image_scores.c
     # By the encoder that failed: it may have succeeded since.
@@ -159,17 +146,9 @@ def failed_scores(connection: Connection, limit: int | None = None) -> list[dict
         .limit(limit)
     )
     return [
-        {
-            "image": str(row.id),
-            "run": str(row.run_id) if row.run_id else None,
-            "engine": row.engine,
-            "image_path": row.image_path,
-            "metric": row.metric,
-            "attempts": row.attempts,
-            "given_up": row.attempts >= MAX_ATTEMPTS,
-            "error": row.error,
-            "tried_at": row.scored_at.isoformat(),
-        }
+        {"image": str(row.id), "run": str(row.run_id) if row.run_id else None}
+        | {name: row._mapping[name] for name in ("engine", "image_path", "metric", "attempts")}
+        | {"given_up": row.attempts >= MAX_ATTEMPTS, "error": row.error, "tried_at": row.scored_at.isoformat()}
         for row in connection.execute(statement)
     ]
 

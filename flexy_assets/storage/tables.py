@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    TIMESTAMP,
-    BigInteger,
-    Boolean,
-    Column,
-    Float,
-    ForeignKey,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    Uuid,
-    or_,
-)
+import sqlalchemy as sa
+from sqlalchemy import TIMESTAMP, BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table, Text, Uuid, or_
 
 from resources.metrics.sweep import METRICS
 
-metadata = MetaData()
+metadata = sa.MetaData()
 
 METRIC_COLUMNS = tuple(name for name, metric in METRICS.items() if metric.column)
 """The metrics that have a column in `bench_run_results`; the others are in `image_scores`."""
@@ -64,23 +48,17 @@ bench_run_results = Table(
     Column("image_sha256", String(64)),
     Index("ix_bench_run_results_batch", "batch"),
 )
-_images = bench_run_results.c
 
-lacks_any_score = or_(*(_images[name].is_(None) for name in METRIC_COLUMNS))
-"""Whether a row is in the index below: a query that says this too is answered from it."""
 
-Index(
-    "ix_bench_run_results_unscored",
-    *(_images[name] for name in ("batch", "engine", *METRIC_COLUMNS)),
-    postgresql_where=lacks_any_score,
-    sqlite_where=lacks_any_score,
-)
-Index(
-    "ix_bench_run_results_unbatched",
-    *(_images[name] for name in ("run_id", "created_at", "id")),
-    postgresql_where=_images.batch.is_(None),
-    sqlite_where=_images.batch.is_(None),
-)
+def _partial_index(table: Table, suffix: str, columns: tuple[str, ...], condition: sa.ColumnElement[bool]) -> None:
+    """Index the rows that meet the condition; only a query that says the condition too is answered from it."""
+    name = f"ix_{table.name}_{suffix}"
+    Index(name, *(table.c[each] for each in columns), postgresql_where=condition, sqlite_where=condition)
+
+
+lacks_any_score = or_(*(bench_run_results.c[name].is_(None) for name in METRIC_COLUMNS))
+_partial_index(bench_run_results, "unscored", ("batch", "engine", *METRIC_COLUMNS), lacks_any_score)
+_partial_index(bench_run_results, "unbatched", ("run_id", "created_at", "id"), bench_run_results.c.batch.is_(None))
 
 # The following tables refer to images without a foreign key: one would need rights on a table of another owner,
 # and keep them from deleting images of theirs.
@@ -98,22 +76,15 @@ image_scores = Table(
     Column("rescore", TIMESTAMP, comment="when a person asked for the value to be replaced; NULL once it was"),
 )
 unsettled = or_(image_scores.c.value.is_(None), image_scores.c.rescore.is_not(None))
-"""Whether an outcome is in the index below: a failure, or a value that is to be replaced."""
-
-Index(
-    "ix_image_scores_unsettled",
-    image_scores.c.metric,
-    image_scores.c.image_id,
-    postgresql_where=unsettled,
-    sqlite_where=unsettled,
-)
+"""Whether an outcome is a failure, or a value that is to be replaced."""
+_partial_index(image_scores, "unsettled", ("metric", "image_id"), unsettled)
 
 image_embeddings = Table(
     "image_embeddings",
     metadata,
     Column("image_id", Uuid, primary_key=True),
     Column("encoder", String(200), primary_key=True),
-    Column("vector", LargeBinary, nullable=False, comment="float32, little-endian, L2-normalised"),
+    Column("vector", sa.LargeBinary, nullable=False, comment="float32, little-endian, L2-normalised"),
 )
 
 text_embeddings = Table(
@@ -121,7 +92,7 @@ text_embeddings = Table(
     metadata,
     Column("prompt_sha256", String(64), primary_key=True),
     Column("encoder", String(200), primary_key=True),
-    Column("vector", LargeBinary, nullable=False, comment="float32, little-endian, L2-normalised"),
+    Column("vector", sa.LargeBinary, nullable=False, comment="float32, little-endian, L2-normalised"),
 )
 
 edit_runs = Table(
@@ -170,13 +141,13 @@ edit_candidates = Table(
     Column("nfe", Integer, nullable=False, comment="denoising steps run for this row, by the editor's own count"),
     Column("image_path", Text, comment="relative to FLEXY_IMAGES; NULL where it could not be made"),
     Column("image_sha256", String(64)),
-    Column("latents", LargeBinary, comment="of a preview, for as long as it may be carried on: NumPy's format"),
+    Column("latents", sa.LargeBinary, comment="of a preview, for as long as it may be carried on: NumPy's format"),
     Column("error", Text, comment="why it could not be made"),
     Column("elapsed_ms", Integer, comment="wall time of the editor's call, divided by the candidates in it"),
     Column("images_in_call", Integer),
     Column("scored_ms", Integer, comment="the same of its selecting metrics"),
     Column("created_at", TIMESTAMP, nullable=False),
-    UniqueConstraint("task", "method", "budget", "name", "until"),
+    sa.UniqueConstraint("task", "method", "budget", "name", "until"),
 )
 """A row a candidate and step that was looked at; its scores are in `image_scores`, by its id."""
 
@@ -235,7 +206,7 @@ face_swaps = Table(
     Column("outcome", String(50), nullable=False, comment="swapped, no face in the scene, …"),
     Column("reason", Text),
     Column("faces", Integer, comment="how many the scene has"),
-    Column("at_edge", Boolean, comment="whether the face that was meant touches the scene's edge"),
+    Column("at_edge", sa.Boolean, comment="whether the face that was meant touches the scene's edge"),
     Column("box", Text, comment="of that face: JSON, left, top, right and bottom in pixels"),
     Column("identity_before", Float, comment="cosine of its embedding and the character's"),
     Column("identity_after", Float),

@@ -26,10 +26,7 @@ def upgrade() -> None:
         sa.Column("seed", sa.Integer),
         sa.Column("elapsed_ms", sa.Integer),
         sa.Column("image_path", sa.Text),
-        sa.Column("clip_score", sa.Float),
-        sa.Column("aesthetic_score", sa.Float),
-        sa.Column("aes_v2_score", sa.Float),
-        sa.Column("hps_v2_score", sa.Float),
+        *(sa.Column(name, sa.Float) for name in ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")),
         sa.Column("created_at", sa.TIMESTAMP),
         sa.Column("prompt", sa.Text),
         sa.Column("negative_prompt", sa.Text),
@@ -39,8 +36,8 @@ def upgrade() -> None:
         sa.Column("images_in_call", sa.Integer),
         sa.Column("image_sha256", sa.String(64)),
     )
-    op.create_index("ix_bench_run_results_batch", "bench_run_results", ["batch"], if_not_exists=True)
-    op.create_index("ix_bench_run_results_run_id", "bench_run_results", ["run_id"], if_not_exists=True)
+    for name in ("batch", "run_id"):
+        op.create_index(f"ix_bench_run_results_{name}", "bench_run_results", [name], if_not_exists=True)
     op.create_table(
         "image_scores",
         sa.Column("image_id", sa.Uuid, primary_key=True),
@@ -51,18 +48,14 @@ def upgrade() -> None:
         sa.Column("scorer", sa.Text, nullable=False),
         sa.Column("scored_at", sa.TIMESTAMP, nullable=False),
     )
-    op.create_table(
-        "image_embeddings",
-        sa.Column("image_id", sa.Uuid, primary_key=True),
-        sa.Column("encoder", sa.String(200), primary_key=True),
-        sa.Column("vector", sa.LargeBinary, nullable=False),
-    )
-    op.create_table(
-        "text_embeddings",
-        sa.Column("prompt_sha256", sa.String(64), primary_key=True),
-        sa.Column("encoder", sa.String(200), primary_key=True),
-        sa.Column("vector", sa.LargeBinary, nullable=False),
-    )
+    for table, key in (("image", sa.Column("image_id", sa.Uuid)), ("text", sa.Column("prompt_sha256", sa.String(64)))):
+        op.create_table(
+            f"{table}_embeddings",
+            key,
+            sa.Column("encoder", sa.String(200)),
+            sa.Column("vector", sa.LargeBinary, nullable=False),
+            sa.PrimaryKeyConstraint(key.name, "encoder"),
+        )
 
 
 def _have(table: str, *columns: sa.Column) -> None:
@@ -72,7 +65,7 @@ def _have(table: str, *columns: sa.Column) -> None:
     if not inspector.has_table(table):
         op.create_table(table, *columns)
         return
-    there = {column["name"] for column in inspector.get_columns(table)}
+    existing = {column["name"] for column in inspector.get_columns(table)}
     for column in columns:
-        if column.name not in there:
+        if column.name not in existing:
             op.add_column(table, sa.Column(column.name, column.type))

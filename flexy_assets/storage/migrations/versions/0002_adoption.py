@@ -1,5 +1,7 @@
 """Indexes for what is missing, and nothing that ties somebody else's table to ours."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import context, op
 
@@ -16,23 +18,12 @@ def upgrade() -> None:
         for table in ("image_scores", "image_embeddings"):
             op.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {table}_image_id_fkey")
     op.add_column("image_scores", sa.Column("rescore", sa.TIMESTAMP))
-    _index(
-        "bench_run_results",
-        "unscored",
-        ("batch", "engine", "clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score"),
-        UNSCORED,
-    )
+    scores = ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")
+    _index("bench_run_results", "unscored", ("batch", "engine", *scores), UNSCORED)
     _index("bench_run_results", "unbatched", ("run_id", "created_at", "id"), "batch IS NULL")
     _index("image_scores", "unsettled", ("metric", "image_id"), UNSETTLED)
 
 
 def _index(table: str, name: str, columns: tuple[str, ...], where: str) -> None:
-    condition = sa.text(where)
-    op.create_index(
-        f"ix_{table}_{name}",
-        table,
-        list(columns),
-        if_not_exists=True,
-        postgresql_where=condition,
-        sqlite_where=condition,
-    )
+    partial: Any = dict.fromkeys(("postgresql_where", "sqlite_where"), sa.text(where))
+    op.create_index(f"ix_{table}_{name}", table, list(columns), if_not_exists=True, **partial)

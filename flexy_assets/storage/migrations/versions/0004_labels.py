@@ -15,11 +15,9 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(64), nullable=False),
         sa.Column("fetched_at", sa.TIMESTAMP, nullable=False),
     )
-    pictures = [
-        sa.Column(f"{name}_{of}", kind)
-        for name in ("image", "mask", "character", "final")
-        for of, kind in (("path", sa.Text), ("sha256", sa.String(64)))
-    ]
+    kinds = (("path", sa.Text), ("sha256", sa.String(64)))
+    names = ("image", "mask", "character", "final")
+    pictures = [sa.Column(f"{name}_{suffix}", kind) for name in names for suffix, kind in kinds]
     op.create_table(
         "label_tasks",
         sa.Column("id", sa.Uuid, primary_key=True),
@@ -56,14 +54,8 @@ def upgrade() -> None:
         sa.Column("elapsed_ms", sa.Integer),
         sa.Column("created_at", sa.TIMESTAMP, nullable=False),
     )
-    for column in (
-        sa.Column("mask_path", sa.Text),
-        sa.Column("mask_sha256", sa.String(64)),
-        sa.Column("reference_path", sa.Text),
-        sa.Column("reference_sha256", sa.String(64)),
-        sa.Column("label_digest", sa.String(64)),
-    ):
-        op.add_column("edit_tasks", column)
+    for name in ("mask_path", "mask_sha256", "reference_path", "reference_sha256", "label_digest"):
+        op.add_column("edit_tasks", sa.Column(name, sa.Text if name.endswith("_path") else sa.String(64)))
     _refer("edit_tasks", "label_task", "label_tasks")
     op.create_index("ix_edit_tasks_label_task", "edit_tasks", ["label_task"])
     op.create_table(

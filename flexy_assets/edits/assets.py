@@ -11,7 +11,7 @@ import polars as pl
 from flexy_assets.edits import comparison, metrics, plots, results, sources
 from flexy_assets.edits.plan import METHODS, Comparison
 from flexy_assets.edits.report import build
-from flexy_assets.edits.search.eacps import EacpsParameters
+from flexy_assets.edits.search.eacps import EacpsParameters, plan_from_config
 from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.edits.tasks import EditTask, read_tasks
 from flexy_assets.partitions import edit_batches, report_partition
@@ -75,22 +75,8 @@ class EditConfig(dg.Config):
         """Return the plan. Raises `BadInputError` that names the invalid setting."""
         editor = self.editor or next(iter(registry.model_names("editor", settings)))
         entry = registry.find_model(editor, "editor", settings)
-        return Comparison(
-            editor=entry.name,
-            steps=self.steps or entry.steps,
-            guidance=self.guidance or entry.guidance,
-            tasks=tasks,
-            negative_prompt=self.negative_prompt,
-            budgets=tuple(self.budgets),
-            seed=self.seed,
-            ttflux=self.ttflux,
-            choose=self.choose,
-            reproduce=self.reproduce,
-            alpha=self.alpha,
-            beta=self.beta,
-            eacps=EacpsParameters.from_config(self),
-            batch_size=self.batch_size,
-        )
+        own = {"steps": self.steps or entry.steps, "guidance": self.guidance or entry.guidance, "tasks": tasks}
+        return plan_from_config(Comparison, self, editor=entry.name, budgets=tuple(self.budgets), **own)
 
     def read_tasks(self) -> tuple[Path, list[EditTask], list[str]]:
         """Return the folder of the images, the tasks, and the skipped lines with the reason."""

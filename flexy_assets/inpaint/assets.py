@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from flexy_assets.edits.search.eacps import EacpsParameters
+from flexy_assets.edits.search.eacps import EacpsParameters, plan_from_config
 from flexy_assets.inpaint import import_tasks, metrics, push_predictions, refine, review
 from flexy_assets.inpaint.import_tasks import TaskImporter, TaskSource
 from flexy_assets.inpaint.plan import SWAP_NAME, InpaintPlan
@@ -30,13 +30,11 @@ from resources.label_studio.client import LabelStudioClient, LabelStudioError
 from resources.models import registry
 from resources.settings import Settings
 
-_BATCHED: dict[str, Any] = {"partitions_def": label_batches, "backfill_policy": dg.BackfillPolicy.single_run()}
-_GPU: dict[str, Any] = {"pool": "gpu"}
-MAX_SHEET_TASKS = 6
-"""Tasks on a partition's contact sheet."""
+_GROUP: Any = {"group_name": "labels"}
+_BATCHED: Any = _GROUP | {"partitions_def": label_batches, "backfill_policy": dg.BackfillPolicy.single_run()}
+_GPU: Any = _BATCHED | {"pool": "gpu"}
 
-MAX_IMPORT_SHEET_TASKS = 24
-"""Tasks on the contact sheet of an import."""
+MAX_SHEET_TASKS, MAX_IMPORT_SHEET_TASKS = 6, 24  # on the contact sheets of a partition and of an import
 
 
 class LabelConfig(dg.Config):
@@ -72,9 +70,7 @@ class LabelConfig(dg.Config):
         return import_tasks.source_from_project(studio, int(project or 0)).only(self.task_ids, f"project {project}")
 
 
-@dg.asset(
-    group_name="labels", kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(labels.LABEL_TASKS_SCHEMA)
-)
+@dg.asset(kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(labels.LABEL_TASKS_SCHEMA), **_GROUP)
 def label_tasks(context: dg.AssetExecutionContext, config: LabelConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """Scene, mask, character and human verdicts of each Label Studio task. Materializing it imports tasks."""
     migrate(work.database)
@@ -136,24 +132,11 @@ class InpaintConfig(dg.Config):
         """Return the plan. Raises `BadInputError` that names the invalid setting."""
         editor = self.editor or registry.find_face_editor(settings)
         if editor is None:
-            return InpaintPlan(
-                SWAP_NAME, steps=1, guidance=1.0, budget=0, alpha=self.alpha, beta=self.beta, gamma=self.gamma
-            )
+            weights: Any = {"alpha": self.alpha, "beta": self.beta, "gamma": self.gamma}
+            return InpaintPlan(SWAP_NAME, steps=1, guidance=1.0, budget=0, **weights)
         entry = registry.find_model(editor, "editor", settings)
-        return InpaintPlan(
-            editor=entry.name,
-            steps=self.steps or entry.steps,
-            guidance=self.guidance or entry.guidance,
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-            budget=self.budget,
-            widen=self.widen,
-            seed=self.seed,
-            alpha=self.alpha,
-            beta=self.beta,
-            gamma=self.gamma,
-            eacps=EacpsParameters.from_config(self),
-        )
+        own = {"steps": self.steps or entry.steps, "guidance": self.guidance or entry.guidance}
+        return plan_from_config(InpaintPlan, self, editor=entry.name, **own)
 
 
 def _read_tasks(database: Database, batches: Sequence[str]) -> list[labels.LabelTaskRow]:
@@ -162,7 +145,7 @@ def _read_tasks(database: Database, batches: Sequence[str]) -> list[labels.Label
         return labels.label_tasks_of(connection, batches)
 
 
-@dg.asset(group_name="labels", kinds={"onnx", "table"}, deps=[label_tasks], **_BATCHED, **_GPU)
+@dg.asset(kinds={"onnx", "table"}, deps=[label_tasks], **_GPU)
 def face_swaps(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """The character's face instead of the one at the mask, and the similarity of both before and after."""
     tasks = _read_tasks(work.database, context.partition_keys)
@@ -190,7 +173,7 @@ def _rows_of_batch(rows: Sequence[EditTaskRow], batch: str) -> list[EditTaskRow]
     return [row for row in rows if row.batch.partition("_")[2] == batch]
 
 
-@dg.asset(group_name="labels", kinds={"diffusers", "table"}, deps=[face_swaps], **_BATCHED, **_GPU)
+@dg.asset(kinds={"diffusers", "table"}, deps=[face_swaps], **_GPU)
 def inpaint_candidates(context: dg.AssetExecutionContext, config: InpaintConfig, work: dg.ResourceParam[Work]) -> None:
     """Every refinement of each swapped face by EACPS, and the unrefined swap, with their scores."""
     plan = config.plan(work.settings)
@@ -215,7 +198,7 @@ def inpaint_candidates(context: dg.AssetExecutionContext, config: InpaintConfig,
         report_partition(context, batch, metadata | sheet)
 
 
-@dg.asset(group_name="labels", kinds={"vlm", "table"}, deps=[inpaint_candidates], **_BATCHED, **_GPU)
+@dg.asset(kinds={"vlm", "table"}, deps=[inpaint_candidates], **_GPU)
 def inpaint_judgements(context: dg.AssetExecutionContext, config: InpaintConfig, work: dg.ResourceParam[Work]) -> None:
     """Scores of each candidate by the judge in FLEXY_JUDGE; unanswered ones are asked again by the next run."""
     plan = config.plan(work.settings)
@@ -227,14 +210,11 @@ def inpaint_judgements(context: dg.AssetExecutionContext, config: InpaintConfig,
         ids = {row.id for row in _rows_of_batch(rows, batch)}
         finished = [candidate for candidate in candidates if candidate.task in ids and candidate.finished]
         answered = [candidate.scores.get(metrics.JUDGE_METRICS[0]) is not None for candidate in finished]
-        report_partition(
-            context,
-            batch,
-            {"judge": judge or "none", "answered": sum(answered), "unanswered": len(answered) - sum(answered)},
-        )
+        counts = {"answered": sum(answered), "unanswered": len(answered) - sum(answered)}
+        report_partition(context, batch, {"judge": judge or "none"} | counts)
 
 
-@dg.asset(group_name="labels", kinds={"table"}, deps=[inpaint_judgements], **_BATCHED, **_GPU)
+@dg.asset(kinds={"table"}, deps=[inpaint_judgements], **_GPU)
 def inpaint_selections(context: dg.AssetExecutionContext, config: InpaintConfig, work: dg.ResourceParam[Work]) -> None:
     """The winner of each task by the judge's scores, or without a judge by those of models."""
     from resources.judges import make_judge
@@ -267,7 +247,7 @@ class PredictionConfig(dg.Config):
     send: bool = True
 
 
-@dg.asset(group_name="labels", kinds={"json"}, deps=[inpaint_selections], **_BATCHED)
+@dg.asset(kinds={"json"}, deps=[inpaint_selections], **_BATCHED)
 def label_predictions(
     context: dg.AssetExecutionContext, config: PredictionConfig, work: dg.ResourceParam[Work]
 ) -> None:
@@ -280,17 +260,15 @@ def label_predictions(
             selected = labels.selected_images(connection, context.partition_keys)
         try:
             if config.send:
-                pusher = push_predictions.PredictionPusher(
-                    work.database, work.store, LabelStudioClient.from_settings(work.settings)
-                )
+                studio = LabelStudioClient.from_settings(work.settings)
+                pusher = push_predictions.PredictionPusher(work.database, work.store, studio)
                 with progress_bar("predictions", len(selected), " tasks") as bar:
                     counts = pusher.run(selected, config.model_version, bar.update)
         finally:
             file = _write_predictions(work.database, work.settings, config.model_version)
     work.results["label_predictions"] = counts
     for batch in context.partition_keys:
-        own = counts.get(batch, Counter())
-        outcomes = {name: own[name] for name in push_predictions.OUTCOMES}
+        outcomes = {name: counts.get(batch, Counter())[name] for name in push_predictions.OUTCOMES}
         winners = sum(image.task.batch == batch for image in selected)
         report_partition(context, batch, {"selected": winners, **outcomes, "file": dg.MetadataValue.path(file)})
 
@@ -298,45 +276,41 @@ def label_predictions(
 def _write_predictions(database: Database, settings: Settings, model_version: str) -> Path:
     """Write all winners in Label Studio's import format; return the file."""
     with database.begin(reading=True) as connection:
-        document = push_predictions.prediction_document(
-            labels.selected_images(connection), labels.sent_predictions(connection), model_version
-        )
+        selected, sent = labels.selected_images(connection), labels.sent_predictions(connection)
+    document = push_predictions.prediction_document(selected, sent, model_version)
     path = settings.tables / "label_predictions.json"
     write_atomically(path, json.dumps(document, indent=1, ensure_ascii=False).encode())
     return path
 
 
-@dg.asset(
-    group_name="labels",
-    kinds={"scipy", "parquet"},
-    deps=[label_predictions],
-    metadata=columns.column_schema_metadata(review.AGREEMENT_SCHEMA),
-)
+_AGREEMENT: Any = _GROUP | {"metadata": columns.column_schema_metadata(review.AGREEMENT_SCHEMA)}
+
+
+@dg.asset(kinds={"scipy", "parquet"}, deps=[label_predictions], **_AGREEMENT)
 def label_review(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """How well the potential and each score agree with the people who reviewed the sent images."""
     migrate(work.database)
     notes = _refresh_verdicts(work.database, work.settings)
     with work.database.begin(reading=True) as connection:
-        tasks = labels.label_tasks_of(connection)
-        reviewed = labels.reviewed_tasks(connection)
-    images = [
-        review.ReviewedTask(task.name, sent.sent_at, scores, task.verdicts)
-        for sent, task, scores in reviewed
-        if sent.sent_at
-    ]
+        verdicts = review.verdict_counts(task.verdicts for task in labels.label_tasks_of(connection))
+        images = [
+            review.ReviewedTask(task.name, sent.sent_at, scores, task.verdicts)
+            for sent, task, scores in labels.reviewed_tasks(connection)
+            if sent.sent_at
+        ]
     if not images:
         notes.append("nothing was sent for review yet: run `flexy inpaint push`")
     summary = review.ReviewSummary(review.count_votes(images), notes)
     work.results["label_review"] = summary
     agreement = review.score_agreement(images, summary.votes)
-    verdicts = [{"verdict": name, "n": n} for name, n in review.verdict_counts(task.verdicts for task in tasks).items()]
+    verdict_rows = [{"verdict": name, "n": n} for name, n in verdicts.items()]
     context.add_output_metadata(
         {
             "agreement": dg.MetadataValue.md(format_markdown_table(agreement.to_dicts())),
             "definitions": f"positive: {review.GOOD_VERDICTS!r} alone; thresholds by Youden's J on the same images, so"
             " the counts are optimistic",
             "images reviewed": summary.reviewed,
-            "verdicts": dg.MetadataValue.md(format_markdown_table(verdicts)),
+            "verdicts": dg.MetadataValue.md(format_markdown_table(verdict_rows)),
             "excluded": summary.excluded,
             "notes": summary.remarks,
         }

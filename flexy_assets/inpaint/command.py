@@ -46,23 +46,13 @@ def import_label_tasks(options: Mapping[str, Any], definitions: Definitions, dat
     result = summary.result
     skipped = [_format_skipped(entry) for entry in summary.skipped]
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in summary.verdicts.items()) or "none"
-    lines = [
-        f"{format_count(result.usable, 'usable task')}: {result.new} new, {result.changed} changed;"
-        f" {format_count(result.fetched, 'image')} fetched",
-        f"verdicts  {verdicts}",
-        *(f"skipped   {line}" for line in skipped),
-        *(f"note      {note}" for note in summary.notes),
-    ]
+    counts = f"{format_count(result.usable, 'usable task')}: {result.new} new, {result.changed} changed;"
+    lines = [f"{counts} {format_count(result.fetched, 'image')} fetched", f"verdicts  {verdicts}"]
+    lines += [f"skipped   {line}" for line in skipped] + [f"note      {note}" for note in summary.notes]
     return {
-        "tasks": result.usable,
-        "new": result.new,
-        "changed": result.changed,
-        "skipped": summary.skipped,
-        "verdicts": summary.verdicts,
-        "notes": summary.notes,
-        "pictures_fetched": result.fetched,
-        "batches": result.batches,
-        "text": "\n".join(lines),
+        **{"tasks": result.usable, "new": result.new, "changed": result.changed},
+        **{name: getattr(summary, name) for name in ("skipped", "verdicts", "notes")},
+        **{"pictures_fetched": result.fetched, "batches": result.batches, "text": "\n".join(lines)},
         "failed": f"{len(skipped)} skipped: {'; '.join(skipped[:5])}" if skipped else "",
     }
 
@@ -81,8 +71,7 @@ def run_inpainting(
     `options` are those of `assets.InpaintConfig`.
     """
     settings = Settings.read()
-    configured = (assets.inpaint_candidates, assets.inpaint_judgements, assets.inpaint_selections)
-    config = {asset.op.name: dict(options) for asset in configured}
+    config = {asset.op.name: dict(options) for asset in LINEAGE[1:]}
     plan = assets.InpaintConfig(**options).plan(settings)
     judged = settings.judge != "none"
     potential = plan.judged if judged else plan.potential
@@ -111,24 +100,18 @@ def run_inpainting(
         for task in tasks
         if task.id not in winners
     }
-    selected = [winners[task.id] for task in tasks if task.id in winners]
-    unusable = [f"task {task.name}: {task.error}" for task in tasks if task.error]
-    lines = [
-        f"{format_count(len(selected), 'task')} with a selected image, {len(left)} unchanged",
-        *map(": ".join, left.items()),
+    selected = [
+        {"id": task.name, "image_path": image.image_path, "potential": image.scores.get("potential")}
+        for task in tasks
+        if (image := winners.get(task.id))
     ]
-    if unanswered:
-        lines.append(f"{format_count(len(unanswered), 'candidate')} not judged: run again")
+    unusable = [f"task {task.name}: {task.error}" for task in tasks if task.error]
+    lines = [f"{format_count(len(selected), 'task')} with a selected image, {len(left)} unchanged"]
+    lines += map(": ".join, left.items())
+    lines += [f"{format_count(len(unanswered), 'candidate')} not judged: run again"] if unanswered else []
     return {
-        "tasks": len(tasks),
-        "batches": batches,
-        "selected": [
-            {"id": image.task.name, "image_path": image.image_path, "potential": image.scores.get("potential")}
-            for image in selected
-        ],
-        "left": left,
-        "unanswered": len(unanswered),
-        "text": "\n".join(lines),
+        **{"tasks": len(tasks), "batches": batches, "selected": selected, "left": left},
+        **{"unanswered": len(unanswered), "text": "\n".join(lines)},
         "failed": f"{format_count(len(unusable), 'task')} skipped: {'; '.join(unusable[:5])}" if unusable else "",
     }
 
@@ -168,21 +151,11 @@ def review_agreement(definitions: Definitions, database: Database) -> dict[str, 
         result = run_assets(instance, code, [assets.label_review])
         agreement: pl.DataFrame = result.output_for_node("label_review")
     summary: ReviewSummary = code.resources["work"].results["label_review"]
-    rows = agreement.to_dicts()
-    lines = [
-        f"images reviewed  {summary.reviewed}",
-        f"excluded         {summary.excluded}",
-        f"notes            {summary.remarks}",
-    ]
-    if rows:
-        lines += ["", format_text_table(rows)]
-    return {
-        "reviewed": summary.reviewed,
-        "left_out": summary.excluded,
-        "notes": summary.remarks,
-        "agreement": rows,
-        "text": "\n".join(lines),
-    }
+    rows, counts = agreement.to_dicts(), (summary.reviewed, summary.excluded, summary.remarks)
+    lines = [f"{name:15}  {text}" for name, text in zip(("images reviewed", "excluded", "notes"), counts, strict=True)]
+    lines += ["", format_text_table(rows)] if rows else []
+    document = dict(zip(("reviewed", "left_out", "notes"), counts, strict=True))
+    return document | {"agreement": rows, "text": "\n".join(lines)}
 
 
 def _select_tasks(database: Database, names: Sequence[str]) -> list[LabelTaskRow]:

@@ -23,8 +23,8 @@ class SwapperProtocol(Protocol):
 class SwapResult:
     """A scene with a swapped face: `image`, or the `error` if none was swapped.
 
-    `faces` is the number of faces in the scene, `face` the one at the mask. `before` and `after` are the similarity
-    of that face and the character (ArcFace's cosine), None where no face is detected.
+    `faces` counts those in the scene, `face` is the one at the mask. `before` and `after` are its similarity to the
+    character (ArcFace's cosine), None where no face is detected.
     """
 
     faces: int
@@ -51,10 +51,5 @@ def swap_face_at_mask(swapper: SwapperProtocol, scene: Image, mask: masks.Mask, 
         return SwapResult(len(faces), face, error="no face in the character image: none detected")
     image = masks.keep_outside(scene, swapper.swap(scene, face, character_face), mask)
     swapped = face_at_mask(swapper.faces(image), mask)
-    return SwapResult(
-        len(faces),
-        face,
-        image,
-        identity_similarity(face, character_face),
-        identity_similarity(swapped, character_face) if swapped else None,
-    )
+    after = identity_similarity(swapped, character_face) if swapped else None
+    return SwapResult(len(faces), face, image, identity_similarity(face, character_face), after)

@@ -28,11 +28,8 @@ from resources.label_studio.export import LabelTask, TaskProblem, parse_tasks, r
 from resources.masks import Mask, MaskError, decode_rle, fit_mask, mask_from_image
 from resources.settings import Settings
 
-TASKS_PER_CHUNK = 8
-"""Tasks whose images are fetched together."""
-
-DOWNLOAD_THREADS = 4
-"""Concurrent downloads: the most that a kill costs."""
+TASKS_PER_CHUNK = 8  # whose images are fetched together
+DOWNLOAD_THREADS = 4  # concurrent downloads: the most that a kill costs
 
 StoredFile = tuple[str, str]
 """Path and SHA-256 of an image in the image store."""
@@ -107,7 +104,6 @@ class TaskImporter:
     source: TaskSource
 
     def __post_init__(self) -> None:
-        """See the class."""
         has_server = self.settings.label_studio_url and self.settings.label_studio_key
         self._server = LabelStudioClient.from_settings(self.settings) if has_server else None
         self._downloads = ImageDownloader(self.settings.allowed_hosts, self._server)
@@ -132,7 +128,7 @@ class TaskImporter:
         """Fetch the images of tasks that are new, changed, failed or incomplete; `on_progress` counts tasks."""
         rows = {task.id: task for task in imported.tasks}
         pairs = [(rows[labels.label_task_id(task.project, task.id)], task) for task in self.source.tasks]
-        incomplete = self._incomplete_tasks([row for row, _ in pairs])
+        incomplete = self._incomplete_tasks(list(rows.values()))
         pending = [(row, task) for row, task in pairs if row.digest != task.digest or row.error or row.id in incomplete]
         imported.changed = sum(row.digest != task.digest for row, task in pending)
         on_progress(len(pairs) - len(pending))
@@ -169,16 +165,13 @@ class TaskImporter:
         missing = [key for key in urls_by_key if key not in files]
         with ThreadPoolExecutor(DOWNLOAD_THREADS) as pool:
             files |= zip(missing, pool.map(lambda key: self._fetch_image(key, urls_by_key[key]), missing), strict=True)
-        fetched = sum(
-            self._download_key(urls_by_key[key][0]) == key and not isinstance(files[key], FlexyError) for key in missing
-        )
+        available = [key for key in missing if not isinstance(files[key], FlexyError)]
+        fetched = sum(self._download_key(urls_by_key[key][0]) == key for key in available)
         return {url: files[key] for key, group in urls_by_key.items() for url in group}, fetched
 
     def _fetch_image(self, key: str, urls: Sequence[str]) -> StoredFile | FlexyError:
         """Return the image from the first of these URLs that works; they differ only in their signatures."""
-        for url in urls:
-            if url in self._failed:
-                continue
+        for url in (url for url in urls if url not in self._failed):
             file = download_images(self.store, "labels", [url], self._downloads, self.source.folder, 1)[url]
             if isinstance(file, FlexyError):
                 self._failed[url] = file
@@ -206,19 +199,21 @@ class TaskImporter:
         if isinstance(final := files.pop("final", None), FlexyError):
             notes.append(f"no final image: {_single_line(final)}")
             final = None
+        readable: dict[str, StoredFile] = {}
         for name, file in files.items():
             if isinstance(file, FlexyError):
                 return replace(empty, error=f"{name} image: {_single_line(file)}"), notes
-        readable = {name: file for name, file in files.items() if not isinstance(file, FlexyError)}
+            readable[name] = file
+        scene, character = readable["scene"], readable["character"]
         try:
-            width, height = self.store.read(*readable["scene"]).size
-            self.store.read(*readable["character"])
+            width, height = self.store.read(*scene).size
+            self.store.read(*character)
             mask = _store_mask(self.store, fit_mask(self._read_mask(task, readable.get("mask")), width, height))
         except FlexyError as error:
             return replace(empty, error=_single_line(error)), notes
-        named = {"image": readable["scene"], "mask": mask, "character": readable["character"], "final": final}
-        paths: dict[str, Any] = {f"{name}_path": file[0] for name, file in named.items() if file}
-        digests: dict[str, Any] = {f"{name}_sha256": file[1] for name, file in named.items() if file}
+        stored = {"image": scene, "mask": mask, "character": character, "final": final}
+        paths: dict[str, Any] = {f"{name}_path": file[0] for name, file in stored.items() if file}
+        digests: dict[str, Any] = {f"{name}_sha256": file[1] for name, file in stored.items() if file}
         return replace(empty, **paths, **digests), notes
 
     def _read_mask(self, task: LabelTask, file: StoredFile | None) -> Mask:
@@ -232,47 +227,32 @@ class TaskImporter:
         return mask_from_image(self.store.read_as_is(*file))
 
 
-def refresh_tasks(database: Database, source: TaskSource) -> int:
-    """Update the verdicts of known tasks from the source; return its number of tasks."""
+def refresh_tasks(database: Database, source: TaskSource) -> None:
+    """Update the verdicts of known tasks from the source."""
     with database.begin() as connection:
         labels.refresh_label_tasks(connection, [_task_row(task) for task in source.tasks])
-    return len(source.tasks)
 
 
 def summarize_import(source: TaskSource, imported: ImportResult) -> ImportSummary:
     """Return the summary of an import: skipped tasks with the reason, notes on others, and all verdicts."""
-    invalid = [
-        {"id": problem.id, "entry": problem.entry or None, "reason": problem.reason}
-        for problem in source.problems
-        if problem.left_out
-    ]
-    failed = [{"id": task.name, "entry": None, "reason": task.error} for task in imported.tasks if task.error]
+    left_out = [problem for problem in source.problems if problem.left_out]
+    skipped = [{"id": problem.id, "entry": problem.entry or None, "reason": problem.reason} for problem in left_out]
+    skipped += [{"id": task.name, "entry": None, "reason": task.error} for task in imported.tasks if task.error]
     notes = [str(problem) for problem in source.problems if not problem.left_out] + imported.notes
-    verdicts = verdict_counts(task.verdicts for task in imported.tasks)
-    return ImportSummary(imported, [*invalid, *failed], notes, verdicts)
+    return ImportSummary(imported, skipped, notes, verdict_counts(task.verdicts for task in imported.tasks))
 
 
 def _image_urls(task: LabelTask) -> dict[str, str]:
     """Return the URLs or paths of the task's images; a painted mask replaces the mask image."""
     urls = {"scene": task.init_image, "character": task.character_image}
-    if not task.strokes:
-        urls["mask"] = task.mask_image
+    urls |= {} if task.strokes else {"mask": task.mask_image}
     return urls | ({"final": task.final_image} if task.final_image else {})
 
 
 def _task_row(task: LabelTask) -> LabelTaskRow:
     """Return a task's row without images and partition."""
-    return LabelTaskRow(
-        id=labels.label_task_id(task.project, task.id),
-        name=task.id,
-        project=task.project,
-        label_studio_id=task.task,
-        character_id=task.character_id,
-        character_name=task.character_name,
-        prompt=task.prompt,
-        digest=task.digest,
-        verdicts=task.verdicts,
-    )
+    key, character = labels.label_task_id(task.project, task.id), (task.character_id, task.character_name)
+    return LabelTaskRow(key, task.id, task.project, task.task, *character, task.prompt, task.digest, task.verdicts)
 
 
 def _store_mask(store: ImageStore, mask: Mask) -> StoredFile:

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MODEL_METRICS: Final = tuple(name for name, metric in METRICS.items() if metric.scorer and not metric.by_judge)
-"""The names of the scores by models."""
-
 JUDGE_METRICS: Final = tuple(name for name, metric in METRICS.items() if metric.by_judge)
-"""The names of the scores by a judge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +58,14 @@ class FaceBatch(WorkBatch):
         with self.work.database.begin(reading=True) as connection:
             label_tasks = labels.label_tasks_by_id(connection, [task for task in ids if task])
         characters: dict[str, Image] = {}
-        found: list[CandidateImages | FlexyError] = []
+        images: list[CandidateImages | FlexyError] = []
         for candidate, task in zip(self.candidates, self.tasks, strict=True):
             label_task = label_tasks.get(task.label_task) if task.label_task else None
             try:
-                found.append(self._read(candidate, task, label_task, characters))
+                images.append(self._read(candidate, task, label_task, characters))
             except FlexyError as error:
-                found.append(error)
-        return found
+                images.append(error)
+        return images
 
     def _read(
         self, candidate: CandidateRow, task: EditTaskRow, label_task: LabelTaskRow | None, characters: dict[str, Image]
@@ -90,9 +87,7 @@ class FaceBatch(WorkBatch):
 
 def score_by_models(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow]) -> None:
     """Compute the missing scores by models of finished candidates."""
-    finished = [candidate for candidate in candidates if candidate.finished]
-    metrics = [METRICS[name] for name in MODEL_METRICS]
-    score_candidates(finished, metrics, lambda chunk: FaceBatch(work, chunk, tasks))
+    _score(work, tasks, [candidate for candidate in candidates if candidate.finished], MODEL_METRICS)
 
 
 def judge_candidates(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow]) -> str | None:
@@ -107,6 +102,9 @@ def judge_candidates(work: Work, tasks: Sequence[EditTaskRow], candidates: Seque
     with work.database.begin(reading=True) as connection:
         judged = edits.candidates_scored_by(connection, batches, JUDGE_METRICS[0], judge.fingerprint)
     pending = [replace(each, scores={}) for each in candidates if each.finished and each.id not in judged]
-    metrics = [METRICS[name] for name in JUDGE_METRICS]
-    score_candidates(pending, metrics, lambda chunk: FaceBatch(work, chunk, tasks))
+    _score(work, tasks, pending, JUDGE_METRICS)
     return judge.fingerprint
+
+
+def _score(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow], names: Sequence[str]) -> None:
+    score_candidates(candidates, [METRICS[name] for name in names], lambda chunk: FaceBatch(work, chunk, tasks))

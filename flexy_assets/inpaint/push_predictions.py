@@ -22,12 +22,10 @@ from resources.errors import FlexyError
 from resources.images import ImageStore, UnreadableImageError
 from resources.label_studio.client import LabelStudioClient, LabelStudioRefusedError, Prediction
 
-OUTCOMES = ("created", "replaced", "unchanged", "unsent")
-"""What a push can do with a prediction; `unsent` has an error."""
+OUTCOMES = ("created", "replaced", "unchanged", "unsent")  # of a prediction's push; `unsent` has an error
 
 _IMAGE_FIELD = re.compile("result|image|picture|url|link|candidate|prediction|output", re.IGNORECASE)
-_TASK_ERRORS = (400, 404, 413)
-"""HTTP status codes that concern one task; any other would fail for every task."""
+_TASK_ERRORS = (400, 404, 413)  # HTTP status codes of one task; any other would fail for every task
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,8 @@ def find_text_field(label_config: str) -> FormField | None:
 
 def prediction_regions(field: FormField | None, url: str) -> list[dict[str, Any]]:
     """Return a prediction's result that shows the URL, empty without a field. Flexy never submits a verdict."""
-    if field is None:
-        return []
-    return [{"from_name": field.name, "to_name": field.to_name, "type": "textarea", "value": {"text": [url]}}]
+    region = {"type": "textarea", "value": {"text": [url]}}
+    return [{"from_name": field.name, "to_name": field.to_name, **region}] if field else []
 
 
 def prediction_score(selected: SelectedImage) -> float | None:
@@ -80,22 +77,14 @@ def prediction_document(
 
     Tasks without a Label Studio id are not included. Our own key `picture` is relative to the image root.
     """
-    known = {(prediction.task, prediction.model_version): prediction for prediction in sent if prediction.outcome}
-    document = []
-    for image, version in last_by_version(selected, model_version):
-        previous = known.get((image.task.id, version))
-        if image.task.label_studio_id is not None:
-            document.append(
-                {
-                    "task": image.task.label_studio_id,
-                    "project": image.task.project,
-                    "model_version": version,
-                    "score": prediction_score(image),
-                    "result": previous.result if previous and previous.candidate == image.candidate else [],
-                    "picture": image.image_path,
-                }
-            )
-    return document
+    known = {(each.task, each.model_version, each.candidate): each.result for each in sent if each.outcome}
+    return [
+        {"task": image.task.label_studio_id, "project": image.task.project, "model_version": version}
+        | {"score": prediction_score(image), "result": known.get((image.task.id, version, image.candidate), [])}
+        | {"picture": image.image_path}
+        for image, version in last_by_version(selected, model_version)
+        if image.task.label_studio_id is not None
+    ]
 
 
 def last_by_version(selected: Sequence[SelectedImage], model_version: str) -> list[tuple[SelectedImage, str]]:
@@ -147,19 +136,12 @@ class PredictionPusher:
         content = self.store.content(image.image_path, image.image_sha256)
         path = self.studio.upload(project, content, PurePosixPath(image.image_path).suffix[1:] or "png")
         result = prediction_regions(self._fields[project], urljoin(self.studio.url, path))
-        prediction = Prediction(task_id, version, prediction_score(image), result)
-        pushed = self.studio.push(prediction)
-        payload = [task_id, version, prediction.score, result, str(image.candidate)]
-        return SentPrediction(
-            task=image.task.id,
-            model_version=version,
-            candidate=image.candidate,
-            score=prediction.score,
-            result=result,
-            digest=hashlib.sha256(json.dumps(payload).encode()).hexdigest(),
-            prediction_id=pushed.id,
-            outcome=pushed.action,
-        )
+        score = prediction_score(image)
+        pushed = self.studio.push(Prediction(task_id, version, score, result))
+        payload = json.dumps([task_id, version, score, result, str(image.candidate)])
+        digest = hashlib.sha256(payload.encode()).hexdigest()
+        sent = image.task.id, version, image.candidate, score, result, digest
+        return SentPrediction(*sent, pushed.id, pushed.action)
 
 
 class _UnsendableError(FlexyError):

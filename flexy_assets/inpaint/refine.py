@@ -42,14 +42,8 @@ def swap_faces(work: Work, tasks: Sequence[LabelTaskRow], on_progress: Callable[
 def _swap_face(work: Work, task: LabelTaskRow, swapper: Any, fingerprint: str) -> SwapRow:
     started = time.perf_counter()
     try:
-        scene, mask, character = (
-            work.store.read(path or "", sha256)
-            for path, sha256 in (
-                (task.image_path, task.image_sha256),
-                (task.mask_path, task.mask_sha256),
-                (task.character_path, task.character_sha256),
-            )
-        )
+        files = task.scene_mask_and_character
+        scene, mask, character = (work.store.read(file.image_path, file.image_sha256) for file in files)
         fitted = masks.fit_mask(masks.mask_from_image(mask), *scene.size)
         swap = swap_face_at_mask(swapper, scene, fitted, character)
     except FlexyError as error:
@@ -58,21 +52,11 @@ def _swap_face(work: Work, task: LabelTaskRow, swapper: Any, fingerprint: str) -
     if swap.image is not None:
         path = f"{INPAINT_FOLDER}/{task.batch}/swaps/{task.position:05d}_{task.digest[:8]}.png"
         sha256 = work.store.write(path, swap.image)
-    return SwapRow(
-        task.id,
-        task.digest,
-        SWAPPED if path else SKIPPED,
-        fingerprint,
-        swap.error,
-        swap.faces,
-        swap.face.at_edge if swap.face else None,
-        tuple(round(float(side), 1) for side in swap.face.box) if swap.face else None,
-        swap.before,
-        swap.after,
-        path,
-        sha256,
-        round(1000 * (time.perf_counter() - started)),
-    )
+    at_edge = swap.face.at_edge if swap.face else None
+    box = tuple(round(float(side), 1) for side in swap.face.box) if swap.face else None
+    elapsed_ms = round(1000 * (time.perf_counter() - started))
+    result = swap.error, swap.faces, at_edge, box, swap.before, swap.after, path, sha256, elapsed_ms
+    return SwapRow(task.id, task.digest, SWAPPED if path else SKIPPED, fingerprint, *result)
 
 
 def plan_tasks(work: Work, plan: InpaintPlan, tasks: Sequence[LabelTaskRow]) -> list[EditTaskRow]:
@@ -85,23 +69,12 @@ def plan_tasks(work: Work, plan: InpaintPlan, tasks: Sequence[LabelTaskRow]) -> 
         swap = swaps.get(task.id)
         if swap is None or swap.image_path is None or swap.image_sha256 is None:
             continue
-        mask_path, mask_sha256 = _editing_mask(work, plan, task)
-        row = EditTaskRow(
-            id=uuid5(plan.run_id, f"{task.id}/{task.digest}/{swap.image_sha256}"),
-            run_id=plan.run_id,
-            batch=f"{plan.run_id.hex[:8]}_{task.batch}",
-            position=task.position,
-            name=task.name,
-            prompt=task.prompt or plan.prompt,
-            image_path=swap.image_path,
-            image_sha256=swap.image_sha256,
-            label_task=task.id,
-            mask_path=mask_path,
-            mask_sha256=mask_sha256,
-            reference_path=task.character_path,
-            reference_sha256=task.character_sha256,
-            label_digest=task.digest,
-        )
+        key = uuid5(plan.run_id, f"{task.id}/{task.digest}/{swap.image_sha256}")
+        place = f"{plan.run_id.hex[:8]}_{task.batch}", task.position, task.name
+        image, mask = (swap.image_path, swap.image_sha256), _editing_mask(work, plan, task)
+        reference = task.character_path, task.character_sha256
+        prompt = task.prompt or plan.prompt
+        row = EditTaskRow(key, plan.run_id, *place, prompt, *image, task.id, *mask, *reference, task.digest)
         rows.append(row)
         first_candidates.append(_swap_candidate(row, swap))
     if rows:
@@ -128,22 +101,10 @@ def _editing_mask(work: Work, plan: InpaintPlan, task: LabelTaskRow) -> tuple[st
 def _swap_candidate(task: EditTaskRow, swap: SwapRow) -> dict[str, Any]:
     """Return the unrefined swap as a row of `edit_candidates`."""
     return {
-        "id": candidate_id(task.id, SWAP_NAME, 0, SWAP_NAME, 0),
-        "task": task.id,
-        "method": SWAP_NAME,
-        "budget": 0,
-        "name": SWAP_NAME,
-        "stage": SWAP_NAME,
-        "seed": 0,
-        "moves": (),
-        "parent": None,
-        "strength": 0.0,
-        "until": 0,
-        "path": 0,
-        "nfe": 0,
-        "image_path": swap.image_path,
-        "image_sha256": swap.image_sha256,
-        "elapsed_ms": swap.elapsed_ms,
+        **{"id": candidate_id(task.id, SWAP_NAME, 0, SWAP_NAME, 0), "task": task.id, "parent": None, "moves": ()},
+        **dict.fromkeys(("method", "name", "stage"), SWAP_NAME),
+        **dict.fromkeys(("budget", "seed", "strength", "until", "path", "nfe"), 0),
+        **{name: getattr(swap, name) for name in ("image_path", "image_sha256", "elapsed_ms")},
         "images_in_call": 1,
     }
 
@@ -161,12 +122,8 @@ def candidates_with_swap(work: Work, tasks: Sequence[EditTaskRow]) -> list[Candi
     """Return every candidate of these tasks, the unrefined ones first."""
     batches, ids = {task.batch for task in tasks}, {task.id for task in tasks}
     with work.database.begin(reading=True) as connection:
-        return [
-            candidate
-            for method in (SWAP_NAME, INPAINT_METHOD)
-            for candidate in edits.edit_candidates_of(connection, batches, method)
-            if candidate.task in ids
-        ]
+        methods = [edits.edit_candidates_of(connection, batches, method) for method in (SWAP_NAME, INPAINT_METHOD)]
+    return [candidate for candidates in methods for candidate in candidates if candidate.task in ids]
 
 
 def select_best(

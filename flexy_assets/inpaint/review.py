@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from resources.chunks import split_chunks
 from resources.label_studio.export import ReviewVerdict
 from resources.metrics import edits
 from resources.metrics.inpaint import METRICS
@@ -19,25 +20,14 @@ from resources.metrics.inpaint import METRICS
 GOOD_VERDICTS: Final = "No Issues"
 """The verdict that is positive if it is the only choice; every other verdict is negative."""
 
-MIN_IMAGES_REVIEWED: Final = 10
-"""With fewer images no statistic is computed."""
-
+MIN_IMAGES_REVIEWED: Final = 10  # with fewer images no statistic is computed
 RESAMPLES: Final = 2_000
 _CELLS: Final = 2_000_000  # resampled values at a time
 
 AGREEMENT_SCHEMA: dict[str, Any] = {
-    "metric": pl.String,
-    "n": pl.Int64,
-    "positive": pl.Int64,
-    "negative": pl.Int64,
-    "auc": pl.Float64,
-    "auc_low": pl.Float64,
-    "auc_high": pl.Float64,
-    "threshold": pl.Float64,
-    "true_positive": pl.Int64,
-    "false_positive": pl.Int64,
-    "true_negative": pl.Int64,
-    "false_negative": pl.Int64,
+    **{"metric": pl.String, "n": pl.Int64, "positive": pl.Int64, "negative": pl.Int64},
+    **dict.fromkeys(("auc", "auc_low", "auc_high", "threshold"), pl.Float64),
+    **dict.fromkeys(("true_positive", "false_positive", "true_negative", "false_negative"), pl.Int64),
     "note": pl.String,
 }
 """The columns of `label_review`: one row per metric. An image is positive if people found no issues."""
@@ -155,26 +145,22 @@ def _statistics(values: NDArray[np.float64], good: NDArray[np.bool_], lower: boo
         return {"note": f"too few images with a score and a verdict: {n} of at least {MIN_IMAGES_REVIEWED}"}
     if positive in (0, n):
         return {"note": f"all {n} images have {'no issues' if positive else 'issues'}: both classes are needed"}
-    better = -values if lower else values
+    better, fewest = -values if lower else values, min(positive, n - positive)
     area = auc(better[good], better[~good])
     low, high = _interval(better[good], better[~good], seed)
     threshold, accepted = _youden(better, good)
     notes = []
-    if min(positive, n - positive) < 5:
-        notes.append(f"only {min(positive, n - positive)} of one class: the interval is too narrow")
+    if fewest < 5:
+        notes.append(f"only {fewest} of one class: the interval is too narrow")
     elif low == high:
         notes.append("every resample has the same AUC: the interval is too narrow")
     if area < 0.5:
         notes.append("contradicts people's verdicts")
+    cells = {"true_positive": accepted & good, "false_positive": accepted & ~good}
+    cells |= {"true_negative": ~accepted & ~good, "false_negative": ~accepted & good}
     return {
-        "auc": area,
-        "auc_low": low,
-        "auc_high": high,
-        "threshold": -threshold if lower else threshold,
-        "true_positive": int((accepted & good).sum()),
-        "false_positive": int((accepted & ~good).sum()),
-        "true_negative": int((~accepted & ~good).sum()),
-        "false_negative": int((~accepted & good).sum()),
+        **{"auc": area, "auc_low": low, "auc_high": high, "threshold": -threshold if lower else threshold},
+        **{name: int(cell.sum()) for name, cell in cells.items()},
         "note": "; ".join(notes) or None,
     }
 
@@ -197,22 +183,20 @@ def _aucs(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> NDArr
 def _interval(positive: NDArray[np.float64], negative: NDArray[np.float64], seed: int) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of `auc`; each class is resampled separately, so none is empty."""
     rng, n, m = np.random.default_rng(seed), len(positive), len(negative)
-    chunk = max(1, _CELLS // (n + m))
-    counts = [min(chunk, RESAMPLES - first) for first in range(0, RESAMPLES, chunk)]
-    areas = (
-        _aucs(positive[rng.integers(0, n, (count, n))], negative[rng.integers(0, m, (count, m))]) for count in counts
-    )
-    low, high = np.quantile(np.concatenate(list(areas)), [0.025, 0.975])
+    areas = []
+    for resamples in split_chunks(range(RESAMPLES), max(1, _CELLS // (n + m))):
+        count = len(resamples)
+        areas.append(_aucs(positive[rng.integers(0, n, (count, n))], negative[rng.integers(0, m, (count, m))]))
+    low, high = np.quantile(np.concatenate(areas), [0.025, 0.975])
     return float(low), float(high)
 
 
 def _youden(values: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[float, NDArray[np.bool_]]:
     """Return the threshold of Youden's J, the lowest among equals, and which values reach it."""
     thresholds = np.unique(values)
-    positive, negative = np.sort(values[good]), np.sort(values[~good])
-    false_negative_rate = np.searchsorted(positive, thresholds) / len(positive)
-    specificity = np.searchsorted(negative, thresholds) / len(negative)
-    best = float(thresholds[np.argmax(specificity - false_negative_rate)])
+    # The shares below each threshold: of the negatives, its specificity; of the positives, its false negative rate.
+    below = [np.searchsorted(np.sort(each), thresholds) / len(each) for each in (values[~good], values[good])]
+    best = float(thresholds[np.argmax(below[0] - below[1])])
     return best, values >= best
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from typing import Any, TypeVar
 
 from flexy_assets.edits.search.protocol import (
     Observations,
@@ -19,6 +20,8 @@ from flexy_assets.edits.search.protocol import (
 from flexy_assets.edits.search.selectors import Selector, edit_potential
 from resources.engines import EditNoise
 from resources.errors import BadInputError
+
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,6 @@ class EacpsParameters:
     t: float = 0.9
     strength: float = 1.0
 
-    @classmethod
-    def from_config(cls, config: object) -> EacpsParameters:
-        """Return the parameters that a config has under the same names; the others have their defaults."""
-        names = [field.name for field in fields(cls) if hasattr(config, field.name)]
-        return cls(**{name: getattr(config, name) for name in names})
-
     def __post_init__(self) -> None:
         """Raises `BadInputError` that names the invalid parameter."""
         bounds = {
@@ -73,6 +70,18 @@ class EacpsParameters:
         for name, (valid, allowed) in bounds.items():
             if not valid:
                 raise BadInputError(f"invalid {name} {getattr(self, name)} for EACPS: must be {allowed}")
+
+
+def plan_from_config(kind: type[Plan], config: object, **settings: Any) -> Plan:
+    """Return a dataclass with `settings`, a config's values of the same names, and defaults for the rest.
+
+    Its `eacps`, if it has one, is made of the config too.
+    """
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    values = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    if "eacps" in names:
+        values["eacps"] = plan_from_config(EacpsParameters, config)
+    return kind(**values | settings)
 
 
 @dataclass(frozen=True)

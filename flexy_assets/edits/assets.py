@@ -29,11 +29,9 @@ from resources.files import write_atomically
 from resources.models import registry
 from resources.settings import Settings
 
-_BATCHED: dict[str, Any] = {
-    "partitions_def": edit_batches,
-    "backfill_policy": dg.BackfillPolicy.single_run(),
-    "pool": "gpu",
-}
+_GROUP: Any = {"group_name": "edits"}
+_BATCHED: Any = _GROUP | {"partitions_def": edit_batches, "backfill_policy": dg.BackfillPolicy.single_run()}
+_BATCHED["pool"] = "gpu"
 
 
 class EditConfig(dg.Config):
@@ -89,9 +87,7 @@ class EditConfig(dg.Config):
         return image.parent, [EditTask(image.stem, image.name, self.prompt, 1)], []
 
 
-@dg.asset(
-    group_name="edits", kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(sources.EDIT_TASKS_SCHEMA)
-)
+@dg.asset(kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(sources.EDIT_TASKS_SCHEMA), **_GROUP)
 def edit_tasks(context: dg.AssetExecutionContext, config: EditConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """Source image, instruction and id of each edit. Materializing it plans a comparison and adds its partitions."""
     migrate(work.database)
@@ -121,25 +117,20 @@ def edit_tasks(context: dg.AssetExecutionContext, config: EditConfig, work: dg.R
 def _candidates_asset(method: Literal["eacps", "ttflux"], description: str) -> dg.AssetsDefinition:
     """Return the asset that runs one method's searches."""
 
-    @dg.asset(
-        name=f"{method}_candidates",
-        group_name="edits",
-        kinds={"diffusers", "table"},
-        deps=[edit_tasks],
-        description=description,
-        **_BATCHED,
-    )
+    named: Any = {"name": f"{method}_candidates", "description": description}
+
+    @dg.asset(kinds={"diffusers", "table"}, deps=[edit_tasks], **named, **_BATCHED)
     def candidates(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
         for runner in _search_runners(work, method, context.partition_keys):
             known = runner.candidates()
             with work.slot, progress_bar(method, runner.remaining_nfe(known), " steps") as bar:
                 runner.run(bar.update)
             candidates = runner.candidates()
-            counts = results.count_by_batch(runner.tasks, candidates, {candidate.id for candidate in known})
-            for batch, of_batch in counts.items():
+            counts = results.batch_metadata(runner.tasks, candidates, {candidate.id for candidate in known})
+            for batch, metadata in counts.items():
                 rows = results.contact_sheet_rows(runner.tasks, candidates, batch)
                 sheet = contact_sheet_metadata(work.store, "sources, each before its candidates", rows)
-                report_partition(context, batch, of_batch.metadata() | sheet)
+                report_partition(context, batch, metadata | sheet)
 
     return candidates
 
@@ -167,7 +158,7 @@ def _search_runners(work: Work, method: str, batches: list[str]) -> list[SearchR
     ]
 
 
-@dg.asset(group_name="edits", kinds={"transformers", "table"}, deps=[eacps_candidates, ttflux_candidates], **_BATCHED)
+@dg.asset(kinds={"transformers", "table"}, deps=[eacps_candidates, ttflux_candidates], **_BATCHED)
 def edit_selections(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """One winner per task, method and budget, with the scores of independent metrics."""
     with work.slot:
@@ -192,12 +183,10 @@ class EditScoresConfig(dg.Config):
     comparison: str = ""
 
 
-@dg.asset(
-    group_name="edits",
-    kinds={"polars", "parquet"},
-    deps=[edit_selections],
-    metadata=columns.column_schema_metadata(results.EDIT_SCORES_SCHEMA, name="The candidate's name within its search"),
-)
+_SCORES = columns.column_schema_metadata(results.EDIT_SCORES_SCHEMA, name="The candidate's name within its search")
+
+
+@dg.asset(kinds={"polars", "parquet"}, deps=[edit_selections], metadata=_SCORES, **_GROUP)
 def edit_scores(
     context: dg.AssetExecutionContext, config: EditScoresConfig, work: dg.ResourceParam[Work]
 ) -> pl.DataFrame:
@@ -206,15 +195,12 @@ def edit_scores(
         prefix = config.comparison.replace("-", "").lower()
         matches = [run for run in edits.comparison_ids(connection) if run.hex.startswith(prefix)]
         if not matches:
-            raise BadInputError(
-                f"unknown comparison {config.comparison!r}: materialize edit_tasks or run `flexy compare`"
-            )
+            remedy = "materialize edit_tasks or run `flexy compare`"
+            raise BadInputError(f"unknown comparison {config.comparison!r}: {remedy}")
         candidates = edits.edit_scores_table(connection, matches[-1:], metrics.EDIT_METRICS)
     plan = _find_plan(work.database, candidates)
-    cost = results.denoising_cost(candidates).to_dicts()
-    context.add_output_metadata(
-        {"comparison": str(plan.run_id), "cost": dg.MetadataValue.md(format_markdown_table(cost))}
-    )
+    cost = dg.MetadataValue.md(format_markdown_table(results.denoising_cost(candidates).to_dicts()))
+    context.add_output_metadata({"comparison": str(plan.run_id), "cost": cost})
     return results.with_potential(candidates, plan)
 
 
@@ -226,11 +212,7 @@ def _find_plan(database: Database, scores: pl.DataFrame) -> Comparison:
     return Comparison.from_json(plan)
 
 
-@dg.asset(
-    group_name="edits",
-    kinds={"scipy", "parquet"},
-    metadata=columns.column_schema_metadata(comparison.COMPARISON_SCHEMA),
-)
+@dg.asset(kinds={"scipy", "parquet"}, metadata=columns.column_schema_metadata(comparison.COMPARISON_SCHEMA), **_GROUP)
 def edit_comparison(context: dg.AssetExecutionContext, edit_scores: pl.DataFrame) -> pl.DataFrame:
     """EACPS against TTFLUX: wins, ties, losses, gains with 95 % intervals and a sign test, by metric and budget."""
     levels = plots.plot_edit_comparison(results.winner_levels(edit_scores))
@@ -238,7 +220,7 @@ def edit_comparison(context: dg.AssetExecutionContext, edit_scores: pl.DataFrame
     return results.compare_winners(edit_scores)
 
 
-@dg.asset(group_name="edits", kinds={"html"})
+@dg.asset(kinds={"html"}, **_GROUP)
 def edit_report(
     context: dg.AssetExecutionContext,
     edit_scores: pl.DataFrame,

@@ -22,6 +22,7 @@ from resources.settings import Settings
 
 BATCHED = (assets.eacps_candidates, assets.ttflux_candidates, assets.edit_selections)
 RESULTS = (assets.edit_scores, assets.edit_comparison, assets.edit_report)
+WINNER_COLUMNS = ("id", "method", "budget", "name", "stage", "seed", "potential", "pf", "cons", "lpips", "image_path")
 
 
 def run_comparison(
@@ -55,24 +56,14 @@ def run_comparison(
     failed = [f"{len(skipped)} lines skipped: {'; '.join(skipped[:5])}"] if skipped else []
     if errors := scores["error"].drop_nulls().to_list():
         failed.append(f"{len(errors)} candidates failed: {errors[-1]}")
+    winners = scores.filter("chosen").rename({"task_id": "id"}).select(WINNER_COLUMNS)
     return {
-        "comparison": str(comparison_id),
-        "tasks": scores["task_id"].n_unique(),
-        "left_out": skipped,
-        "denoising_steps_run": new_steps,
-        "spent": results.denoising_cost(scores).to_dicts(),
-        "winners": _winners(scores),
-        "metrics": compared.to_dicts(),
-        "report": str(report),
+        **{"comparison": str(comparison_id), "tasks": scores["task_id"].n_unique(), "left_out": skipped},
+        **{"denoising_steps_run": new_steps, "spent": results.denoising_cost(scores).to_dicts()},
+        **{"winners": winners.to_dicts(), "metrics": compared.to_dicts(), "report": str(report)},
         "text": format_comparison(scores, compared, new_steps, out / report.name if out else report),
         "failed": "; ".join(failed),
     }
-
-
-def _winners(scores: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return the winner of each task, method and budget."""
-    names = ["task_id", "method", "budget", "name", "stage", "seed", "potential", "pf", "cons", "lpips", "image_path"]
-    return scores.filter("chosen").select(names).rename({"task_id": "id"}).to_dicts()
 
 
 def write_results(out: Path, scores: pl.DataFrame, plan: Comparison, images: ImageStore) -> None:

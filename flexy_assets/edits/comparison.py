@@ -13,48 +13,24 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from resources.chunks import split_chunks
 from resources.metrics import Metric
 
-VALUES_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "task_id": pl.String(),
-    "method": pl.String(),
-    "budget": pl.Int64(),
-    "metric": pl.String(),
-    "value": pl.Float64(),
-}
+_METRIC: dict[str, pl.DataType] = {"metric": pl.String(), "role": pl.String()}
+_TASK: dict[str, pl.DataType] = {"task_id": pl.String()}
+_SEARCH: dict[str, pl.DataType] = {"method": pl.String(), "budget": pl.Int64()}
 """`budget` is in denoising steps (NFE)."""
 
-COMPARISON_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "metric": pl.String(),
-    "role": pl.String(),
-    "method": pl.String(),
-    "budget": pl.Int64(),
-    "rival": pl.String(),
-    "rival_budget": pl.Int64(),
-    "n": pl.Int64(),
-    "left_out": pl.Int64(),
-    "wins": pl.Int64(),
-    "ties": pl.Int64(),
-    "losses": pl.Int64(),
-    "gain": pl.Float64(),
-    "gain_low": pl.Float64(),
-    "gain_high": pl.Float64(),
-    "win_rate": pl.Float64(),
-    "win_rate_low": pl.Float64(),
-    "win_rate_high": pl.Float64(),
-    "p": pl.Float64(),
+VALUES_SCHEMA: Final = _TASK | _SEARCH | {"metric": pl.String(), "value": pl.Float64()}
+COMPARISON_SCHEMA: Final = {
+    **(_METRIC | _SEARCH | {"rival": pl.String(), "rival_budget": pl.Int64()}),
+    **dict.fromkeys(("n", "left_out", "wins", "ties", "losses"), pl.Int64()),
+    **dict.fromkeys(("gain", "gain_low", "gain_high", "win_rate", "win_rate_low", "win_rate_high", "p"), pl.Float64()),
     "note": pl.String(),
 }
-MEAN_SCORES_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "metric": pl.String(),
-    "role": pl.String(),
-    "method": pl.String(),
-    "budget": pl.Int64(),
-    "n": pl.Int64(),
-    "mean": pl.Float64(),
-    "low": pl.Float64(),
-    "high": pl.Float64(),
-}
+MEAN_SCORES_SCHEMA: Final = (
+    _METRIC | _SEARCH | {"n": pl.Int64(), "mean": pl.Float64(), "low": pl.Float64(), "high": pl.Float64()}
+)
 
 RESAMPLES: Final = 10_000
 _CELLS = 2_000_000  # of resampled values at a time: 16 MB
@@ -91,9 +67,8 @@ def compare_methods(
         tasks = pl.concat([ours["task_id"], theirs["task_id"]]).n_unique()
         for metric in metrics:
             # Sorted by task id, so that the resamples do not depend on the order of the rows.
-            pairs = (
-                _values_of(ours, metric).join(_values_of(theirs, metric), on="task_id", validate="1:1").sort("task_id")
-            )
+            pairs = _values_of(ours, metric).join(_values_of(theirs, metric), on="task_id", validate="1:1")
+            pairs = pairs.sort("task_id")
             gains = (pairs["value"] - pairs["value_right"]).to_numpy() * (1 if metric.higher_is_better else -1)
             sides = {"method": method, "budget": budget, "rival": rival, "rival_budget": rival_budget}
             keys = {"metric": metric.name, "role": metric.role} | sides
@@ -105,12 +80,8 @@ def mean_scores(values: pl.DataFrame, metrics: Sequence[Metric], seed: int = 0) 
     """Return each method's mean over tasks at each budget, with its 95 % bootstrap interval (`MEAN_SCORES_SCHEMA`)."""
     means = []
     for metric in metrics:
-        groups = (
-            _values_of(values, metric)
-            .sort("method", "budget", "task_id")
-            .group_by("method", "budget", maintain_order=True)
-        )
-        for (method, budget), rows in groups:
+        of_metric = _values_of(values, metric).sort("method", "budget", "task_id")
+        for (method, budget), rows in of_metric.group_by("method", "budget", maintain_order=True):
             low, high = bootstrap_interval(rows["value"].to_numpy(), seed)
             keys = {"metric": metric.name, "role": metric.role, "method": method, "budget": budget}
             means.append(keys | {"n": rows.height, "mean": rows["value"].mean(), "low": low, "high": high})
@@ -123,9 +94,8 @@ def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[floa
     if n < 2:
         return None, None
     rng = np.random.default_rng(seed)
-    chunk = max(1, _CELLS // n)
-    counts = [min(chunk, RESAMPLES - first) for first in range(0, RESAMPLES, chunk)]
-    means = np.concatenate([values[rng.integers(0, n, (count, n))].mean(axis=1) for count in counts])
+    chunks = split_chunks(range(RESAMPLES), max(1, _CELLS // n))
+    means = np.concatenate([values[rng.integers(0, n, (len(chunk), n))].mean(axis=1) for chunk in chunks])
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
@@ -143,16 +113,15 @@ def _statistics(gains: NDArray[np.float64], tie: float, seed: int) -> dict[str, 
         return {"n": 0, "wins": 0, "ties": 0, "losses": 0, "note": "no task has both values"}
     wins, losses = int((gains > tie).sum()), int((gains < -tie).sum())
     low, high = bootstrap_interval(gains, seed)
-    found: dict[str, Any] = {"n": n, "wins": wins, "ties": n - wins - losses, "losses": losses}
-    found |= {"gain": float(gains.mean()), "gain_low": low, "gain_high": high}
-    notes = (
-        ["one task has no interval"] if n == 1 else ["every task has the same difference"] if np.ptp(gains) == 0 else []
-    )
+    counts = {"n": n, "wins": wins, "ties": n - wins - losses, "losses": losses}
+    statistics: dict[str, Any] = counts | {"gain": float(gains.mean()), "gain_low": low, "gain_high": high}
+    equal = "one task has no interval" if n == 1 else "every task has the same difference"
+    notes = [equal] if np.ptp(gains) == 0 else []
     if wins + losses:
         test = binomtest(wins, wins + losses)
         exact = test.proportion_ci(0.95, method="exact")
-        found |= {"win_rate": test.statistic, "win_rate_low": float(exact.low), "win_rate_high": float(exact.high)}
-        found["p"] = float(test.pvalue)
+        statistics |= {"win_rate": test.statistic, "p": float(test.pvalue)}
+        statistics |= {"win_rate_low": float(exact.low), "win_rate_high": float(exact.high)}
     else:
         notes.append("every task is tied")
-    return found | {"note": "; ".join(notes) or None}
+    return statistics | {"note": "; ".join(notes) or None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -20,18 +21,15 @@ EDIT_METRICS: Final = tuple(name for name, metric in METRICS.items() if metric.s
 """The names of the scores of an edit."""
 
 ImageRow = EditTaskRow | CandidateRow
-"""A row with an image."""
+FinishedCandidates = dict[tuple[UUID, str, int, str], CandidateRow]
+"""By task, method, budget and name."""
 
 
 class EditBatch(WorkBatch):
     """Candidates with the images `edited`, `source` and `parent`; CLIP vectors are stored."""
 
     def __init__(
-        self,
-        work: Work,
-        candidates: Sequence[CandidateRow],
-        tasks: Sequence[EditTaskRow],
-        finished: dict[tuple[UUID, str, int, str], CandidateRow],
+        self, work: Work, candidates: Sequence[CandidateRow], tasks: Sequence[EditTaskRow], finished: FinishedCandidates
     ) -> None:
         super().__init__(work, candidates, tasks)
         keys = ((c.task, c.method, c.budget, c.parent or "") for c in candidates)
@@ -54,17 +52,17 @@ class EditBatch(WorkBatch):
 
 def score_selecting(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow]) -> None:
     """Compute the missing scores that searches select by; the time counts as cost of the candidates."""
-    _score(work, tasks, candidates, candidates, "selecting")
+    _score(work, tasks, candidates, "selecting")
 
 
 def score_independent(work: Work, tasks: Sequence[EditTaskRow], winners: Sequence[CandidateRow]) -> None:
     """Compute the missing scores of winners that have no part in the selection; by a judge if one is configured."""
-    _score(work, tasks, winners, winners, "independent")
+    _score(work, tasks, winners, "independent")
 
 
 def score_ground_truth(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow]) -> None:
     """Compute the missing ground truth of finished candidates of the drawn world."""
-    _score(work, tasks, [candidate for candidate in candidates if candidate.finished], candidates, "ground truth")
+    _score(work, tasks, [candidate for candidate in candidates if candidate.finished], "ground truth")
 
 
 def has_ground_truth(editor: str) -> bool:
@@ -72,19 +70,12 @@ def has_ground_truth(editor: str) -> bool:
     return registry.MODELS[editor].embedded is not None
 
 
-def _score(
-    work: Work,
-    tasks: Sequence[EditTaskRow],
-    candidates: Sequence[CandidateRow],
-    relatives: Sequence[CandidateRow],
-    role: Role,
-) -> None:
-    """Compute the missing scores of one role; parents are among `relatives`."""
-    finished = {(c.task, c.method, c.budget, c.name): c for c in relatives if c.finished}
+def _score(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow], role: Role) -> None:
+    """Compute the missing scores of one role; parents are among the candidates."""
+    finished = {(c.task, c.method, c.budget, c.name): c for c in candidates if c.finished}
     metrics = [metric for metric in METRICS.values() if metric.role == role]
-    score_candidates(
-        candidates, metrics, lambda chunk: EditBatch(work, chunk, tasks, finished), record_time=role == "selecting"
-    )
+    make_batch = partial(EditBatch, work, tasks=tasks, finished=finished)
+    score_candidates(candidates, metrics, make_batch, record_time=role == "selecting")
 
 
 def _read_images(work: Work, rows: Sequence[ImageRow], prepare: Callable[[Any], Any]) -> dict[UUID, Any]:

@@ -14,8 +14,7 @@ from flexy_assets.reporting.formatting import format_number
 from flexy_assets.reporting.plot_style import COLOURS
 from flexy_assets.reporting.static_images import render_webp
 
-SYMBOLS = ("circle", "circle-open")
-"""Of the first method and of the others, so that colour is not all that tells them apart."""
+SYMBOLS = ("circle", "circle-open")  # of the first method and the others: they differ not by colour alone
 
 
 def method_colours(methods: Sequence[str]) -> dict[str, str]:
@@ -31,7 +30,7 @@ def scores_by_budget(
     """
     rows = levels.filter(metric=metric).drop_nulls("mean")
     caption = f"Mean over tasks with its 95 % interval.{note}"
-    return _budget_figure(metric_title(metric), caption, rows, ("mean", "low", "high"), colours, steps)
+    return _budget_figure((metric_title(metric), caption), rows, ("mean", "low", "high"), colours, steps)
 
 
 def gain_by_budget(
@@ -45,7 +44,7 @@ def gain_by_budget(
     ours = method_name(method)
     title = f"{metric_title(metric)}: {ours} against {method_name(rival)}"
     caption = f"Mean gain over tasks with its 95 % interval; above 0 {ours} is better."
-    figure = _budget_figure(title, caption, rows, ("gain", "gain_low", "gain_high"), colours, steps)
+    figure = _budget_figure((title, caption), rows, ("gain", "gain_low", "gain_high"), colours, steps)
     figure.layout["yaxis"] |= {"zeroline": True, "rangemode": "tozero"}
     return figure
 
@@ -59,14 +58,12 @@ def plot_edit_comparison(levels: pl.DataFrame) -> bytes | None:
 
 
 def _budget_figure(
-    title: str,
-    caption: str,
-    rows: pl.DataFrame,
-    columns: tuple[str, str, str],
-    colours: Mapping[str, str],
-    steps: int | None,
+    texts: tuple[str, str], rows: pl.DataFrame, columns: Sequence[str], colours: Mapping[str, str], steps: int | None
 ) -> Figure:
-    """A mean and its interval's ends (`columns`) over budgets, a line a method; budgets lie on a logarithmic axis."""
+    """Return a mean and its interval's ends (`columns`) over budgets, a line per method, on a logarithmic axis.
+
+    `texts` are title and caption.
+    """
     budgets = rows["budget"].unique().sort().to_list()
     whole = steps if steps and not any(budget % steps for budget in budgets) else None
     traces: list[Row] = []
@@ -82,20 +79,13 @@ def _budget_figure(
             for budget, value, bottom, top in zip(line["budget"], mean, low, high, strict=True)
         ]
         traces.append(interval_trace(x, low.fill_null(mean), high.fill_null(mean), colour, vertical=True))
+        marker = {"color": colour, "size": 8, "symbol": SYMBOLS[place > 0], "line": {"width": 2}}
         traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": x,
-                "y": rounded(mean),
-                "name": html.escape(method_name(method)),
-                "line": {"color": colour, "width": 1.5},
-                "marker": {"color": colour, "size": 8, "symbol": SYMBOLS[place > 0], "line": {"width": 2}},
-                "hovertext": words,
-                "hovertemplate": "%{hovertext}<extra></extra>",
-            }
+            {"type": "scatter", "mode": "lines+markers", "x": x, "y": rounded(mean)}
+            | {"name": html.escape(method_name(method)), "line": {"color": colour, "width": 1.5}, "marker": marker}
+            | {"hovertext": words, "hovertemplate": "%{hovertext}<extra></extra>"}
         )
     ends = np.log10([budgets[0] / 1.15, budgets[-1] * 1.15]).round(4).tolist()
     marks = {"tickvals": budgets, "ticktext": [f"{budget // (whole or 1):,}" for budget in budgets]}
     across = {"title": {"text": "denoises" if whole else "denoising steps (NFE)"}, "type": "log", "range": ends} | marks
-    return Figure(title, caption, traces, {"xaxis": across, "yaxis": {}})
+    return Figure(*texts, traces, {"xaxis": across, "yaxis": {}})

@@ -19,14 +19,8 @@ from resources.json_lines import (
 )
 
 RECORDED_CANDIDATES_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "line": pl.Int64(),
-    "id": pl.String(),
-    "phase": pl.String(),
-    "seed": pl.Int64(),
-    "pf": pl.Float64(),
-    "cons": pl.Float64(),
-    "lpips": pl.Float64(),
-    "recorded": pl.Float64(),
+    **{"line": pl.Int64(), "id": pl.String(), "phase": pl.String(), "seed": pl.Int64()},
+    **dict.fromkeys(("pf", "cons", "lpips", "recorded"), pl.Float64()),
 }
 """`pf`, `cons` and `lpips` are the file's `clip_prompt_following`, `clip_consistency` and `lpips`, in its units;
 `recorded` is its `potential`, null where it has none."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
 from itertools import product
 from typing import Any, Final
 from uuid import UUID
@@ -18,13 +17,8 @@ from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA, CandidateRow, Edi
 from resources.metrics import Metric
 from resources.metrics.edits import METRICS
 
-COMPARED_METRICS: Final = tuple(
-    metric
-    for role in ("ground truth", "independent", "selecting")
-    for metric in METRICS.values()
-    if metric.role == role
-)
-"""The metrics of a comparison, the ground truth first."""
+_ROLES = ("ground truth", "independent", "selecting")
+COMPARED_METRICS: Final = tuple(metric for role in _ROLES for metric in METRICS.values() if metric.role == role)
 
 EDIT_SCORES_SCHEMA: Final[dict[str, Any]] = dict(
     pl.Schema(EDIT_CANDIDATES_SCHEMA | dict.fromkeys((*EDIT_METRICS, "potential"), float))
@@ -68,22 +62,12 @@ def winner_levels(scores: pl.DataFrame) -> pl.DataFrame:
 
 def denoising_cost(scores: pl.DataFrame) -> pl.DataFrame:
     """Return searches, candidates, denoising steps (total, least, most) and seconds of each method and budget."""
-    searches = scores.group_by("method", "budget", "task_id").agg(
-        pl.sum("nfe"), pl.len(), pl.sum("elapsed_ms", "scored_ms")
-    )
-    return (
-        searches.group_by("method", "budget")
-        .agg(
-            pl.len().alias("searches"),
-            pl.sum("len").alias("candidates"),
-            pl.sum("nfe"),
-            pl.min("nfe").alias("least_nfe"),
-            pl.max("nfe").alias("most_nfe"),
-            (pl.sum("elapsed_ms") / 1000).alias("seconds"),
-            (pl.sum("scored_ms") / 1000).alias("scorer_seconds"),
-        )
-        .sort("method", "budget")
-    )
+    costs = pl.len().alias("candidates"), pl.sum("nfe", "elapsed_ms", "scored_ms")
+    searches = scores.group_by("method", "budget", "task_id").agg(*costs).group_by("method", "budget")
+    counts = pl.len().alias("searches"), pl.sum("candidates", "nfe")
+    bounds = pl.min("nfe").alias("least_nfe"), pl.max("nfe").alias("most_nfe")
+    seconds = {"seconds": pl.sum("elapsed_ms") / 1000, "scorer_seconds": pl.sum("scored_ms") / 1000}
+    return searches.agg(*counts, *bounds, **seconds).sort("method", "budget")
 
 
 def recorded_rows(scores: pl.DataFrame, plan: Comparison) -> list[str]:
@@ -98,38 +82,26 @@ def recorded_rows(scores: pl.DataFrame, plan: Comparison) -> list[str]:
         (row["task_id"], row["name"]): noise_moves[-1][1] if noise_moves else row["seed"]
         for row, noise_moves in zip(finished, moves, strict=True)
     }
+    editor = {"model_id": plan.editor, "num_inference_steps": plan.steps, "true_cfg_scale": plan.guidance}
     lines = []
     for row, noise_moves in zip(finished, moves, strict=True):
-        entry: Mapping[str, Any] = {
-            "id": row["task_id"],
-            "phase": phases.get(row["stage"], row["stage"]),
-            "prompt": row["prompt"],
-            "image_path": row["image_path"],
-            "seed": seeds[row["task_id"], row["name"]],
-            "parent_seed": seeds.get((row["task_id"], row["parent"])),
-            "model_id": plan.editor,
-            "num_inference_steps": plan.steps,
-            "true_cfg_scale": plan.guidance,
-            "clip_prompt_following": row["pf"],
-            "clip_consistency": row["cons"],
-            "lpips": row["lpips"],
-            "layout": row["layout"],
-            "potential": row["potential"],
-            "strength": row["strength"],
-            "noise": {"seed": row["seed"], "moves": noise_moves},
-            "chosen": row["chosen"],
-        }
+        task, parent_seed = row["task_id"], seeds.get((row["task_id"], row["parent"]))
+        entry: dict[str, Any] = {"id": task, "phase": phases.get(row["stage"], row["stage"])}
+        entry |= {name: row[name] for name in ("prompt", "image_path")}
+        entry |= {"seed": seeds[task, row["name"]], "parent_seed": parent_seed} | editor
+        entry |= {"clip_prompt_following": row["pf"], "clip_consistency": row["cons"]}
+        entry |= {name: row[name] for name in ("lpips", "layout", "potential", "strength")}
+        entry |= {"noise": {"seed": row["seed"], "moves": noise_moves}, "chosen": row["chosen"]}
         lines.append(json.dumps(entry))
     return lines
 
 
 def describe_comparison(plan: Comparison, scores: pl.DataFrame) -> dict[str, str]:
     """Return the settings and costs of a comparison, as the report shows them."""
-    eacps, cost = plan.eacps, denoising_cost(scores)
+    eacps = plan.eacps
     previews = f"previews after {eacps.preview:.0%} of the steps, {eacps.keep:.0%} of them continued"
-    if eacps.keep == 1:
-        previews = "no previews"
-    spending = f"{previews}, {eacps.local_share:.0%} of the budget after {eacps.scouts} seeds on variants"
+    spending = f"{'no previews' if eacps.keep == 1 else previews}, {eacps.local_share:.0%} of the budget after"
+    spending += f" {eacps.scouts} seeds on variants (t {eacps.t:g}, strength {eacps.strength:g})"
     selector = str(plan.potential) if plan.choose == "potential" else "mean rank in PF, CONS, LPIPS and layout"
     if plan.reproduce:
         spending, selector = "as published: seeds by arithmetic", str(plan.potential)
@@ -141,12 +113,12 @@ def describe_comparison(plan: Comparison, scores: pl.DataFrame) -> dict[str, str
         "tasks": str(scores["task_id"].n_unique()),
         "EACPS selects by": selector,
         "potential": str(plan.potential),
-        "EACPS": spending if plan.reproduce else f"{spending} (t {eacps.t:g}, strength {eacps.strength:g})",
+        "EACPS": spending,
         "TTFLUX": f"{plan.ttflux.replace('_', '-')} search, selects by pf",
         "seed": str(plan.seed),
         "comparison": str(plan.run_id),
     }
-    for row in cost.to_dicts():
+    for row in denoising_cost(scores).to_dicts():
         bounds = dict.fromkeys((row["least_nfe"], row["most_nfe"]))
         description[f"{row['method']} at {row['budget']} steps"] = (
             f"{' to '.join(map(str, bounds))} steps per task, {row['candidates'] / row['searches']:.1f} candidates,"
@@ -155,47 +127,24 @@ def describe_comparison(plan: Comparison, scores: pl.DataFrame) -> dict[str, str
     return description
 
 
-@dataclass(frozen=True)
-class BatchCounts:
-    """What the candidates of one partition amount to, and how much of it is new."""
-
-    candidates: int
-    new_images: int
-    new_steps: int
-    steps: int
-    errors: Sequence[str]
-
-    def metadata(self) -> dict[str, Any]:
-        """Return the counts as Dagster's UI shows them."""
-        return {
-            "candidates": self.candidates,
-            "new images": self.new_images,
-            "new denoising steps": self.new_steps,
-            "denoising steps": self.steps,
-        } | ({"failed": len(self.errors), "last failure": self.errors[-1]} if self.errors else {})
-
-
-def count_by_batch(
+def batch_metadata(
     tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow], known: Set[UUID]
-) -> dict[str, BatchCounts]:
-    """Return the counts of each partition; candidates that are not in `known` are new."""
+) -> dict[str, dict[str, Any]]:
+    """Return each partition's counts as Dagster's UI shows them; candidates that are not in `known` are new."""
     batches = {task.id: task.batch for task in tasks}
-    counts: dict[str, BatchCounts] = {}
+    metadata: dict[str, dict[str, Any]] = {}
     for batch in dict.fromkeys(batches.values()):
         own = [candidate for candidate in candidates if batches[candidate.task] == batch]
         new = [candidate for candidate in own if candidate.id not in known]
-        counts[batch] = BatchCounts(
-            candidates=sum(candidate.finished for candidate in own),
-            new_images=len(new),
-            new_steps=sum(candidate.nfe for candidate in new),
-            steps=sum(candidate.nfe for candidate in own),
-            errors=[candidate.error for candidate in own if candidate.error],
-        )
-    return counts
+        errors = [candidate.error for candidate in own if candidate.error]
+        counts = {"candidates": sum(candidate.finished for candidate in own), "new images": len(new)}
+        counts["new denoising steps"] = sum(candidate.nfe for candidate in new)
+        counts["denoising steps"] = sum(candidate.nfe for candidate in own)
+        metadata[batch] = counts | ({"failed": len(errors), "last failure": errors[-1]} if errors else {})
+    return metadata
 
 
-MAX_SHOWN = 80
-"""Images on a partition's contact sheet."""
+MAX_SHOWN = 80  # images on a partition's contact sheet
 
 
 def contact_sheet_rows(

@@ -19,8 +19,7 @@ WINNERS_SCHEMA: Final[dict[str, pl.DataType]] = {
     "potential": pl.Float64(),
 }
 
-TOLERANCE: Final = 1e-9
-"""Accepted difference between a recorded potential and the one computed here."""
+TOLERANCE: Final = 1e-9  # accepted difference between a recorded potential and the one computed here
 
 
 def recorded_winners(candidates: pl.DataFrame, potential: Potential) -> pl.DataFrame:
@@ -49,8 +48,7 @@ def select_recorded(path: Path, alpha: str, beta: str, alternatives: Sequence[st
     potential = edit_potential(alpha, beta)
     other_potentials = [_parse_alternative(text, alpha, beta) for text in alternatives]
     candidates, skipped = read_recorded_candidates(path)
-    winners = recorded_winners(candidates, potential)
-    published = edit_potential()
+    winners, published = recorded_winners(candidates, potential), edit_potential()
     disagreements = potential_disagreements(candidates, published)
     changes = [_changed_winners(candidates, winners, other) for other in other_potentials]
 
@@ -66,26 +64,16 @@ def select_recorded(path: Path, alpha: str, beta: str, alternatives: Sequence[st
             f"{disagreements.height} recorded potentials differ from {published}"
             f" (line {line}: recorded {recorded:.6g}, computed {computed:.6g})"
         )
-    lines = [
-        f"{'id':<24} {'seed':>12}  {'phase':<8} {'potential':>12}",
-        *(
-            f"{row['id']:<24} {row['seed']:>12}  {row['phase']:<8} {row['potential']:>12.6f}"
-            for row in winners.iter_rows(named=True)
-        ),
-        f"{winners.height} winners of {candidates.height} candidates by {potential}",
-        *(
-            f"by {other}: {change['changed']} winners change"
-            for other, change in zip(other_potentials, changes, strict=True)
-        ),
-        *(f"note: {note}" for note in notes),
-    ]
+    lines = [f"{'id':<24} {'seed':>12}  {'phase':<8} {'potential':>12}"]
+    lines += [f"{key:<24} {seed:>12}  {phase:<8} {value:>12.6f}" for key, seed, phase, value in winners.iter_rows()]
+    lines += [f"{winners.height} winners of {candidates.height} candidates by {potential}"]
+    other_changes = zip(other_potentials, changes, strict=True)
+    lines += [f"by {other}: {change['changed']} winners change" for other, change in other_changes]
+    lines += [f"note: {note}" for note in notes]
     reasons = "; ".join(map(str, skipped[:3])) + ("; …" if len(skipped) > 3 else "")
     return {
-        "winners": winners.to_dicts(),
-        "alternatives": changes,
-        "disagreements": disagreements.to_dicts(),
-        "notes": notes,
-        "left_out": [{"line": line.line, "reason": line.reason} for line in skipped],
+        **{"winners": winners.to_dicts(), "alternatives": changes, "disagreements": disagreements.to_dicts()},
+        **{"notes": notes, "left_out": [{"line": line.line, "reason": line.reason} for line in skipped]},
         "text": "\n".join(lines),
         "failed": f"{path}: {len(skipped)} lines skipped: {reasons}" if skipped else None,
     }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from uuid import UUID, uuid5
+from uuid import uuid5
 
 import polars as pl
 
@@ -16,12 +16,7 @@ from flexy_assets.edits.tasks import EditTask
 from flexy_assets.storage.edits import EditTaskRow
 from resources.images import ImageStore
 
-EDIT_TASKS_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "batch": pl.String(),
-    "task_id": pl.String(),
-    "prompt": pl.String(),
-    "source": pl.String(),
-}
+EDIT_TASKS_SCHEMA: Final = dict.fromkeys(("batch", "task_id", "prompt", "source"), pl.String())
 """The columns of the asset `edit_tasks`."""
 
 
@@ -46,7 +41,7 @@ def dataset_digest(tasks: Sequence[EditTask], sources: dict[str, tuple[str, str]
 
 def task_rows(plan: Comparison, tasks: Sequence[EditTask], sources: dict[str, tuple[str, str]]) -> list[EditTaskRow]:
     """Return the tasks as rows of the comparison."""
-    run: UUID = plan.run_id
+    run = plan.run_id
     return [
         EditTaskRow(uuid5(run, task.id), run, plan.batch(position), position, task.id, task.prompt, *sources[task.id])
         for position, task in enumerate(tasks)
@@ -68,6 +63,5 @@ class PlannedComparison:
 
 def task_table(rows: Sequence[EditTaskRow]) -> pl.DataFrame:
     """Return the rows as a frame (`EDIT_TASKS_SCHEMA`)."""
-    return pl.DataFrame(
-        [(row.batch, row.name, row.prompt, row.image_path) for row in rows], EDIT_TASKS_SCHEMA, orient="row"
-    )
+    cells = [(row.batch, row.name, row.prompt, row.image_path) for row in rows]
+    return pl.DataFrame(cells, EDIT_TASKS_SCHEMA, orient="row")

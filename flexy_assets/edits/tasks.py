@@ -48,19 +48,17 @@ def read_tasks(path: Path) -> tuple[list[EditTask], list[SkippedLine]]:
     if not tasks and not skipped:
         raise BadInputError(f'no tasks in {path}: must have one {{"id": …, "image_path": …, "prompt": …}} a line')
     reasons = _find_unreadable(path.parent, sorted({task.image_path for task in tasks.values()}))
-    skipped += [
-        SkippedLine(task.line, reasons[task.image_path]) for task in tasks.values() if task.image_path in reasons
-    ]
+    unreadable = [task for task in tasks.values() if task.image_path in reasons]
+    skipped += [SkippedLine(task.line, reasons[task.image_path]) for task in unreadable]
     readable = [task for task in tasks.values() if task.image_path not in reasons]
-    return readable, sorted(skipped, key=lambda skipped_line: skipped_line.line)
+    return readable, sorted(skipped, key=lambda line: line.line)
 
 
 def _task(number: int, entry: dict[str, object] | BadLineError) -> EditTask:
     if isinstance(entry, BadLineError):
         raise entry
-    return EditTask(
-        identifier_field(entry), text_field(entry, "image_path", 1000), text_field(entry, "prompt", MAX_PROMPT), number
-    )
+    key, image_path = identifier_field(entry), text_field(entry, "image_path", 1000)
+    return EditTask(key, image_path, text_field(entry, "prompt", MAX_PROMPT), number)
 
 
 def _find_unreadable(folder: Path, paths: list[str]) -> dict[str, str]:

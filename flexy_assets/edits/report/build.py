@@ -7,7 +7,6 @@ treated as hostile: Jinja escapes them, and the page's policy lets only its own 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
 
@@ -15,17 +14,9 @@ import polars as pl
 
 from flexy_assets.edits.labels import METHOD_NAMES, format_denoises, method_name, metric_label, metric_title
 from flexy_assets.edits.plots import gain_by_budget, method_colours, scores_by_budget
+from flexy_assets.edits.report import summary
 from flexy_assets.edits.report.cards import LOCAL_STAGES, CardImages, task_cards
-from flexy_assets.edits.report.summary import (
-    MIN_TASKS,
-    Pair,
-    decisive_row,
-    edit_verdict,
-    format_gain,
-    mean_score,
-    method_pairs,
-    summarize_comparison,
-)
+from flexy_assets.edits.report.summary import Pair, edit_verdict
 from flexy_assets.reporting.figures import Figure
 from flexy_assets.reporting.formatting import format_count, join_words
 from flexy_assets.reporting.html import load_template
@@ -33,12 +24,9 @@ from flexy_assets.storage.edits import EDIT_CANDIDATES_SCHEMA
 from resources.metrics import Metric
 from resources.metrics.edits import METRICS
 
-MAX_TASKS: Final = 300
-"""Tasks shown one by one; the statistics above them count all."""
-MAX_THUMBNAILS: Final = 6000
-"""Thumbnails on one page."""
-MAX_BYTES: Final = 11_000_000
-"""Of embedded thumbnails: more would make a page too heavy to open on a phone or to send."""
+MAX_TASKS: Final = 300  # shown one by one; the statistics above them count all
+MAX_THUMBNAILS: Final = 6000  # on one page
+MAX_BYTES: Final = 11_000_000  # of thumbnails: more would make a page too heavy to open on a phone or to send
 
 ROLES: Final = {
     "ground truth": "Ground truth",
@@ -50,15 +38,6 @@ Row = dict[str, Any]
 
 _TASK = ["run", "task_id"]
 _SEARCH = [*_TASK, "method", "budget"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """The comparison of a pair, by the metrics' roles."""
-
-    pair: Pair
-    title: str
-    groups: dict[str, list[Row]]
 
 
 def edit_thumbnails_needed(candidates: pl.DataFrame) -> list[str]:
@@ -90,9 +69,9 @@ def render_edit_report(
     steps, sides = _common_steps(candidates), _shown_budgets(candidates)
     known = METRICS | {metric.name: metric for metric in metrics}
     lower = {metric.name for metric in known.values() if not metric.higher_is_better}
-    pairs = method_pairs(comparison)
+    pairs = summary.method_pairs(comparison)
     rows = pairs[0].rows(comparison) if pairs else []
-    lead = decisive_row(rows)
+    lead = summary.decisive_row(rows)
     judge = known.get(lead["metric"]) if lead else None
     methods = [*dict.fromkeys([*sides, *levels["method"]])]
     shown_metrics = [name for name in _metrics(candidates) if name != "potential"]
@@ -102,12 +81,12 @@ def render_edit_report(
     return load_template(
         "edits/report/report.html.j2", {"named": method_name, "titled": metric_title, "counted": format_count}
     ).render(
-        answer=summarize_comparison(candidates, comparison, levels, steps),
+        answer=summary.summarize_comparison(candidates, comparison, levels, steps),
         selecting=join_words([metric_label(row["metric"]) for row in rows if row["role"] == "selecting"]),
         about=about,
         counts=_counts(candidates),
         tables=[_table(pair, comparison, levels, steps) for pair in pairs],
-        fewest=MIN_TASKS,
+        fewest=summary.MIN_TASKS,
         lower=lower,
         methods=methods,
         figures=figures,
@@ -139,23 +118,16 @@ def _fitting(needed: Sequence[str], thumbnails: Mapping[str, str]) -> dict[str, 
 
 def _complete(candidates: pl.DataFrame) -> pl.DataFrame:
     """Return all columns of `EDIT_CANDIDATES_SCHEMA`, and metrics as floats, null where they are not finite."""
-    absent = [
-        pl.lit(None).cast(dtype).alias(name)
-        for name, dtype in EDIT_CANDIDATES_SCHEMA.items()
-        if name not in candidates.columns
-    ]
+    kinds = {name: kind for name, kind in EDIT_CANDIDATES_SCHEMA.items() if name not in candidates.columns}
+    absent = [pl.lit(None).cast(kind).alias(name) for name, kind in kinds.items()]
     floats = candidates.with_columns(*absent, pl.col(_metrics(candidates)).cast(pl.Float64))
     finite = [pl.when(pl.col(name).is_finite()).then(name).alias(name) for name in _metrics(candidates)]
     return floats.with_columns(*finite, pl.col("chosen").fill_null(False))
 
 
 def _metrics(candidates: pl.DataFrame) -> list[str]:
-    found = candidates.schema.items()
-    return [
-        name
-        for name, dtype in found
-        if name not in EDIT_CANDIDATES_SCHEMA and (dtype.is_numeric() or dtype == pl.Boolean)
-    ]
+    numbers = (name for name, kind in candidates.schema.items() if kind.is_numeric() or kind == pl.Boolean)
+    return [name for name in numbers if name not in EDIT_CANDIDATES_SCHEMA]
 
 
 def _shown_budgets(candidates: pl.DataFrame) -> dict[str, int]:
@@ -185,8 +157,8 @@ def _shown_candidates(candidates: pl.DataFrame) -> pl.DataFrame:
 
 def _common_steps(candidates: pl.DataFrame) -> int | None:
     """Return the steps of a full denoise, None where candidates differ."""
-    found = candidates.filter(pl.col("strength") == 1)["num_steps"].unique()
-    return found[0] if len(found) == 1 else None
+    steps = candidates.filter(pl.col("strength") == 1)["num_steps"].unique()
+    return steps[0] if len(steps) == 1 else None
 
 
 def _counts(candidates: pl.DataFrame) -> dict[str, int]:
@@ -198,21 +170,22 @@ def _counts(candidates: pl.DataFrame) -> dict[str, int]:
 # Comparison
 
 
-def _table(pair: Pair, comparison: pl.DataFrame, levels: pl.DataFrame, steps: int | None) -> Table:
+def _table(pair: Pair, comparison: pl.DataFrame, levels: pl.DataFrame, steps: int | None) -> dict[str, Any]:
+    """Return a pair's title and its rows (`groups`) by the metrics' roles."""
     groups: dict[str, list[Row]] = {}
     better = {"better": f"{method_name(pair.method)} better", "worse": f"{method_name(pair.rival)} better"}
     words = better | {"no difference": "not significant", "too few": "too few tasks"}
     for row in sorted(pair.rows(comparison), key=lambda row: list(ROLES).index(row["role"])):
         is_selecting = row["role"] == "selecting"
         texts = {
-            "means": [mean_score(levels, row["metric"], *side) for side in pair.sides],
-            "gain": format_gain(row),
+            "means": [summary.mean_score(levels, row["metric"], *side) for side in pair.sides],
+            "gain": summary.format_gain(row),
             "strong": not is_selecting and edit_verdict(row) in better,
             "verdict": "no evidence" if is_selecting else words[edit_verdict(row)],
         }
         groups.setdefault(ROLES[row["role"]], []).append(row | texts)
     ours, theirs = (f"{method_name(method)} at {format_denoises(budget, steps)}" for method, budget in pair.sides)
-    return Table(pair, f"{ours} against {theirs}", groups)
+    return {"pair": pair, "title": f"{ours} against {theirs}", "groups": groups}
 
 
 def _figures(
@@ -224,20 +197,19 @@ def _figures(
     steps: int | None,
 ) -> dict[str, list[tuple[str, Figure]]]:
     """Return by role each metric over budgets with its element's id, and after the decisive one its gain."""
-    found: dict[str, list[tuple[str, Figure]]] = {}
+    by_role: dict[str, list[tuple[str, Figure]]] = {}
     if levels["budget"].n_unique() < 2:
-        return found
-    colours = method_colours(methods)
+        return by_role
+    colours, count = method_colours(methods), 0
     for role, metric in levels.select("role", "metric").unique(maintain_order=True).iter_rows():
         note = " Lower is better." if metric in lower else ""
         figures: list[Figure | None] = [scores_by_budget(levels, metric, colours, steps, note)]
         if lead and metric == lead["metric"]:
             figures.append(gain_by_budget(comparison, metric, lead["method"], lead["rival"], colours, steps))
-        count = sum(map(len, found.values()))
-        found.setdefault(role, []).extend(
-            (f"figure-{count + place}", figure) for place, figure in enumerate(filter(None, figures))
-        )
-    return found
+        for figure in filter(None, figures):
+            by_role.setdefault(role, []).append((f"figure-{count}", figure))
+            count += 1
+    return by_role
 
 
 # Cost and the local stage
@@ -246,21 +218,16 @@ def _figures(
 def _costs(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
     """Return a row per method and budget: the least and most NFE of a task, and means of its other costs."""
     finished = (pl.col("stop_step") == pl.col("num_steps")).any().over(*_SEARCH, "name")
-    per_task = (
-        candidates.with_columns(finished=finished)
-        .group_by(_SEARCH)
-        .agg(
-            pl.sum("nfe"),
-            pl.col("name").filter("finished").n_unique().alias("finished"),
-            pl.col("name").filter(~pl.col("finished")).n_unique().alias("stopped"),
-            _seconds("elapsed_ms").alias("seconds"),
-            _seconds("scored_ms").alias("scoring"),
-        )
-    )
-    means = pl.mean("finished", "stopped", "seconds", "scoring")
-    rows = per_task.group_by("method", "budget").agg(
-        pl.len().alias("tasks"), pl.min("nfe").alias("nfe_low"), pl.max("nfe").alias("nfe_high"), means
-    )
+    names = pl.col("name")
+    costs = {
+        "finished": names.filter("finished").n_unique(),
+        "stopped": names.filter(~pl.col("finished")).n_unique(),
+        "seconds": _seconds("elapsed_ms"),
+        "scoring": _seconds("scored_ms"),
+    }
+    per_task = candidates.with_columns(finished=finished).group_by(_SEARCH).agg(pl.sum("nfe"), **costs)
+    bounds = pl.len().alias("tasks"), pl.min("nfe").alias("nfe_low"), pl.max("nfe").alias("nfe_high")
+    rows = per_task.group_by("method", "budget").agg(*bounds, pl.mean(*costs))
     return [row | {"at": format_denoises(row["budget"], steps)} for row in rows.sort("budget", "method").to_dicts()]
 
 
@@ -276,14 +243,8 @@ def _equality(candidates: pl.DataFrame, compared: Sequence[Pair]) -> str:
     if not equal:
         return "No two searches were given the same budget, so there is no comparison at equal cost."
     spent = candidates.group_by(_SEARCH, maintain_order=True).agg(pl.sum("nfe"))
-    both = pl.concat(
-        [
-            spent.filter(method=pair.method, budget=pair.budget).join(
-                spent.filter(method=pair.rival, budget=pair.budget), on=_TASK, nulls_equal=True, maintain_order="left"
-            )
-            for pair in equal
-        ]
-    )
+    sides = [[spent.filter(method=method, budget=budget) for method, budget in pair.sides] for pair in equal]
+    both = pl.concat([ours.join(theirs, on=_TASK, nulls_equal=True, maintain_order="left") for ours, theirs in sides])
     if both.is_empty():
         return "The costs of the compared searches are not recorded."
     apart = both.filter(pl.col("nfe") != pl.col("nfe_right"))
@@ -304,27 +265,18 @@ def _local_stage_note(candidates: pl.DataFrame, steps: int | None) -> list[Row]:
     """Return a row per method and budget with a local stage: similarity of child and parent, share of winners."""
     local = pl.col("stage").is_in(LOCAL_STAGES) & pl.col("parent").is_not_null()
     finished = candidates.filter(pl.col("stop_step") == pl.col("num_steps"), pl.col("image_path").is_not_null())
-    found = []
-    groups = (
-        finished.with_columns(local=local).sort("budget", "method").group_by("method", "budget", maintain_order=True)
-    )
-    for (method, budget), rows in groups:
+    in_order = finished.with_columns(local=local).sort("budget", "method")
+    notes = []
+    for (method, budget), rows in in_order.group_by("method", "budget", maintain_order=True):
         children, winners = rows.filter("local"), rows.filter("chosen")
         if children.height:
+            note: Row = {"method": method, "at": format_denoises(int(str(budget)), steps), "children": children.height}
+            note["similarity"] = [_median(children, metric) for metric in ("parent_cons", "parent_lpips")]
+            note["of_finished"] = children.height / rows.height
             won = winners.filter("local").height
-            found.append(
-                {
-                    "method": method,
-                    "at": format_denoises(int(str(budget)), steps),
-                    "children": children.height,
-                    "similarity": [_median(children, metric) for metric in ("parent_cons", "parent_lpips")],
-                    "of_finished": children.height / rows.height,
-                    "won": won,
-                    "winners": winners.height,
-                    "of_winners": _share(won, winners.height),
-                }
-            )
-    return found
+            note |= {"won": won, "winners": winners.height, "of_winners": _share(won, winners.height)}
+            notes.append(note)
+    return notes
 
 
 def _median(rows: pl.DataFrame, metric: str) -> list[float | None]:

@@ -23,10 +23,7 @@ CandidateState = Literal["chosen", "stopped", "failed", ""]
 
 @dataclass(frozen=True)
 class CardImage:
-    """An image's place on the page: embedded where `uri` is set, repeated from there elsewhere.
-
-    One without a `key` is not on the page.
-    """
+    """An image's place on the page: embedded where `uri` is set, else repeated from there; absent without a key."""
 
     key: int | None = None
     uri: str | None = None
@@ -89,21 +86,13 @@ def task_cards(
     won, verdict = _won(list(winners.items())[:2], judge)
     # Source and winners first: those on top are the ones that are embedded.
     source = pictures(rows[0]["source_path"])
-    return TaskCard(
-        rows[0]["task_id"],
-        rows[0]["prompt"] or "no prompt",
-        source,
-        won,
-        verdict,
-        [(method_name(method), _card(row, metrics, pictures) if row else None) for method, row in winners.items()],
-        [
-            (
-                method_name(method),
-                [_card(row, metrics, pictures) for row in sorted(rows, key=_place) if row["method"] == method],
-            )
-            for method in methods
-        ],
-    )
+    best = [(method_name(name), _card(row, metrics, pictures) if row else None) for name, row in winners.items()]
+    cards: dict[str, list[Card]] = {method: [] for method in methods}
+    for row in sorted(rows, key=lambda row: (methods.index(row["method"]), _place(row))):
+        cards[row["method"]].append(_card(row, metrics, pictures))
+    candidates_by_method = [(method_name(method), of_method) for method, of_method in cards.items()]
+    task, prompt = rows[0]["task_id"], rows[0]["prompt"] or "no prompt"
+    return TaskCard(task, prompt, source, won, verdict, best, candidates_by_method)
 
 
 def _place(row: Row) -> tuple[bool, list[int], str]:
@@ -114,16 +103,17 @@ def _place(row: Row) -> tuple[bool, list[int], str]:
 def _won(winners: Sequence[tuple[str, Row | None]], judge: Metric | None) -> tuple[Winner, str]:
     if len(winners) < 2 or judge is None:
         return "unknown", "not compared"
+    by = f"by {metric_label(judge.name)}"
     ours, theirs = (row.get(judge.name) if row else None for _, row in winners)
     if ours is None or theirs is None:
-        return "unknown", f"unknown by {metric_label(judge.name)}"
-    by = f"by {metric_label(judge.name)}"
+        return "unknown", f"unknown {by}"
+    first, second = (method_name(method) for method, _ in winners)
     gain = ours - theirs if judge.higher_is_better else theirs - ours
     if abs(gain) <= judge.tie:
         return "tied", f"tied {by}, {format_number(ours)} against {format_number(theirs)}"
     if gain > 0:
-        return "first", f"{method_name(winners[0][0])} won {by}, {format_number(ours)} against {format_number(theirs)}"
-    return "second", f"{method_name(winners[1][0])} won {by}, {format_number(theirs)} against {format_number(ours)}"
+        return "first", f"{first} won {by}, {format_number(ours)} against {format_number(theirs)}"
+    return "second", f"{second} won {by}, {format_number(theirs)} against {format_number(ours)}"
 
 
 def _card(row: Row, metrics: Sequence[str], pictures: CardImages) -> Card:
@@ -137,17 +127,11 @@ def _card(row: Row, metrics: Sequence[str], pictures: CardImages) -> Card:
         "" if row["elapsed_ms"] is None else f"{format_number(row['elapsed_ms'] / 1000)} s",
         row["error"] or "",
     ]
-    return Card(
-        picture=pictures(row["image_path"]),
-        alt=", ".join(filter(None, [f"{method_name(row['method'])} {row['name']}", row["stage"], remark])),
-        name=row["name"],
-        state=state,
-        remark=remark,
-        origin=f"{row['stage']}{parent}{strength}",
-        potential=row.get("potential"),
-        scores=[_score(name, row[name]) for name in metrics if row[name] is not None],
-        detail=", ".join(filter(None, detail)),
-    )
+    alt = ", ".join(filter(None, [f"{method_name(row['method'])} {row['name']}", row["stage"], remark]))
+    origin = f"{row['stage']}{parent}{strength}"
+    scores = [_score(name, row[name]) for name in metrics if row[name] is not None]
+    words = alt, row["name"], state, remark, origin, row.get("potential"), scores, ", ".join(filter(None, detail))
+    return Card(pictures(row["image_path"]), *words)
 
 
 def _state(row: Row) -> tuple[CandidateState, str]:

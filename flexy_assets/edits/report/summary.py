@@ -15,11 +15,9 @@ from markupsafe import Markup
 from flexy_assets.edits.labels import format_denoises, method_name, metric_label
 from flexy_assets.reporting.formatting import format_count, format_number, format_signed, join_words
 
-MIN_TASKS: Final = 10
-"""With fewer tasks no method is called better: the bootstrap interval of fewer is too narrow."""
+MIN_TASKS: Final = 10  # with fewer no method is called better: the bootstrap interval is too narrow
 
-Row = dict[str, Any]
-"""A row of `comparison.COMPARISON`."""
+Row = dict[str, Any]  # of `comparison.COMPARISON_SCHEMA`
 EditVerdict = Literal["better", "worse", "no difference", "too few"]
 
 
@@ -54,12 +52,8 @@ def method_pairs(comparison: pl.DataFrame) -> list[Pair]:
     pairs = [Pair(*row) for row in sides.iter_rows()]
 
     def rank(pair: Pair) -> tuple[bool, bool, int, int]:
-        return (
-            (pair.method, pair.rival) == (pairs[0].method, pairs[0].rival),
-            pair.equal,
-            pair.rival_budget,
-            pair.budget,
-        )
+        is_first = (pair.method, pair.rival) == (pairs[0].method, pairs[0].rival)
+        return is_first, pair.equal, pair.rival_budget, pair.budget
 
     return sorted(pairs, key=rank, reverse=True)
 
@@ -140,9 +134,7 @@ def _claim(pair: Pair, lead: Row, levels: pl.DataFrame, steps: int | None) -> Ma
         _with_interval(lead),
         ", which includes 0," if verdict == "no difference" else "",
         format_count(lead["n"], "task"),
-        lead["wins"],
-        lead["ties"],
-        lead["losses"],
+        *(lead[name] for name in ("wins", "ties", "losses")),
     )
 
 
@@ -153,11 +145,10 @@ def _others(rows: Sequence[Row], ours: str, theirs: str) -> Markup:
         "no difference": "no significant difference by",
         "too few": "too few tasks have",
     }
-    by = {
-        each: join_words([metric_label(row["metric"]) for row in rows if edit_verdict(row) == each])
-        for each in beginnings
-    }
-    words = "; ".join(f"{beginning} {by[each]}" for each, beginning in beginnings.items() if by[each])
+    metrics: dict[EditVerdict, list[str]] = {verdict: [] for verdict in beginnings}
+    for row in rows:
+        metrics[edit_verdict(row)].append(metric_label(row["metric"]))
+    words = "; ".join(f"{beginnings[verdict]} {join_words(names)}" for verdict, names in metrics.items() if names)
     return Markup("Other metrics not used for selection: {}.").format(words)
 
 
@@ -187,7 +178,5 @@ def _carried_out_and_preserved(candidates: pl.DataFrame, pair: Pair) -> tuple[fl
         for method, budget in pair.sides
     )
     known = ours.join(theirs, on=["run", "task_id"], nulls_equal=True)
-    if known.is_empty():
-        return None
     ours_share, theirs_share = known.select(pl.mean("both", "both_right")).row(0)
-    return ours_share, theirs_share
+    return None if known.is_empty() else (ours_share, theirs_share)

@@ -56,13 +56,11 @@ class EacpsParameters:
 
     def __post_init__(self) -> None:
         """Raises `BadInputError` that names the invalid parameter."""
-        bounds = {
-            "scouts": (self.scouts >= 1, "1 or more"),
+        counts = {name: (getattr(self, name) >= 1, "1 or more") for name in ("scouts", "m_global", "k_local")}
+        bounds = counts | {
             "local_share": (0 <= self.local_share < 1, "0 to below 1"),
             "preview": (0 < self.preview < 1, "above 0 to below 1"),
             "keep": (0 < self.keep <= 1, "above 0 to 1"),
-            "m_global": (self.m_global >= 1, "1 or more"),
-            "k_local": (self.k_local >= 1, "1 or more"),
             "cross": (0 <= self.cross <= 0.5, "0 to 0.5"),
             "t": (0 <= self.t < 1, "0 to below 1"),
             "strength": (0 < self.strength <= 1, "above 0 to 1"),
@@ -139,10 +137,9 @@ class Eacps(Search):
 
     def _global(self, count: int, observations: Observations) -> Iterator[list[Proposal]]:
         stage = plan_previews(count, self.steps, self.parameters.preview, self.parameters.keep)
-        names = [f"g{index}" for index in range(stage.seeds)]
         new = [
-            Proposal(name, "global", EditNoise(self.seeds(name)), None, 1.0, 0, stage.stop_step, self.steps)
-            for name in names
+            replace(full_denoise(name, "global", EditNoise(self.seeds(name)), self.steps), stop_step=stage.stop_step)
+            for name in (f"g{index}" for index in range(stage.seeds))
         ]
         yield new
         if stage.stop_step < self.steps:
@@ -206,14 +203,9 @@ class Reproduce(Search):
             for index in range(self.num_samples)
         ]
         yield first
+        parents = self.rank(first, observations)[: self.m_global]
+        seeds = [(parent, j, (parent.noise.seed + 1) * 100_000 + j) for parent in parents for j in range(self.k_local)]
         yield [
-            full_denoise(
-                f"{parent.name}.{j}",
-                "stage2",
-                EditNoise((parent.noise.seed + 1) * 100_000 + j),
-                self.steps,
-                parent.name,
-            )
-            for parent in self.rank(first, observations)[: self.m_global]
-            for j in range(self.k_local)
+            full_denoise(f"{parent.name}.{j}", "stage2", EditNoise(seed), self.steps, parent.name)
+            for parent, j, seed in seeds
         ]

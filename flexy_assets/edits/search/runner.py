@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
@@ -47,14 +48,11 @@ class DenoiseRequest:
         return self.task.batch, self.task.position, proposal.num_steps, proposal.start_step, proposal.stop_step
 
 
-@dataclass(frozen=True)
-class DenoiseResult:
-    """One edit from a call of the editor."""
+FinishedCandidates = dict[tuple[UUID, int, str], CandidateRow]
+"""By task, budget and name."""
 
-    edit: PartialEdit
-    nfe: int
-    elapsed_ms: int
-    images_in_call: int
+DenoiseResult = tuple[PartialEdit, dict[str, int]]
+"""One edit from a call of the editor, and its `nfe`, `elapsed_ms` and `images_in_call`."""
 
 
 class SearchPlan(Protocol):
@@ -128,12 +126,11 @@ class SearchRunner:
     def _group_by_search(
         self, candidates: Sequence[CandidateRow]
     ) -> Iterator[tuple[EditTaskRow, int, list[CandidateRow]]]:
-        by_search: dict[tuple[UUID, int], list[CandidateRow]] = {}
+        by_search: dict[tuple[UUID, int], list[CandidateRow]] = defaultdict(list)
         for candidate in candidates:
-            by_search.setdefault((candidate.task, candidate.budget), []).append(candidate)
-        for task in self.tasks:
-            for budget in self.plan.nfe:
-                yield task, budget, by_search.get((task.id, budget), [])
+            by_search[candidate.task, candidate.budget].append(candidate)
+        for task, budget in product(self.tasks, self.plan.nfe):
+            yield task, budget, by_search[task.id, budget]
 
     def denoise(
         self, requests: Sequence[DenoiseRequest], candidates: Sequence[CandidateRow], on_progress: Callable[[int], Any]
@@ -153,11 +150,7 @@ class SearchRunner:
                 on_progress(editor.steps_run - steps_before)
 
     def _run_call(
-        self,
-        editor: Editor,
-        halving: HalvingBatches,
-        requests: Sequence[DenoiseRequest],
-        finished: dict[tuple[UUID, int, str], CandidateRow],
+        self, editor: Editor, halving: HalvingBatches, requests: Sequence[DenoiseRequest], finished: FinishedCandidates
     ) -> Iterator[dict[str, Any]]:
         """Yield the rows of one call of the editor, with an image or with the error."""
 
@@ -167,7 +160,8 @@ class SearchRunner:
             elapsed_ms = round(1000 * (time.perf_counter() - started) / len(inputs))
             # By the editor's own counter; a call runs the same number of steps for each image.
             nfe = (editor.steps_run - steps_before) // len(inputs)
-            return [DenoiseResult(edit, nfe, elapsed_ms, len(inputs)) for edit in edited]
+            costs = {"nfe": nfe, "elapsed_ms": elapsed_ms, "images_in_call": len(inputs)}
+            return [(edit, costs) for edit in edited]
 
         try:
             canvas = Canvas.read(requests[0].task, self.work.store)
@@ -179,11 +173,7 @@ class SearchRunner:
             yield self._candidate_row(request) | self._save_result(request, result, canvas)
 
     def _editor_inputs(
-        self,
-        requests: Sequence[DenoiseRequest],
-        finished: dict[tuple[UUID, int, str], CandidateRow],
-        canvas: Canvas,
-        mask: Image | None,
+        self, requests: Sequence[DenoiseRequest], finished: FinishedCandidates, canvas: Canvas, mask: Image | None
     ) -> list[EditRequest | PartialEdit]:
         """Return the editor's input for each request. Raises `FlexyError` where an image or latents are missing."""
         store, task = self.work.store, requests[0].task
@@ -197,17 +187,9 @@ class SearchRunner:
             if proposal.strength < 1:
                 parent_row = finished[task.id, request.budget, proposal.parent or ""]
                 parent = canvas.crop(store.read(parent_row.image_path or "", parent_row.image_sha256))
-            edit = EditRequest(
-                image=source,
-                prompt=task.prompt,
-                negative_prompt=self.plan.negative_prompt,
-                steps=self.plan.steps,
-                guidance=self.plan.guidance,
-                noise=proposal.noise,
-                mask=mask,
-                parent=parent,
-                strength=proposal.strength,
-            )
+            plan, noise = self.plan, proposal.noise
+            settings = plan.negative_prompt, plan.steps, plan.guidance
+            edit = EditRequest(source, task.prompt, *settings, noise, mask, parent, proposal.strength)
             if request not in previews:
                 inputs.append(edit)
             elif latents := stored_latents.get(previews[request]):
@@ -225,20 +207,12 @@ class SearchRunner:
 
     def _candidate_row(self, request: DenoiseRequest) -> dict[str, Any]:
         """Return the row of `edit_candidates` without a result."""
-        proposal, task = request.proposal, request.task
+        proposal, noise = request.proposal, request.proposal.noise
         return {
-            "id": self._id(request, proposal.stop_step),
-            "task": task.id,
-            "method": self.method,
-            "budget": request.budget,
-            "name": proposal.name,
-            "stage": proposal.stage,
-            "seed": proposal.noise.seed,
-            "moves": proposal.noise.moves,
-            "parent": proposal.parent,
-            "strength": proposal.strength,
-            "until": proposal.stop_step,
-            "path": proposal.num_steps,
+            **{"id": self._id(request, proposal.stop_step), "task": request.task.id, "method": self.method},
+            **{name: getattr(proposal, name) for name in ("name", "stage", "parent", "strength")},
+            **{"budget": request.budget, "seed": noise.seed, "moves": noise.moves},
+            **{"until": proposal.stop_step, "path": proposal.num_steps},
             **dict.fromkeys(("image_path", "image_sha256", "latents", "error", "elapsed_ms", "images_in_call")),
         }
 
@@ -248,20 +222,14 @@ class SearchRunner:
         """Write the image and return the row's result; the image is written first, so that no row lacks its file."""
         if isinstance(result, FlexyError):
             return {"nfe": 0, "error": str(result)}
-        proposal, task = request.proposal, request.task
+        proposal, task, (edit, costs) = request.proposal, request.task, result
         name = f"{task.position:05d}_{request.budget}_{proposal.name}_{proposal.stop_step}.png"
         path = f"{self._folder(task.batch)}/{name}"
         latents = io.BytesIO()
         if not proposal.finishes:
-            np.save(latents, result.edit.latents, allow_pickle=False)
-        return {
-            "nfe": result.nfe,
-            "image_path": path,
-            "image_sha256": self.work.store.write(path, canvas.paste(result.edit.image)),
-            "latents": latents.getvalue() or None,
-            "elapsed_ms": result.elapsed_ms,
-            "images_in_call": result.images_in_call,
-        }
+            np.save(latents, edit.latents, allow_pickle=False)
+        sha256 = self.work.store.write(path, canvas.paste(edit.image))
+        return costs | {"image_path": path, "image_sha256": sha256, "latents": latents.getvalue() or None}
 
 
 def _search_candidates(rows: Sequence[CandidateRow]) -> list[SearchCandidate]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +15,7 @@ from resources.errors import BadInputError
 CandidateScores = Mapping[str, float | None]
 """Metric to score; None, or no entry, where the score is missing."""
 
-MAX_WEIGHT = 1e6
-"""Above this the sum of scores loses the digits in which candidates differ."""
+MAX_WEIGHT = 1e6  # above this the sum of scores loses the digits in which candidates differ
 
 
 class Selector(Protocol):
@@ -72,18 +72,16 @@ class RankSum:
     weights: Mapping[str, float]
 
     def values(self, candidates: Sequence[CandidateScores]) -> list[float | None]:
-        potential = Potential(self.weights)
-        complete = [index for index, scores in enumerate(candidates) if potential.value(scores) is not None]
-        values: list[float | None] = [None] * len(candidates)
+        is_complete = [value is not None for value in Potential(self.weights).values(candidates)]
+        complete = list(compress(candidates, is_complete))
         total = np.zeros(len(complete))
         for metric, weight in self.weights.items():
             if weight and complete:
-                x = np.array([candidates[index][metric] for index in complete], dtype=np.float64)
+                x = np.array([scores[metric] for scores in complete], dtype=np.float64)
                 beaten = (1 + np.sign(x[:, None] - x[None, :])).sum(axis=1) / 2
                 total += weight * beaten / len(x)
-        for index, value in zip(complete, total.tolist(), strict=True):
-            values[index] = value
-        return values
+        values = iter(total.tolist())
+        return [next(values) if each else None for each in is_complete]
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,10 @@ class PromptFollowing:
         threshold = best / 2 if best > 0 else -math.inf
         # Larger than the difference of any two rank sums.
         penalty = sum(map(abs, self.ranks.weights.values()))
-        values: list[float | None] = []
-        for value, gain in zip(self.ranks.values(candidates), gains, strict=True):
-            values.append(None if value is None or gain is None else value - penalty * (gain < threshold))
-        return values
+        return [
+            None if value is None or gain is None else value - penalty * (gain < threshold)
+            for value, gain in zip(self.ranks.values(candidates), gains, strict=True)
+        ]
 
 
 def edit_potential(alpha: float | str = 10.0, beta: float | str = 3.0) -> Potential:
@@ -130,9 +128,8 @@ def inpaint_potential(alpha: float | str = 1.0, beta: float | str = 1.0, gamma: 
 
 def rank_candidates(selector: Selector, candidates: Sequence[CandidateScores]) -> list[int]:
     """Return the indices of the candidates, best first; equal ones in their order, those without a value last."""
-    values = selector.values(candidates)
-    ranks = [-math.inf if value is None else value for value in values]
-    return sorted(range(len(values)), key=lambda index: (values[index] is None, -ranks[index]))
+    values = [-math.inf if value is None else value for value in selector.values(candidates)]
+    return sorted(range(len(values)), key=lambda index: -values[index])
 
 
 def _weight(name: str, value: float | str) -> float:

@@ -33,17 +33,8 @@ def io_manager_with_process_tag(tables: dg.IOManager) -> dg.IOManagerDefinition:
 def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Record as failed the runs whose process is dead, free the pool slots they held, and return their ids."""
     ended = []
-    open_runs = instance.get_runs(
-        dg.RunsFilter(
-            statuses=[
-                dg.DagsterRunStatus.NOT_STARTED,
-                dg.DagsterRunStatus.STARTING,
-                dg.DagsterRunStatus.STARTED,
-                dg.DagsterRunStatus.CANCELING,
-            ]
-        )
-    )
-    for run in open_runs:
+    open_statuses = [dg.DagsterRunStatus[name] for name in ("NOT_STARTED", "STARTING", "STARTED", "CANCELING")]
+    for run in instance.get_runs(dg.RunsFilter(statuses=open_statuses)):
         process = run.tags.get(PROCESS_TAG)
         # A retry has its parent's tags until it sets its own.
         if process and (not run.parent_run_id or run.run_id in process) and not _is_process_alive(process):

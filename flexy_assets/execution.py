@@ -91,19 +91,12 @@ def run_assets(
     tags = {PROCESS_TAG: process_tag()}
     if batches:
         tags |= {_RANGE_START_TAG: batches[0], _RANGE_END_TAG: batches[1]}
-    run_config: dict[str, Any] = dict(QUIET_LOGGING)
-    if config:
-        run_config["ops"] = {name: {"config": dict(values)} for name, values in config.items()}
+    ops = {name: {"config": dict(values)} for name, values in (config or {}).items()}
     # Without the checks, which read the whole table: they run once, with the results.
     without_checks = dg.Definitions(assets=definitions.assets, resources=definitions.resources)
+    job, keys = without_checks.resolve_implicit_global_asset_job_def(), [asset.key for asset in assets]
     try:
-        return without_checks.resolve_implicit_global_asset_job_def().execute_in_process(
-            instance=instance,
-            asset_selection=[asset.key for asset in assets],
-            run_config=run_config,
-            tags=tags,
-            raise_on_error=True,
-        )
+        return job.execute_in_process(QUIET_LOGGING | {"ops": ops}, instance, tags=tags, asset_selection=keys)
     except dg.DagsterExecutionInterruptedError:
         raise KeyboardInterrupt from None
 

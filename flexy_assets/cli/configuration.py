@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 
-from flexy_assets.reporting.text_tables import format_text_table
 from resources.settings import JUDGE_KEY, JUDGE_KEY_VARIABLES, Settings, read_sources, set_variables, toml_key
 
 MASK = "***"
@@ -36,28 +34,20 @@ def list_settings() -> list[dict[str, str]]:
     """
     sources = read_sources()
     settings, found = Settings.merge(sources), set_variables(sources)
-    rows = []
+    rows: list[tuple[str, str, str, str]] = []
     for name, field in Settings.model_fields.items():
-        variable = str(field.alias)
-        source = found[variable][1] if variable in found else "default"
-        value = found[variable][0] if variable in found else getattr(settings, name)
-        text = MASK if isinstance(getattr(settings, name), SecretStr) and value else _mask(variable, _text(value))
+        variable, setting = str(field.alias), getattr(settings, name)
+        value, source = found.get(variable, (setting, "default"))
+        text = MASK if isinstance(setting, SecretStr) and value else _mask(variable, _text(value))
         if variable == JUDGE_KEY:
             variable = settings.judge_key_variable if value else ", ".join(JUDGE_KEY_VARIABLES)
-        rows.append(
-            {"variable": variable, "value": text, "source": source, "purpose": str(field.description).replace("`", "")}
-        )
+        rows.append((variable, text, source, str(field.description)))
     for variable, purpose in LIBRARY_VARIABLES.items():
         value = os.environ.get(variable, "")
         text = MASK if value and variable.endswith("TOKEN") else _mask(variable, value)
-        source = "environment" if value else "default"
-        rows.append({"variable": variable, "value": text, "source": source, "purpose": purpose.replace("`", "")})
-    return rows
-
-
-def format_settings(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return the rows as a table for a terminal."""
-    return format_text_table(rows)
+        rows.append((variable, text, "environment" if value else "default", purpose))
+    names = ("variable", "value", "source", "purpose")
+    return [dict(zip(names, (*row[:3], row[3].replace("`", "")), strict=True)) for row in rows]
 
 
 def _text(value: Any) -> str:
@@ -104,6 +94,4 @@ def configuration_page() -> str:
 
 
 if __name__ == "__main__":
-    page = Path("docs/reference/configuration.md")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(configuration_page(), "utf-8")
+    Path("docs/reference/configuration.md").write_text(configuration_page(), "utf-8")

@@ -43,17 +43,10 @@ def models_list() -> dict[str, Any]:
 def _model_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows for a person, memory in GB too; licences and repositories are cut to the terminal's width."""
     table = [
-        {
-            "name": row["name"],
-            "kind": row["kind"],
-            "set": row["set"],
-            "state": row["state"],
-            "GB": round(row["gigabytes"], 1 if row["gigabytes"] >= 1 else 2),
-            "memory": row["memory"],
-            "commercial": {True: "yes", False: "no", None: "?" if row["licence"] else ""}[row["commercial"]],
-            "licence": row["licence"] or "",
-            "repository@revision": _origin(row),
-        }
+        {name: row[name] for name in ("name", "kind", "set", "state")}
+        | {"GB": round(row["gigabytes"], 1 if row["gigabytes"] >= 1 else 2), "memory": row["memory"]}
+        | {"commercial": {True: "yes", False: "no", None: "?" if row["licence"] else ""}[row["commercial"]]}
+        | {"licence": row["licence"] or "", "repository@revision": _origin(row)}
         for row in rows
     ]
     widths = {name: max(len(name), *(len(str(row[name])) for row in table)) for name in table[0]}
@@ -130,18 +123,14 @@ def example(kind: str, folder: Path, tasks: int, seed: int) -> dict[str, Any]:
 
     edits for flexy compare, faces for flexy inpaint, both of the small world the embedded models know.
     """
+    from resources.mini.edits import write_edit_example
+    from resources.mini.faces import write_face_example
+
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise BadInputError(f"cannot write to {folder}: it exists and is not empty: name a new folder")
-    if kind == "edits":
-        from resources.mini.edits import write_edit_example
-
-        file = write_edit_example(folder, tasks, seed)
-        usage = f"flexy compare --dataset {file} --out {folder / 'results'}"
-    else:
-        from resources.mini.faces import write_face_example
-
-        file = write_face_example(folder, tasks, seed)
-        usage = f"flexy inpaint import {file} && flexy inpaint run"
+    file = (write_edit_example if kind == "edits" else write_face_example)(folder, tasks, seed)
+    edits_usage = f"flexy compare --dataset {file} --out {folder / 'results'}"
+    usage = edits_usage if kind == "edits" else f"flexy inpaint import {file} && flexy inpaint run"
     return {"file": str(file), "tasks": tasks, "text": f"{tasks} tasks in {file}\nuse them: {usage}"}
 
 
@@ -152,7 +141,8 @@ def config() -> dict[str, Any]:
 
     Environment variables win over .env, and .env over flexy.toml. Secrets are masked.
     """
-    from flexy_assets.cli.configuration import format_settings, list_settings
+    from flexy_assets.cli.configuration import list_settings
+    from flexy_assets.reporting.text_tables import format_text_table
 
     rows = list_settings()
-    return {"settings": rows, "text": format_settings(rows)}
+    return {"settings": rows, "text": format_text_table(rows)}

@@ -87,15 +87,10 @@ def rescore(metric: str, sweep_ids: tuple[str, ...], failed: bool, replace: int 
         if replace is not None:
             raise BadInputError(f"{text}, not {replace}: use --replace {request.replaced}")
         return counts | {"scores_computed": 0, "text": f"{text}: use --replace {request.replaced}"}
-    config = {
-        "metric": metric,
-        "runs": [str(sweep_id) for sweep_id in sweeps],
-        "failed": failed,
-        "replaces": request.replaced,
-    }
+    config = {"metric": metric, "runs": list(map(str, sweeps)), "failed": failed, "replaces": request.replaced}
+    ops = {"ops": {"rescore": {"config": config}}}
     with dagster_instance(session.settings) as instance:
-        job = jobs.rescore_scores.name
-        return counts | _run_scoring_job(session, instance, job, {"ops": {"rescore": {"config": config}}})
+        return counts | _run_scoring_job(session, instance, jobs.rescore_scores.name, ops)
 
 
 def _run_scoring_job(session: Session, instance: Any, job: str, config: Mapping[str, Any]) -> dict[str, Any]:

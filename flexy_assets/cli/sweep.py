@@ -12,10 +12,10 @@ import click
 from flexy_assets.cli.command import json_command
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError, FlexyError
+from resources.metrics.sweep import METRICS
 
 if TYPE_CHECKING:
     from flexy_assets.sweep.generation import GenerationOutcome
-from resources.metrics.sweep import METRICS
 
 DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "even", "batch_size": 40}
 
@@ -96,13 +96,9 @@ def _find_plan(session: Session, sweep_id: str) -> dict[str, Any]:
     if not row.plan:
         raise BadInputError(f"cannot run sweep {sweep_id!r}: it has no plan: plan one with flexy sweep new")
     plan = Sweep.from_json(row.plan).rows(0, row.target or 0)
-    return {
-        "run": str(row.id),
-        "engine": row.engine,
-        "target": row.target,
-        "planned": len(generation.images_to_generate(session.database, plan)),
-        "batches": plan["batch"].unique(maintain_order=True).to_list(),
-    }
+    planned = len(generation.images_to_generate(session.database, plan))
+    batches = plan["batch"].unique(maintain_order=True).to_list()
+    return {"run": str(row.id), "engine": row.engine, "target": row.target, "planned": planned, "batches": batches}
 
 
 def _run_sweep(session: Session, plan: dict[str, Any]) -> dict[str, Any]:
@@ -123,27 +119,20 @@ def _run_sweep(session: Session, plan: dict[str, Any]) -> dict[str, Any]:
     with session.database.begin(reading=True) as connection:
         entry = next(e for e in status.status_by_sweep(connection) if e["run"] == plan["run"])
     images: Collection[GenerationOutcome] = session.work.results.get("generated_images", {}).values()
-    return entry | {
-        "images_made": sum(outcome.made for outcome in images),
-        "scores_computed": sum(session.scores_computed().values()),
-        "csv": str(session.settings.tables / "sweep.csv"),
-        "report": str(session.settings.tables / "sweep_report.html"),
-        "image_failures": [outcome.failed[-1] for outcome in images if outcome.failed],
-    }
+    tables, scores_computed = session.settings.tables, sum(session.scores_computed().values())
+    entry |= {"images_made": sum(outcome.made for outcome in images), "scores_computed": scores_computed}
+    entry |= {"csv": str(tables / "sweep.csv"), "report": str(tables / "sweep_report.html")}
+    return entry | {"image_failures": [outcome.failed[-1] for outcome in images if outcome.failed]}
 
 
 def _summarize(session: Session, entry: dict[str, Any]) -> dict[str, Any]:
     """Return the counts of a sweep that was run, with the text for a person and what is still missing."""
     from flexy_assets.storage import status
 
-    text = "\n".join(
-        [
-            f"sweep {entry['run'][:8]}: {entry['images_made']} images made, {entry['scores_computed']} scores computed"
-            f" now; {entry['images']} of {entry['target']} images done",
-            f"CSV     {entry['csv']}",
-            f"report  {entry['report']}",
-            "lineage and every partition: make ui",
-        ]
+    text = (
+        f"sweep {entry['run'][:8]}: {entry['images_made']} images made, {entry['scores_computed']} scores computed"
+        f" now; {entry['images']} of {entry['target']} images done\nCSV     {entry['csv']}\nreport  {entry['report']}\n"
+        "lineage and every partition: make ui"
     )
     if entry["image_failures"]:
         missing_images = entry["target"] - entry["images"]

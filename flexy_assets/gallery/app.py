@@ -48,8 +48,9 @@ from resources.settings import Settings
 HOST_NAMES = ("127.0.0.1", "localhost")
 MAX_BODY = 65_536
 """Bytes of a trial's settings: two prompts of the maximum length, every character escaped."""
-MAX_SIDE = 1024
-MAX_PAGE = 1_000_000
+MAX_SIDE, MAX_PAGE = 1024, 1_000_000
+
+_STATUSES: dict[type[Exception], int] = {BadInputError: 400, UnreadableImageError: 404, QueueFullError: 429}
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,8 @@ class GalleryServer:
         """Return the engines with their settings and defaults, the metrics, and the engines of the table."""
         names = registry.model_names("engine", self.settings)
         engines = [
-            {
-                "name": entry.name,
-                "ignores": sorted(entry.ignored_settings),
-                "steps": entry.steps,
-                "guidance": entry.guidance,
-            }
-            | {"side": entry.side, "multiple": entry.multiple}
+            {name: getattr(entry, name) for name in ("name", "steps", "guidance", "side", "multiple")}
+            | {"ignores": sorted(entry.ignored_settings)}
             | {"example": read_prompts(entry.prompts)[0] if entry.prompts else None}
             for entry in (registry.MODELS[name] for name in names)
         ]
@@ -83,11 +79,8 @@ class GalleryServer:
     def page(self, request: Request) -> Response:
         """Return one page of the images, by `engine`, `prompt`, `sort` and `page`."""
         query = request.query_params
-        engine, prompt, sort = (
-            query.get("engine", ""),
-            query.get("prompt", "").strip(),
-            query.get("sort", gallery.NEWEST_IMAGES),
-        )
+        engine, prompt = query.get("engine", ""), query.get("prompt", "").strip()
+        sort = query.get("sort", gallery.NEWEST_IMAGES)
         for text, name in ((engine, "the engine"), (prompt, "the search text")):
             check_prompt(text, name)
         if sort not in gallery.SORTS:
@@ -97,9 +90,8 @@ class GalleryServer:
             cards, count = gallery.card_page(
                 connection, self.settings, engine=engine, prompt=prompt, sort=sort, number=number
             )
-        return JSONResponse(
-            {"images": [_card_json(card) for card in cards], "count": count, "size": gallery.PAGE_IMAGES}
-        )
+        images = [_card_json(card) for card in cards]
+        return JSONResponse({"images": images, "count": count, "size": gallery.PAGE_IMAGES})
 
     def image(self, request: Request) -> Response:
         """Return an image by its id: whole as PNG, or as WebP of at most `side` pixels."""
@@ -177,15 +169,9 @@ def _card_json(card: gallery.ImageCard) -> gallery.ImageCard:
 
 def _trial_state(queued: QueuedTrial, before: int, images: Mapping[str, gallery.ImageCard]) -> dict[str, Any]:
     image_id, seconds = str(queued.image_id), queued.elapsed_seconds()
-    return {
-        "id": image_id,
-        "state": queued.state,
-        "before": before,
-        "error": queued.error,
-        "seconds": None if seconds is None else round(seconds, 1),
-        "settings": queued.trial.to_json(),
-        "image": images.get(image_id),
-    }
+    state = {"id": image_id, "state": queued.state, "before": before, "error": queued.error}
+    state |= {"seconds": None if seconds is None else round(seconds, 1), "settings": queued.trial.to_json()}
+    return state | {"image": images.get(image_id)}
 
 
 class _SecurityHeaders:
@@ -212,10 +198,6 @@ class _SecurityHeaders:
         await self._app(scope, receive, guarded)
 
 
-def _error_response(status: int, error: Exception | str) -> Response:
-    return JSONResponse({"error": " ".join(str(error).split())}, status_code=status)
-
-
 def gallery_app(gallery: GalleryServer) -> Starlette:
     """Return the server's routes behind its guards."""
     page = load_template("gallery/gallery.html.j2", {})
@@ -226,16 +208,14 @@ def gallery_app(gallery: GalleryServer) -> Starlette:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
-    async def flexy_error(_: Request, error: Exception) -> Response:
-        statuses: dict[type[Exception], int] = {BadInputError: 400, UnreadableImageError: 404, QueueFullError: 429}
-        return _error_response(statuses.get(type(error), 500), error)
-
-    async def http_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return _error_response(error.status_code, error.detail)
-
-    async def unexpected_error(_: Request, error: Exception) -> Response:
-        return _error_response(500, f"the gallery failed: {type(error).__name__}: {error}")
+    async def explain(_: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            status, text = error.status_code, error.detail
+        elif isinstance(error, FlexyError):
+            status, text = _STATUSES.get(type(error), 500), str(error)
+        else:
+            status, text = 500, f"the gallery failed: {type(error).__name__}: {error}"
+        return JSONResponse({"error": " ".join(text.split())}, status_code=status)
 
     async def home(_: Request) -> Response:
         return Response(html, media_type="text/html")
@@ -261,7 +241,7 @@ def gallery_app(gallery: GalleryServer) -> Starlette:
             Middleware(_SecurityHeaders, policy=policy),
             Middleware(TrustedHostMiddleware, allowed_hosts=list(HOST_NAMES), www_redirect=False),
         ],
-        exception_handlers={FlexyError: flexy_error, HTTPException: http_error, Exception: unexpected_error},
+        exception_handlers=dict.fromkeys((FlexyError, HTTPException, Exception), explain),
     )
 
 

@@ -11,11 +11,8 @@ from uuid import UUID
 from flexy_assets.sweep.try_image import Trial
 from resources.errors import FlexyError
 
-MAX_WAITING = 100
-"""Trials that may wait at once."""
-
-MAX_REMEMBERED = 20
-"""Ended trials that are still listed."""
+MAX_WAITING = 100  # trials at once
+MAX_REMEMBERED = 20  # ended trials that are still listed
 
 
 class QueueFullError(FlexyError):
@@ -51,18 +48,14 @@ class TrialQueue:
         self._thread.start()
 
     def add(self, trial: Trial, image_id: UUID) -> QueuedTrial:
-        """Add a trial, unless the same one is waiting or running already.
-
-        Raises `QueueFullError` where `MAX_WAITING` trials are waiting.
-        """
+        """Add a trial, unless the same one waits or runs already. Raises `QueueFullError` if `MAX_WAITING` wait."""
         with self._changed:
             known = self._trials.get(image_id)
             if known and known.state in ("waiting", "running"):
                 return known
             if len(self._waiting()) >= MAX_WAITING:
-                raise QueueFullError(
-                    f"the queue is full: {MAX_WAITING} trials are waiting: try again when some have ended"
-                )
+                message = f"the queue is full: {MAX_WAITING} trials are waiting: try again when some have ended"
+                raise QueueFullError(message)
             self._trials.pop(image_id, None)
             queued = self._trials[image_id] = QueuedTrial(trial, image_id)
             self._changed.notify()

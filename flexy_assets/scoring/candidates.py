@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 from flexy_assets.scoring.missing_scores import CHUNK_IMAGES
@@ -85,7 +85,7 @@ def score_candidates(
         if metric.scorer:
             by_scorer.setdefault(metric.scorer, []).append(metric)
     for scorer, family in by_scorer.items():
-        compute = load_scorer(scorer)
+        compute: Callable[[WorkBatch], list[BatchScores]] = resolve_name(scorer)
         for chunk in split_chunks(_pending(candidates, family), 1 if family[0].by_judge else CHUNK_IMAGES):
             started = time.perf_counter()
             batch = make_batch(chunk)
@@ -93,27 +93,18 @@ def score_candidates(
             if not scores:
                 break
             for of_scorer in scores:
-                record_batch_scores(batch.work, chunk, of_scorer)
+                _record_scores(batch.work, chunk, of_scorer)
             if record_time:
-                _record_time(batch.work, chunk, time.perf_counter() - started)
+                milliseconds = 1000 * (time.perf_counter() - started) / len(chunk)
+                with batch.work.database.begin() as connection:
+                    edits.record_scoring_time(connection, [candidate.id for candidate in chunk], milliseconds)
 
 
-def load_scorer(scorer: str) -> Callable[[Any], list[BatchScores]]:
-    """Return the function that "module:callable" names."""
-    module, _, name = scorer.partition(":")
-    function: Callable[[Any], list[BatchScores]] = getattr(import_module(module), name)
-    return function
-
-
-def record_batch_scores(work: Work, candidates: Sequence[CandidateRow], scores: BatchScores) -> None:
-    """Write the scores of candidates, or their errors."""
+def _record_scores(work: Work, candidates: Sequence[CandidateRow], scores: BatchScores) -> None:
     with work.database.begin() as connection:
         for metric, values in scores.values.items():
-            outcomes = [
-                _outcome(candidate, value)
-                for candidate, value in zip(candidates, values, strict=True)
-                if value is not None
-            ]
+            pairs = zip(candidates, values, strict=True)
+            outcomes = [_outcome(candidate, value) for candidate, value in pairs if value is not None]
             record_outcomes(connection, metric, scores.fingerprint, outcomes)
 
 
@@ -127,9 +118,3 @@ def _pending(candidates: Sequence[CandidateRow], family: Sequence[Metric]) -> li
 def _outcome(candidate: CandidateRow, value: Any) -> ScoredImage:
     error = candidate.error or (str(value) if isinstance(value, FlexyError) else None)
     return ScoredImage(candidate.id, None, error) if error else ScoredImage.of(candidate.id, float(value))
-
-
-def _record_time(work: Work, candidates: Sequence[CandidateRow], seconds: float) -> None:
-    ids = {candidate.id for candidate in candidates}
-    with work.database.begin() as connection:
-        edits.record_scoring_time(connection, ids, 1000 * seconds / len(ids))

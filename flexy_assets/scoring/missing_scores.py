@@ -15,14 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexy_assets.scoring.work import Work
-from flexy_assets.storage.embeddings import (
-    read_embedding_errors,
-    read_image_vectors,
-    read_text_vectors,
-    record_image_embeddings,
-)
+from flexy_assets.storage import embeddings
 from flexy_assets.storage.locks import ImageClaims, open_claims
 from flexy_assets.storage.scores import PendingImage, PendingImages, ScoredImage, record_scores
+from resources.chunks import split_chunks
 from resources.errors import FlexyError
 from resources.images import ImageStore
 from resources.metrics import Metric
@@ -32,19 +28,12 @@ from resources.models.compute import HalvingBatches
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CHUNK_IMAGES = 64
-"""Images scored between two commits: the most that a kill loses."""
+CHUNK_IMAGES = 64  # scored between two commits: the most that a kill loses
+CHUNK_VECTORS = 256  # the same for scores computed from stored embeddings, which is fast
+CLAIM_IMAGES = 256  # claimed at once; another worker takes the next ones. Postgres holds some thousands of locks
+PREFETCH_CHUNKS = 2  # read and prepared while the model computes one
 
-CHUNK_VECTORS = 256
-"""The same for scores computed from stored embeddings, which is fast."""
-
-CLAIM_IMAGES = 256
-"""Images claimed at once; another worker takes the next ones. Postgres holds some thousands of locks."""
-
-PREFETCH_CHUNKS = 2
-"""Chunks that are read and prepared while the model computes one."""
-
-READER_THREADS = {metric.reads or metric.name for metric in METRICS.values()}
+READERS = {metric.reads or metric.name for metric in METRICS.values()}
 """What reads images: the encoder whose embeddings are stored, and the metrics computed from images."""
 
 NO_PROMPT_ERROR = "no prompt is recorded for this image"
@@ -53,7 +42,7 @@ Rows = tuple[str, Sequence[PendingImage]]
 """A batch, and some of its images that this worker has claimed; none where the batch lacks nothing."""
 
 Chunk = tuple[str, Sequence[tuple[PendingImage, Any]]]
-"""`Rows` with what a model reads of each: a prepared picture, the `FlexyError` why there is none, or nothing."""
+"""`Rows`, each with what a model reads of it: a prepared image, the `FlexyError` of its file, or nothing."""
 
 ProgressCallback = Callable[[int], Any]
 """Called with the number of images of each finished chunk."""
@@ -89,27 +78,23 @@ def embed_images(
 
     def record_chunk(chunk: Chunk) -> tuple[int, int]:
         readable, failures = _split_unreadable(chunk)
-        prompts = {row.prompt for row, _ in readable if row.prompt} - embedded_prompts
-        if prompts:
+        if prompts := {row.prompt for row, _ in readable if row.prompt} - embedded_prompts:
             work.embed_prompts(prompts, encoder)
             embedded_prompts.update(prompts)
-        vectors = halving(model.images, [pixels for _, pixels in readable])
-        vectors_by_image = {}
-        for (row, _), vector in zip(readable, vectors, strict=True):
-            if isinstance(vector, FlexyError):
-                failures.append(ScoredImage(row.image_id, None, str(vector)))
-            elif not np.isfinite(vector).all():
-                failures.append(ScoredImage(row.image_id, None, "the embedding is not finite"))
+        vectors = {}
+        for (row, _), vector in zip(readable, halving(model.images, [read for _, read in readable]), strict=True):
+            if isinstance(vector, FlexyError) or not np.isfinite(vector).all():
+                error = str(vector) if isinstance(vector, FlexyError) else "the embedding is not finite"
+                failures.append(ScoredImage(row.image_id, None, error))
             else:
-                vectors_by_image[row.image_id] = vector
+                vectors[row.image_id] = vector
         with work.database.begin() as connection:
-            record_image_embeddings(connection, fingerprint, vectors_by_image, failures)
-        return len(vectors_by_image), len(failures)
+            embeddings.record_image_embeddings(connection, fingerprint, vectors, failures)
+        return len(vectors), len(failures)
 
     with open_claims(work.database) as claims:
-        chunks = read_ahead(
-            work.store, _claim_chunks(work, claims, fingerprint, pending, batches, CHUNK_IMAGES), model.prepare, encoder
-        )
+        rows = _claim_chunks(work, claims, fingerprint, pending, batches, CHUNK_IMAGES)
+        chunks = read_ahead(work.store, rows, model.prepare, encoder)
         yield from _by_batch(chunks, record_chunk, on_progress, lambda ids: claims.release(fingerprint, ids))
 
 
@@ -132,9 +117,8 @@ def score_images(
         return done, sum(score.value is None for score in scores)
 
     with open_claims(work.database) as claims:
-        rows = _claim_chunks(
-            work, claims, metric.name, pending, batches, CHUNK_VECTORS if metric.reads else CHUNK_IMAGES
-        )
+        size = CHUNK_VECTORS if metric.reads else CHUNK_IMAGES
+        rows = _claim_chunks(work, claims, metric.name, pending, batches, size)
         if metric.reads:
             chunks: Iterator[Chunk] = ((batch, [(row, None) for row in some_rows]) for batch, some_rows in rows)
             compute = _from_embeddings(work, metric.reads, None if metric.reads == scorer else scorer)
@@ -150,33 +134,23 @@ def score_images(
 
 
 def _from_embeddings(work: Work, encoder: str, head: str | None) -> Callable[[Chunk], list[ScoredImage]]:
-    """Scores from vectors that `embed` kept, by a head or as the cosine with the prompt: no picture is opened."""
+    """Return the scorer of stored embeddings, by a head or as the cosine with the prompt; it opens no image."""
     fingerprint = work.fingerprint(encoder)
 
     def compute(chunk: Chunk) -> list[ScoredImage]:
-        rows = [row for row, _ in chunk[1]]
-        ids = [row.image_id for row in rows]
+        prompts = {row.image_id: row.prompt or "" for row, _ in chunk[1]}
         with work.database.begin(reading=True) as connection:
-            image_vectors = read_image_vectors(connection, fingerprint, ids)
-            text_vectors = read_text_vectors(connection, fingerprint, {row.prompt for row in rows if row.prompt})
-            errors = read_embedding_errors(connection, [i for i in ids if i not in image_vectors])
-        # One that nobody has tried to embed is not a failure: it is still to come.
-        scores = [
-            ScoredImage(i, None, f"no embedding: {errors[i]}") for i in ids if i not in image_vectors and i in errors
-        ]
-        embedded_rows = [row for row in rows if row.image_id in image_vectors]
+            vectors = embeddings.read_image_vectors(connection, fingerprint, prompts)
+            text_vectors = embeddings.read_text_vectors(connection, fingerprint, set(filter(None, prompts.values())))
+            errors = embeddings.read_embedding_errors(connection, prompts.keys() - vectors.keys())
+        # An image that was not tried yet is not a failure: its embedding is pending.
+        scores = [ScoredImage(image, None, f"no embedding: {error}") for image, error in errors.items()]
+        ids = [image for image in prompts if image in vectors]
         if head is None:
-            return scores + [
-                _cosine(row, image_vectors[row.image_id], text_vectors.get(row.prompt or "")) for row in embedded_rows
-            ]
-        if embedded_rows:
-            values = work.slot.get(work.model(head)).score_embeddings(
-                np.stack([image_vectors[row.image_id] for row in embedded_rows])
-            )
-            scores += [
-                ScoredImage.of(row.image_id, float(fingerprint))
-                for row, fingerprint in zip(embedded_rows, values, strict=True)
-            ]
+            return scores + [_cosine(image, vectors[image], text_vectors.get(prompts[image])) for image in ids]
+        if ids:
+            values = work.slot.get(work.model(head)).score_embeddings(np.stack([vectors[image] for image in ids]))
+            scores += [ScoredImage.of(image, float(value)) for image, value in zip(ids, values, strict=True)]
         return scores
 
     return compute
@@ -202,12 +176,10 @@ def _from_images(model: Any) -> Callable[[Chunk], list[ScoredImage]]:
     return compute
 
 
-def _cosine(
-    row: PendingImage, image_vector: NDArray[np.float32], text_vector: NDArray[np.float32] | None
-) -> ScoredImage:
-    if text_vector is None:
-        return ScoredImage(row.image_id, None, NO_PROMPT_ERROR)
-    return ScoredImage.of(row.image_id, float(np.dot(image_vector.astype(np.float64), text_vector.astype(np.float64))))
+def _cosine(image_id: UUID, image: NDArray[np.float32], text: NDArray[np.float32] | None) -> ScoredImage:
+    if text is None:
+        return ScoredImage(image_id, None, NO_PROMPT_ERROR)
+    return ScoredImage.of(image_id, float(np.dot(image.astype(np.float64), text.astype(np.float64))))
 
 
 def _split_unreadable(chunk: Chunk) -> tuple[list[tuple[PendingImage, Any]], list[ScoredImage]]:
@@ -220,49 +192,49 @@ def _split_unreadable(chunk: Chunk) -> tuple[list[tuple[PendingImage, Any]], lis
 def _claim_chunks(
     work: Work, claims: ImageClaims, what: str, pending: PendingImages, batches: Sequence[str], size: int
 ) -> Iterator[Rows]:
-    """What the batches lack and nobody else is at, in chunks, none of which spans two batches."""
+    """Yield the pending images of the batches that no other worker has claimed, in chunks of one batch each."""
     for batch in batches:
         with work.database.begin(reading=True) as connection:
             pending_rows = pending.of(connection, batch)
-        for start in range(0, len(pending_rows), CLAIM_IMAGES):
-            free = claims.take(what, [row.image_id for row in pending_rows[start : start + CLAIM_IMAGES]])
-            # What another worker had settled before it let go is not to be done again.
+        for candidates in split_chunks(pending_rows, CLAIM_IMAGES):
+            claimed = claims.take(what, [row.image_id for row in candidates])
+            # What another worker has scored before it released them is no longer pending.
             with work.database.begin(reading=True) as connection:
-                rows = pending.of(connection, batch, free)
-            claims.release(what, free - {row.image_id for row in rows})
-            for first in range(0, len(rows), size):
-                yield batch, rows[first : first + size]
+                rows = pending.of(connection, batch, claimed)
+            claims.release(what, claimed - {row.image_id for row in rows})
+            for chunk in split_chunks(rows, size):
+                yield batch, chunk
         yield batch, []
 
 
 def read_ahead(
     store: ImageStore, chunks: Iterable[Rows], prepare: Callable[[Image], Any], reader: str
 ) -> Iterator[Chunk]:
-    """The chunks' rows, each with its prepared picture or the `FlexyError` why there is none.
+    """Yield the chunks' rows, each with its prepared image or the `FlexyError` of its file.
 
-    While one chunk is being used the next `AHEAD` are read, decoded and prepared on other threads. `reader` is
-    one of `READERS`.
+    While one chunk is being used, the next `PREFETCH_CHUNKS` are read, decoded and prepared on other threads.
+    `reader` is one of `READERS`.
     """
 
     def prepare_row(row: PendingImage) -> Any:
         try:
-            return prepare(store.read_for(reader, READER_THREADS, row.image_path or "", row.image_sha256))
+            return prepare(store.read_for(reader, READERS, row.image_path or "", row.image_sha256))
         except FlexyError as error:
             return error
 
-    def collected() -> Chunk:
-        batch, rows, reads = ahead.popleft()
-        return batch, [(row, read.result()) for row, read in zip(rows, reads, strict=True)]
+    def next_chunk() -> Chunk:
+        batch, reads = ahead.popleft()
+        return batch, [(row, read.result()) for row, read in reads]
 
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="read-ahead")
-    ahead: deque[tuple[str, Sequence[PendingImage], list[Future[Any]]]] = deque()
+    ahead: deque[tuple[str, list[tuple[PendingImage, Future[Any]]]]] = deque()
     try:
         for batch, rows in chunks:
-            ahead.append((batch, rows, [pool.submit(prepare_row, row) for row in rows]))
+            ahead.append((batch, [(row, pool.submit(prepare_row, row)) for row in rows]))
             if len(ahead) > PREFETCH_CHUNKS:
-                yield collected()
+                yield next_chunk()
         while ahead:
-            yield collected()
+            yield next_chunk()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -273,19 +245,18 @@ def _by_batch(
     on_progress: ProgressCallback,
     release: Callable[[set[UUID]], None],
 ) -> Iterator[tuple[str, ScoringOutcome]]:
-    """Settle chunk after chunk, letting go of the images now and then, and yield each batch once its last chunk is."""
+    """Record each chunk, release its images now and then, and yield each batch after its last chunk."""
     for batch, of_batch in groupby(chunks, key=lambda chunk: chunk[0]):
         done = failed = 0
         recorded: set[UUID] = set()
         for chunk in of_batch:
-            if not chunk[1]:
-                continue
-            now_done, now_failed = record_chunk(chunk)
-            recorded |= {row.image_id for row, _ in chunk[1]}
-            if len(recorded) >= CLAIM_IMAGES:
-                release(recorded)
-                recorded = set()
-            done, failed = done + now_done, failed + now_failed
-            on_progress(len(chunk[1]))
+            if chunk[1]:
+                chunk_done, chunk_failed = record_chunk(chunk)
+                recorded |= {row.image_id for row, _ in chunk[1]}
+                if len(recorded) >= CLAIM_IMAGES:
+                    release(recorded)
+                    recorded = set()
+                done, failed = done + chunk_done, failed + chunk_failed
+                on_progress(len(chunk[1]))
         release(recorded)
         yield batch, ScoringOutcome(done, failed)

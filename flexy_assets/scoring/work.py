@@ -1,4 +1,4 @@
-"""What assets, ops and sensors work with: database, image store, model slot and settings, as one resource."""
+"""The one Dagster resource of assets, ops and sensors: database, image store, model slot and settings."""
 
 from __future__ import annotations
 

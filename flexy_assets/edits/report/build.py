@@ -16,7 +16,7 @@ from flexy_assets.edits.labels import METHOD_NAMES, format_denoises, method_name
 from flexy_assets.edits.plots import gain_by_budget, method_colours, scores_by_budget
 from flexy_assets.edits.report import summary
 from flexy_assets.edits.report.cards import LOCAL_STAGES, CardImages, task_cards
-from flexy_assets.edits.report.summary import Pair, edit_verdict
+from flexy_assets.edits.report.summary import MIN_TASKS, Pair, edit_verdict
 from flexy_assets.reporting.figures import Figure
 from flexy_assets.reporting.formatting import format_count, join_words
 from flexy_assets.reporting.html import load_template
@@ -86,7 +86,7 @@ def render_edit_report(
         about=about,
         counts=_counts(candidates),
         tables=[_table(pair, comparison, levels, steps) for pair in pairs],
-        fewest=summary.MIN_TASKS,
+        fewest=MIN_TASKS,
         lower=lower,
         methods=methods,
         figures=figures,

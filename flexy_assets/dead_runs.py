@@ -8,8 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
-PROCESS_TAG = "flexy/process"
-"""The process that executes a Dagster run: host, process id, start time and run id."""
+PROCESS_TAG = "flexy/process"  # the process that executes a Dagster run: host, process id, start time and run id
 
 
 def process_tag() -> str:

@@ -104,10 +104,7 @@ def run_assets(
 def run_job(
     instance: dg.DagsterInstance, definitions: dg.Definitions, name: str, config: Mapping[str, Any] | None = None
 ) -> dg.ExecuteInProcessResult:
-    """Run a job; a failed step does not stop those that do not depend on it, see `step_failures`.
-
-    Raises KeyboardInterrupt when interrupted.
-    """
+    """Run a job; a failed step (`step_failures`) stops only its dependents. Raises KeyboardInterrupt if interrupted."""
     result = definitions.resolve_job_def(name).execute_in_process(
         instance=instance,
         run_config=QUIET_LOGGING | dict(config or {}),

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from uuid import UUID
 
-BACKFILL_JOB = "backfill_scores"
-"""The job that computes missing scores."""
+BACKFILL_JOB = "backfill_scores"  # the job that computes missing scores
 
-DEPRECATED_BACKFILL_JOB = "heal_scores"
-"""The name that job had before; it works for one release."""
+DEPRECATED_BACKFILL_JOB = "heal_scores"  # the name that job had before; it works for one release
 
 EMBEDDINGS_ASSET = "clip_embeddings"
 

@@ -18,8 +18,7 @@ from resources.metrics import Metric
 
 _METRIC: dict[str, pl.DataType] = {"metric": pl.String(), "role": pl.String()}
 _TASK: dict[str, pl.DataType] = {"task_id": pl.String()}
-_SEARCH: dict[str, pl.DataType] = {"method": pl.String(), "budget": pl.Int64()}
-"""`budget` is in denoising steps (NFE)."""
+_SEARCH: dict[str, pl.DataType] = {"method": pl.String(), "budget": pl.Int64()}  # `budget` is in denoising steps (NFE)
 
 VALUES_SCHEMA: Final = _TASK | _SEARCH | {"metric": pl.String(), "value": pl.Float64()}
 COMPARISON_SCHEMA: Final = {

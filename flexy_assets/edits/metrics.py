@@ -21,8 +21,7 @@ EDIT_METRICS: Final = tuple(name for name, metric in METRICS.items() if metric.s
 """The names of the scores of an edit."""
 
 ImageRow = EditTaskRow | CandidateRow
-FinishedCandidates = dict[tuple[UUID, str, int, str], CandidateRow]
-"""By task, method, budget and name."""
+FinishedCandidates = dict[tuple[UUID, str, int, str], CandidateRow]  # by task, method, budget and name
 
 
 class EditBatch(WorkBatch):

@@ -24,10 +24,7 @@ def method_colours(methods: Sequence[str]) -> dict[str, str]:
 def scores_by_budget(
     levels: pl.DataFrame, metric: str, colours: Mapping[str, str], steps: int | None = None, note: str = ""
 ) -> Figure:
-    """Each method's mean of a metric at each budget, with its 95 % interval.
-
-    `levels` are `comparison.MEAN_SCORES_SCHEMA`; `steps` are those of a full denoise, None where they differ.
-    """
+    """Return a metric's mean and 95 % interval over budgets; `steps` of a full denoise are None where they differ."""
     rows = levels.filter(metric=metric).drop_nulls("mean")
     caption = f"Mean over tasks with its 95 % interval.{note}"
     return _budget_figure((metric_title(metric), caption), rows, ("mean", "low", "high"), colours, steps)
@@ -60,10 +57,7 @@ def plot_edit_comparison(levels: pl.DataFrame) -> bytes | None:
 def _budget_figure(
     texts: tuple[str, str], rows: pl.DataFrame, columns: Sequence[str], colours: Mapping[str, str], steps: int | None
 ) -> Figure:
-    """Return a mean and its interval's ends (`columns`) over budgets, a line per method, on a logarithmic axis.
-
-    `texts` are title and caption.
-    """
+    """Return a mean and its interval's ends (`columns`) over budgets; `texts` are the figure's title and caption."""
     budgets = rows["budget"].unique().sort().to_list()
     whole = steps if steps and not any(budget % steps for budget in budgets) else None
     traces: list[Row] = []

@@ -46,8 +46,7 @@ from resources.prompts import check_prompt, read_prompts
 from resources.settings import Settings
 
 HOST_NAMES = ("127.0.0.1", "localhost")
-MAX_BODY = 65_536
-"""Bytes of a trial's settings: two prompts of the maximum length, every character escaped."""
+MAX_BODY = 65_536  # bytes of a trial's settings: two prompts of the maximum length, every character escaped
 MAX_SIDE, MAX_PAGE = 1024, 1_000_000
 
 _STATUSES: dict[type[Exception], int] = {BadInputError: 400, UnreadableImageError: 404, QueueFullError: 429}

@@ -38,10 +38,9 @@ MAX_SHEET_TASKS, MAX_IMPORT_SHEET_TASKS = 6, 24  # on the contact sheets of a pa
 
 
 class LabelConfig(dg.Config):
-    """The tasks to import: of an `export` (a file), or of a `project` on the Label Studio server.
+    """The tasks to import: of an `export` (a file), or of a `project` on the server (FLEXY_LABEL_STUDIO_PROJECT).
 
-    Without either it is the project in FLEXY_LABEL_STUDIO_PROJECT. `task_ids` are the tasks' names (data.id), all by
-    default. A partition has `batch_size` tasks.
+    `task_ids` are the tasks' names (data.id), all by default. A partition has `batch_size` tasks.
     """
 
     export: str = ""

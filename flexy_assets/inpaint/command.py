@@ -66,10 +66,7 @@ def _format_skipped(skipped: Mapping[str, Any]) -> str:
 def run_inpainting(
     task_ids: Sequence[str], options: Mapping[str, Any], definitions: Definitions, database: Database
 ) -> dict[str, Any]:
-    """Swap, refine, judge and select for these tasks (by name), or for all usable tasks, partition by partition.
-
-    `options` are those of `assets.InpaintConfig`.
-    """
+    """Swap, refine, judge and select for these tasks (by name), or for all usable ones, with `assets.InpaintConfig`."""
     settings = Settings.read()
     config = {asset.op.name: dict(options) for asset in LINEAGE[1:]}
     plan = assets.InpaintConfig(**options).plan(settings)
@@ -91,10 +88,10 @@ def run_inpainting(
     with database.begin(reading=True) as connection:
         winners = {image.task.id: image for image in labels.selected_images(connection, batches)}
         failures = labels.judgement_failures(connection, plan.run_id, potential.weights)
-        errors_by_task = {failure.task: f"no candidate could be scored: {failure.error}" for failure in failures}
+        errors_by_task = {task: f"no candidate could be scored: {error}" for task, _, error in failures}
         errors_by_task |= labels.swap_errors(connection, tasks)
     ids = {task.id for task in tasks}
-    unanswered = {failure.candidate for failure in failures if failure.task in ids} if judged else set()
+    unanswered = {candidate for task, candidate, _ in failures if task in ids} if judged else set()
     left = {
         task.name: task.error or errors_by_task.get(task.id) or "no candidate could be scored"
         for task in tasks

@@ -31,8 +31,7 @@ from resources.settings import Settings
 TASKS_PER_CHUNK = 8  # whose images are fetched together
 DOWNLOAD_THREADS = 4  # concurrent downloads: the most that a kill costs
 
-StoredFile = tuple[str, str]
-"""Path and SHA-256 of an image in the image store."""
+StoredFile = tuple[str, str]  # path and SHA-256 of an image in the image store
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,7 @@ def score_by_models(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequen
 
 
 def judge_candidates(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow]) -> str | None:
-    """Compute the missing scores by the judge; return its fingerprint, None where none is configured.
-
-    Scores by another judge are replaced: those of two judges are not comparable.
-    """
+    """Compute missing scores by the judge and replace another judge's; return its fingerprint, None without a judge."""
     judge = make_judge(work.settings, work.slot)
     if judge is None:
         return None

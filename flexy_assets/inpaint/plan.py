@@ -14,8 +14,7 @@ from flexy_assets.edits.search.selectors import Potential, inpaint_potential
 from resources.errors import BadInputError
 
 INPAINT_METHOD = "eacps"
-SWAP_NAME = "swap"
-"""The unrefined swap: a candidate too, so that refining never makes a result worse."""
+SWAP_NAME = "swap"  # the unrefined swap: a candidate too, so that refining never makes a result worse
 
 _NAMESPACE = UUID("0b1c3f0a-52a4-5a53-8f2f-9a7cf1a4c6de")
 

@@ -72,10 +72,7 @@ class ReviewSummary:
 
 
 def count_votes(images: Sequence[ReviewedTask]) -> Votes:
-    """Return the majority vote of each image's annotators, each by their last verdict after it was sent.
-
-    An older verdict is about a previous image.
-    """
+    """Return the majority of each image's annotators, by their last verdicts; those before it was sent do not count."""
     good: dict[int, bool] = {}
     left_out: Counter[str] = Counter()
     for index, image in enumerate(images):

@@ -44,8 +44,7 @@ Rows = tuple[str, Sequence[PendingImage]]
 Chunk = tuple[str, Sequence[tuple[PendingImage, Any]]]
 """`Rows`, each with what a model reads of it: a prepared image, the `FlexyError` of its file, or nothing."""
 
-ProgressCallback = Callable[[int], Any]
-"""Called with the number of images of each finished chunk."""
+ProgressCallback = Callable[[int], Any]  # called with the number of images of each finished chunk
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ def hash_prompt(prompt: str) -> str:
 def select_pending_embeddings(encoder: str, settings: Settings, needed_for: Collection[str] = ()) -> PendingImages:
     """Return the images without an embedding that have attempts left and, if given, need a metric of `needed_for`."""
     needed = or_(*map(scores.is_pending, needed_for)) if needed_for else sa.true()
-    given_up = has_outcome(EMBEDDING_METRIC, scores.ATTEMPTS_EXHAUSTED)
+    exhausted = has_outcome(EMBEDDING_METRIC, scores.ATTEMPTS_EXHAUSTED)
     images = scores.select_scorable_images(settings)
-    return PendingImages(images.where(~scores.is_embedded(encoder), ~given_up, needed))
+    return PendingImages(images.where(~scores.is_embedded(encoder), ~exhausted, needed))
 
 
 def record_image_embeddings(

@@ -17,8 +17,7 @@ from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 NEWEST_IMAGES = "newest"
-SORTS = (NEWEST_IMAGES, *METRICS)
-"""What a page is sorted by: the newest, or the highest of a metric, first."""
+SORTS = (NEWEST_IMAGES, *METRICS)  # what a page is sorted by: the newest, or the highest of a metric, first
 
 PAGE_IMAGES = 24
 

@@ -13,18 +13,9 @@ from uuid import UUID, uuid5
 import polars as pl
 from sqlalchemy import ColumnElement, Connection, case, func, or_, select, text, true, update
 
+from flexy_assets.storage import tables
 from flexy_assets.storage.sql import upsert, utc_now
-from flexy_assets.storage.tables import (
-    edit_candidates,
-    edit_runs,
-    edit_selections,
-    edit_tasks,
-    face_swaps,
-    image_scores,
-    label_pictures,
-    label_predictions,
-    label_tasks,
-)
+from flexy_assets.storage.tables import edit_candidates, edit_runs, edit_selections, edit_tasks, label_tasks
 from resources.chunks import split_chunks
 from resources.label_studio.export import ReviewVerdict
 
@@ -208,7 +199,7 @@ def label_tasks_table(tasks: Sequence[LabelTaskRow]) -> pl.DataFrame:
 
 def stored_pictures(connection: Connection, addresses: Collection[str]) -> dict[str, tuple[str, str]]:
     """Return path and SHA-256 of the images already fetched; addresses are given by their SHA-256."""
-    columns = label_pictures.c
+    columns = tables.label_pictures.c
     query = select(columns.address_sha256, columns.path, columns.sha256).where(columns.address_sha256.in_(addresses))
     return {address: (path, sha256) for address, path, sha256 in connection.execute(query)}
 
@@ -216,7 +207,7 @@ def stored_pictures(connection: Connection, addresses: Collection[str]) -> dict[
 def record_picture(connection: Connection, address: str, path: str, sha256: str) -> None:
     """Store the image that was fetched from an address, given by its SHA-256."""
     values = {"path": path, "sha256": sha256, "fetched_at": utc_now()}
-    statement = upsert(connection, label_pictures).values(values | {"address_sha256": address})
+    statement = upsert(connection, tables.label_pictures).values(values | {"address_sha256": address})
     connection.execute(statement.on_conflict_do_update(index_elements=["address_sha256"], set_=values))
 
 
@@ -245,8 +236,10 @@ class SwapRow:
 def read_swaps(connection: Connection, tasks: Collection[LabelTaskRow], model: str) -> dict[UUID, SwapRow]:
     """Return this model's swaps of the tasks in their current state, by task."""
     digests = {task.id: task.digest for task in tasks}
-    query = select(*(face_swaps.c[field.name] for field in fields(SwapRow)))
-    rows = connection.execute(query.where(face_swaps.c.task.in_(list(digests)), face_swaps.c.model == model))
+    query = select(*(tables.face_swaps.c[field.name] for field in fields(SwapRow)))
+    rows = connection.execute(
+        query.where(tables.face_swaps.c.task.in_(list(digests)), tables.face_swaps.c.model == model)
+    )
     swaps = [SwapRow(**row._asdict() | {"box": tuple(json.loads(row.box)) if row.box else None}) for row in rows]
     return {swap.task: swap for swap in swaps if swap.digest == digests[swap.task]}
 
@@ -254,7 +247,7 @@ def read_swaps(connection: Connection, tasks: Collection[LabelTaskRow], model: s
 def swap_errors(connection: Connection, tasks: Collection[LabelTaskRow]) -> dict[UUID, str]:
     """Return the errors of the tasks in their current state without a swapped face, by task."""
     digests = {task.id: task.digest for task in tasks}
-    columns = face_swaps.c
+    columns = tables.face_swaps.c
     query = select(columns.task, columns.digest, columns.reason)
     rows = connection.execute(query.where(columns.task.in_(list(digests)), columns.reason.is_not(None)))
     return {task: reason for task, digest, reason in rows if digest == digests[task]}
@@ -263,7 +256,7 @@ def swap_errors(connection: Connection, tasks: Collection[LabelTaskRow]) -> dict
 def record_swap(connection: Connection, swap: SwapRow) -> None:
     """Store a swap; it replaces one by another model."""
     row = asdict(swap) | {"box": json.dumps(swap.box) if swap.box else None, "created_at": utc_now()}
-    statement = upsert(connection, face_swaps).values(row)
+    statement = upsert(connection, tables.face_swaps).values(row)
     values = {name: statement.excluded[name] for name in row if name not in ("task", "digest")}
     connection.execute(statement.on_conflict_do_update(index_elements=["task", "digest"], set_=values))
 
@@ -303,7 +296,7 @@ def selected_images(connection: Connection, batches: Collection[str] | None = No
 def inpaint_scores(connection: Connection, candidates: Sequence[UUID]) -> dict[UUID, dict[str, float]]:
     """Return the scores of each candidate, by metric."""
     scores: dict[UUID, dict[str, float]] = {}
-    columns = image_scores.c
+    columns = tables.image_scores.c
     query = select(columns.image_id, columns.metric, columns.value).where(columns.value.is_not(None))
     for ids in split_chunks(candidates, _IDS_PER_QUERY):
         for candidate, metric, value in connection.execute(query.where(columns.image_id.in_(ids))):
@@ -311,35 +304,26 @@ def inpaint_scores(connection: Connection, candidates: Sequence[UUID]) -> dict[U
     return scores
 
 
-@dataclass(frozen=True)
-class JudgementFailure:
-    """A failed score of a task's candidate."""
-
-    task: UUID
-    candidate: UUID
-    error: str
-
-
-def judgement_failures(connection: Connection, run: UUID, metrics: Collection[str]) -> list[JudgementFailure]:
-    """Return the failed scores of these metrics in this run, of unchanged tasks, the latest last."""
-    scores = image_scores.c
+def judgement_failures(connection: Connection, run: UUID, metrics: Collection[str]) -> list[tuple[UUID, UUID, str]]:
+    """Return task, candidate and error of this run's failed scores of these metrics, of unchanged tasks, in order."""
+    scores = tables.image_scores.c
     rows = (
         select(edit_tasks.c.label_task, scores.image_id, scores.error)
         .join_from(edit_tasks, edit_candidates, edit_candidates.c.task == edit_tasks.c.id)
         .join(label_tasks, label_tasks.c.id == edit_tasks.c.label_task)
-        .join(image_scores, scores.image_id == edit_candidates.c.id)
+        .join(tables.image_scores, scores.image_id == edit_candidates.c.id)
         .where(edit_tasks.c.run_id == run, edit_tasks.c.label_digest == label_tasks.c.digest)
         .where(scores.metric.in_(metrics), scores.value.is_(None))
         .order_by(scores.scored_at)
     )
-    return [JudgementFailure(*row) for row in connection.execute(rows)]
+    return [(task, candidate, error) for task, candidate, error in connection.execute(rows)]
 
 
 def record_prediction(connection: Connection, sent: SentPrediction) -> None:
     """Store the outcome of a prediction; one that the server already had keeps the time when it was first sent."""
     row = asdict(sent) | {"result": json.dumps(list(sent.result)), "sent_at": None if sent.error else utc_now()}
-    statement = upsert(connection, label_predictions).values(row)
-    new, old = statement.excluded, label_predictions.c
+    statement = upsert(connection, tables.label_predictions).values(row)
+    new, old = statement.excluded, tables.label_predictions.c
     values: dict[str, Any] = {name: new[name] for name in row if name not in ("task", "model_version")}
     unchanged = old.digest == new.digest
     values["sent_at"] = case((unchanged, func.coalesce(old.sent_at, new.sent_at)), else_=new.sent_at)
@@ -351,7 +335,7 @@ def record_prediction(connection: Connection, sent: SentPrediction) -> None:
 
 def sent_predictions(connection: Connection) -> list[SentPrediction]:
     """Return all predictions that were sent or failed."""
-    rows = connection.execute(select(*(label_predictions.c[field.name] for field in fields(SentPrediction))))
+    rows = connection.execute(select(*(tables.label_predictions.c[field.name] for field in fields(SentPrediction))))
     return [SentPrediction(**row._asdict() | {"result": json.loads(row.result or "[]")}) for row in rows]
 
 

@@ -1,7 +1,4 @@
-"""What is wrong in the tables, if anything: holes, scores that cannot be, files, images made twice.
-
-Everything is counted by the database, so that a table of a million rows is asked as a small one is.
-"""
+"""Missing scores, scores out of range, recorded files and duplicates, all counted by the database."""
 
 from __future__ import annotations
 

@@ -125,10 +125,7 @@ def newest_images(connection: Connection, count: int = 10) -> list[dict[str, Any
 
 
 def failed_scores(connection: Connection, limit: int | None = None) -> list[dict[str, Any]]:
-    """Return scores and embeddings whose last attempt failed, with the error, the latest first.
-
-    `given_up` have no attempts left and wait for `flexy rescore --failed`.
-    """
+    """Return failed scores and embeddings, the latest first; `given_up` ones wait for `flexy rescore --failed`."""
     images, outcome = bench_run_results.c, image_scores.c
     # By the encoder that failed: it may have succeeded since.
     vector = exists().where(image_embeddings.c.image_id == images.id, image_embeddings.c.encoder == outcome.scorer)

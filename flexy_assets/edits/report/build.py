@@ -140,10 +140,7 @@ def _shown_budgets(candidates: pl.DataFrame) -> dict[str, int]:
 
 
 def _shown_candidates(candidates: pl.DataFrame) -> pl.DataFrame:
-    """Return the candidates that are shown, each once: finished, or as it was when it was stopped.
-
-    `nfe` and `elapsed_ms` are those of all its steps.
-    """
+    """Return the shown candidates, each once, in its last state, with `nfe` and `elapsed_ms` of all its steps."""
     tasks = candidates.select(_TASK).unique(maintain_order=True).head(MAX_TASKS)
     budget = pl.col("method").replace_strict(_shown_budgets(candidates), default=None, return_dtype=pl.Int64)
     own = [*_SEARCH, "name"]

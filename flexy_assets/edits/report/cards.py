@@ -13,8 +13,7 @@ from flexy_assets.edits.labels import method_name, metric_label
 from flexy_assets.reporting.formatting import format_count, format_number
 from resources.metrics import Metric
 
-LOCAL_STAGES = ("local", "stage2")
-"""The stages that vary candidates of an earlier one."""
+LOCAL_STAGES = ("local", "stage2")  # the stages that vary candidates of an earlier one
 
 Row = dict[str, Any]
 Winner = Literal["first", "second", "tied", "unknown"]

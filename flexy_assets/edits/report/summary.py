@@ -44,10 +44,7 @@ class Pair:
 
 
 def method_pairs(comparison: pl.DataFrame) -> list[Pair]:
-    """Return every pair, the headline's first.
-
-    The headline is about the first two methods, at their largest equal budget, or else at the largest.
-    """
+    """Return every pair, the headline's first: the first two methods at their largest equal budget, or largest."""
     sides = comparison.select("method", "budget", "rival", "rival_budget").unique(maintain_order=True)
     pairs = [Pair(*row) for row in sides.iter_rows()]
 

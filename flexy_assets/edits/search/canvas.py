@@ -12,8 +12,7 @@ from resources.images import ImageStore
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CONTEXT_SHARE = 0.35
-"""Context around a mask on each side, as a share of the mask's longer side."""
+CONTEXT_SHARE = 0.35  # context around a mask on each side, as a share of the mask's longer side
 
 
 @dataclass(frozen=True, eq=False)

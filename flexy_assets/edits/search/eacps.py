@@ -71,10 +71,7 @@ class EacpsParameters:
 
 
 def plan_from_config(kind: type[Plan], config: object, **settings: Any) -> Plan:
-    """Return a dataclass with `settings`, a config's values of the same names, and defaults for the rest.
-
-    Its `eacps`, if it has one, is made of the config too.
-    """
+    """Return a dataclass with `settings` and a config's values of the same names, also in `eacps`; else defaults."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     values = {name: getattr(config, name) for name in names if hasattr(config, name)}
     if "eacps" in names:

@@ -75,8 +75,7 @@ class SearchCandidate:
     scores: CandidateScores
 
 
-Observations = Mapping[tuple[str, int], CandidateScores]
-"""Scores by candidate and step."""
+Observations = Mapping[tuple[str, int], CandidateScores]  # scores by candidate and step
 
 
 class Search(ABC):
@@ -130,8 +129,7 @@ class Search(ABC):
 def full_denoises_nfe(budget: int, steps: int) -> int:
     """Return how many full denoises of `steps` a budget (NFE) pays for.
 
-    Raises `BadInputError` unless that is a whole number: every search runs exactly its budget, so that none are
-    compared at unequal budgets.
+    Raises `BadInputError` unless it is a whole number: a search runs exactly its budget, so that budgets are equal.
     """
     if steps < 1:
         raise BadInputError(f"invalid steps {steps}: must be 1 or more")

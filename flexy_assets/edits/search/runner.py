@@ -48,8 +48,7 @@ class DenoiseRequest:
         return self.task.batch, self.task.position, proposal.num_steps, proposal.start_step, proposal.stop_step
 
 
-FinishedCandidates = dict[tuple[UUID, int, str], CandidateRow]
-"""By task, budget and name."""
+FinishedRows = dict[tuple[UUID, int, str], CandidateRow]  # by task, budget and name
 
 DenoiseResult = tuple[PartialEdit, dict[str, int]]
 """One edit from a call of the editor, and its `nfe`, `elapsed_ms` and `images_in_call`."""
@@ -150,7 +149,7 @@ class SearchRunner:
                 on_progress(editor.steps_run - steps_before)
 
     def _run_call(
-        self, editor: Editor, halving: HalvingBatches, requests: Sequence[DenoiseRequest], finished: FinishedCandidates
+        self, editor: Editor, halving: HalvingBatches, requests: Sequence[DenoiseRequest], finished: FinishedRows
     ) -> Iterator[dict[str, Any]]:
         """Yield the rows of one call of the editor, with an image or with the error."""
 
@@ -173,7 +172,7 @@ class SearchRunner:
             yield self._candidate_row(request) | self._save_result(request, result, canvas)
 
     def _editor_inputs(
-        self, requests: Sequence[DenoiseRequest], finished: FinishedCandidates, canvas: Canvas, mask: Image | None
+        self, requests: Sequence[DenoiseRequest], finished: FinishedRows, canvas: Canvas, mask: Image | None
     ) -> list[EditRequest | PartialEdit]:
         """Return the editor's input for each request. Raises `FlexyError` where an image or latents are missing."""
         store, task = self.work.store, requests[0].task

@@ -12,8 +12,7 @@ import numpy as np
 
 from resources.errors import BadInputError
 
-CandidateScores = Mapping[str, float | None]
-"""Metric to score; None, or no entry, where the score is missing."""
+CandidateScores = Mapping[str, float | None]  # metric to score; None, or no entry, where the score is missing
 
 MAX_WEIGHT = 1e6  # above this the sum of scores loses the digits in which candidates differ
 
@@ -28,10 +27,7 @@ class Selector(Protocol):
 
 @dataclass(frozen=True)
 class Potential:
-    """A weighted sum of scores, each in its metric's own unit; weights are negative where lower is better.
-
-    A metric of weight 0 is not needed.
-    """
+    """A weighted sum of scores in their metrics' units, weights below 0 where lower is better, unneeded where 0."""
 
     weights: Mapping[str, float]
 

@@ -18,8 +18,7 @@ from flexy_assets.edits.search.selectors import Potential, Selector
 from resources.engines import EditNoise
 from resources.errors import BadInputError
 
-PF = Potential({"pf": 1.0})
-"""The verifier of qwen3-score's TTFLUX: CLIP between image and instruction."""
+PF = Potential({"pf": 1.0})  # the verifier of qwen3-score's TTFLUX: CLIP between image and instruction
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import dagster as dg
 
@@ -27,19 +27,6 @@ QUIET_LOGGING: dict[str, Any] = {"loggers": {"console": {"config": {"log_level":
 _RANGE_START_TAG, _RANGE_END_TAG = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 _PARTITION_TAG = "dagster/partition"
 _FINISHED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
-
-
-class RunError(Protocol):
-    """An error as Dagster records it."""
-
-    @property
-    def message(self) -> str: ...
-
-    @property
-    def cls_name(self) -> str | None: ...
-
-    @property
-    def cause(self) -> RunError | None: ...
 
 
 @contextmanager
@@ -121,12 +108,12 @@ def step_failures(result: dg.ExecuteInProcessResult) -> list[str]:
     return [root_cause(event.step_failure_data.error) for event in result.filter_events(lambda e: e.is_step_failure)]
 
 
-def root_cause(error: RunError | None) -> str:
-    """Return the message of the first error in the chain, in one line and without the exception's name."""
-    while error is not None and error.cause is not None:
-        error = error.cause
+def root_cause(error: Any) -> str:
+    """Return the message of the first error in a chain that Dagster recorded, in one line and without its class."""
     if error is None:
         return "no error is recorded"
+    while error.cause is not None:
+        error = error.cause
     message = " ".join(error.message.split())
     return message.partition(f"{error.cls_name}: ")[2] or message
 

@@ -216,20 +216,12 @@ def gallery_app(gallery: GalleryServer) -> Starlette:
             status, text = 500, f"the gallery failed: {type(error).__name__}: {error}"
         return JSONResponse({"error": " ".join(text.split())}, status_code=status)
 
-    async def home(_: Request) -> Response:
-        return Response(html, media_type="text/html")
-
-    async def page_script(_: Request) -> Response:
-        return Response(static_text("gallery.js"), media_type="text/javascript")
-
-    async def icon(_: Request) -> Response:
-        return Response(status_code=204)
-
+    script = Response(static_text("gallery.js"), media_type="text/javascript")
     return Starlette(
         routes=[
-            Route("/", home),
-            Route("/gallery.js", page_script),
-            Route("/favicon.ico", icon),
+            Route("/", Response(html, media_type="text/html"), methods=["GET"]),
+            Route("/gallery.js", script, methods=["GET"]),
+            Route("/favicon.ico", Response(status_code=204), methods=["GET"]),
             Route("/choices", gallery.choices),
             Route("/images", gallery.page),
             Route("/image/{image_id:uuid}", gallery.image),

@@ -83,17 +83,11 @@ def label_tasks(context: dg.AssetExecutionContext, config: LabelConfig, work: dg
     work.results["label_tasks"] = summary
     usable = [task for task in imported.tasks if not task.error][:MAX_IMPORT_SHEET_TASKS]
     files = [file for task in usable for file in task.scene_mask_and_character]
+    counts = {"tasks": imported.usable, "new": imported.new, "changed": imported.changed}
+    lists = {name: getattr(summary, name) for name in ("skipped", "notes", "verdicts")} | {"batches": imported.batches}
     context.add_output_metadata(
-        {
-            "tasks": imported.usable,
-            "new": imported.new,
-            "changed": imported.changed,
-            "images fetched": imported.fetched,
-            "skipped": dg.MetadataValue.json(summary.skipped),
-            "notes": dg.MetadataValue.json(summary.notes),
-            "verdicts": dg.MetadataValue.json(summary.verdicts),
-            "batches": dg.MetadataValue.json(imported.batches),
-        }
+        {**counts, "images fetched": imported.fetched}
+        | {name: dg.MetadataValue.json(value) for name, value in lists.items()}
         | contact_sheet_metadata(work.store, "scene, mask and character of each", files, columns=12)
     )
     with work.database.begin(reading=True) as connection:

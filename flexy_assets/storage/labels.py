@@ -109,9 +109,6 @@ def label_task_id(project: int | None, name: str) -> UUID:
     return uuid5(_NAMESPACE, f"{'' if project is None else project}/{name}")
 
 
-# Tasks
-
-
 def label_tasks_of(connection: Connection, batches: Collection[str] | None = None) -> list[LabelTaskRow]:
     """Return the tasks of these partitions, or all, in order."""
     return _read_tasks(connection, true() if batches is None else _tasks.batch.in_(batches))
@@ -194,9 +191,6 @@ def label_tasks_table(tasks: Sequence[LabelTaskRow]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=LABEL_TASKS_SCHEMA, orient="row")
 
 
-# Images
-
-
 def stored_pictures(connection: Connection, addresses: Collection[str]) -> dict[str, tuple[str, str]]:
     """Return path and SHA-256 of the images already fetched; addresses are given by their SHA-256."""
     columns = tables.label_pictures.c
@@ -209,9 +203,6 @@ def record_picture(connection: Connection, address: str, path: str, sha256: str)
     values = {"path": path, "sha256": sha256, "fetched_at": utc_now()}
     statement = upsert(connection, tables.label_pictures).values(values | {"address_sha256": address})
     connection.execute(statement.on_conflict_do_update(index_elements=["address_sha256"], set_=values))
-
-
-# Face swaps
 
 
 @dataclass(frozen=True)
@@ -236,10 +227,9 @@ class SwapRow:
 def read_swaps(connection: Connection, tasks: Collection[LabelTaskRow], model: str) -> dict[UUID, SwapRow]:
     """Return this model's swaps of the tasks in their current state, by task."""
     digests = {task.id: task.digest for task in tasks}
-    query = select(*(tables.face_swaps.c[field.name] for field in fields(SwapRow)))
-    rows = connection.execute(
-        query.where(tables.face_swaps.c.task.in_(list(digests)), tables.face_swaps.c.model == model)
-    )
+    columns = tables.face_swaps.c
+    query = select(*(columns[field.name] for field in fields(SwapRow)))
+    rows = connection.execute(query.where(columns.task.in_(list(digests)), columns.model == model))
     swaps = [SwapRow(**row._asdict() | {"box": tuple(json.loads(row.box)) if row.box else None}) for row in rows]
     return {swap.task: swap for swap in swaps if swap.digest == digests[swap.task]}
 
@@ -259,9 +249,6 @@ def record_swap(connection: Connection, swap: SwapRow) -> None:
     statement = upsert(connection, tables.face_swaps).values(row)
     values = {name: statement.excluded[name] for name in row if name not in ("task", "digest")}
     connection.execute(statement.on_conflict_do_update(index_elements=["task", "digest"], set_=values))
-
-
-# Predictions
 
 
 def selected_images(connection: Connection, batches: Collection[str] | None = None) -> list[SelectedImage]:

@@ -113,9 +113,6 @@ def _fitting(needed: Sequence[str], thumbnails: Mapping[str, str]) -> dict[str, 
     return {path: thumbnails[path] for path, size in zip(available, sizes, strict=True) if size <= MAX_BYTES}
 
 
-# Candidates
-
-
 def _complete(candidates: pl.DataFrame) -> pl.DataFrame:
     """Return all columns of `EDIT_CANDIDATES_SCHEMA`, and metrics as floats, null where they are not finite."""
     kinds = {name: kind for name, kind in EDIT_CANDIDATES_SCHEMA.items() if name not in candidates.columns}
@@ -164,9 +161,6 @@ def _counts(candidates: pl.DataFrame) -> dict[str, int]:
     return counts | {"denoising step": int(candidates["nfe"].sum())}
 
 
-# Comparison
-
-
 def _table(pair: Pair, comparison: pl.DataFrame, levels: pl.DataFrame, steps: int | None) -> dict[str, Any]:
     """Return a pair's title and its rows (`groups`) by the metrics' roles."""
     groups: dict[str, list[Row]] = {}
@@ -207,9 +201,6 @@ def _figures(
             by_role.setdefault(role, []).append((f"figure-{count}", figure))
             count += 1
     return by_role
-
-
-# Cost and the local stage
 
 
 def _costs(candidates: pl.DataFrame, steps: int | None) -> list[Row]:

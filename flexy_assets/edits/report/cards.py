@@ -38,10 +38,8 @@ class CardImages:
 
     def __call__(self, path: str | None) -> CardImage:
         """Return the next place of the image at `path`."""
-        if path is None:
-            return CardImage()
-        if path not in self._thumbnails:
-            self.missing.add(path)
+        if path is None or path not in self._thumbnails:
+            self.missing.update([path] if path else [])
             return CardImage()
         embedded = path in self._keys
         key = self._keys.setdefault(path, len(self._keys))
@@ -63,23 +61,13 @@ class Card:
     detail: str
 
 
-@dataclass(frozen=True)
-class TaskCard:
-    """A task: who won it (the first method, the second, neither, or unknown), and that in words."""
-
-    id: str
-    prompt: str
-    source: CardImage
-    won: Winner
-    verdict: str
-    winners: list[tuple[str, Card | None]]
-    candidates: list[tuple[str, list[Card]]]
-
-
 def task_cards(
     candidates: pl.DataFrame, methods: Sequence[str], metrics: Sequence[str], judge: Metric | None, pictures: CardImages
-) -> TaskCard:
-    """Return one task's card; `judge` is the metric that decides it, `metrics` are those shown below an image."""
+) -> dict[str, Any]:
+    """Return one task: who `won` it and that in words (`verdict`), and the cards of `winners` and all `candidates`.
+
+    `judge` is the metric that decides it, `metrics` are those shown below an image.
+    """
     rows = candidates.to_dicts()
     winners = {method: next((r for r in rows if r["chosen"] and r["method"] == method), None) for method in methods}
     won, verdict = _won(list(winners.items())[:2], judge)
@@ -89,9 +77,9 @@ def task_cards(
     cards: dict[str, list[Card]] = {method: [] for method in methods}
     for row in sorted(rows, key=lambda row: (methods.index(row["method"]), _place(row))):
         cards[row["method"]].append(_card(row, metrics, pictures))
-    candidates_by_method = [(method_name(method), of_method) for method, of_method in cards.items()]
-    task, prompt = rows[0]["task_id"], rows[0]["prompt"] or "no prompt"
-    return TaskCard(task, prompt, source, won, verdict, best, candidates_by_method)
+    by_method = [(method_name(method), of_method) for method, of_method in cards.items()]
+    task = {"id": rows[0]["task_id"], "prompt": rows[0]["prompt"] or "no prompt", "source": source}
+    return task | {"won": won, "verdict": verdict, "winners": best, "candidates": by_method}
 
 
 def _place(row: Row) -> tuple[bool, list[int], str]:

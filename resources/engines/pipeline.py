@@ -66,25 +66,25 @@ class PerImageGuidance:
         return bool((torch.as_tensor(self._guidance_scale) > 1).any())
 
 
-def mix_into_pipeline(mixin: type, kind: Any) -> Any:
-    """Return a pipeline class with a mixin."""
-    return type(kind.__name__, (mixin, kind), {})
-
-
 class PipelineModel:
-    """A loaded pipeline of class `kind`."""
+    """A loaded pipeline of class `kind` with `mixins`."""
 
     kind: Any
+    mixins: tuple[type, ...] = ()
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""
         self.batch_size = batch_size
         self.device = compute.compute_device()
         self.dtype = compute.torch_dtype(precision)
-        self.pipeline = load_pipeline(self.kind, folder, self.dtype, **components)
+        self.pipeline = load_pipeline(self.add_mixins(self.kind), folder, self.dtype, **components)
         self.pipeline.set_progress_bar_config(disable=True)
         if self.device == "cuda":
             place_pipeline(self.pipeline, torch.cuda.mem_get_info()[0])
+
+    def add_mixins(self, kind: Any) -> Any:
+        """Return a pipeline class with the mixins."""
+        return type(kind.__name__, (*self.mixins, kind), {})
 
     def run_pipeline(
         self, pipeline: Any, generators: list[torch.Generator], steps: int, size: tuple[int, int], **arguments: Any
@@ -130,10 +130,7 @@ class PipelineEngine(PipelineModel):
 class GuidedEngine(PipelineEngine):
     """An engine with classifier-free guidance and negative prompts."""
 
-    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
-        """Load a folder in diffusers' form; see `load_pipeline`."""
-        self.kind = mix_into_pipeline(PerImageGuidance, self.kind)
-        super().__init__(folder, batch_size, precision, **components)
+    mixins = (PerImageGuidance,)
 
     def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
         """Return each request's guidance and negative prompt. Guidance at or below 1 is off, as in all of diffusers.
@@ -151,10 +148,10 @@ class PipelineEditor(PipelineModel):
     """An `Editor`: one call makes edits that differ in noise and parent only."""
 
     inpaints = False
+    mixins = (PartialPipeline,)
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""
-        self.kind = mix_into_pipeline(PartialPipeline, self.kind)
         super().__init__(folder, batch_size, precision, **components)
         self.scheduler = self.pipeline.scheduler = partial_scheduler(self.pipeline.scheduler)
 
@@ -251,7 +248,7 @@ class InpaintingEditor(PipelineEditor):
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""
         super().__init__(folder, batch_size, precision)
-        self.inpaint_pipeline = mix_into_pipeline(PartialPipeline, self.inpaint_kind)(**self.pipeline.components)
+        self.inpaint_pipeline = self.add_mixins(self.inpaint_kind)(**self.pipeline.components)
         self.inpaint_pipeline.set_progress_bar_config(disable=True)
 
     def pack_latents(self, latents: torch.Tensor) -> torch.Tensor:

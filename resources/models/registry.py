@@ -257,14 +257,15 @@ def local_model(entry: ModelEntry, settings: Settings) -> LocalModel:
     )
 
 
-def find_engine(name: str, settings: Settings) -> LocalModel:
-    """Return the engine called `name` on this machine."""
-    return local_model(find_model(name, "engine", settings), settings)
+def _find_local_model(kind: Kind, name: str, settings: Settings) -> LocalModel:
+    """Return the set's model called `name` on this machine. Raises `BadInputError` with the known names."""
+    return local_model(find_model(name, kind, settings), settings)
 
 
-def find_editor(name: str, settings: Settings) -> LocalModel:
-    """Return the editor called `name` on this machine."""
-    return local_model(find_model(name, "editor", settings), settings)
+find_engine = partial(_find_local_model, "engine")
+find_editor = partial(_find_local_model, "editor")
+find_face_finder = partial(_find_local_model, "face", "buffalo_l")
+find_face_swapper = partial(_find_local_model, "face", "inswapper_128")
 
 
 def find_face_editor(settings: Settings) -> str | None:
@@ -276,14 +277,4 @@ def find_scorer(name: str, settings: Settings) -> LocalModel:
     """Return the scoring model called `name`, or the one without weights that "module:callable" makes."""
     if ":" in name:
         return LocalModel(name.rpartition(":")[2], None, name)
-    return local_model(find_model(name, "scorer", settings), settings)
-
-
-def find_face_finder(settings: Settings) -> LocalModel:
-    """Return the `FaceFinder` on this machine."""
-    return local_model(find_model("buffalo_l", "face", settings), settings)
-
-
-def find_face_swapper(settings: Settings) -> LocalModel:
-    """Return the `FaceSwapper` on this machine."""
-    return local_model(find_model("inswapper_128", "face", settings), settings)
+    return _find_local_model("scorer", name, settings)

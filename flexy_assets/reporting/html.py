@@ -4,8 +4,6 @@ A page extends `page.html.j2`. Jinja escapes its values, and the page's content 
 the page's own scripts and fetches nothing.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib

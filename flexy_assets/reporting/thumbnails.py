@@ -1,7 +1,5 @@
 """Thumbnails for pages, and contact sheets of many images."""
 
-from __future__ import annotations
-
 import base64
 import os
 from collections.abc import Callable, Sequence

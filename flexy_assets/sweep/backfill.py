@@ -1,7 +1,5 @@
 """The partitions that a backfill covers."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 

@@ -1,7 +1,5 @@
 """Generate the images a plan lacks, chunk by chunk; each chunk's rows are committed before the next starts."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields

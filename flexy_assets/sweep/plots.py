@@ -5,8 +5,6 @@ return a picture of all its panels as WebP bytes, or None where there is nothing
 all panels; of more engines than there are colours the first are drawn.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Collection, Mapping
 from typing import Any

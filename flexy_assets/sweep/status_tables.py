@@ -1,7 +1,5 @@
 """The state of all sweeps as tables and in a sentence, from what `storage.status.read_status` counts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any

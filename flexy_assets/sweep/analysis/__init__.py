@@ -6,25 +6,10 @@ they resample prompts where six or more repeat, else images. scikit-learn and sc
 so that the report and Dagster start without them.
 """
 
-from __future__ import annotations
-
-from flexy_assets.sweep.analysis.comparison import SWEEP_COMPARISON_SCHEMA, compare_groups, describe_scores
-from flexy_assets.sweep.analysis.correlations import (
-    COMPONENTS_SCHEMA,
-    CORRELATIONS_SCHEMA,
-    correlate_metrics,
-    principal_components,
-)
-from flexy_assets.sweep.analysis.model_selection import MODELS, REGRESSION_SCHEMA, fit_models, predict_score
-from flexy_assets.sweep.analysis.response import (
-    EFFECTS_SCHEMA,
-    MIN_GAIN,
-    RESPONSE_SCHEMA,
-    RETURNS_SCHEMA,
-    diminishing_returns_table,
-    effects_table,
-    response_table,
-)
+from flexy_assets.sweep.analysis.comparison import compare_groups
+from flexy_assets.sweep.analysis.correlations import correlate_metrics, principal_components
+from flexy_assets.sweep.analysis.model_selection import MODELS, fit_models, predict_score
+from flexy_assets.sweep.analysis.response import diminishing_returns_table, effects_table, response_table
 from flexy_assets.sweep.analysis.rows import (
     COLUMN_LABELS,
     METRIC_LABELS,
@@ -36,19 +21,24 @@ from flexy_assets.sweep.analysis.rows import (
     add_overall,
     effective_guidance,
     measured_images,
-    normalize_weights,
     select_images,
     setting_names,
 )
-from flexy_assets.sweep.analysis.sweet_spots import (
+from flexy_assets.sweep.analysis.schemas import (
+    COMPONENTS_SCHEMA,
+    CORRELATIONS_SCHEMA,
+    EFFECTS_SCHEMA,
     PARETO_SCHEMA,
+    REGRESSION_SCHEMA,
+    RESPONSE_SCHEMA,
+    RETURNS_SCHEMA,
+    SWEEP_COMPARISON_SCHEMA,
     SWEET_SPOTS_SCHEMA,
-    VALUE_TOLERANCE,
-    find_pareto_front,
-    find_sweet_spots,
+    TIMES_SCHEMA,
 )
+from flexy_assets.sweep.analysis.sweet_spots import VALUE_TOLERANCE, find_pareto_front, find_sweet_spots
 from flexy_assets.sweep.analysis.tables import AnalysisTables
-from flexy_assets.sweep.analysis.times import TIMES_SCHEMA, times_table
+from flexy_assets.sweep.analysis.times import times_table
 
 __all__ = [
     "COLUMN_LABELS",
@@ -56,7 +46,6 @@ __all__ = [
     "CORRELATIONS_SCHEMA",
     "EFFECTS_SCHEMA",
     "METRIC_LABELS",
-    "MIN_GAIN",
     "MIN_IMAGES",
     "MODELS",
     "NO_GUIDANCE",
@@ -75,7 +64,6 @@ __all__ = [
     "add_overall",
     "compare_groups",
     "correlate_metrics",
-    "describe_scores",
     "diminishing_returns_table",
     "effective_guidance",
     "effects_table",
@@ -83,7 +71,6 @@ __all__ = [
     "find_sweet_spots",
     "fit_models",
     "measured_images",
-    "normalize_weights",
     "predict_score",
     "principal_components",
     "response_table",

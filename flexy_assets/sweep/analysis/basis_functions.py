@@ -1,7 +1,5 @@
 """The basis functions of responses over steps and guidance, from a mean to a spline surface."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

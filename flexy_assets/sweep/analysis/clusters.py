@@ -1,7 +1,5 @@
 """The units that intervals resample: images, or whole prompts where prompts repeat."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Disagreement of metrics: pairs of images of one prompt that two metrics order oppositely."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Drift: whether a metric's mean in an engine's newest sweep differs from its earlier sweeps. Trials are left out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ left is ordinary least squares. The bootstrap draws whole clusters, so it holds 
 residuals are Bell and McCaffrey's (2002), which corrects it where clusters are few or the form has many terms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

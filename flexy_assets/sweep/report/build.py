@@ -5,8 +5,6 @@ policy runs only the page's own scripts. Prompts, engine names and ids come from
 treated as hostile: Jinja escapes them in HTML and JSON, the script sets them as text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Engines, runs and prompts side by side: the report's panels of the table `sweep_comparison`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final
 

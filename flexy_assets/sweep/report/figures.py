@@ -3,8 +3,6 @@
 A plot of images names columns of `points.point_data`, and the page's script draws the images that the filters leave.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

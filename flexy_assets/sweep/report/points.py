@@ -1,7 +1,5 @@
 """The images that a report shows, one point and one thumbnail each, as columns for its script."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """The report's sentences: the recommended settings with their uncertainty, and what could not be computed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 

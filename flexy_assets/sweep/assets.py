@@ -1,6 +1,6 @@
 """The sweep's assets: each queries the tables, calls a module of this folder and records the result."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from resources.metrics.sweep import METRICS
 from resources.models import registry
 from resources.prompts import read_prompts
 from resources.settings import Settings
+
+Report = Callable[[str, Mapping[str, Any]], None]
+"""What takes a finished partition and its metadata."""
 
 _BATCHED: dict[str, Any] = {
     "partitions_def": seed_batches,
@@ -169,14 +172,25 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, outcome
 @dg.asset(group_name="scores", kinds={"transformers", "table"}, deps=[generated_images], **_BATCHED)
 def clip_embeddings(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """L2-normalised image embeddings, and text embeddings of the prompts, for the scores computed from them."""
-    keys = context.partition_keys
-    with work.slot, progress_bar("images embedded", work.count_pending(work.pending_embeddings(), keys)) as bar:
-        for batch, outcome in missing_scores.embed_images(work, keys, bar.update):
-            report_partition(context, batch, embeddings_metadata(work, outcome))
+    embed_partitions(work, context.partition_keys, partial(report_partition, context))
 
 
-def embeddings_metadata(work: Work, outcome: ScoringOutcome) -> dict[str, Any]:
-    return {"images embedded": outcome.done, "images failed": outcome.failed, "encoder": work.fingerprint("clip")}
+def embed_partitions(work: Work, batches: Sequence[str], report: Report, needed_for: Collection[str] = ()) -> None:
+    """Embed the partitions' images; with `needed_for` only those that the missing scores of these metrics need."""
+    count = work.count_pending(work.pending_embeddings(needed_for=needed_for), batches)
+    encoder = work.fingerprint("clip")
+    with work.slot, progress_bar("images embedded", count) as bar:
+        for batch, outcome in missing_scores.embed_images(work, batches, bar.update, needed_for=needed_for):
+            counts = {"images embedded": outcome.done, "images failed": outcome.failed}
+            report(batch, counts | {"encoder": encoder})
+
+
+def score_partitions(work: Work, metric: Metric, batches: Sequence[str], report: Report) -> None:
+    """Compute the partitions' missing scores of one metric."""
+    with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), batches)) as bar:
+        for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
+            work.record_partition(names.score_asset(metric.name), batch, outcome)
+            report(batch, _scores_metadata(work.database, metric, batch, outcome))
 
 
 def _score_asset(metric: Metric) -> dg.AssetsDefinition:
@@ -191,16 +205,12 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
         **_BATCHED,
     )
     def scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
-        keys = context.partition_keys
-        with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), keys)) as bar:
-            for batch, outcome in missing_scores.score_images(work, metric, keys, bar.update):
-                work.record_partition(names.score_asset(metric.name), batch, outcome)
-                report_partition(context, batch, scores_metadata(work.database, metric, batch, outcome))
+        score_partitions(work, metric, context.partition_keys, partial(report_partition, context))
 
     return scores
 
 
-def scores_metadata(database: Database, metric: Metric, batch: str, outcome: ScoringOutcome) -> dict[str, Any]:
+def _scores_metadata(database: Database, metric: Metric, batch: str, outcome: ScoringOutcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
         statistics = summarize_batch(connection, metric.name, batch)
     missing = statistics.pop("images") - statistics["scored"]

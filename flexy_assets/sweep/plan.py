@@ -4,13 +4,11 @@ Row `i` depends on the sweep's settings and `i` alone, so a sweep is extended by
 and resumed by finding which rows have no image: no other state is kept.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID, uuid5
 
 import numpy as np
@@ -52,7 +50,7 @@ class SettingRange:
     stride: float | None = None
 
     @classmethod
-    def parse(cls, text: str, name: str) -> SettingRange:
+    def parse(cls, text: str, name: str) -> Self:
         """Parse `4:60`, `4:60:8` or one value. Raises `BadInputError` naming `name`."""
         try:
             numbers = [float(part) for part in text.split(":")]
@@ -120,7 +118,7 @@ class Sweep:
         return asdict(self) | {"prompts": list(self.prompts)}
 
     @classmethod
-    def from_json(cls, settings: dict[str, Any]) -> Sweep:
+    def from_json(cls, settings: dict[str, Any]) -> Self:
         ranges = {name: SettingRange(**settings[name]) for name in ("steps", "guidance") if settings[name]}
         return cls(**settings | ranges | {"prompts": tuple(settings["prompts"])})
 

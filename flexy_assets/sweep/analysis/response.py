@@ -20,14 +20,7 @@ from flexy_assets.sweep.analysis.confidence_bands import (
     tabulate_responses,
 )
 from flexy_assets.sweep.analysis.regression import RegressionSample, flatness_p_value
-from flexy_assets.sweep.analysis.rows import (
-    TARGET_LABELS,
-    Floats,
-    Row,
-    float_column,
-    join_notes,
-    make_rows,
-)
+from flexy_assets.sweep.analysis.rows import TARGET_LABELS, Floats, Row, float_column, join_notes, make_rows
 from flexy_assets.sweep.analysis.schemas import EFFECTS_SCHEMA, RESPONSE_SCHEMA, RETURNS_SCHEMA
 from resources.errors import BadInputError
 

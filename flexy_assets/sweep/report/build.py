@@ -27,12 +27,7 @@ from flexy_assets.sweep.analysis import (
 from flexy_assets.sweep.analysis.disagreement import MetricDisagreement, are_same_prompt, find_disagreements
 from flexy_assets.sweep.plots import format_guidance
 from flexy_assets.sweep.report.comparison_panels import AXIS_ENDS, comparison_panels, shared_settings
-from flexy_assets.sweep.report.figures import (
-    axis_ranges,
-    guidance_axis_range,
-    report_figures,
-    share_colour_scale,
-)
+from flexy_assets.sweep.report.figures import axis_ranges, guidance_axis_range, report_figures, share_colour_scale
 from flexy_assets.sweep.report.points import MAX_BYTES, point_data, sample_images
 from flexy_assets.sweep.report.summary import (
     describe_components,
@@ -80,6 +75,7 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, thumbnails
         name = rows["engine"][0]
         engine_tables, settings = tables.of_engine(name), " and ".join(setting_names(rows))
         spots, common = _sweet_spot_rows(engine_tables)
+        returns = _without_notes(engine_tables.returns, common)
         heads, effects = format_effects(engine_tables.effects, "guidance" in settings)
         engines.append(
             {
@@ -90,9 +86,7 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, thumbnails
                 "spots": spots,
                 "common": [note for note in common if note != NO_GUIDANCE],
                 "front": describe_front(engine_tables.front, engine_tables.spots),
-                "returns": [
-                    row for row in _without_notes(engine_tables.returns, common) if row["summary"] or row["note"]
-                ],
+                "returns": [row for row in returns if row["summary"] or row["note"]],
                 "effects": {"heads": heads, "rows": effects},
                 "figures": report_figures(f"figure-{index}", rows, axes, engine_tables),
                 "guidance_range": guidance_axis_range(rows),
@@ -146,16 +140,11 @@ def _sweet_spot_rows(tables: AnalysisTables) -> tuple[list[Row], list[str]]:
     notes = [note.split("; ") for note in tables.spots.drop_nulls("steps")["note"].fill_null("")]
     common = [note for note in notes[0] if note and all(note in others for others in notes)] if notes else []
     r2 = dict(tables.regression.filter("chosen").select("metric", "r2").iter_rows())
-    rows = [
-        row
-        | {
-            "r2": r2.get(row["target"]),
-            "steps_range": "" if row["steps"] is None else format_span(str(row["steps_low"]), str(row["steps_high"])),
-            "guidance_range": format_guidance_range(row),
-            "unit": " SD" if row["target"] in ("overall", "value") else "",
-        }
-        for row in _without_notes(tables.spots, common)
-    ]
+    rows = _without_notes(tables.spots, common)
+    for row in rows:
+        steps_range = "" if row["steps"] is None else format_span(str(row["steps_low"]), str(row["steps_high"]))
+        row |= {"r2": r2.get(row["target"]), "steps_range": steps_range, "guidance_range": format_guidance_range(row)}
+        row["unit"] = " SD" if row["target"] in ("overall", "value") else ""
     return rows, common
 
 
@@ -170,11 +159,9 @@ def _without_notes(table: pl.DataFrame, common: Sequence[str]) -> list[Row]:
 def _regression_rows(regression: pl.DataFrame) -> list[Row]:
     """Return one row per metric: the R² of each model, and the selected model."""
     rows = []
-    for (metric,), models in regression.group_by("metric", maintain_order=True):
-        by_model = {row["model"]: row for row in models.iter_rows(named=True)}
-        selected = next(row for row in by_model.values() if row["chosen"])
-        r2 = {model: row["r2"] for model, row in by_model.items()}
-        rows.append({**selected, "metric": metric, "r2": r2})
+    for _, models in regression.group_by("metric", maintain_order=True):
+        r2 = dict(models.select("model", "r2").iter_rows())
+        rows.append(models.row(by_predicate=pl.col("chosen"), named=True) | {"r2": r2})
     return rows
 
 

@@ -92,22 +92,14 @@ def axis_ranges(overall: pl.DataFrame) -> dict[str, Row]:
     return found
 
 
-def value_range(values: Numbers) -> tuple[float, float]:
-    """Return the lowest and the highest, or 1 and 1 of no values."""
-    return (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
-
-
 def _numbers(rows: pl.DataFrame, name: str) -> Numbers:
     return rows[name].drop_nulls().cast(pl.Float64).to_numpy()
 
 
 def guidance_axis_range(rows: pl.DataFrame) -> tuple[float, float]:
-    """Return the lowest and the highest effective guidance of these images."""
-    return value_range(effective_guidance(_numbers(rows, "guidance")))
-
-
-def _points(rows: pl.DataFrame, x: str, y: str) -> Row:
-    return {"engine": rows["engine"][0], "x": x, "y": y}
+    """Return the lowest and the highest effective guidance of these images, or 1 and 1 without any."""
+    values = effective_guidance(_numbers(rows, "guidance"))
+    return (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
 
 
 def _responses(
@@ -115,7 +107,7 @@ def _responses(
 ) -> list[ReportFigure]:
     """Return a metric's images by steps and, where that varies, by guidance: each with the mean and its band."""
     guided = np.ptp(guidance_axis_range(rows)) > 0
-    found = []
+    figures = []
     for along, other, suffix in (("steps", "guidance", ""), ("guidance", "steps", "-guidance")):
         if along == "guidance" and not guided:
             continue
@@ -126,20 +118,18 @@ def _responses(
             caption += f" Line: the mean{over}; band: its 95 % interval."
             caption += " Not significantly different from flat." if flat else ""
         named = replace(figure, title=f"{METRIC_LABELS[metric]} by {along}", caption=caption)
-        found.append(ReportFigure("response", key + suffix, named, _points(rows, along, metric)))
-    return found
+        points = {"engine": rows["engine"][0], "x": along, "y": metric}
+        figures.append(ReportFigure("response", key + suffix, named, points))
+    return figures
 
 
 def _seconds(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], times: pl.DataFrame) -> ReportFigure:
     caption = f"One dot an image{', coloured by guidance' if rows['guidance'].count() else ''}."
-    row = next(times.drop_nulls("a_step").iter_rows(named=True), None)
-    if row:
-        guided = (
-            f" ({format_number(row['a_step'] + row['guided_step'], 2)} with guidance)" if row["guided_step"] else ""
-        )
+    for row in times.drop_nulls("a_step").head(1).iter_rows(named=True):
+        guided = row["guided_step"] and f" ({format_number(row['a_step'] + row['guided_step'], 2)} with guidance)"
         base, step = format_number(max(row["base"], 0), 2), format_number(row["a_step"], 2)
-        caption += f" An image takes {base} s and {step} s a step{guided}."
+        caption += f" An image takes {base} s and {step} s a step{guided or ''}."
     # Time is a straight line in steps.
     layout = {"xaxis": titled_axis("Steps"), "yaxis": axes["seconds"]}
-    figure = Figure("Seconds by steps", caption, [], layout)
-    return ReportFigure("response", key, figure, _points(rows, "steps", "seconds"))
+    points = {"engine": rows["engine"][0], "x": "steps", "y": "seconds"}
+    return ReportFigure("response", key, Figure("Seconds by steps", caption, [], layout), points)

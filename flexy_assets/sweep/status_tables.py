@@ -11,12 +11,7 @@ from resources.metrics.sweep import METRICS
 def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
     """Return the tables by heading."""
     runs = [
-        {
-            "run": (run["run"] or "none")[:8],
-            "engine": run["engine"],
-            "images": run["images"],
-            "of": run["target"],
-        }
+        {"run": (run["run"] or "none")[:8], "engine": run["engine"], "images": run["images"], "of": run["target"]}
         | {name: _progress(run["images"], run[name]) for name in METRICS}
         for run in counts["runs"]
     ]

@@ -177,9 +177,7 @@ def fit_responses(
 
 
 def tabulate_responses(
-    responses: Iterable[FittedResponse],
-    rows_of: Callable[[FittedResponse], Iterable[Row]],
-    schema: Schema,
+    responses: Iterable[FittedResponse], rows_of: Callable[[FittedResponse], Iterable[Row]], schema: Schema
 ) -> pl.DataFrame:
     """Return the rows of each response, with its engine and target, as a table of the schema."""
     rows = ({"engine": each.engine, "target": each.target, **row} for each in responses for row in rows_of(each))

@@ -38,8 +38,7 @@ def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], se
         for descending in (True, False):
             kept |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= EXTREME_IMAGES
     shuffled = overall.with_columns(
-        kept=kept.fill_null(False),
-        place=pl.lit(np.random.default_rng(seed).permutation(overall.height)),
+        kept=kept.fill_null(False), place=pl.lit(np.random.default_rng(seed).permutation(overall.height))
     ).sort("place")
     # The first of every engine, then the second of every engine: an engine with fewer images leaves room to others.
     turn = pl.int_range(pl.len()).over("engine")
@@ -48,10 +47,7 @@ def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], se
 
 
 def point_data(
-    points: pl.DataFrame,
-    overall: pl.DataFrame,
-    found: Sequence[MetricDisagreement],
-    thumbnails: Mapping[str, bytes],
+    points: pl.DataFrame, overall: pl.DataFrame, found: Sequence[MetricDisagreement], thumbnails: Mapping[str, bytes]
 ) -> dict[str, Any]:
     """Return what the page's script reads, ready for JSON: names, columns (one entry an image), thumbnails and pairs.
 

@@ -59,10 +59,8 @@ def _sort_key(tally: RunTally) -> tuple[datetime, str]:
 
 
 def _compare(engine: str, earlier: Sequence[RunTally], newest: RunTally, min_deviation: float) -> MetricDrift:
-    (old, old_mean, old_variance), (new, new_mean, new_variance) = (
-        _moments(earlier, min_deviation),
-        _moments([newest], min_deviation),
-    )
+    old, old_mean, old_variance = _moments(earlier, min_deviation)
+    new, new_mean, new_variance = _moments([newest], min_deviation)
     difference = new_mean - old_mean
     pooled = ((old - 1) * old_variance + (new - 1) * new_variance) / (old + new - 2)
     z = difference / math.sqrt(old_variance / old + new_variance / new)

@@ -41,7 +41,7 @@ class ReportFigure:
 def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: AnalysisTables) -> list[ReportFigure]:
     """Return the plots of one engine, whose images are `rows`, on the axes of all engines (`axis_ranges`)."""
     placed = rows.drop_nulls(setting_names(rows))
-    found = []
+    figures = []
     if placed.height:
         best = {row["target"]: row for row in tables.spots.iter_rows(named=True) if row["steps"] is not None}
         both = placed["steps"].n_unique() > 1 and np.ptp(guidance_axis_range(placed)) > 0
@@ -50,27 +50,27 @@ def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables
             if target in best and both and surface.height:
                 part = "best" if target == "overall" else "surface"
                 figure = predicted_surface(tables.response, best[target], axes)
-                found.append(ReportFigure(part, f"{key}-{target}-surface", figure, {}))
+                figures.append(ReportFigure(part, f"{key}-{target}-surface", figure, {}))
         front = tables.front.filter(target="overall").drop_nulls("predicted")
         if "overall" in best and front["on_front"].sum() > 1:
             # As far as images reach: where there are few, an interval may be ten times that.
             figure = pareto_front(front, {rows["engine"][0]: SEQUENTIAL[0]}, axes["overall"])
-            found.append(ReportFigure("best", f"{key}-front", figure, {}))
+            figures.append(ReportFigure("best", f"{key}-front", figure, {}))
         # Metrics with a significant response come first.
         for metric in sorted(METRIC_LABELS, key=lambda metric: metric not in best):
             if placed[metric].count():
-                found += _responses(f"{key}-{metric}", placed, metric, axes, tables.response, metric not in best)
+                figures += _responses(f"{key}-{metric}", placed, metric, axes, tables.response, metric not in best)
         if placed["elapsed_ms"].count():
-            found.append(_seconds(f"{key}-seconds", placed, axes, tables.times))
+            figures.append(_seconds(f"{key}-seconds", placed, axes, tables.times))
     if tables.correlations["spearman"].count():
-        found.append(ReportFigure("correlations", f"{key}-correlations", correlation_map(tables.correlations), {}))
-    return found
+        figures.append(ReportFigure("correlations", f"{key}-correlations", correlation_map(tables.correlations), {}))
+    return figures
 
 
-def share_colour_scale(found: Sequence[ReportFigure]) -> None:
+def share_colour_scale(figures: Sequence[ReportFigure]) -> None:
     """Give the surfaces of one target one scale of colours, so that engines can be compared by eye."""
     surfaces: dict[str, list[Row]] = {}
-    for figure in (each.figure for each in found):
+    for figure in (each.figure for each in figures):
         if figure.data and figure.data[0]["type"] == "contour":
             surfaces.setdefault(figure.title, []).append(figure.data[0])
     for traces in surfaces.values():
@@ -82,14 +82,14 @@ def share_colour_scale(found: Sequence[ReportFigure]) -> None:
 def axis_ranges(overall: pl.DataFrame) -> dict[str, Row]:
     """Return Plotly's axis by column, the same for all engines: steps, guidance, seconds and each metric."""
     steps = steps_axis(overall["steps"])
-    found = {"steps": steps} if steps else {}
+    axes = {"steps": steps} if steps else {}
     columns = {**METRIC_LABELS, "overall": "Overall, SD", "guidance": "Guidance", "seconds": "Seconds an image"}
     values = overall.with_columns(seconds=pl.col("elapsed_ms") / 1000, guidance=pl.col("guidance").clip(1))
     for column, label in columns.items():
         known = _numbers(values, column)
         if known.size:
-            found[column] = titled_axis(label) | {"range": padded_range(known)}
-    return found
+            axes[column] = titled_axis(label) | {"range": padded_range(known)}
+    return axes
 
 
 def _numbers(rows: pl.DataFrame, name: str) -> Numbers:

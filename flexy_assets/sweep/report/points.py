@@ -19,12 +19,11 @@ EXTREME_IMAGES: Final = 4
 BINS: Final = 5
 """Bins of steps and of guidance in the grid of images."""
 MAX_PROMPT_CHARACTERS: Final = 400
-"""Characters of a prompt that the page holds."""
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], seed: int = 0) -> pl.DataFrame:
+def sample_images(overall: pl.DataFrame, disagreements: Sequence[MetricDisagreement], seed: int = 0) -> pl.DataFrame:
     """Return the rows of `add_overall` that the page shows: all, or `MAX_POINTS`.
 
     Those are the best and worst of every metric, the pairs that metrics disagree on, and a random sample with as equal
@@ -32,7 +31,7 @@ def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], se
     """
     if overall.height <= MAX_POINTS:
         return overall
-    paired = [image_id for pair in found for ids in pair.pairs for image_id in ids]
+    paired = [image_id for pair in disagreements for ids in pair.pairs for image_id in ids]
     kept = pl.col("image_id").is_in(paired)
     for metric in METRIC_LABELS:
         for descending in (True, False):
@@ -47,7 +46,10 @@ def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], se
 
 
 def point_data(
-    points: pl.DataFrame, overall: pl.DataFrame, found: Sequence[MetricDisagreement], thumbnails: Mapping[str, bytes]
+    points: pl.DataFrame,
+    overall: pl.DataFrame,
+    disagreements: Sequence[MetricDisagreement],
+    thumbnails: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """Return what the page's script reads, ready for JSON: names, columns (one entry an image), thumbnails and pairs.
 
@@ -83,13 +85,9 @@ def point_data(
             base64.b64encode(thumbnails[image_id]).decode() if image_id in thumbnails else None for image_id in ids
         ],
         "pairs": [
-            {
-                "left": pair.left,
-                "right": pair.right,
-                "share": pair.share,
-                "pairs": [[place[a], place[b]] for a, b in pair.pairs],
-            }
-            for pair in found
+            {"left": each.left, "right": each.right, "share": each.share}
+            | {"pairs": [[place[a], place[b]] for a, b in each.pairs]}
+            for each in disagreements
         ],
     }
 

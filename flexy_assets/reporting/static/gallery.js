@@ -239,8 +239,8 @@ function stateOf({ state, before, error, image, seconds }) {
   if (state === "waiting") return before ? `waiting: ${before} before it` : "waiting";
   if (state === "failed") return `failed: ${error}`;
   if (state === "done") return `done in ${seconds} s`;
-  const there = image ? metrics.filter(({ name }) => known(image.scores[name].value)).length : 0;
-  return `${image ? `scoring, ${there} of ${metrics.length}` : "making the image"}: ${seconds.toFixed(0)} s`;
+  const scored = image ? metrics.filter(({ name }) => known(image.scores[name].value)).length : 0;
+  return `${image ? `scoring, ${scored} of ${metrics.length}` : "making the image"}: ${seconds.toFixed(0)} s`;
 }
 
 function draw(trials) {

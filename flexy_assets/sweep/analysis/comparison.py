@@ -81,8 +81,8 @@ def _summarize_engine(response: FittedResponse, shared: Mapping[str, tuple[float
 def _summarize_groups(response: FittedResponse, column: str) -> Iterator[Row]:
     """Yield the rows of the sweeps or prompts with the most images."""
     values, adjusted_values = float_column(response.rows, response.target), None
-    if response.fit is not None and response.sample is not None:
-        expected = response.fit.predict(response.sample.settings)
+    if response.fit is not None:
+        expected = response.fit.predict(response.fit.sample.settings)
         adjusted_values = values - expected + expected.mean()
     indexed = response.rows.with_row_index("at").drop_nulls(column)
     groups = indexed.group_by(column).agg("at", count=pl.len()).filter(pl.col("count") > 1)

@@ -89,7 +89,6 @@ class FittedResponse:
     target: str
     rows: pl.DataFrame
     flat_p: float | None = None
-    sample: RegressionSample | None = None
     fit: RegressionFit | None = None
     chosen: tuple[Model, ...] = ()
     note: str | None = None
@@ -122,7 +121,7 @@ class FittedResponse:
         """Return (m,) the expectation, and the ends of its pointwise 95 % band."""
         assert self.fit is not None
         center, deviation = self.deviations(columns)
-        margin = self.fit.t * np.sqrt((deviation**2).mean(axis=0))
+        margin = self.fit.sample.clusters.t * np.sqrt((deviation**2).mean(axis=0))
         expected = columns[:, len(self.fit.coefficients) :] @ np.concatenate([values for _, values in self.chosen])
         return expected, np.minimum(center - margin, expected), np.maximum(center + margin, expected)
 
@@ -228,7 +227,7 @@ def _fit_response(
     if sample.clusters.by == "image" and prompts < len(sample.y):
         notes.append(f"bands apply to these {prompts} prompts only")
     note = join_notes(*notes, _sparse_corners_note(rows, sample), dropped_note)
-    return FittedResponse(engine, target, fitted_rows, p, sample, fit, chosen or ((form, fit.coefficients),), note)
+    return FittedResponse(engine, target, fitted_rows, p, fit, chosen or ((form, fit.coefficients),), note)
 
 
 def _sparse_corners_note(rows: pl.DataFrame, sample: RegressionSample) -> str | None:

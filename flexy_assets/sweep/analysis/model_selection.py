@@ -158,7 +158,7 @@ def _compare_models(rows: pl.DataFrame, metric: str, seed: int) -> list[Row]:
     forms["spline"] = splines[best_spline]
     if best_spline in errors:
         errors["spline"] = errors[best_spline]
-    rows_found = []
+    models = []
     for model, form in forms.items():
         values = fit_least_squares(form, sample).coefficients
         row = shared | {"model": model, "chosen": model == ("spline" if chosen.startswith("spline") else chosen)}
@@ -172,8 +172,8 @@ def _compare_models(rows: pl.DataFrame, metric: str, seed: int) -> list[Row]:
             # The mean model predicts the training folds' mean: its error is R²'s denominator.
             row["r2"] = float(1 - (errors[model] ** 2).sum() / (errors["mean"] ** 2).sum())
             row["rmse"] = float(np.sqrt((errors[model] ** 2).mean()))
-        rows_found.append(row)
-    return rows_found
+        models.append(row)
+    return models
 
 
 def _assign_folds(sample: RegressionSample, by: str, seed: int) -> NDArray[np.int64]:

@@ -72,13 +72,13 @@ class RegressionSample:
 class RegressionFit:
     """A form fitted to a sample: `coefficients` (p,) and `drawn` (draws, p), refits to resampled clusters.
 
-    `drawn` are already widened for their degrees of freedom: a band of Student's `t` times their deviation.
+    `drawn` are already widened for their degrees of freedom: a band of Student's t times their deviation.
     """
 
     form: BasisForm
+    sample: RegressionSample
     coefficients: Floats
     drawn: Floats
-    t: float
 
     def predict(self, settings: Floats) -> Floats:
         """Return (m,) the expectation at settings (m, 2)."""
@@ -98,7 +98,7 @@ def fit_least_squares(form: BasisForm, sample: RegressionSample, weights: Floats
     y = sample.whitened(sample.y)
     best = columns.T @ y
     if weights is None:
-        return RegressionFit(form, to_coefficients @ best, np.empty((0, len(to_coefficients))), sample.clusters.t)
+        return RegressionFit(form, sample, to_coefficients @ best, np.empty((0, len(to_coefficients))))
     order = np.argsort(sample.clusters.labels, kind="stable")
     ends = np.cumsum(np.bincount(sample.clusters.labels, minlength=sample.clusters.count))[:-1]
     parts, residual_parts = np.split(columns[order], ends), np.split((y - columns @ best)[order], ends)
@@ -111,7 +111,7 @@ def fit_least_squares(form: BasisForm, sample: RegressionSample, weights: Floats
     r = len(best)
     weighted = (weights @ grams.reshape(len(grams), -1)).reshape(-1, r, r)
     shifts = np.linalg.solve(weighted, (weights @ scores)[..., None])[..., 0] * sample.clusters.widening
-    return RegressionFit(form, to_coefficients @ best, (best + shifts) @ to_coefficients.T, sample.clusters.t)
+    return RegressionFit(form, sample, to_coefficients @ best, (best + shifts) @ to_coefficients.T)
 
 
 def predict_out_of_fold(form: BasisForm, sample: RegressionSample, folds: NDArray[np.int64]) -> tuple[Floats, Floats]:

@@ -123,9 +123,9 @@ def _tabulate_curve(
 
 def _tabulate_effects(response: FittedResponse, seed: int) -> list[Row]:
     shared: Row = {"n": response.rows.height, "note": response.note}
-    if response.fit is None or response.sample is None:
+    if response.fit is None:
         return [{"effect": name, **shared} for name in ("steps", "guidance", "interaction")]
-    grid, settings = make_grid(response.rows), response.sample.settings
+    grid, settings = make_grid(response.rows), response.fit.sample.settings
     low, high = 2 ** np.quantile(settings, [0.1, 0.9], axis=0)
     steps = np.array([round(low[0]), round(high[0])], dtype=np.float64)
     guidance = np.array([round(low[1], 1), round(high[1], 1)])
@@ -147,7 +147,7 @@ def _tabulate_effects(response: FittedResponse, seed: int) -> list[Row]:
         row = {"effect": name, **shared}
         if is_estimable:
             change, low, high = (float(value[0]) for value in response.bands(contrast[None, :]))
-            p = _effect_p_value(response.sample, name, seed)
+            p = _effect_p_value(response.fit.sample, name, seed)
             row |= {"change": change, "low": low, "high": high, "p": p} | tried
         rows.append(row)
     return rows
@@ -167,7 +167,7 @@ def _effect_p_value(sample: RegressionSample, effect: str, seed: int) -> float:
 
 
 def _find_plateau(response: FittedResponse, min_gains: Mapping[str, float]) -> Row:
-    if response.fit is None or response.sample is None:
+    if response.fit is None:
         return {"n": response.rows.height, "note": response.note}
     min_gain = min_gains.get(response.target, MIN_GAIN_SD * float(np.std(float_column(response.rows, response.target))))
     grid = make_grid(response.rows)
@@ -179,7 +179,7 @@ def _find_plateau(response: FittedResponse, min_gains: Mapping[str, float]) -> R
     steps = np.arange(first, last, dtype=np.float64)
     if len(steps) > MAX_STEPS:
         steps = np.unique(np.geomspace(first, last - 1, MAX_STEPS).round())
-    columns, clusters = compute_step_gains(response, grid, steps), response.sample.clusters
+    columns, clusters = compute_step_gains(response, grid, steps), response.fit.sample.clusters
     beyond = _last_worthwhile_step(steps, response.bands(columns)[0] >= min_gain, first)
     gain, deviation = response.deviations(columns)
     plateau_draws = [

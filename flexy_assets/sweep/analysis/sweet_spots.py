@@ -78,7 +78,8 @@ def find_pareto_front(
 
 def find_best_region(response: FittedResponse, grid: Grid) -> NDArray[np.bool_]:
     """Return (a·b,) which grid settings with an image nearby are not significantly different from the best (95 %)."""
-    assert response.sample is not None
+    assert response.fit is not None
+    clusters = response.fit.sample.clusters
     supported = _find_supported(response, grid)
     expected, deviation = response.deviations(response.columns(grid.pairs))
     # Rivals are on every second line of the grid and at the expected best: neighbours carry the same information.
@@ -88,8 +89,7 @@ def find_best_region(response: FittedResponse, grid: Grid) -> NDArray[np.bool_]:
     best = np.where(supported, expected, -np.inf).argmax()
     rivals = on_rival_lines.ravel() & supported
     rivals[best] = True
-    level = response.sample.clusters.t / response.sample.clusters.normal
-    margin = np.sqrt(np.log(response.sample.clusters.count))
+    level, margin = clusters.t / clusters.normal, np.sqrt(np.log(clusters.count))
     in_region = supported.copy()
     for index in supported.nonzero()[0]:
         advantage = expected[rivals] - expected[index]

@@ -15,7 +15,7 @@ MAX_POINTS: Final = 2400
 MAX_BYTES: Final = 8_900_000
 """Of WebP on one page; as base64, with everything else, some 14 MB."""
 EXTREME_IMAGES: Final = 4
-"""Images kept at each end of a metric, per engine."""
+"""Images required at each end of a metric, per engine."""
 BINS: Final = 5
 """Bins of steps and of guidance in the grid of images."""
 MAX_PROMPT_CHARACTERS: Final = 400
@@ -32,16 +32,16 @@ def sample_images(overall: pl.DataFrame, disagreements: Sequence[MetricDisagreem
     if overall.height <= MAX_POINTS:
         return overall
     paired = [image_id for pair in disagreements for ids in pair.pairs for image_id in ids]
-    kept = pl.col("image_id").is_in(paired)
+    required = pl.col("image_id").is_in(paired)
     for metric in METRIC_LABELS:
         for descending in (True, False):
-            kept |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= EXTREME_IMAGES
+            required |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= EXTREME_IMAGES
     shuffled = overall.with_columns(
-        kept=kept.fill_null(False), place=pl.lit(np.random.default_rng(seed).permutation(overall.height))
+        required=required.fill_null(False), place=pl.lit(np.random.default_rng(seed).permutation(overall.height))
     ).sort("place")
     # The first of every engine, then the second of every engine: an engine with fewer images leaves room to others.
     turn = pl.int_range(pl.len()).over("engine")
-    sample = shuffled.with_columns(turn=turn).sort(~pl.col("kept"), "turn", "place").head(MAX_POINTS)
+    sample = shuffled.with_columns(turn=turn).sort(~pl.col("required"), "turn", "place").head(MAX_POINTS)
     return sample.sort("engine", "image_id").select(overall.columns)
 
 

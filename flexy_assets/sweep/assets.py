@@ -351,10 +351,8 @@ def _summary_metadata(table: pl.DataFrame) -> dict[str, dg.MetadataValue[Any]]:
     """Return the summaries of a table with such a column, engine by engine."""
     if "summary" not in table.columns:
         return {}
-    lines = [
-        f"- {row['engine']}, {analysis.COLUMN_LABELS[row['target']]}: {row['summary'] or row['note']}"
-        for row in table.to_dicts()
-    ]
+    rows, labels = table.to_dicts(), analysis.COLUMN_LABELS
+    lines = [f"- {row['engine']}, {labels[row['target']]}: {row['summary'] or row['note']}" for row in rows]
     return {"summary": dg.MetadataValue.md("\n".join(lines))}
 
 

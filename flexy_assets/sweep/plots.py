@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from flexy_assets.reporting import plot_style
 from flexy_assets.reporting.figures import (
     Figure,
     Row,
@@ -24,15 +25,6 @@ from flexy_assets.reporting.figures import (
     scatter_trace,
 )
 from flexy_assets.reporting.formatting import format_number
-from flexy_assets.reporting.plot_style import (
-    BAND_OPACITY,
-    DIVERGING,
-    DOMINATED_COLOUR,
-    INK,
-    SEQUENTIAL,
-    colour_scale,
-    translucent,
-)
 from flexy_assets.reporting.static_images import render_webp
 from flexy_assets.sweep.analysis import COLUMN_LABELS, METRIC_LABELS, SETTING_LABELS, TARGET_LABELS, effective_guidance
 
@@ -79,7 +71,7 @@ def response_curve(
 def image_dots(scores: pl.DataFrame, along: str, metric: str) -> Row:
     """A grey dot an image, for below a curve."""
     rows = scores.drop_nulls([along, metric])
-    marker = {"size": 4, "color": DOMINATED_COLOUR, "opacity": BAND_OPACITY}
+    marker = {"size": 4, "color": plot_style.DOMINATED_COLOUR, "opacity": plot_style.BAND_OPACITY}
     return scatter_trace(rows[along].to_list(), rounded(rows[metric]), marker=marker, hoverinfo="skip")
 
 
@@ -99,7 +91,7 @@ def predicted_surface(response: pl.DataFrame, spot: Row, axes: Mapping[str, Row]
         [f"<b>{format_number(row['predicted'])}{unit}</b> ({format_interval(row)})" for row in line] for line in lines
     ]
     predicted = {"type": "contour", "x": steps, "y": guidance, "z": z, "text": words} | {
-        "colorscale": colour_scale(SEQUENTIAL),
+        "colorscale": plot_style.colour_scale(plot_style.SEQUENTIAL),
         "contours": {"coloring": "heatmap"},
         "line": {"width": 0.5, "color": "rgba(255,255,255,0.5)"},
         "colorbar": {"thickness": 10, "outlinewidth": 0},
@@ -155,7 +147,7 @@ def pareto_front(
         rows = known.filter(engine=engine).sort(x)
         on, off = rows.filter("on_front"), rows.filter(~pl.col("on_front"))
         share, off_share = (part["front_probability"].fill_null(0) for part in (on, off))
-        hollow = {"symbol": "circle-open", "size": (5 + 11 * off_share).to_list(), "color": DOMINATED_COLOUR}
+        hollow = {"symbol": "circle-open", "size": (5 + 11 * off_share).to_list(), "color": plot_style.DOMINATED_COLOUR}
         sizes, opacities = (5 + 11 * share).to_list(), (0.35 + 0.65 * share).to_list()
         full = {"size": sizes, "opacity": opacities, "color": colour}
         joined = trace(on) | {"mode": "lines+markers", "line": {"color": colour, "width": 2}, "marker": full}
@@ -184,7 +176,7 @@ def correlation_map(correlations: pl.DataFrame) -> Figure:
     z = [[row["spearman"] if row else None for row in line] for line in lines]
     trace = {
         **{"type": "heatmap", "x": list(METRIC_LABELS.values()), "y": [labels[left] for left in reversed(labels)]},
-        **{"z": z, "zmin": -1, "zmax": 1, "colorscale": [list(stop) for stop in DIVERGING]},
+        **{"z": z, "zmin": -1, "zmax": 1, "colorscale": [list(stop) for stop in plot_style.DIVERGING]},
         **{"showscale": False, "xgap": 2, "ygap": 2},
         "text": [["" if value is None else format_number(value, 2) for value in line] for line in z],
         "texttemplate": "%{text}",
@@ -214,10 +206,10 @@ def sweet_spot_region(spots: pl.DataFrame, scores: pl.DataFrame, target: str, co
     rows = {row["target"]: row for row in spots.to_dicts()}
     images = scores.drop_nulls(["steps", "guidance"])
     guidance = effective_guidance(images["guidance"].to_numpy())
-    traces = [scatter_trace(images["steps"].to_list(), guidance.tolist(), marker={"size": 2, "color": INK})]
+    traces = [scatter_trace(images["steps"].to_list(), guidance.tolist(), marker={"size": 2, "color": plot_style.INK})]
     if row := rows.get(target):
         steps, region_guidance = ([cell[name] for cell in row["region"]] for name in ("steps", "guidance"))
-        square = {"size": 7, "symbol": "square", "color": translucent(colour, 2 * BAND_OPACITY)}
+        square = {"size": 7, "symbol": "square", "color": plot_style.translucent(colour, 2 * plot_style.BAND_OPACITY)}
         star = {"size": 13, "symbol": "star", "color": colour}
         traces += [
             scatter_trace(steps, region_guidance, marker=square),

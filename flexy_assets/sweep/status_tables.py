@@ -33,10 +33,8 @@ def status_summary(counts: Mapping[str, Any]) -> str:
     totals = counts["totals"]
     if not totals["images"]:
         return "no images yet"
-    lines = [
-        f"{totals['images']:,} images in {totals['runs']:,} runs,"
-        f" {totals['complete']:,} of them with all {len(METRICS)} scores"
-    ]
+    complete = f"{totals['complete']:,} of them with all {len(METRICS)} scores"
+    lines = [f"{totals['images']:,} images in {totals['runs']:,} runs, {complete}"]
     if counts["left_alone"]:
         others = ", ".join(f"{count:,} of {engine}" for engine, count in sorted(counts["left_alone"].items()))
         lines.append(f"left alone, because this set of models is not for their engines: {others}")

@@ -150,10 +150,8 @@ def average_columns(response: FittedResponse, grid: Grid, setting: str, values: 
 def compute_step_gains(response: FittedResponse, grid: Grid, steps: Floats) -> Floats:
     """Return (m, p) what one more step adds to columns at steps (m,); for the last tried, the step before."""
     start = np.minimum(steps, max(grid.steps[-1] - 1, grid.steps[0]))
-    after, before = (
-        average_columns(response, grid, "steps", each) for each in (np.minimum(start + 1, grid.steps[-1]), start)
-    )
-    return after - before
+    after = average_columns(response, grid, "steps", np.minimum(start + 1, grid.steps[-1]))
+    return after - average_columns(response, grid, "steps", start)
 
 
 def fit_responses(

@@ -143,9 +143,8 @@ def flatness_p_value(
     y = sample.whitened(sample.y)
     residuals = y - null @ (null.T @ y)
     webb = np.sqrt([0.5, 1.0, 1.5])
-    signs = np.random.default_rng(seed).choice(
-        np.concatenate([webb, -webb]), (PERMUTATION_DRAWS, sample.clusters.count)
-    )
+    size = PERMUTATION_DRAWS, sample.clusters.count
+    signs = np.random.default_rng(seed).choice(np.concatenate([webb, -webb]), size)
     ranks = []
     for form in tested_forms:
         columns, _ = basis_matrix(form, sample)

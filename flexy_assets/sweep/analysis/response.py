@@ -130,9 +130,8 @@ def _tabulate_effects(response: FittedResponse, seed: int) -> list[Row]:
     steps = np.array([round(low[0]), round(high[0])], dtype=np.float64)
     guidance = np.array([round(low[1], 1), round(high[1], 1)])
     corners = response.columns(to_coordinates(steps[:, None], guidance).reshape(-1, 2))
-    by_steps, by_guidance = (
-        average_columns(response, grid, name, ends) for name, ends in (("steps", steps), ("guidance", guidance))
-    )
+    by_steps = average_columns(response, grid, "steps", steps)
+    by_guidance = average_columns(response, grid, "guidance", guidance)
     steps_vary, guidance_varies = np.ptp(settings, axis=0) > 0
     contrasts = {
         "steps": (steps_vary, by_steps[1] - by_steps[0]),

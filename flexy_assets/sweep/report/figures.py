@@ -12,16 +12,8 @@ import polars as pl
 from flexy_assets.reporting.figures import Figure, Row
 from flexy_assets.reporting.formatting import format_number
 from flexy_assets.reporting.plot_style import SEQUENTIAL
+from flexy_assets.sweep import plots
 from flexy_assets.sweep.analysis import METRIC_LABELS, AnalysisTables, effective_guidance, setting_names
-from flexy_assets.sweep.plots import (
-    correlation_map,
-    padded_range,
-    pareto_front,
-    predicted_surface,
-    response_curve,
-    steps_axis,
-    titled_axis,
-)
 from flexy_assets.sweep.report.points import Numbers
 
 
@@ -49,12 +41,12 @@ def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables
             surface = tables.response.filter(target=target, curve="surface").drop_nulls("predicted")
             if target in best and both and surface.height:
                 part = "best" if target == "overall" else "surface"
-                figure = predicted_surface(tables.response, best[target], axes)
+                figure = plots.predicted_surface(tables.response, best[target], axes)
                 figures.append(ReportFigure(part, f"{key}-{target}-surface", figure, {}))
         front = tables.front.filter(target="overall").drop_nulls("predicted")
         if "overall" in best and front["on_front"].sum() > 1:
             # As far as images reach: where there are few, an interval may be ten times that.
-            figure = pareto_front(front, {rows["engine"][0]: SEQUENTIAL[0]}, axes["overall"])
+            figure = plots.pareto_front(front, {rows["engine"][0]: SEQUENTIAL[0]}, axes["overall"])
             figures.append(ReportFigure("best", f"{key}-front", figure, {}))
         # Metrics with a significant response come first.
         for metric in sorted(METRIC_LABELS, key=lambda metric: metric not in best):
@@ -63,7 +55,8 @@ def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables
         if placed["elapsed_ms"].count():
             figures.append(_seconds(f"{key}-seconds", placed, axes, tables.times))
     if tables.correlations["spearman"].count():
-        figures.append(ReportFigure("correlations", f"{key}-correlations", correlation_map(tables.correlations), {}))
+        correlations = plots.correlation_map(tables.correlations)
+        figures.append(ReportFigure("correlations", f"{key}-correlations", correlations, {}))
     return figures
 
 
@@ -81,14 +74,14 @@ def share_colour_scale(figures: Sequence[ReportFigure]) -> None:
 
 def axis_ranges(overall: pl.DataFrame) -> dict[str, Row]:
     """Return Plotly's axis by column, the same for all engines: steps, guidance, seconds and each metric."""
-    steps = steps_axis(overall["steps"])
+    steps = plots.steps_axis(overall["steps"])
     axes = {"steps": steps} if steps else {}
     columns = {**METRIC_LABELS, "overall": "Overall, SD", "guidance": "Guidance", "seconds": "Seconds an image"}
     values = overall.with_columns(seconds=pl.col("elapsed_ms") / 1000, guidance=pl.col("guidance").clip(1))
     for column, label in columns.items():
         known = _numbers(values, column)
         if known.size:
-            axes[column] = titled_axis(label) | {"range": padded_range(known)}
+            axes[column] = plots.titled_axis(label) | {"range": plots.padded_range(known)}
     return axes
 
 
@@ -111,7 +104,7 @@ def _responses(
     for along, other, suffix in (("steps", "guidance", ""), ("guidance", "steps", "-guidance")):
         if along == "guidance" and not guided:
             continue
-        figure = response_curve(response, metric, along, {rows["engine"][0]: ""}, axes)
+        figure = plots.response_curve(response, metric, along, {rows["engine"][0]: ""}, axes)
         caption = f"One dot an image{', coloured by guidance' if guided and along == 'steps' else ''}."
         if figure.data:
             over = f" over the {other} tried" if along == "guidance" or guided else ""
@@ -130,6 +123,6 @@ def _seconds(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], times: pl.Da
         base, step = format_number(max(row["base"], 0), 2), format_number(row["a_step"], 2)
         caption += f" An image takes {base} s and {step} s a step{guided or ''}."
     # Time is a straight line in steps.
-    layout = {"xaxis": titled_axis("Steps"), "yaxis": axes["seconds"]}
+    layout = {"xaxis": plots.titled_axis("Steps"), "yaxis": axes["seconds"]}
     points = {"engine": rows["engine"][0], "x": "steps", "y": "seconds"}
     return ReportFigure("response", key, Figure("Seconds by steps", caption, [], layout), points)

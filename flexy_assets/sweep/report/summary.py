@@ -41,9 +41,8 @@ def summarize_sweep(spots: pl.DataFrame, regression: pl.DataFrame, settings: str
         return [text.format(join_words([METRIC_LABELS[metric] for metric in tested]), settings)]
     text = Markup("Best overall: <strong>{}</strong>{}; not significantly different from {} (95 %, {} images{}).")
     region = "" if best["region_share"] is None else f", {best['region_share']:.0%} of what was tried"
-    sentences = [
-        text.format(format_setting(best), _duration(best["seconds"]), format_region(best), f"{best['n']:,}", region)
-    ]
+    duration, images = _duration(best["seconds"]), f"{best['n']:,}"
+    sentences = [text.format(format_setting(best), duration, format_region(best), images, region)]
     if (value["steps"], value["guidance"]) == (best["steps"], best["guidance"]):
         sentences.append(Markup("No quicker setting is expected within {} SD of it.").format(VALUE_TOLERANCE))
     else:

@@ -165,38 +165,31 @@ def no_drift(scores: MetricScores) -> CheckOutcome:
     return CheckOutcome(error if real else None, {"compared": _table(rows)})
 
 
-IMAGE_CHECKS: dict[Callable[[Database, ImageStore, Settings], CheckOutcome], dg.AssetCheckSeverity] = {
-    files_as_recorded: ERROR,
-    no_duplicates: WARN,
-}
-SCORE_CHECKS: dict[Callable[[MetricScores], CheckOutcome], dg.AssetCheckSeverity] = {
-    in_range: ERROR,
-    no_missing_scores: WARN,
-    no_drift: WARN,
-}
+Checks = Mapping[Callable[..., CheckOutcome], dg.AssetCheckSeverity]
+"""Checks and how severe a failure of each is."""
+
+IMAGE_CHECKS: Checks = {files_as_recorded: ERROR, no_duplicates: WARN}
+SCORE_CHECKS: Checks = {in_range: ERROR, no_missing_scores: WARN, no_drift: WARN}
 
 
-def _specs(key: dg.AssetKey, checks: Iterable[Callable[..., CheckOutcome]]) -> list[dg.AssetCheckSpec]:
+def _specs(key: dg.AssetKey, checks: Checks) -> list[dg.AssetCheckSpec]:
     return [dg.AssetCheckSpec(check.__name__, asset=key, description=check.__doc__) for check in checks]
 
 
 def _results(
-    context: dg.AssetCheckExecutionContext,
-    key: dg.AssetKey,
-    checks: Mapping[Callable[..., CheckOutcome], dg.AssetCheckSeverity],
-    *arguments: Any,
+    context: dg.AssetCheckExecutionContext, key: dg.AssetKey, checks: Checks, *arguments: Any
 ) -> Iterator[dg.AssetCheckResult]:
     """Yield the results of an asset's selected checks."""
     for check, severity in checks.items():
         if dg.AssetCheckKey(key, check.__name__) in context.selected_asset_check_keys:
-            verdict = check(*arguments)
+            outcome = check(*arguments)
             yield dg.AssetCheckResult(
                 asset_key=key,
                 check_name=check.__name__,
-                passed=verdict.error is None,
+                passed=outcome.error is None,
                 severity=severity,
-                description=verdict.error,
-                metadata=verdict.metadata,
+                description=outcome.error,
+                metadata=outcome.metadata,
             )
 
 

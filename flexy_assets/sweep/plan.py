@@ -54,16 +54,14 @@ class SettingRange:
         """Parse `4:60`, `4:60:8` or one value. Raises `BadInputError` naming `name`."""
         try:
             numbers = [float(part) for part in text.split(":")]
-            low, high = numbers[0], numbers[min(1, len(numbers) - 1)]
-            stride = numbers[2] if len(numbers) > 2 else None
-        except (ValueError, IndexError):
+        except ValueError:
             numbers = []
         if not 1 <= len(numbers) <= 3 or not all(map(math.isfinite, numbers)):
             raise BadInputError(f"invalid {name} {text!r}: must be LOW:HIGH or LOW:HIGH:STRIDE, as in 4:60")
+        low, high, stride = numbers[0], numbers[min(1, len(numbers) - 1)], numbers[2] if len(numbers) == 3 else None
         if low > high or (stride is not None and stride <= 0):
-            raise BadInputError(
-                f"invalid {name} {text!r}: the range is empty, LOW must not exceed HIGH and STRIDE must be above 0"
-            )
+            remedy = "LOW must not exceed HIGH and STRIDE must be above 0"
+            raise BadInputError(f"invalid {name} {text!r}: the range is empty, {remedy}")
         return cls(low, high, stride)
 
     def __str__(self) -> str:

@@ -73,9 +73,9 @@ def assign_colours(values: pl.Series) -> dict[str, str]:
     return dict(zip(values.unique(maintain_order=True), COLOURS, strict=False))
 
 
-def rounded(values: pl.Series) -> list[float | None]:
-    """The values to five significant digits: more only make a page heavy."""
-    return values.cast(pl.Float64).round_sig_figs(5).to_list()
+def rounded(values: pl.Series, digits: int = 5) -> list[float | None]:
+    """The values to so many significant digits: more only make a page heavy."""
+    return values.cast(pl.Float64).round_sig_figs(digits).to_list()
 
 
 def scatter_trace(x: Sequence[Any], y: Sequence[Any], mode: str = "markers", **settings: Any) -> Row:

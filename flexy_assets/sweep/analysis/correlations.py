@@ -26,11 +26,9 @@ from flexy_assets.sweep.analysis.schemas import COMPONENTS_SCHEMA, CORRELATIONS_
 def correlate_metrics(scores: pl.DataFrame) -> pl.DataFrame:
     """Return Pearson and Spearman with 95 % intervals for every two metrics and every setting with every metric.
 
-    `within` is Pearson's among the images of one prompt, prompts' means removed; `within_n` counts the images of
-    prompts that have two or more. Intervals are on Fisher's scale, from each cluster's influence on the
-    coefficient (the infinitesimal jackknife: Efron 1982, chapter 6), with one degree of freedom fewer than
-    clusters: prompts where they repeat, else images (`clusters`, `clusters_by`). Guidance is the effective one.
-    Returns `CORRELATIONS_SCHEMA`.
+    `within` is Pearson's with prompts' means removed. Intervals are on Fisher's scale, from each cluster's influence on
+    the coefficient (the infinitesimal jackknife: Efron 1982, chapter 6), with one degree of freedom fewer than
+    clusters: prompts where they repeat, else images. Guidance is the effective one. Returns `CORRELATIONS_SCHEMA`.
     """
     correlations = []
     for engine, rows in split_by_engine(scores):
@@ -47,11 +45,10 @@ def correlate_metrics(scores: pl.DataFrame) -> pl.DataFrame:
 def principal_components(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     """Return the principal components of the metrics' z-scores, with their shares and loadings.
 
-    `share` of the variance, 0 to 1; a loading is the metric's correlation with the component, -1 to 1, the largest
-    ones positive. 95 % intervals are a bootstrap over clusters as in `correlations`. Two components whose
-    shares do not differ significantly have no directions of their own, which `note` says. A metric that is constant
-    or was never measured is left out. Returns `COMPONENTS_SCHEMA`, a row an engine and component; one row with a
-    `note` where there is none.
+    A loading is the metric's correlation with the component, -1 to 1, the largest ones positive. 95 % intervals are a
+    bootstrap over clusters as in `correlate_metrics`. Two components whose shares do not differ significantly have no
+    directions of their own, which `note` says. A metric that is constant or was never measured is left out. Returns
+    `COMPONENTS_SCHEMA`, a row an engine and component; one row with a `note` where there is none.
     """
     engines = split_by_engine(scores)
     components = ({"engine": engine, **row} for engine, rows in engines for row in _find_components(rows, seed))

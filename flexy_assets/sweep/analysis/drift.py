@@ -48,14 +48,11 @@ def find_drifts(tallies: Sequence[RunTally], metric: Metric) -> list[MetricDrift
     compared = [t for t in sweeps if t.count >= MIN_IMAGES_PER_RUN]
     drifts = []
     for engine in sorted({t.engine or "unknown" for t in compared}):
-        runs = sorted((t for t in compared if (t.engine or "unknown") == engine), key=_sort_key)
+        of_engine = (t for t in compared if (t.engine or "unknown") == engine)
+        runs = sorted(of_engine, key=lambda tally: (tally.began or datetime.min, str(tally.run_id)))
         if len(runs) > 1:
             drifts.append(_compare(engine, runs[:-1], runs[-1], ROUNDING * (metric.high - metric.low)))
     return drifts
-
-
-def _sort_key(tally: RunTally) -> tuple[datetime, str]:
-    return tally.began or datetime.min, str(tally.run_id)
 
 
 def _compare(engine: str, earlier: Sequence[RunTally], newest: RunTally, min_deviation: float) -> MetricDrift:

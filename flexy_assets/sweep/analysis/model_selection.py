@@ -54,13 +54,10 @@ FLAT_MODEL: Final = 0.05
 def fit_models(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     """Return each metric regressed on log2(steps) and log2(effective guidance) by the `MODELS`.
 
-    `r2` and `rmse` are out of fold: five folds, whole prompts left out where there are five or more, against
-    the mean of the same training folds, so `r2` is below 0 where a model is worse than the mean. `chosen` is
-    the mean where `flat_p`, the probability of a response as large by chance, is 0.05 or more; else the
-    model with the least error out of fold, prompts' means removed. `coefficients` are refitted on all
-    images; `predict` reads them. `prompt_share` is the prompts' share of the variance at equal settings,
-    `clusters` how many prompts or images (`clusters_by`) the intervals resample, `band_pieces` the surface
-    that bands rest on. Returns `REGRESSION_SCHEMA`, five rows an engine and metric.
+    `r2` and `rmse` are out of fold: five folds, whole prompts left out where there are five or more, against the mean
+    of the same training folds. `chosen` is the mean where `flat_p` is 0.05 or more; else the model with the least error
+    out of fold, prompts' means removed. `predict_score` reads `coefficients`. Returns `REGRESSION_SCHEMA`, five rows an
+    engine and metric.
     """
     models = (
         {"engine": engine, "metric": metric, **model}

@@ -36,12 +36,10 @@ def response_table(
 ) -> pl.DataFrame:
     """Return the expected value of each target over steps, guidance and both, with pointwise 95 % bands.
 
-    `curve` "steps" is the mean over the guidance tried (evenly), `guidance` null; "guidance" the mean over
-    the steps tried (evenly in log2), `steps` null; "surface" every pair of a grid. `slope` is what one more
-    step, or one more of guidance, adds (the marginal effect). `images` lie within a sixth of the range on
-    either side.
-    `target` "overall" is the weighted mean of z-scores. A target that cannot be fitted has one row whose
-    `note` says why. Returns `RESPONSE_SCHEMA`.
+    `curve` "steps" is the mean over the guidance tried (evenly), `guidance` null; "guidance" the mean over the steps
+    tried (evenly in log2), `steps` null; "surface" every pair of a grid. `slope` is the marginal effect; `images` lie
+    within a sixth of the range on either side. A target that cannot be fitted has one row with a `note`. Returns
+    `RESPONSE_SCHEMA`.
     """
     return tabulate_responses(fit_responses(scores, regression, weights, seed), _tabulate_response, RESPONSE_SCHEMA)
 
@@ -69,12 +67,11 @@ def diminishing_returns_table(
 ) -> pl.DataFrame:
     """Return the number of steps from which one more gains less than `least_gain`, with its 95 % interval.
 
-    `least_gain` is the smallest worthwhile gain of one more step, by target in its own unit; by default `MIN_GAIN`,
-    else `MIN_GAIN_SD` standard deviations between images. `beyond` is the first number of steps
-    from which on every further one, at the mean over the guidance tried, gains less; `low` and `high` are its
-    interval, the middle 95 % of refits to resampled clusters. Where the last step tried still gains as much, `beyond`
-    is null; where it may, `high` is. `summary` is a sentence. Raises `BadInputError` for a gain of no target, or that
-    is not above 0. Returns `RETURNS_SCHEMA`, one row an engine and target.
+    `least_gain` is by target in its own unit; by default `MIN_GAIN`, else `MIN_GAIN_SD` standard deviations between
+    images. `beyond` is the first number of steps from which on every further one, at the mean over the guidance tried,
+    gains less; `low` and `high` are the middle 95 % of refits to resampled clusters. Where the last step tried still
+    gains as much, `beyond` is null; where it may, `high` is. Raises `BadInputError` for a gain of no target, or that is
+    not above 0. Returns `RETURNS_SCHEMA`, one row an engine and target.
     """
     gains = {**MIN_GAIN, **(least_gain or {})}
     for target, gain in gains.items():

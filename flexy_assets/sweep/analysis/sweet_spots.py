@@ -44,17 +44,14 @@ def find_sweet_spots(
 ) -> pl.DataFrame:
     """Return the best settings for each metric, for the weighted mean of all ("overall") and for the time ("value").
 
-    `steps` and `guidance` are where the expectation is highest on a grid inside the range tried; `region`
-    lists the settings of that grid not significantly different from the best (95 %), `region_share` is
-    their share of it, and low and high their extent. The true best lies in the region 19 times in 20,
-    whatever the noise: a setting is in it unless another is better beyond the bootstrap's largest
-    studentised difference from those that are not clearly worse (a set inverted from tests of moment
-    inequalities: Andrews and Soares 2010).
-    "value" is the quickest setting whose expected loss of overall is at most `VALUE_TOLERANCE`; `loss` is that,
-    `loss_high` its upper end (95 %), `seconds_share` its share of the best's seconds. On the other rows
-    these three are those of the quickest setting in the region. Without times steps stand
-    in for seconds. A target without a significant response has no setting, and a `note`. Raises `BadInputError` for
-    invalid weights. Returns `SWEET_SPOTS_SCHEMA`, six rows an engine.
+    `steps` and `guidance` are where the expectation is highest on a grid inside the range tried. The true best lies in
+    the `region` 19 times in 20, whatever the noise: a setting is in it unless another is better beyond the bootstrap's
+    largest studentised difference from those that are not clearly worse (a set inverted from tests of moment
+    inequalities: Andrews and Soares 2010). "value" is the quickest setting whose expected loss of overall is at most
+    `VALUE_TOLERANCE`; `loss`, `loss_high` and `seconds_share` compare it with the best, and on the other rows the
+    quickest setting in the region. Without times steps stand in for seconds. A target without a significant response
+    has no setting, and a `note`. Raises `BadInputError` for invalid weights. Returns `SWEET_SPOTS_SCHEMA`, six rows an
+    engine.
     """
     shares = normalize_weights(weights)
     several = len(set(shares.values())) > 1
@@ -68,9 +65,8 @@ def find_pareto_front(
 ) -> pl.DataFrame:
     """Return the Pareto front of score and seconds, with each point's probability of being on it.
 
-    `on_front` is the front of the expectation; `front_probability` the share of bootstrap refits, 0 to 1, in which a
-    point is on it. Rows, by seconds, are the points of a coarse grid on the front now or in one refit in twenty.
-    Returns `PARETO_SCHEMA`; a target without a front has one row whose `note` says why.
+    `on_front` is the front of the expectation. Rows, by seconds, are the points of a coarse grid on the front now or in
+    one refit in twenty. Returns `PARETO_SCHEMA`; a target without a front has one row whose `note` says why.
     """
     responses = fit_responses(scores, regression, weights, seed)
     return tabulate_responses(responses, partial(_find_front, seed=seed), PARETO_SCHEMA)

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from flexy_assets.reporting.figures import rounded
 from flexy_assets.sweep.analysis import METRIC_LABELS, effective_guidance
 from flexy_assets.sweep.analysis.disagreement import MetricDisagreement
 
@@ -69,8 +70,8 @@ def point_data(
         columns[name] = [index.get(value) for value in shown[name]]
     columns["steps"] = points["steps"].to_list()
     columns["seed"] = points["seed"].cast(pl.String).to_list()  # JavaScript would round large ones
-    columns |= {name: _rounded(points[name]) for name in ("guidance", "overall", *METRIC_LABELS)}
-    columns["seconds"] = _rounded(points["elapsed_ms"] / 1000)
+    columns |= {name: rounded(points[name], 6) for name in ("guidance", "overall", *METRIC_LABELS)}
+    columns["seconds"] = rounded(points["elapsed_ms"] / 1000, 6)
     across, steps = _bins(points["steps"], overall["steps"], "{:.0f}".format)
     down, guidance = _bins(_effective(points), _effective(overall), _guidance)
     spread = overall.group_by("engine").agg(
@@ -99,11 +100,6 @@ def _effective(rows: pl.DataFrame) -> pl.Series:
 
 def _guidance(value: float) -> str:
     return "≤1" if value <= 1 else f"{value:.1f}"
-
-
-def _rounded(values: pl.Series) -> list[float | None]:
-    """To six significant digits: more only make the page heavy."""
-    return values.cast(pl.Float64).round_sig_figs(6).to_list()
 
 
 def _bins(points: pl.Series, values: pl.Series, write: Callable[[float], str]) -> tuple[list[int | None], list[str]]:

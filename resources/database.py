@@ -18,6 +18,8 @@ from resources.errors import BadInputError, FlexyError
 IDLE_SECONDS = 5
 """After this time an unused connection is checked before it is used."""
 
+_FIX = "fix this and run again; completed work is kept"
+
 
 class Database:
     """Connections to one database. Nothing is opened before the first `begin`.
@@ -40,14 +42,11 @@ class Database:
             valid = False
         if not valid:
             # The URL is not repeated, because it may hold a password.
-            raise BadInputError(
-                "invalid FLEXY_DATABASE_URL: write postgresql://USER:PASSWORD@HOST/NAME"
-                " (an @ in the password as %40) or sqlite:///FILE"
-            )
-        if url.get_backend_name() not in ("sqlite", "postgresql"):
-            raise BadInputError(
-                f"invalid FLEXY_DATABASE_URL: {url.get_backend_name()} is not supported: use postgresql:// or sqlite:///"
-            )
+            form = "postgresql://USER:PASSWORD@HOST/NAME (an @ in the password as %40) or sqlite:///FILE"
+            raise BadInputError(f"invalid FLEXY_DATABASE_URL: write {form}")
+        if (name := url.get_backend_name()) not in ("sqlite", "postgresql"):
+            cause = f"{name} is not supported"
+            raise BadInputError(f"invalid FLEXY_DATABASE_URL: {cause}: use postgresql:// or sqlite:///")
         return url
 
     @cached_property
@@ -71,10 +70,7 @@ class Database:
 
     @contextmanager
     def begin(self, reading: bool = False) -> Iterator[Connection]:
-        """Yield a connection in one transaction: committed at the end, rolled back on an error.
-
-        With `reading` the block must not write, so that readers do not wait for a writer.
-        """
+        """Yield a connection in one transaction; with `reading`, the block must not write, and waits for no writer."""
         with self._named_errors(), self.engine.execution_options(reading=reading).begin() as connection:
             self._reached = True
             yield connection
@@ -94,12 +90,9 @@ class Database:
         except DBAPIError as error:
             if error.connection_invalidated or not self._is_reachable():
                 kind = FlexyError if self._reached else BadInputError
-                raise kind(
-                    f"cannot reach {self}: {_first_line(error.orig)}: check FLEXY_DATABASE_URL and that it is running"
-                ) from None
-            raise FlexyError(
-                f"{self} refused a statement: {_first_line(error.orig)}: fix this and run again; completed work is kept"
-            ) from error
+                remedy = "check FLEXY_DATABASE_URL and that it is running"
+                raise kind(f"cannot reach {self}: {_first_line(error.orig)}: {remedy}") from None
+            raise FlexyError(f"{self} refused a statement: {_first_line(error.orig)}: {_FIX}") from error
 
     def _is_reachable(self) -> bool:
         try:
@@ -119,19 +112,14 @@ def named_database_errors(what: str) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise FlexyError(
-            f"{what} cannot be used: {_first_line(error.orig)}: fix this and run again; completed work is kept"
-        ) from error
+        raise FlexyError(f"{what} cannot be used: {_first_line(error.orig)}: {_FIX}") from error
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # Transactions begin explicitly (below), not where the driver guesses that a statement needs one.
     connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
+    for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {setting}").close()
 
 
 def _set_time_zone(connection: Any, _record: Any) -> None:

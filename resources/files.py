@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -49,10 +49,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold its lock in the block: one thread of one process at a time; a killed process frees it.
-
-    Raises `OSError` where the folder cannot be made or opened.
-    """
+    """Make `folder` and hold its lock in the block; a killed process frees it. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -60,6 +57,15 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def resolve_inside(folder: Path, path: PurePath) -> Path | None:
+    """Return the real path of `path` in `folder`; None where it leads out of it, by a link too, or to nowhere."""
+    try:
+        resolved = (folder / path).resolve()
+        return resolved if resolved.is_relative_to(folder.resolve()) else None
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL in the name
+        return None
 
 
 def file_sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resources.errors import BadInputError, FlexyError
-from resources.files import describe_os_error, write_atomically
+from resources.files import describe_os_error, resolve_inside, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,14 +75,9 @@ class ImageStore:
             raise UnreadableImageError(f"image path {path!r} leads outside the image root {self}")
         if self._remote:
             return f"{self._remote[1]}/{parts}"
-        located = Path(self.root, parts)
-        try:
-            inside = located.resolve().is_relative_to(Path(self.root).resolve())
-        except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL in the name
-            inside = False
-        if not inside:
+        if resolve_inside(Path(self.root), parts) is None:
             raise UnreadableImageError(f"image path {path!r} leads outside the image root {self}")
-        return str(located)
+        return str(Path(self.root, parts))
 
     def check(self) -> None:
         """Raise `BadInputError` where the root does not exist, because every image would look missing."""
@@ -167,10 +162,7 @@ class ImageStore:
             raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
 
     def verify(self, path: str, sha256: str | None = None) -> None:
-        """Check that the file at `path` exists and, with `sha256`, is as recorded; nothing is decoded.
-
-        Raises `UnreadableImageError` with the reason.
-        """
+        """Raise `UnreadableImageError` where the file at `path` is missing or, with `sha256`, not as recorded."""
         located = self._locate(path)
         try:
             with self._remote[0].open(located) if self._remote else Path(located).open("rb") as file:

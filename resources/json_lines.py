@@ -91,10 +91,7 @@ def _parse_object(line: bytes) -> dict[str, Any] | BadLineError:
 
 
 def text_field(entry: dict[str, Any], key: str, most: int) -> str:
-    """Return a text that is not blank, of at most `most` characters, without surrounding space.
-
-    Raises `BadLineError`, as the other functions for fields do.
-    """
+    """Return a text of 1 to `most` characters, stripped. Raises `BadLineError`, as all functions for fields do."""
     value = _require_field(entry, key)
     if not isinstance(value, str):
         raise BadLineError(f"{key} is not text")

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.bool_]
 
-# Bits of a run's length, by the size's index in the stream, and bits of a word, as Label Studio writes them.
-_LENGTH_BITS = (3, 4, 8, 16)
 _WORD_BITS = 8
+"""Bits of a word, as Label Studio writes them."""
 
 
 class MaskError(FlexyError):
@@ -88,24 +87,6 @@ class _BitStream:
         if unread:
             values = np.bitwise_or(np.left_shift(values[:-1], 8 - unread, dtype=np.uint8), values[1:] >> unread)
         return values
-
-
-def encode_rle(mask: Mask) -> list[int]:
-    """Return the mask, painted in white, as `value.rle` of a result: byte for byte as Label Studio's SDK writes it."""
-    flat = mask.ravel()
-    starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
-    runs = np.diff(starts, append=flat.size) * 4
-    bits = [f"{flat.size * 4:032b}", f"{_WORD_BITS - 1:05b}", *(f"{size - 1:04b}" for size in _LENGTH_BITS)]
-    for start, run in zip(starts.tolist(), runs.tolist(), strict=True):
-        value = f"{255 if flat[start] else 0:08b}"
-        while run:
-            index = next((i for i, size in enumerate(_LENGTH_BITS) if run <= 1 << size), 3)
-            length = min(run, 1 << _LENGTH_BITS[index])
-            bits.append(f"1{index:02b}{length - 1:0{_LENGTH_BITS[index]}b}{value}")
-            run -= length
-    text = "".join(bits)
-    text += "0" * (8 - len(text) % 8)
-    return list(int(text, 2).to_bytes(len(text) // 8))
 
 
 def mask_from_image(image: Image) -> Mask:

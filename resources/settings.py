@@ -230,10 +230,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Return the settings in `environment` alone; without it, those of all sources.
-
-        Raises `BadInputError` naming the first variable that is invalid.
-        """
+        """Return the settings in `environment` alone, by default of all sources; raise `BadInputError` as `merge`."""
         return cls.merge(read_sources() if environment is None else {"environment": environment})
 
     @classmethod
@@ -252,10 +249,7 @@ class Settings(BaseSettings):
 
 
 def read_sources() -> dict[str, Mapping[str, Any]]:
-    """Return the variables set in the environment, `.env` and `flexy.toml`, in this order.
-
-    Raises `BadInputError` for a file that cannot be parsed.
-    """
+    """Return the variables of environment, `.env` and `flexy.toml`. Raises `BadInputError` for a malformed file."""
     try:
         dotenv = DotEnvSettingsSource(Settings, env_file=".env").env_vars
         document = tomllib.loads(Path("flexy.toml").read_text("utf-8")) if Path("flexy.toml").exists() else {}
@@ -267,24 +261,21 @@ def read_sources() -> dict[str, Mapping[str, Any]]:
     names = {toml_key(variable): variable for variable in variables}
     if unknown := document.keys() - names.keys():
         raise BadInputError(f"invalid flexy.toml: unknown setting {min(unknown)!r}: choose from {', '.join(names)}")
-    return {
-        "environment": os.environ,
-        ".env": dotenv,
-        "flexy.toml": {names[key]: value for key, value in document.items()},
-    }
+    toml = {names[key]: value for key, value in document.items()}
+    return {"environment": os.environ, ".env": dotenv, "flexy.toml": toml}
 
 
 def set_variables(sources: Sources) -> dict[str, tuple[Any, str]]:
     """Return the value and the source of each variable that is set; one that is empty is not set."""
 
     def look_up(variable: str) -> tuple[Any, str] | None:
-        found = ((values.get(variable), name) for name, values in sources.items())
-        return next(((value, name) for value, name in found if value not in (None, "")), None)
+        entries = ((values.get(variable), source) for source, values in sources.items())
+        return next((entry for entry in entries if entry[0] not in (None, "")), None)
 
     judge = look_up("FLEXY_JUDGE")
     aliases = {JUDGE_KEY: _judge_key_variable(str(judge[0]))} if judge else {}
-    values = {variable: look_up(aliases.get(variable, variable)) for variable in variable_names()}
-    return {variable: found for variable, found in values.items() if found}
+    entries = {variable: look_up(aliases.get(variable, variable)) for variable in variable_names()}
+    return {variable: entry for variable, entry in entries.items() if entry}
 
 
 def variable_names() -> list[str]:

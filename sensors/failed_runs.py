@@ -34,11 +34,9 @@ def post_failure(url: str, message: dict[str, str]) -> str | None:
         answer = requests.post(url, json=message, timeout=10, allow_redirects=False)
     except requests.RequestException as error:
         return f"cannot reach the webhook: {type(error).__name__}: check FLEXY_FAILURE_WEBHOOK"
-    return (
-        None
-        if 200 <= answer.status_code < 300
-        else f"the webhook answered {answer.status_code}: check FLEXY_FAILURE_WEBHOOK"
-    )
+    if 200 <= answer.status_code < 300:
+        return None
+    return f"the webhook answered {answer.status_code}: check FLEXY_FAILURE_WEBHOOK"
 
 
 def _cause(context: dg.RunFailureSensorContext) -> str:

@@ -33,11 +33,11 @@ def list_settings() -> list[dict[str, str]]:
     Raises `BadInputError` for a file that cannot be parsed or a variable that is invalid.
     """
     sources = read_sources()
-    settings, found = Settings.merge(sources), set_variables(sources)
+    settings, values = Settings.merge(sources), set_variables(sources)
     rows: list[tuple[str, str, str, str]] = []
     for name, field in Settings.model_fields.items():
         variable, setting = str(field.alias), getattr(settings, name)
-        value, source = found.get(variable, (setting, "default"))
+        value, source = values.get(variable, (setting, "default"))
         text = MASK if isinstance(setting, SecretStr) and value else _mask(variable, _text(value))
         if variable == JUDGE_KEY:
             variable = settings.judge_key_variable if value else ", ".join(JUDGE_KEY_VARIABLES)

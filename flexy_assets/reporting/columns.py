@@ -1,7 +1,5 @@
 """Metadata of finished tables for the UI: the meaning of their columns, and a plot."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -10,6 +8,12 @@ import polars as pl
 
 from flexy_assets.reporting.thumbnails import markdown_image
 from resources.metrics import PRODUCTS, Metric, metrics
+
+_WITH_INTERVAL: Final = (
+    *("pearson", "spearman", "within", "share", "base", "a_step", "guided_step", "slope", "adjusted"),
+    *("gain", "win_rate", "auc"),
+)
+"""Columns with two more for the ends of their 95 % interval, `NAME_low` and `NAME_high`."""
 
 
 def _describe_metric(metric: Metric) -> str:
@@ -64,30 +68,16 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "left": "One of the two that are correlated",
     "right": "The other one",
     "pearson": "Pearson's correlation, −1 to 1",
-    "pearson_low": "Lower end of its 95 % interval",
-    "pearson_high": "Upper end of its 95 % interval",
     "spearman": "Spearman's rank correlation, −1 to 1",
-    "spearman_low": "Lower end of its 95 % interval",
-    "spearman_high": "Upper end of its 95 % interval",
     "within": "Pearson's correlation among images of one prompt",
-    "within_low": "Lower end of its 95 % interval",
-    "within_high": "Upper end of its 95 % interval",
     "within_n": "Images of prompts that have two or more",
     "component": "The component's number, from the largest",
     "share": "The component's share of the variance, 0 to 1",
-    "share_low": "Lower end of its 95 % interval",
-    "share_high": "Upper end of its 95 % interval",
     "loadings": "Each metric's correlation with the component, with its interval",
     # sweep_times
     "base": "Seconds an image takes whatever its steps",
-    "base_low": "Lower end of its 95 % interval",
-    "base_high": "Upper end of its 95 % interval",
     "a_step": "Seconds a step adds",
-    "a_step_low": "Lower end of its 95 % interval",
-    "a_step_high": "Upper end of its 95 % interval",
     "guided_step": "Seconds a step adds besides where guidance is on",
-    "guided_step_low": "Lower end of its 95 % interval",
-    "guided_step_high": "Upper end of its 95 % interval",
     "outliers": "Images far off the line, which count less",
     # sweep_regression
     "model": "The model's form, from a mean to a spline surface",
@@ -110,8 +100,6 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     # sweep_response, sweep_effects, diminishing_returns
     "curve": "Over what: steps, guidance, or the surface of both",
     "slope": "What one more step, or one more of guidance, adds",
-    "slope_low": "Lower end of its 95 % interval",
-    "slope_high": "Upper end of its 95 % interval",
     "images": "Images with settings near these",
     "effect": "Which: steps, guidance or their interaction",
     "change": "What the score gains from the 10th to the 90th percentile of the setting",
@@ -133,8 +121,6 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "by": "What is compared: engines, runs or prompts",
     "name": "Which of them",
     "adjusted": "The mean at the same settings as the others",
-    "adjusted_low": "Lower end of its 95 % interval",
-    "adjusted_high": "Upper end of its 95 % interval",
     # Edits
     "source": "The image to edit, below the image root",
     "source_path": "The image that is edited, below the image root",
@@ -156,11 +142,7 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "ties": "Tasks where the two tie",
     "losses": "Tasks where the rival is better",
     "gain": "Mean paired difference, above 0 where the method is better",
-    "gain_low": "Lower end of its 95 % interval",
-    "gain_high": "Upper end of its 95 % interval",
     "win_rate": "Wins among the tasks that are no tie, 0 to 1",
-    "win_rate_low": "Lower end of its 95 % interval",
-    "win_rate_high": "Upper end of its 95 % interval",
     # Labels
     "mask_path": "The mask of the region to inpaint, below the image root",
     "character_path": "An image of the character, below the image root",
@@ -169,13 +151,13 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "positive": "Images without issues, by the reviewers",
     "negative": "Images with issues",
     "auc": "The probability that a good image has the better score, 0 to 1",
-    "auc_low": "Lower end of its 95 % interval",
-    "auc_high": "Upper end of its 95 % interval",
     "threshold": "The score that separates the two best",
     "true_positive": "Good images above it",
     "false_positive": "Others above it",
     "true_negative": "Others below it",
     "false_negative": "Good images below it",
+    **{f"{name}_low": "Lower end of its 95 % interval" for name in _WITH_INTERVAL},
+    **{f"{name}_high": "Upper end of its 95 % interval" for name in _WITH_INTERVAL},
     **{metric.name: _describe_metric(metric) for product in reversed(PRODUCTS) for metric in metrics(product).values()},
 }
 """By column name; `column_schema_metadata` takes the meanings that differ in a table."""
@@ -187,8 +169,8 @@ def column_schema_metadata(schema: Mapping[str, Any], **others: str) -> dict[str
     `others` are meanings that differ from `COLUMN_DESCRIPTIONS`. Raises KeyError for a column without any.
     """
     meanings = COLUMN_DESCRIPTIONS | others
-    found = [dg.TableColumn(name, _kind(dtype), meanings[name]) for name, dtype in pl.Schema(schema).items()]
-    return {"dagster/column_schema": dg.TableSchema(found)}
+    described = [dg.TableColumn(name, _kind(dtype), meanings[name]) for name, dtype in pl.Schema(schema).items()]
+    return {"dagster/column_schema": dg.TableSchema(described)}
 
 
 def plot_metadata(words: str, picture: bytes | None) -> dict[str, dg.MetadataValue[Any]]:

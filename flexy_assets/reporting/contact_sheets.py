@@ -1,7 +1,5 @@
 """Contact sheets as metadata of assets."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol
 

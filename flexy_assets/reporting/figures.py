@@ -73,9 +73,14 @@ def assign_colours(values: pl.Series) -> dict[str, str]:
     return dict(zip(values.unique(maintain_order=True), COLOURS, strict=False))
 
 
-def rounded(values: pl.Series) -> list[float | None]:
-    """The values to five significant digits: more only make a page heavy."""
-    return values.cast(pl.Float64).round_sig_figs(5).to_list()
+def rounded(values: pl.Series, digits: int = 5) -> list[float | None]:
+    """The values to so many significant digits: more only make a page heavy."""
+    return values.cast(pl.Float64).round_sig_figs(digits).to_list()
+
+
+def scatter_trace(x: Sequence[Any], y: Sequence[Any], mode: str = "markers", **settings: Any) -> Row:
+    """Plotly's scatter of these points; `mode` names what is drawn, `settings` are its other keys."""
+    return {"type": "scatter", "mode": mode, "x": x, "y": y, **settings}
 
 
 def band_traces(
@@ -83,16 +88,9 @@ def band_traces(
 ) -> list[Row]:
     """A line through the means, and the band of their intervals below it; in ink without a colour."""
     places, bottom, middle, top = (rounded(values) for values in (x, low, mean, high))
-    band = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": places + places[::-1],
-        "y": top + bottom[::-1],
-        "fill": "toself",
-        "line": {"width": 0},
-        "hoverinfo": "skip",
-    }
-    line = {"type": "scatter", "mode": "lines", "x": places, "y": middle, "line": {"width": 2}, "hoverinfo": "skip"}
+    outline = places + places[::-1], top + bottom[::-1]
+    band = scatter_trace(*outline, "lines", fill="toself", line={"width": 0}, hoverinfo="skip")
+    line = scatter_trace(places, middle, "lines", line={"width": 2}, hoverinfo="skip")
     if not colour:
         return [band | {"meta": "band"}, line | {"meta": "ink"}]
     line |= {"line": {"width": 2, "color": colour}, "name": html.escape(name)}
@@ -101,14 +99,11 @@ def band_traces(
 
 def interval_trace(places: Sequence[Any], low: pl.Series, high: pl.Series, colour: str, vertical: bool = False) -> Row:
     """A thick bar from `low` to `high` at each place, across or `vertical`."""
-    along: list[Any] = []
-    ends: list[Any] = []
-    for place, *pair in zip(places, rounded(low), rounded(high), strict=True):
-        along += [place, place, None]
-        ends += [*pair, None]
+    along = [each for place in places for each in (place, place, None)]
+    ends = [each for pair in zip(rounded(low), rounded(high), strict=True) for each in (*pair, None)]
     x, y = (along, ends) if vertical else (ends, along)
     line = {"color": translucent(colour, 2 * BAND_OPACITY), "width": 2 if vertical else 4}
-    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, "hoverinfo": "skip"}
+    return scatter_trace(x, y, "lines", line=line, hoverinfo="skip")
 
 
 def interval_figure(
@@ -133,8 +128,8 @@ def interval_figure(
         rows = table.filter(pl.col(by) == name)
         shift = offset * (number - (len(colours) - 1) / 2)
         y = [places[row] + shift for row in rows[column]]
-        dots = {"type": "scatter", "mode": "markers", "x": rounded(rows[value]), "y": y, "name": html.escape(name)}
-        traces.append(interval_trace(y, rows["low"], rows["high"], colour))
-        traces.append(dots | {"marker": {"size": 7, "color": colour}, "hovertemplate": "%{x:.4~g}<extra></extra>"})
+        marker, hover = {"size": 7, "color": colour}, "%{x:.4~g}<extra></extra>"
+        dots = scatter_trace(rounded(rows[value]), y, name=html.escape(name), marker=marker, hovertemplate=hover)
+        traces += [interval_trace(y, rows["low"], rows["high"], colour), dots]
     names = {"tickvals": [*places.values()], "ticktext": [*labels.values()], "range": [len(labels) - 0.5, -0.5]}
     return Figure(title, "Dots with their 95 % intervals.", traces, {"xaxis": axis, "yaxis": names})

@@ -1,7 +1,5 @@
 """How numbers, counts and lists are written in texts, tables and pages."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

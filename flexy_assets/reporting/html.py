@@ -4,8 +4,6 @@ A page extends `page.html.j2`. Jinja escapes its values, and the page's content 
 the page's own scripts and fetches nothing.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib
@@ -45,8 +43,7 @@ def load_template(name: str, filters: Mapping[str, Callable[..., Any]]) -> Templ
 @cache
 def static_text(name: str) -> Markup:
     """Return the text of a file below `static/`."""
-    text: Markup = Markup((Path(__file__).parent / "static" / name).read_text("utf-8"))
-    return text
+    return Markup((Path(__file__).parent / "static" / name).read_text("utf-8"))
 
 
 @cache
@@ -63,5 +60,4 @@ def gzip_base64(script: str) -> str:
 def _script_hash(script: str) -> Markup:
     """Return the script's entry in a content security policy, quoted."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    source: Markup = Markup(f"'sha256-{digest}'")
-    return source
+    return Markup(f"'sha256-{digest}'")

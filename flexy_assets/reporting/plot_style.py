@@ -1,7 +1,5 @@
 """Colours and sizes of all plots: legible on white and on black."""
 
-from __future__ import annotations
-
 from typing import Final
 
 INK: Final = "#767676"

@@ -1,7 +1,5 @@
 """Progress bars on the terminal that the command was typed in."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

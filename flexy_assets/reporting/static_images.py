@@ -77,10 +77,9 @@ def _set_axis(axes: Axes, name: str, axis: Row) -> None:
     if "range" in axis:
         settings["lim"] = [10**end for end in axis["range"]] if log else axis["range"]
     axes.set(**{f"{name}{key}": value for key, value in settings.items()})
-    label = axes.xaxis.label if name == "x" else axes.yaxis.label
-    label.set(color=INK, fontsize=9)
+    part = axes.xaxis if name == "x" else axes.yaxis
+    part.label.set(color=INK, fontsize=9)
     if "tickvals" in axis:
-        part = axes.xaxis if name == "x" else axes.yaxis
         part.set_ticks(axis["tickvals"], axis["ticktext"])
         part.set_minor_locator(NullLocator())
     if axis.get("zeroline"):

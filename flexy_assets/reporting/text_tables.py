@@ -1,7 +1,5 @@
 """Tables as text, for the terminal and for Markdown in Dagster's UI."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Thumbnails for pages, and contact sheets of many images."""
 
-from __future__ import annotations
-
 import base64
 import os
 from collections.abc import Callable, Sequence
@@ -58,15 +56,13 @@ def make_thumbnails(read: Callable[[str], Image.Image], paths: Sequence[str], mo
     paths = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         sample = paths[:: max(1, -(-len(paths) // TRIAL_SAMPLE))]
-        sizes = [
-            [len(webp) for webp in found] for found in pool.map(lambda path: shrink(path, SIZE_LADDER), sample) if found
-        ]
-        means = [sum(rung) / len(rung) for rung in zip(*sizes, strict=True)]
+        ladders = [webps for webps in pool.map(lambda path: shrink(path, SIZE_LADDER), sample) if webps]
+        means = [sum(map(len, webps)) / len(webps) for webps in zip(*ladders, strict=True)]
         # Five in a hundred are reserved for images that compress worse than the sample.
         fits = (rung for rung, mean in zip(SIZE_LADDER, means, strict=False) if mean * len(paths) <= 0.95 * most_bytes)
         rung = next(fits, SIZE_LADDER[-1])
-        found = zip(paths, pool.map(lambda path: shrink(path, [rung]), paths), strict=True)
-        made = {path: webp for path, webps in found for webp in webps}
+        shrunk = zip(paths, pool.map(lambda path: shrink(path, [rung]), paths), strict=True)
+        made = {path: webp for path, webps in shrunk for webp in webps}
     totals = accumulate(map(len, made.values()))
     return {path: webp for (path, webp), total in zip(made.items(), totals, strict=True) if total <= most_bytes}
 

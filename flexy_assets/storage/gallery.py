@@ -45,25 +45,25 @@ def card_page(
 
     Of this engine and run, where given, and with `prompt` somewhere in the prompt, in upper or lower case.
     """
-    wanted: list[ColumnElement[bool]] = [_images.engine == engine] if engine else []
-    wanted += [prompt_column(settings).icontains(prompt, autoescape=True)] if prompt else []
-    wanted += [_images.run_id == run_id] if run_id else []
-    count = connection.scalar(select(func.count()).select_from(bench_run_results).where(*wanted)) or 0
+    filters: list[ColumnElement[bool]] = [_images.engine == engine] if engine else []
+    filters += [prompt_column(settings).icontains(prompt, autoescape=True)] if prompt else []
+    filters += [_images.run_id == run_id] if run_id else []
+    count = connection.scalar(select(func.count()).select_from(bench_run_results).where(*filters)) or 0
     order = [_images.created_at.desc().nulls_last(), _images.id]
     if sort != NEWEST_IMAGES:
         # What no score can be, Postgres' NaN for one, would stand before the best.
         value, metric = metric_value(sort), METRICS[sort]
         order.insert(0, case((value.between(metric.low, metric.high), value)).desc().nulls_last())
     # The ids alone are sorted: with the rest of each row a large table takes twice as long.
-    ids = select(_images.id).where(*wanted).order_by(*order).offset((number - 1) * size).limit(size)
+    ids = select(_images.id).where(*filters).order_by(*order).offset((number - 1) * size).limit(size)
     return cards_of_images(connection, settings, connection.scalars(ids)), count
 
 
 def cards_of_images(connection: Connection, settings: Settings, image_ids: Iterable[UUID]) -> list[ImageCard]:
     """Return the cards of those of these images that exist, in this order."""
-    wanted = list(image_ids)
-    rows = connection.execute(_select(settings).where(_images.id.in_(wanted))).all()
-    return _cards(connection, settings, sorted(rows, key=lambda row: wanted.index(row.id)))
+    ids = list(image_ids)
+    rows = connection.execute(_select(settings).where(_images.id.in_(ids))).all()
+    return _cards(connection, settings, sorted(rows, key=lambda row: ids.index(row.id)))
 
 
 def image_file(connection: Connection, image_id: UUID) -> tuple[str, str | None] | None:

@@ -41,8 +41,8 @@ class ImageClaims:
             "SELECT image_id FROM unnest(CAST(:ids AS uuid[])) AS image_id"
             f" WHERE {function}(hashtextextended('flexy/' || :what || '/' || image_id, 0))"
         )
-        found = self._connection.scalars(keys, {"ids": [str(i) for i in image_ids], "what": what})
-        return {UUID(str(image_id)) for image_id in found}
+        locked = self._connection.scalars(keys, {"ids": [str(i) for i in image_ids], "what": what})
+        return {UUID(str(image_id)) for image_id in locked}
 
 
 @contextmanager

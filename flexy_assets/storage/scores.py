@@ -61,14 +61,14 @@ def metric_value(metric: str) -> ColumnElement[float | None]:
     if metric in METRIC_COLUMNS:
         return bench_run_results.c[metric]
     outcome = image_scores.alias(f"kept_{metric}").c
-    mine = outcome.image_id == bench_run_results.c.id, outcome.metric == metric
-    return select(outcome.value).where(*mine).scalar_subquery().label(metric)
+    of_image = outcome.image_id == bench_run_results.c.id, outcome.metric == metric
+    return select(outcome.value).where(*of_image).scalar_subquery().label(metric)
 
 
 def has_outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
     """Return whether the image's last outcome of `metric` meets the conditions."""
-    mine = image_scores.c.image_id == bench_run_results.c.id, image_scores.c.metric == metric
-    return exists().where(*mine, *conditions).correlate(bench_run_results)
+    of_image = image_scores.c.image_id == bench_run_results.c.id, image_scores.c.metric == metric
+    return exists().where(*of_image, *conditions).correlate(bench_run_results)
 
 
 # Success clears the error; that the outcome is unsettled is said again for the index of those.
@@ -109,8 +109,8 @@ class PendingImages:
 def select_scorable_images(settings: Settings) -> Select[Any]:
     """Return the images that this model set may score."""
     images = bench_run_results.c
-    offer = select(images.id, prompt_column(settings), images.image_path, images.image_sha256)
-    return offer.where(in_model_set(settings.models)).order_by(images.created_at, images.id)
+    images_of_set = select(images.id, prompt_column(settings), images.image_path, images.image_sha256)
+    return images_of_set.where(in_model_set(settings.models)).order_by(images.created_at, images.id)
 
 
 def select_pending_scores(metric: str, settings: Settings, rests_on: str | None = None) -> PendingImages:
@@ -118,11 +118,11 @@ def select_pending_scores(metric: str, settings: Settings, rests_on: str | None 
 
     With `rests_on`, an encoder, only those that it has embedded or failed on: the others are still to come.
     """
-    wanting = select_scorable_images(settings).where(is_pending(metric))
+    pending = select_scorable_images(settings).where(is_pending(metric))
     if rests_on:
-        tried = has_outcome(EMBEDDING_METRIC, image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
-        wanting = wanting.where(or_(is_embedded(rests_on), tried))
-    return PendingImages(wanting)
+        attempted = has_outcome(EMBEDDING_METRIC, image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
+        pending = pending.where(or_(is_embedded(rests_on), attempted))
+    return PendingImages(pending)
 
 
 def is_embedded(encoder: str) -> Exists:
@@ -134,27 +134,27 @@ def is_embedded(encoder: str) -> Exists:
 def count_missing_scores(connection: Connection, settings: Settings) -> dict[str, dict[str, int]]:
     """Return by metric the batches with missing scores, and how many images of each need one."""
     images = bench_run_results
-    found: dict[str, Counter[str]] = {metric: Counter() for metric in METRICS}
-    mine = and_(images.c.batch.is_not(None), in_model_set(settings.models))
+    missing: dict[str, Counter[str]] = {metric: Counter() for metric in METRICS}
+    scorable = and_(images.c.batch.is_not(None), in_model_set(settings.models))
     # Answered from an index of the rows that lack a score, in one pass for all metrics.
     missing_counts = [(func.count() - func.count(images.c[name])).label(name) for name in METRIC_COLUMNS]
-    counted = select(images.c.batch, *missing_counts).where(tables.lacks_any_score, mine).group_by(images.c.batch)
-    for batch, *counts in connection.execute(counted):
+    lacking = select(images.c.batch, *missing_counts).where(tables.lacks_any_score, scorable).group_by(images.c.batch)
+    for batch, *counts in connection.execute(lacking):
         for metric, count in zip(METRIC_COLUMNS, counts, strict=True):
-            found[metric][batch] += count
-    by_batch = select(images.c.batch, func.count()).where(mine).group_by(images.c.batch)
+            missing[metric][batch] += count
+    by_batch = select(images.c.batch, func.count()).where(scorable).group_by(images.c.batch)
     for metric in METRICS:
         if metric not in METRIC_COLUMNS:
-            found[metric].update(dict(connection.execute(by_batch.where(is_pending(metric))).tuples().all()))
+            missing[metric].update(dict(connection.execute(by_batch.where(is_pending(metric))).tuples().all()))
             continue
         # Few: those that were given up, and those that are to be replaced.
         of_metric = by_batch.join(image_scores, image_scores.c.image_id == images.c.id)
         of_metric = of_metric.where(image_scores.c.metric == metric)
         for sign, kind, filled in ((-1, ATTEMPTS_EXHAUSTED, False), (1, RESCORE_REQUESTED, True)):
-            there = images.c[metric].is_not(None) if filled else images.c[metric].is_(None)
-            for batch, count in connection.execute(of_metric.where(kind, there)):
-                found[metric][batch] += sign * count
-    return {m: {batch: count for batch, count in sorted(f.items()) if count > 0} for m, f in found.items() if +f}
+            has_value = images.c[metric].is_not(None) if filled else images.c[metric].is_(None)
+            for batch, count in connection.execute(of_metric.where(kind, has_value)):
+                missing[metric][batch] += sign * count
+    return {m: {batch: count for batch, count in sorted(f.items()) if count > 0} for m, f in missing.items() if +f}
 
 
 def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequence[ScoredImage]) -> int:
@@ -171,10 +171,10 @@ def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequ
     scores = [s for s in scores if s.image_id in open_ids]
     measured = [s for s in scores if s.value is not None]
     if measured and metric in METRIC_COLUMNS:
-        given = _scores_relation(connection, measured)
-        statement = update(RESULTS).where(RESULTS.c.id == given.c.image_id)
+        relation = _scores_relation(connection, measured)
+        statement = update(RESULTS).where(RESULTS.c.id == relation.c.image_id)
         status = scored_status(connection, metric)
-        taken = connection.execute(statement.values({metric: given.c.value, **status})).rowcount
+        taken = connection.execute(statement.values({metric: relation.c.value, **status})).rowcount
         if taken != len(measured):
             raise FlexyError(
                 f"{images.name} took {taken} of {len(measured)} values of {metric}: row-level security or a trigger"
@@ -189,11 +189,11 @@ def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Se
     """Write each outcome to `image_scores`; a failure counts as one more attempt."""
     if not scores:
         return
-    given = _scores_relation(connection, scores)
+    relation = _scores_relation(connection, scores)
     fixed = {"metric": metric, "attempts": 1, "scorer": scorer, "scored_at": utc_now()}
     values = (sa.literal(value, image_scores.c[name].type) for name, value in fixed.items())
     # SQLite parses ON CONFLICT as a join's ON without a WHERE.
-    rows = select(given.c.image_id, given.c.value, given.c.error, *values).where(sa.true())
+    rows = select(relation.c.image_id, relation.c.value, relation.c.error, *values).where(sa.true())
     statement = upsert(connection, image_scores).from_select(["image_id", "value", "error", *fixed], rows)
     new, old = statement.excluded, image_scores.c
     # A value that was to be replaced and could not be stays, with what made it.
@@ -217,8 +217,8 @@ def _scores_relation(connection: Connection, scores: Sequence[ScoredImage]) -> s
     columns: dict[str, Any] = {"image_id": sa.Uuid, "value": sa.Numeric(asdecimal=False), "error": sa.Text}
     if connection.dialect.name == "postgresql":
         typed = [sa.column(name, kind) for name, kind in columns.items()]
-        given = func.json_to_recordset(sa.cast(rows, sa.JSON)).table_valued(*typed, name="given")
-        return given.render_derived(with_types=True)
+        relation = func.json_to_recordset(sa.cast(rows, sa.JSON)).table_valued(*typed, name="given")
+        return relation.render_derived(with_types=True)
     entry = func.json_each(json.dumps(rows)).table_valued("value", name="each").c.value
     fields = {name: sa.type_coerce(func.json_extract(entry, f"$.{name}"), kind) for name, kind in columns.items()}
     return select(*(field.label(name) for name, field in fields.items())).subquery("given")
@@ -245,14 +245,14 @@ def request_rescore(
     An existing score stays until its new one is measured. With `only_count` nothing is requested.
     """
     images = bench_run_results.c
-    mine = [in_model_set(settings.models)] + ([images.run_id.in_(list(run_ids))] if run_ids else [])
-    every = select(images.id).where(*mine)
+    scope = [in_model_set(settings.models)] + ([images.run_id.in_(list(run_ids))] if run_ids else [])
+    every = select(images.id).where(*scope)
     to_replace = has_outcome(metric.name, image_scores.c.rescore.is_not(None))
     lacking = every.where(or_(metric_value(metric.name).is_(None), to_replace))
     failed_before = image_scores.c.error.is_not(None), image_scores.c.attempts > 0
     of_metric = image_scores.c.metric == metric.name, image_scores.c.image_id.in_(lacking)
     failures = select(func.count()).where(*failed_before, *of_metric)
-    scored = select(images.id).where(metric_value(metric.name).is_not(None), *mine)
+    scored = select(images.id).where(metric_value(metric.name).is_not(None), *scope)
     replaced = 0 if failed else connection.scalar(select(func.count()).select_from(scored.subquery())) or 0
     answer = RescoreRequest(replaced, connection.scalar(failures) or 0)
     if only_count:

@@ -154,5 +154,5 @@ def images_of_other_model_set(connection: Connection, settings: Settings) -> dic
     """Return by engine the images with a missing score that this model set may not score."""
     images = bench_run_results.c
     others = ~func.coalesce(in_model_set(settings.models), False)
-    counted = select(images.engine, func.count()).where(lacks_any_score, others).group_by(images.engine)
-    return {engine or "unknown": count for engine, count in connection.execute(counted)}
+    counts = select(images.engine, func.count()).where(lacks_any_score, others).group_by(images.engine)
+    return {engine or "unknown": count for engine, count in connection.execute(counts)}

@@ -1,6 +1,6 @@
 """The sweep's assets: each queries the tables, calls a module of this folder and records the result."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ import polars as pl
 
 from flexy_assets import names
 from flexy_assets.partitions import SEED_BATCHES, report_partition, seed_batches
-from flexy_assets.reporting import columns, text_tables, thumbnails
+from flexy_assets.reporting import thumbnails
+from flexy_assets.reporting.columns import column_schema_metadata, plot_metadata
 from flexy_assets.reporting.progress import progress_bar
+from flexy_assets.reporting.text_tables import format_markdown_table
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.missing_scores import ScoringOutcome
 from flexy_assets.scoring.work import Work
@@ -34,6 +36,9 @@ from resources.metrics.sweep import METRICS
 from resources.models import registry
 from resources.prompts import Prompt, read_prompts
 from resources.settings import Settings
+
+Report = Callable[[str, Mapping[str, Any]], None]
+"""What takes a finished partition and its metadata."""
 
 _BATCHED: dict[str, Any] = {
     "partitions_def": seed_batches,
@@ -71,6 +76,7 @@ class SweepConfig(dg.Config):
         entry = registry.find_model(self.engine or registry.model_names("engine", settings)[0], "engine", settings)
         check_engine_settings(entry, self.seed, self.width, self.height, self.model_dump())
         file = Path(self.prompts_file) if self.prompts_file else entry.prompts
+        guided = "guidance" not in entry.ignored_settings
         prompts = tuple(map(Prompt, self.prompts)) or (read_prompts(file) if file else ())
         categories, complexities = (
             tuple(getattr(prompt, group) or "" for prompt in prompts) for group in ("category", "complexity")
@@ -81,9 +87,7 @@ class SweepConfig(dg.Config):
             categories=categories if any(categories) else (),
             complexities=complexities if any(complexities) else (),
             steps=SettingRange.parse(self.steps or "4:60", "steps"),
-            guidance=None
-            if "guidance" in entry.ignored_settings
-            else SettingRange.parse(self.guidance or "0.5:12", "guidance"),
+            guidance=SettingRange.parse(self.guidance or "0.5:12", "guidance") if guided else None,
             seed=self.seed,
             sampling=self.sampling,
             negative_prompt=self.negative_prompt,
@@ -93,7 +97,7 @@ class SweepConfig(dg.Config):
         )
 
 
-@dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=columns.column_schema_metadata(PLAN_SCHEMA))
+@dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=column_schema_metadata(PLAN_SCHEMA))
 def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """One row an image that is not generated yet: engine, prompt, steps, guidance, seed, batch.
 
@@ -107,18 +111,19 @@ def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.
         target = max(config.images, targets.get(sweep.run_id, 0))
         save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
     plan = sweep.rows(0, target)
-    context.instance.add_dynamic_partitions(SEED_BATCHES, plan["batch"].unique(maintain_order=True).to_list())
+    batches = plan["batch"].unique(maintain_order=True).to_list()
+    context.instance.add_dynamic_partitions(SEED_BATCHES, batches)
     plan_to_generate = generation.images_to_generate(work.database, plan)
     work.results["sweep_plan"] = sweep
+    ignored = ", ".join(sorted(registry.MODELS[sweep.engine].ignored_settings))
     context.add_output_metadata(
         {
             "sweep": str(sweep.run_id),
             "engine": sweep.engine,
             "target": target,
-            "settings the engine ignores": ", ".join(sorted(registry.MODELS[sweep.engine].ignored_settings))
-            or "nothing",
+            "settings the engine ignores": ignored or "nothing",
             "images to generate": len(plan_to_generate),
-            "batches": dg.MetadataValue.md(", ".join(plan["batch"].unique(maintain_order=True).to_list()[:50])),
+            "batches": dg.MetadataValue.md(", ".join(batches[:50])),
         }
     )
     return plan_to_generate
@@ -155,37 +160,45 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, outcome
     with database.begin(reading=True) as connection:
         rows = read_batch(connection, batch)
     sample = rows.sort("steps", "guidance").gather_every(max(1, len(rows) // 40))
-    thumbnails_of = [
-        p for p in images.read_many([(path, None) for path in sample["image_path"]]) if not isinstance(p, Exception)
-    ]
+    read = images.read_many([(path, None) for path in sample["image_path"]])
+    readable = [image for image in read if not isinstance(image, Exception)]
     metadata: dict[str, Any] = {"images": len(rows), "images generated": outcome.made}
     if outcome.failed:
         metadata |= {"images failed": len(outcome.failed), "last error": outcome.failed[-1]}
     for setting in ("steps", "guidance"):
         if rows[setting].count():
-            lowest, highest = rows.select(pl.min(setting), high=pl.max(setting)).row(0)
-            metadata[setting] = f"{lowest} to {highest}"
+            metadata[setting] = f"{rows[setting].min()!s} to {rows[setting].max()!s}"
     elapsed = rows["elapsed_ms"].drop_nulls()
     if len(elapsed):
         metadata["seconds per image"] = round(elapsed.sum() / len(elapsed) / 1000, 4)
-    if thumbnails_of:
-        metadata["contact sheet"] = dg.MetadataValue.md(
-            thumbnails.markdown_image(f"{len(thumbnails_of)} images", thumbnails.make_contact_sheet(thumbnails_of))
-        )
+    if readable:
+        sheet = thumbnails.markdown_image(f"{len(readable)} images", thumbnails.make_contact_sheet(readable))
+        metadata["contact sheet"] = dg.MetadataValue.md(sheet)
     return metadata
 
 
 @dg.asset(group_name="scores", kinds={"transformers", "table"}, deps=[generated_images], **_BATCHED)
 def clip_embeddings(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """L2-normalised image embeddings, and text embeddings of the prompts, for the scores computed from them."""
-    keys = context.partition_keys
-    with work.slot, progress_bar("images embedded", work.count_pending(work.pending_embeddings(), keys)) as bar:
-        for batch, outcome in missing_scores.embed_images(work, keys, bar.update):
-            report_partition(context, batch, embeddings_metadata(work, outcome))
+    embed_partitions(work, context.partition_keys, partial(report_partition, context))
 
 
-def embeddings_metadata(work: Work, outcome: ScoringOutcome) -> dict[str, Any]:
-    return {"images embedded": outcome.done, "images failed": outcome.failed, "encoder": work.fingerprint("clip")}
+def embed_partitions(work: Work, batches: Sequence[str], report: Report, needed_for: Collection[str] = ()) -> None:
+    """Embed the partitions' images; with `needed_for` only those that the missing scores of these metrics need."""
+    count = work.count_pending(work.pending_embeddings(needed_for=needed_for), batches)
+    encoder = work.fingerprint("clip")
+    with work.slot, progress_bar("images embedded", count) as bar:
+        for batch, outcome in missing_scores.embed_images(work, batches, bar.update, needed_for=needed_for):
+            counts = {"images embedded": outcome.done, "images failed": outcome.failed}
+            report(batch, counts | {"encoder": encoder})
+
+
+def score_partitions(work: Work, metric: Metric, batches: Sequence[str], report: Report) -> None:
+    """Compute the partitions' missing scores of one metric."""
+    with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), batches)) as bar:
+        for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
+            work.record_partition(names.score_asset(metric.name), batch, outcome)
+            report(batch, _scores_metadata(work.database, metric, batch, outcome))
 
 
 def _score_asset(metric: Metric) -> dg.AssetsDefinition:
@@ -200,27 +213,17 @@ def _score_asset(metric: Metric) -> dg.AssetsDefinition:
         **_BATCHED,
     )
     def scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
-        keys = context.partition_keys
-        with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), keys)) as bar:
-            for batch, outcome in missing_scores.score_images(work, metric, keys, bar.update):
-                work.record_partition(names.score_asset(metric.name), batch, outcome)
-                report_partition(context, batch, scores_metadata(work.database, metric, batch, outcome))
+        score_partitions(work, metric, context.partition_keys, partial(report_partition, context))
 
     return scores
 
 
-def scores_metadata(database: Database, metric: Metric, batch: str, outcome: ScoringOutcome) -> dict[str, Any]:
+def _scores_metadata(database: Database, metric: Metric, batch: str, outcome: ScoringOutcome) -> dict[str, Any]:
     with database.begin(reading=True) as connection:
         statistics = summarize_batch(connection, metric.name, batch)
-    images = statistics.pop("images")
-    counts = {
-        "scores computed": outcome.done,
-        "scores failed": outcome.failed,
-        "missing": images - statistics["scored"],
-    }
-    return counts | {
-        name: round(float(statistic), 4) for name, statistic in statistics.items() if statistic is not None
-    }
+    missing = statistics.pop("images") - statistics["scored"]
+    counts = {"scores computed": outcome.done, "scores failed": outcome.failed, "missing": missing}
+    return counts | {name: round(float(value), 4) for name, value in statistics.items() if value is not None}
 
 
 def asset_key_of(metric: Metric) -> dg.AssetKey:
@@ -235,18 +238,16 @@ SCORE_ASSETS = [_score_asset(metric) for metric in METRICS.values()]
     group_name="scores",
     kinds={"polars", "parquet"},
     deps=SCORE_ASSETS,
-    metadata=columns.column_schema_metadata(analysis.SCORES_TABLE_SCHEMA),
+    metadata=column_schema_metadata(analysis.SCORES_TABLE_SCHEMA),
 )
 def sweep_scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """One row an image with its settings and scores; null where a score is missing."""
     with work.database.begin(reading=True) as connection:
         scores = read_scores(connection, work.settings)
         counts = status.read_status(connection, work.settings)
-    tables = {
-        name: dg.MetadataValue.md(text_tables.format_markdown_table(table))
-        for name, table in status_tables(counts).items()
-    }
-    context.add_output_metadata({"summary": status_summary(counts)} | tables)
+    tables = status_tables(counts)
+    shown = {name: dg.MetadataValue.md(format_markdown_table(table)) for name, table in tables.items()}
+    context.add_output_metadata({"summary": status_summary(counts)} | shown)
     return scores
 
 
@@ -255,9 +256,7 @@ def sweep_csv(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -
     """FlexyFace's CSV: the images that have all four scores, ordered by steps and guidance."""
     path = work.settings.tables / "sweep.csv"
     rows = export_csv(work.database, path)
-    context.add_output_metadata(
-        {"file": dg.MetadataValue.path(path), "open": _file_link(work.settings, path), "dagster/row_count": rows}
-    )
+    context.add_output_metadata(_file_metadata(work.settings, path) | {"dagster/row_count": rows})
 
 
 class AnalysisConfig(dg.Config):
@@ -272,69 +271,51 @@ class AnalysisConfig(dg.Config):
 
 
 @dg.asset(
-    group_name="results",
-    kinds={"scipy", "parquet"},
-    metadata=columns.column_schema_metadata(analysis.CORRELATIONS_SCHEMA),
+    group_name="results", kinds={"scipy", "parquet"}, metadata=column_schema_metadata(analysis.CORRELATIONS_SCHEMA)
 )
 def metric_correlations(context: dg.AssetExecutionContext, sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """Correlations of the metrics: Pearson, Spearman and within prompts, with 95 % intervals."""
     table = analysis.correlate_metrics(sweep_scores)
-    context.add_output_metadata(columns.plot_metadata("rank correlations", plots.plot_metric_correlations(table)))
+    context.add_output_metadata(plot_metadata("rank correlations", plots.plot_metric_correlations(table)))
     return table
 
 
-@dg.asset(
-    group_name="results",
-    kinds={"numpy", "parquet"},
-    metadata=columns.column_schema_metadata(analysis.COMPONENTS_SCHEMA),
-)
+@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=column_schema_metadata(analysis.COMPONENTS_SCHEMA))
 def metric_components(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """Principal components of the metrics: how many independent qualities they measure."""
     return analysis.principal_components(sweep_scores)
 
 
-@dg.asset(
-    group_name="results", kinds={"numpy", "parquet"}, metadata=columns.column_schema_metadata(analysis.TIMES_SCHEMA)
-)
+@dg.asset(group_name="results", kinds={"numpy", "parquet"}, metadata=column_schema_metadata(analysis.TIMES_SCHEMA))
 def sweep_times(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """Seconds per image, and what each step adds."""
     return analysis.times_table(sweep_scores)
 
 
 @dg.asset(
-    group_name="results",
-    kinds={"scikitlearn", "parquet"},
-    metadata=columns.column_schema_metadata(analysis.REGRESSION_SCHEMA),
+    group_name="results", kinds={"scikitlearn", "parquet"}, metadata=column_schema_metadata(analysis.REGRESSION_SCHEMA)
 )
 def sweep_regression(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     """Regression of each metric on steps and guidance: models with their cross-validated R²."""
     return analysis.fit_models(sweep_scores)
 
 
-_ANALYSIS_TABLES: dict[str, tuple[str, dict[str, pl.DataType]]] = {
-    "sweep_response": (
-        "Response of each metric to steps, guidance and both, with 95 % bands and slopes.",
-        analysis.RESPONSE_SCHEMA,
-    ),
-    "sweep_effects": ("Effects of steps, guidance and their interaction on each metric.", analysis.EFFECTS_SCHEMA),
-    "diminishing_returns": (
-        "Number of steps from which one more gains too little, by metric, with an interval.",
-        analysis.RETURNS_SCHEMA,
-    ),
-    "pareto_front": (
-        "Pareto front of quality and seconds, with each setting's probability of being on it.",
-        analysis.PARETO_SCHEMA,
-    ),
-    "sweet_spots": (
-        "Best settings, those not significantly different from them (95 %), and the best value for time.",
-        analysis.SWEET_SPOTS_SCHEMA,
-    ),
-    "sweep_comparison": (
-        "Means of engines, sweeps and prompts, raw and adjusted to the same settings.",
-        analysis.SWEEP_COMPARISON_SCHEMA,
-    ),
+_ANALYSIS_SCHEMAS = {
+    "sweep_response": analysis.RESPONSE_SCHEMA,
+    "sweep_effects": analysis.EFFECTS_SCHEMA,
+    "diminishing_returns": analysis.RETURNS_SCHEMA,
+    "pareto_front": analysis.PARETO_SCHEMA,
+    "sweet_spots": analysis.SWEET_SPOTS_SCHEMA,
+    "sweep_comparison": analysis.SWEEP_COMPARISON_SCHEMA,
 }
-"""Description and columns of each table of `sweep_analysis`."""
+_ANALYSIS_DESCRIPTIONS = {
+    "sweep_response": "Response of each metric to steps, guidance and both, with 95 % bands and slopes.",
+    "sweep_effects": "Effects of steps, guidance and their interaction on each metric.",
+    "diminishing_returns": "Number of steps from which one more gains too little, by metric, with an interval.",
+    "pareto_front": "Pareto front of quality and seconds, with each setting's probability of being on it.",
+    "sweet_spots": "Best settings, those not significantly different from them (95 %), and the best value for time.",
+    "sweep_comparison": "Means of engines, sweeps and prompts, raw and adjusted to the same settings.",
+}
 
 
 @dg.multi_asset(
@@ -342,11 +323,11 @@ _ANALYSIS_TABLES: dict[str, tuple[str, dict[str, pl.DataType]]] = {
         name: dg.AssetOut(
             group_name="results",
             kinds={"scikitlearn", "parquet"},
-            description=description,
-            metadata=columns.column_schema_metadata(schema),
+            description=_ANALYSIS_DESCRIPTIONS[name],
+            metadata=column_schema_metadata(schema),
             is_required=False,
         )
-        for name, (description, schema) in _ANALYSIS_TABLES.items()
+        for name, schema in _ANALYSIS_SCHEMAS.items()
     },
     can_subset=True,
 )
@@ -357,26 +338,20 @@ def sweep_analysis(
     sweep_regression: pl.DataFrame,
 ) -> Iterator[dg.Output[pl.DataFrame]]:
     """Tables of the fitted responses, all with the same weights."""
-    tables: dict[str, Callable[..., pl.DataFrame]] = {
-        "sweep_response": analysis.response_table,
-        "sweep_effects": analysis.effects_table,
-        "diminishing_returns": partial(analysis.diminishing_returns_table, least_gain=config.least_gain),
-        "pareto_front": analysis.find_pareto_front,
-        "sweet_spots": analysis.find_sweet_spots,
-        "sweep_comparison": analysis.compare_groups,
+    returns_table = partial(analysis.diminishing_returns_table, least_gain=config.least_gain)
+    plot_spots = partial(plots.plot_sweet_spots, scores=sweep_scores)
+    tables: dict[str, tuple[Callable[..., pl.DataFrame], Callable[[pl.DataFrame], bytes | None]]] = {
+        "sweep_response": (analysis.response_table, plots.plot_sweep_response),
+        "sweep_effects": (analysis.effects_table, plots.plot_sweep_effects),
+        "diminishing_returns": (returns_table, plots.plot_diminishing_returns),
+        "pareto_front": (analysis.find_pareto_front, plots.plot_pareto_front),
+        "sweet_spots": (analysis.find_sweet_spots, plot_spots),
+        "sweep_comparison": (analysis.compare_groups, plots.plot_sweep_comparison),
     }
-    plot_of: dict[str, Callable[[pl.DataFrame], bytes | None]] = {
-        "sweep_response": plots.plot_sweep_response,
-        "sweep_effects": plots.plot_sweep_effects,
-        "diminishing_returns": plots.plot_diminishing_returns,
-        "pareto_front": plots.plot_pareto_front,
-        "sweet_spots": partial(plots.plot_sweet_spots, scores=sweep_scores),
-        "sweep_comparison": plots.plot_sweep_comparison,
-    }
-    for name, table_of in tables.items():
+    for name, (table_of, plot_of) in tables.items():
         if name in context.op_execution_context.selected_output_names:
             table = table_of(sweep_scores, sweep_regression, config.weights)
-            picture = columns.plot_metadata(name.replace("_", " "), plot_of[name](table))
+            picture = plot_metadata(name.replace("_", " "), plot_of(table))
             yield dg.Output(table, output_name=name, metadata=picture | _summary_metadata(table))
 
 
@@ -384,47 +359,41 @@ def _summary_metadata(table: pl.DataFrame) -> dict[str, dg.MetadataValue[Any]]:
     """Return the summaries of a table with such a column, engine by engine."""
     if "summary" not in table.columns:
         return {}
-    lines = [
-        f"- {row['engine']}, {analysis.COLUMN_LABELS[row['target']]}: {row['summary'] or row['note']}"
-        for row in table.to_dicts()
-    ]
+    rows, labels = table.to_dicts(), analysis.COLUMN_LABELS
+    lines = [f"- {row['engine']}, {labels[row['target']]}: {row['summary'] or row['note']}" for row in rows]
     return {"summary": dg.MetadataValue.md("\n".join(lines))}
 
 
-@dg.asset(group_name="results", kinds={"html"}, deps=[sweep_csv])
+_REPORT_TABLES = {
+    "correlations": "metric_correlations",
+    "components": "metric_components",
+    "times": "sweep_times",
+    "regression": "sweep_regression",
+    "response": "sweep_response",
+    "effects": "sweep_effects",
+    "returns": "diminishing_returns",
+    "front": "pareto_front",
+    "spots": "sweet_spots",
+    "comparison": "sweep_comparison",
+}
+"""The asset of each of `AnalysisTables`."""
+
+
+@dg.asset(
+    group_name="results",
+    kinds={"html"},
+    deps=[sweep_csv],
+    ins={name: dg.AssetIn(asset) for name, asset in _REPORT_TABLES.items()},
+)
 def sweep_report(
-    context: dg.AssetExecutionContext,
-    sweep_scores: pl.DataFrame,
-    metric_correlations: pl.DataFrame,
-    metric_components: pl.DataFrame,
-    sweep_times: pl.DataFrame,
-    sweep_regression: pl.DataFrame,
-    sweep_response: pl.DataFrame,
-    sweep_effects: pl.DataFrame,
-    diminishing_returns: pl.DataFrame,
-    pareto_front: pl.DataFrame,
-    sweet_spots: pl.DataFrame,
-    sweep_comparison: pl.DataFrame,
-    work: dg.ResourceParam[Work],
+    context: dg.AssetExecutionContext, sweep_scores: pl.DataFrame, work: dg.ResourceParam[Work], **tables: pl.DataFrame
 ) -> None:
     """One HTML file with the results, plots and images; it needs no network."""
-    tables = analysis.AnalysisTables(
-        correlations=metric_correlations,
-        components=metric_components,
-        times=sweep_times,
-        regression=sweep_regression,
-        response=sweep_response,
-        effects=sweep_effects,
-        returns=diminishing_returns,
-        front=pareto_front,
-        spots=sweet_spots,
-        comparison=sweep_comparison,
-    )
     path = work.settings.tables / "sweep_report.html"
-    build.write_sweep_report(path, sweep_scores, tables, work.store.read)
-    context.add_output_metadata({"file": dg.MetadataValue.path(path), "open": _file_link(work.settings, path)})
+    build.write_sweep_report(path, sweep_scores, analysis.AnalysisTables(**tables), work.store.read)
+    context.add_output_metadata(_file_metadata(work.settings, path))
 
 
-def _file_link(settings: Settings, path: Path) -> dg.UrlMetadataValue:
-    """Return the address at which `make ui` serves the file: browsers block links from a page to a local file."""
-    return dg.MetadataValue.url(f"{settings.files_url}/{path.name}")
+def _file_metadata(settings: Settings, path: Path) -> dict[str, Any]:
+    """Return the file's path, and the address at which `make ui` serves it: browsers block links to local files."""
+    return {"file": dg.MetadataValue.path(path), "open": dg.MetadataValue.url(f"{settings.files_url}/{path.name}")}

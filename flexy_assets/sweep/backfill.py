@@ -1,7 +1,5 @@
 """The partitions that a backfill covers."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 
@@ -9,11 +7,11 @@ def select_partitions(
     missing: Mapping[str, Mapping[str, int]], in_progress: Mapping[str, Collection[str]]
 ) -> dict[str, list[str]]:
     """Return by metric the partitions with missing scores that no Dagster run is computing."""
-    remaining = {
-        metric: [batch for batch in batches if batch not in in_progress.get(metric, ())]
-        for metric, batches in missing.items()
-    }
-    return {metric: batches for metric, batches in remaining.items() if batches}
+    selected = {}
+    for metric, batches in missing.items():
+        if remaining := [batch for batch in batches if batch not in in_progress.get(metric, ())]:
+            selected[metric] = remaining
+    return selected
 
 
 def backfill_tags(selected: Mapping[str, Collection[str]], missing: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

@@ -26,7 +26,6 @@ MAX_FILES = 5_000
 """Files read at most; of more, a random sample."""
 
 SHOWN_ROWS = 5
-"""Rows that a check names."""
 
 # Checks run after the assets of the same Dagster run.
 _LAST = {"dagster/priority": "-1"}
@@ -55,18 +54,17 @@ def files_as_recorded(database: Database, images: ImageStore, settings: Settings
             return CheckOutcome(str(unreadable), metadata)
     rows = sorted(rows, key=lambda row: row.image_path or "")
     errors = images.verify_many([(row.image_path or "", row.image_sha256) for row in rows])
-    changed = [(row, error) for row, error in zip(rows, errors, strict=True) if error]
+    changed = [
+        {"image": row.id, "image_path": row.image_path, "reason": error}
+        for row, error in zip(rows, errors, strict=True)
+        if error
+    ]
     metadata["missing or changed"] = len(changed)
     if not changed:
         return CheckOutcome(None, metadata)
-    table = _table(
-        {"image": row.id, "image_path": row.image_path, "reason": reason} for row, reason in changed[:SHOWN_ROWS]
-    )
-    error = (
-        f"{len(changed):,} files are missing or changed (checked: {checked}): restore them below {images},"
-        " or delete their rows"
-    )
-    return CheckOutcome(error, metadata | {"first rows": table})
+    error = f"{len(changed):,} files are missing or changed (checked: {checked})"
+    remedy = f"restore them below {images}, or delete their rows"
+    return CheckOutcome(f"{error}: {remedy}", metadata | {"first rows": _table(changed[:SHOWN_ROWS])})
 
 
 def no_duplicates(database: Database, images: ImageStore, settings: Settings) -> CheckOutcome:
@@ -75,15 +73,13 @@ def no_duplicates(database: Database, images: ImageStore, settings: Settings) ->
         rows = quality.duplicate_images(connection, settings, SHOWN_ROWS)
     if not rows:
         return CheckOutcome(None, {"duplicated images": 0})
-    groups, images_of_groups = rows[0].groups, int(rows[0].of_groups)
+    groups, surplus = rows[0].groups, int(rows[0].of_groups) - rows[0].groups
     columns = (*quality.SAME_IMAGE_COLUMNS, "images", "first_path", "last_path")
     table = _table({name: row._mapping[name] for name in columns} for row in rows)
-    error = (
-        f"{groups:,} images are duplicated ({images_of_groups - groups:,} surplus rows) and counted more than once:"
-        " delete the surplus rows"
-    )
+    duplicated = f"{groups:,} images are duplicated ({surplus:,} surplus rows)"
     return CheckOutcome(
-        error, {"duplicated images": groups, "surplus rows": images_of_groups - groups, "most duplicated": table}
+        f"{duplicated} and counted more than once: delete the surplus rows",
+        {"duplicated images": groups, "surplus rows": surplus, "most duplicated": table},
     )
 
 
@@ -114,26 +110,19 @@ def in_range(scores: MetricScores) -> CheckOutcome:
         metadata |= {"lowest": round(lowest, 4), "mean": round(mean, 4), "highest": round(highest, 4)}
     if not outside:
         return CheckOutcome(None, metadata)
-    error = (
-        f"{outside:,} of {count + outside:,} scores are outside {metric.low:g} to {metric.high:g}:"
-        f" recompute their sweeps with flexy rescore {metric.name} SWEEP"
-    )
     with scores.database.begin(reading=True) as connection:
         rows = quality.images_out_of_range(connection, metric, SHOWN_ROWS)
-    return CheckOutcome(
-        error, metadata | {"outside": outside, "first rows": _table(dict(row._mapping) for row in rows)}
-    )
+    metadata |= {"outside": outside, "first rows": _table(dict(row._mapping) for row in rows)}
+    error = f"{outside:,} of {count + outside:,} scores are outside {metric.low:g} to {metric.high:g}"
+    return CheckOutcome(f"{error}: recompute their sweeps with flexy rescore {metric.name} SWEEP", metadata)
 
 
 def no_missing_scores(scores: MetricScores) -> CheckOutcome:
     """Every image that this model set may score has its score."""
     with scores.database.begin(reading=True) as connection:
         counts = quality.missing_scores_of(connection, scores.metric.name, scores.settings.models)
-    metadata: dict[str, Any] = {
-        "missing": counts.missing,
-        "failed": counts.failed,
-        "attempts exhausted": counts.exhausted,
-    }
+    metadata: dict[str, Any] = {"missing": counts.missing, "failed": counts.failed}
+    metadata["attempts exhausted"] = counts.exhausted
     if counts.error:
         metadata["last error"] = counts.error
     if not counts.missing:
@@ -152,9 +141,8 @@ def no_drift(scores: MetricScores) -> CheckOutcome:
     """No engine's newest sweep differs from its earlier ones significantly and by half a standard deviation."""
     drifts = drift.find_drifts(scores.tallies, scores.metric)
     if not drifts:
-        return CheckOutcome(
-            None, {"compared": f"nothing: no engine has two sweeps of {drift.MIN_IMAGES_PER_RUN} scores each"}
-        )
+        nothing = f"nothing: no engine has two sweeps of {drift.MIN_IMAGES_PER_RUN} scores each"
+        return CheckOutcome(None, {"compared": nothing})
     rows = (
         {
             "engine": each.engine,
@@ -173,44 +161,35 @@ def no_drift(scores: MetricScores) -> CheckOutcome:
         for each in drifts
         if each.is_real
     ]
-    error = (
-        f"the mean drifted: {'; '.join(real)}: check whether prompts, settings or the scorer changed" if real else None
-    )
-    return CheckOutcome(error, {"compared": _table(rows)})
+    error = f"the mean drifted: {'; '.join(real)}: check whether prompts, settings or the scorer changed"
+    return CheckOutcome(error if real else None, {"compared": _table(rows)})
 
 
-IMAGE_CHECKS: dict[Callable[[Database, ImageStore, Settings], CheckOutcome], dg.AssetCheckSeverity] = {
-    files_as_recorded: ERROR,
-    no_duplicates: WARN,
-}
-SCORE_CHECKS: dict[Callable[[MetricScores], CheckOutcome], dg.AssetCheckSeverity] = {
-    in_range: ERROR,
-    no_missing_scores: WARN,
-    no_drift: WARN,
-}
+Checks = Mapping[Callable[..., CheckOutcome], dg.AssetCheckSeverity]
+"""Checks and how severe a failure of each is."""
+
+IMAGE_CHECKS: Checks = {files_as_recorded: ERROR, no_duplicates: WARN}
+SCORE_CHECKS: Checks = {in_range: ERROR, no_missing_scores: WARN, no_drift: WARN}
 
 
-def _specs(key: dg.AssetKey, checks: Iterable[Callable[..., CheckOutcome]]) -> list[dg.AssetCheckSpec]:
+def _specs(key: dg.AssetKey, checks: Checks) -> list[dg.AssetCheckSpec]:
     return [dg.AssetCheckSpec(check.__name__, asset=key, description=check.__doc__) for check in checks]
 
 
 def _results(
-    context: dg.AssetCheckExecutionContext,
-    key: dg.AssetKey,
-    checks: Mapping[Callable[..., CheckOutcome], dg.AssetCheckSeverity],
-    *arguments: Any,
+    context: dg.AssetCheckExecutionContext, key: dg.AssetKey, checks: Checks, *arguments: Any
 ) -> Iterator[dg.AssetCheckResult]:
     """Yield the results of an asset's selected checks."""
     for check, severity in checks.items():
         if dg.AssetCheckKey(key, check.__name__) in context.selected_asset_check_keys:
-            verdict = check(*arguments)
+            outcome = check(*arguments)
             yield dg.AssetCheckResult(
                 asset_key=key,
                 check_name=check.__name__,
-                passed=verdict.error is None,
+                passed=outcome.error is None,
                 severity=severity,
-                description=verdict.error,
-                metadata=verdict.metadata,
+                description=outcome.error,
+                metadata=outcome.metadata,
             )
 
 
@@ -230,9 +209,8 @@ def score_checks(context: dg.AssetCheckExecutionContext, work: dg.ResourceParam[
     """Check the scores of every metric."""
     migrate(work.database)
     for metric in METRICS.values():
-        yield from _results(
-            context, assets.asset_key_of(metric), SCORE_CHECKS, MetricScores(metric, work.database, work.settings)
-        )
+        scores = MetricScores(metric, work.database, work.settings)
+        yield from _results(context, assets.asset_key_of(metric), SCORE_CHECKS, scores)
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> dg.MarkdownMetadataValue:

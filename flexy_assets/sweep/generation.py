@@ -1,7 +1,5 @@
 """Generate the images a plan lacks, chunk by chunk; each chunk's rows are committed before the next starts."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -64,8 +62,9 @@ def generate_images(
         return [(image, timing) for image in images]
 
     for chunk in chunk_plan(plan, engine.batch_size):
-        written = []
-        for row, result in zip(chunk, halving(timed, [_request(row) for row in chunk]), strict=True):
+        written, settings = [], [field.name for field in fields(ImageRequest)]
+        requests = [ImageRequest(**{name: row[name] for name in settings}) for row in chunk]
+        for row, result in zip(chunk, halving(timed, requests), strict=True):
             if isinstance(result, FlexyError):
                 failed.append(f"image {row['index']} ({row['width']}×{row['height']}): {result}")
                 continue
@@ -83,7 +82,3 @@ def generate_images(
         made += len(written)
         on_progress(len(written))
     return GenerationOutcome(made, tuple(failed))
-
-
-def _request(row: dict[str, Any]) -> ImageRequest:
-    return ImageRequest(**{field.name: row[field.name] for field in fields(ImageRequest)})

@@ -13,8 +13,6 @@ from flexy_assets.dead_runs import end_dead_runs
 from flexy_assets.execution import batches_in_progress
 from flexy_assets.partitions import SEED_BATCHES
 from flexy_assets.reporting import text_tables, thumbnails
-from flexy_assets.reporting.progress import progress_bar
-from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import gallery, status
 from flexy_assets.storage.adoption import adopt_rows, batch_names
@@ -52,24 +50,17 @@ class RescoreConfig(dg.Config):
     replaces: int = 0
 
 
+def _report(context: dg.OpExecutionContext, key: dg.AssetKey, batch: str, metadata: Mapping[str, Any]) -> None:
+    context.log_event(dg.AssetMaterialization(key, partition=batch, metadata=metadata))
+
+
 def _embed(context: dg.OpExecutionContext, work: Work, batches: list[str], metrics: list[str]) -> None:
     """Embed the images that the partitions' missing scores need."""
-    count = work.count_pending(work.pending_embeddings(needed_for=metrics), batches)
-    with work.slot, progress_bar("images embedded", count) as bar:
-        for batch, outcome in missing_scores.embed_images(work, batches, bar.update, needed_for=metrics):
-            _report(context, assets.clip_embeddings.key, batch, assets.embeddings_metadata(work, outcome))
+    assets.embed_partitions(work, batches, partial(_report, context, assets.clip_embeddings.key), metrics)
 
 
 def _score(context: dg.OpExecutionContext, work: Work, metric: Metric, batches: list[str]) -> None:
-    with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), batches)) as bar:
-        for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
-            work.record_partition(names.score_asset(metric.name), batch, outcome)
-            metadata = assets.scores_metadata(work.database, metric, batch, outcome)
-            _report(context, assets.asset_key_of(metric), batch, metadata)
-
-
-def _report(context: dg.OpExecutionContext, key: dg.AssetKey, batch: str, metadata: Mapping[str, Any]) -> None:
-    context.log_event(dg.AssetMaterialization(key, partition=batch, metadata=metadata))
+    assets.score_partitions(work, metric, batches, partial(_report, context, assets.asset_key_of(metric)))
 
 
 def _missing_batches(work: Work, metric: str) -> list[str]:
@@ -219,11 +210,11 @@ def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) ->
 
 def _trial_metadata(images: ImageStore, trials: Sequence[gallery.ImageCard]) -> dict[str, Any]:
     """Return a trial's metadata: the image, its scores or why they are missing, and the last trials."""
-    trial, others = trials[0], trials[1:]
+    trial = trials[0]
     metadata: dict[str, Any] = {"image": _contact_sheet(images, [trial], 256), "id": trial["id"]}
     for name, score in trial["scores"].items():
         metadata[METRICS[name].label] = score["reason"] if score["value"] is None else score["value"]
-    if others:
+    if len(trials) > 1:
         rows = [
             {name: image[name] for name in ("prompt", "steps", "guidance", "seed")}
             | {METRICS[name].label: score["value"] for name, score in image["scores"].items()}
@@ -235,10 +226,10 @@ def _trial_metadata(images: ImageStore, trials: Sequence[gallery.ImageCard]) -> 
 
 
 def _contact_sheet(images: ImageStore, shown: Sequence[gallery.ImageCard], side: int) -> dg.MetadataValue:
-    found = images.read_many([(image["image_path"], image["image_sha256"]) for image in shown])
-    readable = [picture for picture in found if not isinstance(picture, Exception)]
+    read = images.read_many([(image["image_path"], image["image_sha256"]) for image in shown])
+    readable = [image for image in read if not isinstance(image, Exception)]
     if not readable:
-        return dg.MetadataValue.text(str(found[0]))
+        return dg.MetadataValue.text(str(read[0]))
     sheet = thumbnails.make_contact_sheet(readable, side=side)
     return dg.MetadataValue.md(thumbnails.markdown_image(", ".join(image["id"] for image in shown), sheet))
 

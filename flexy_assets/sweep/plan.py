@@ -4,13 +4,11 @@ Row `i` depends on the sweep's settings and `i` alone, so a sweep is extended by
 and resumed by finding which rows have no image: no other state is kept.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID, uuid5
 
 import numpy as np
@@ -53,20 +51,18 @@ class SettingRange:
     stride: float | None = None
 
     @classmethod
-    def parse(cls, text: str, name: str) -> SettingRange:
+    def parse(cls, text: str, name: str) -> Self:
         """Parse `4:60`, `4:60:8` or one value. Raises `BadInputError` naming `name`."""
         try:
             numbers = [float(part) for part in text.split(":")]
-            low, high = numbers[0], numbers[min(1, len(numbers) - 1)]
-            stride = numbers[2] if len(numbers) > 2 else None
-        except (ValueError, IndexError):
+        except ValueError:
             numbers = []
         if not 1 <= len(numbers) <= 3 or not all(map(math.isfinite, numbers)):
             raise BadInputError(f"invalid {name} {text!r}: must be LOW:HIGH or LOW:HIGH:STRIDE, as in 4:60")
+        low, high, stride = numbers[0], numbers[min(1, len(numbers) - 1)], numbers[2] if len(numbers) == 3 else None
         if low > high or (stride is not None and stride <= 0):
-            raise BadInputError(
-                f"invalid {name} {text!r}: the range is empty, LOW must not exceed HIGH and STRIDE must be above 0"
-            )
+            remedy = "LOW must not exceed HIGH and STRIDE must be above 0"
+            raise BadInputError(f"invalid {name} {text!r}: the range is empty, {remedy}")
         return cls(low, high, stride)
 
     def __str__(self) -> str:
@@ -129,7 +125,7 @@ class Sweep:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
     @classmethod
-    def from_json(cls, settings: dict[str, Any]) -> Sweep:
+    def from_json(cls, settings: dict[str, Any]) -> Self:
         ranges = {name: SettingRange(**settings[name]) for name in ("steps", "guidance") if settings[name]}
         lists = {name: tuple(settings[name]) for name in ("prompts", *GROUP_SETTINGS) if name in settings}
         return cls(**settings | ranges | lists)

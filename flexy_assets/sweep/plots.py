@@ -5,15 +5,15 @@ return a picture of all its panels as WebP bytes, or None where there is nothing
 all panels; of more engines than there are colours the first are drawn.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from flexy_assets.reporting import plot_style
 from flexy_assets.reporting.figures import (
     Figure,
     Row,
@@ -22,17 +22,9 @@ from flexy_assets.reporting.figures import (
     interval_figure,
     interval_trace,
     rounded,
+    scatter_trace,
 )
 from flexy_assets.reporting.formatting import format_number
-from flexy_assets.reporting.plot_style import (
-    BAND_OPACITY,
-    DIVERGING,
-    DOMINATED_COLOUR,
-    INK,
-    SEQUENTIAL,
-    colour_scale,
-    translucent,
-)
 from flexy_assets.reporting.static_images import render_webp
 from flexy_assets.sweep.analysis import COLUMN_LABELS, METRIC_LABELS, SETTING_LABELS, TARGET_LABELS, effective_guidance
 
@@ -79,9 +71,8 @@ def response_curve(
 def image_dots(scores: pl.DataFrame, along: str, metric: str) -> Row:
     """A grey dot an image, for below a curve."""
     rows = scores.drop_nulls([along, metric])
-    marker = {"size": 4, "color": DOMINATED_COLOUR, "opacity": BAND_OPACITY}
-    places = {"x": rows[along].to_list(), "y": rounded(rows[metric])}
-    return {"type": "scatter", "mode": "markers", "marker": marker, "hoverinfo": "skip"} | places
+    marker = {"size": 4, "color": plot_style.DOMINATED_COLOUR, "opacity": plot_style.BAND_OPACITY}
+    return scatter_trace(rows[along].to_list(), rounded(rows[metric]), marker=marker, hoverinfo="skip")
 
 
 def predicted_surface(response: pl.DataFrame, spot: Row, axes: Mapping[str, Row] | None = None) -> Figure:
@@ -94,19 +85,13 @@ def predicted_surface(response: pl.DataFrame, spot: Row, axes: Mapping[str, Row]
     steps, guidance = (surface[name].unique().sort().to_list() for name in ("steps", "guidance"))
     cells = {(row["steps"], row["guidance"]): row for row in surface.iter_rows(named=True)}
     region = {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
-    z: list[list[float | None]] = []
-    words: list[list[str]] = []
-    for g in guidance:
-        line = [cells[s, g] for s in steps]
-        z.append([float(f"{row['predicted']:.5g}") if row["images"] else None for row in line])
-        words.append([f"<b>{format_number(row['predicted'])}{unit}</b> ({format_interval(row)})" for row in line])
-    predicted = {
-        "type": "contour",
-        "x": steps,
-        "y": guidance,
-        "z": z,
-        "text": words,
-        "colorscale": colour_scale(SEQUENTIAL),
+    lines = [[cells[s, g] for s in steps] for g in guidance]
+    z = [[float(f"{row['predicted']:.5g}") if row["images"] else None for row in line] for line in lines]
+    words = [
+        [f"<b>{format_number(row['predicted'])}{unit}</b> ({format_interval(row)})" for row in line] for line in lines
+    ]
+    predicted = {"type": "contour", "x": steps, "y": guidance, "z": z, "text": words} | {
+        "colorscale": plot_style.colour_scale(plot_style.SEQUENTIAL),
         "contours": {"coloring": "heatmap"},
         "line": {"width": 0.5, "color": "rgba(255,255,255,0.5)"},
         "colorbar": {"thickness": 10, "outlinewidth": 0},
@@ -121,19 +106,9 @@ def predicted_surface(response: pl.DataFrame, spot: Row, axes: Mapping[str, Row]
         "z": np.pad(inside, 1).tolist(),
         "contours": {"coloring": "none", "start": 0.5, "end": 0.5, "size": 1},
         "line": {"width": 2.5, "smoothing": 0},
-        "showscale": False,
-        "meta": "ink",
-        "hoverinfo": "skip",
-    }
-    best = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [spot["steps"]],
-        "y": [spot["guidance"]],
-        "marker": {"symbol": "circle-open", "size": 15, "line": {"width": 3}},
-        "meta": "ink",
-        "hovertemplate": f"{format_setting(spot)}<extra></extra>",
-    }
+    } | {"showscale": False, "meta": "ink", "hoverinfo": "skip"}
+    ring, hover = {"symbol": "circle-open", "size": 15, "line": {"width": 3}}, f"{format_setting(spot)}<extra></extra>"
+    best = scatter_trace([spot["steps"]], [spot["guidance"]], marker=ring, meta="ink", hovertemplate=hover)
     caption = (
         f"Outlined: not significantly different from the best (95 %; {spot['region_share']:.0%} of what was tried). "
         f"Ring: the best, {format_setting(spot)}, predicted {format_number(spot['predicted'])}{unit} "
@@ -142,9 +117,7 @@ def predicted_surface(response: pl.DataFrame, spot: Row, axes: Mapping[str, Row]
     if any(value is None for line in z for value in line):
         caption += " Blank: no image near."
     axes = axes or {"steps": steps_axis(surface["steps"]), "guidance": titled_axis("Guidance")}
-    layout = {
-        name: axes[setting] | {"showgrid": False} for name, setting in (("xaxis", "steps"), ("yaxis", "guidance"))
-    }
+    layout = {"xaxis": axes["steps"] | {"showgrid": False}, "yaxis": axes["guidance"] | {"showgrid": False}}
     return Figure(f"{TARGET_LABELS[target]}: predicted", caption, [predicted, outline, best], layout)
 
 
@@ -159,11 +132,11 @@ def pareto_front(
     timed = bool(known["seconds"].count())
     x = "seconds" if timed else "steps"
 
-    def trace(rows: pl.DataFrame, size: str) -> Row:
+    def trace(rows: pl.DataFrame) -> Row:
         words = [
             f"{format_setting(row)}{', ' + format_number(row['seconds'], 2) + ' s' if timed else ''}<br>"
             f"<b>{format_number(row['predicted'], 2)} SD</b> ({format_interval(row)})<br>"
-            f"on the front in {row[size] or 0:.0%} of resamples"
+            f"on the front in {row['front_probability'] or 0:.0%} of resamples"
             for row in rows.iter_rows(named=True)
         ]
         places = {"x": rounded(rows[x]), "y": rounded(rows["predicted"]), "hovertext": words}
@@ -173,63 +146,41 @@ def pareto_front(
     for engine, colour in colours.items():
         rows = known.filter(engine=engine).sort(x)
         on, off = rows.filter("on_front"), rows.filter(~pl.col("on_front"))
-        shares = {part: part_rows["front_probability"].fill_null(0) for part, part_rows in (("on", on), ("off", off))}
-        hollow = {"symbol": "circle-open", "size": (5 + 11 * shares["off"]).to_list(), "color": DOMINATED_COLOUR}
-        full = {
-            "size": (5 + 11 * shares["on"]).to_list(),
-            "opacity": (0.35 + 0.65 * shares["on"]).to_list(),
-            "color": colour,
-        }
-        joined = trace(on, "front_probability") | {
-            "mode": "lines+markers",
-            "line": {"color": colour, "width": 2},
-            "marker": full,
-        }
+        share, off_share = (part["front_probability"].fill_null(0) for part in (on, off))
+        hollow = {"symbol": "circle-open", "size": (5 + 11 * off_share).to_list(), "color": plot_style.DOMINATED_COLOUR}
+        sizes, opacities = (5 + 11 * share).to_list(), (0.35 + 0.65 * share).to_list()
+        full = {"size": sizes, "opacity": opacities, "color": colour}
+        joined = trace(on) | {"mode": "lines+markers", "line": {"color": colour, "width": 2}, "marker": full}
         if labelled:
             labels = {"text": [str(steps) for steps in on["steps"]], "textfont": {"color": colour}}
             joined |= {"mode": "lines+markers+text", "textposition": "bottom right"} | labels
-        traces += [
-            trace(off, "front_probability") | {"mode": "markers", "marker": hollow},
-            joined | {"name": html.escape(engine)},
-        ]
+        traces += [trace(off) | {"mode": "markers", "marker": hollow}, joined | {"name": html.escape(engine)}]
         traces.append(interval_trace(rounded(on[x]), on["low"], on["high"], colour, vertical=True))
     caption = (
         "Joined: settings that no other beats in both, with 95 % intervals. The larger a dot, the more often it stays "
         "on the front when the images are resampled; hollow ones are on the front only then."
     )
-    layout = {
-        "xaxis": titled_axis("Seconds an image" if timed else "Steps"),
-        "yaxis": axis or titled_axis("Overall, SD"),
-    }
+    x_axis = titled_axis("Seconds an image" if timed else "Steps")
+    layout = {"xaxis": x_axis, "yaxis": axis or titled_axis("Overall, SD")}
     return Figure(f"Quality against {x}", caption, traces, layout)
 
 
 def correlation_map(correlations: pl.DataFrame) -> Figure:
     """One engine's rank correlations of every two metrics, and of the settings with them."""
     pairs = {(row["left"], row["right"]): row for row in correlations.iter_rows(named=True)}
-    labels = METRIC_LABELS | {
-        name: label for name, label in SETTING_LABELS.items() if name in set(correlations["left"])
-    }
-    z: list[list[float | None]] = []
-    words: list[list[str]] = []
-    for left in reversed(labels):
-        found = [pairs.get((left, right)) or pairs.get((right, left)) for right in METRIC_LABELS]
-        z.append([row["spearman"] if row else None for row in found])
-        words.append([_describe_pair(row) if row else "" for row in found])
+    lefts = set(correlations["left"])
+    labels = METRIC_LABELS | {name: label for name, label in SETTING_LABELS.items() if name in lefts}
+    lines = [
+        [pairs.get((left, right)) or pairs.get((right, left)) for right in METRIC_LABELS] for left in reversed(labels)
+    ]
+    z = [[row["spearman"] if row else None for row in line] for line in lines]
     trace = {
-        "type": "heatmap",
-        "x": list(METRIC_LABELS.values()),
-        "y": [labels[left] for left in reversed(labels)],
-        "z": z,
-        "zmin": -1,
-        "zmax": 1,
-        "colorscale": [list(stop) for stop in DIVERGING],
-        "showscale": False,
-        "xgap": 2,
-        "ygap": 2,
-        "text": [[format_number(value, 2) if value is not None else "" for value in row] for row in z],
+        **{"type": "heatmap", "x": list(METRIC_LABELS.values()), "y": [labels[left] for left in reversed(labels)]},
+        **{"z": z, "zmin": -1, "zmax": 1, "colorscale": [list(stop) for stop in plot_style.DIVERGING]},
+        **{"showscale": False, "xgap": 2, "ygap": 2},
+        "text": [["" if value is None else format_number(value, 2) for value in line] for line in z],
         "texttemplate": "%{text}",
-        "hovertext": words,
+        "hovertext": [[_describe_pair(row) if row else "" for row in line] for line in lines],
         "hovertemplate": "%{hovertext}<extra></extra>",
         "hoverongaps": False,
     }
@@ -255,17 +206,18 @@ def sweet_spot_region(spots: pl.DataFrame, scores: pl.DataFrame, target: str, co
     rows = {row["target"]: row for row in spots.to_dicts()}
     images = scores.drop_nulls(["steps", "guidance"])
     guidance = effective_guidance(images["guidance"].to_numpy())
-
-    def dots(steps: list[Any], guidance: list[Any], **marker: Any) -> Row:
-        return {"type": "scatter", "mode": "markers", "x": steps, "y": guidance, "marker": marker}
-
-    traces = [dots(images["steps"].to_list(), guidance.tolist(), size=2, color=INK)]
+    traces = [scatter_trace(images["steps"].to_list(), guidance.tolist(), marker={"size": 2, "color": plot_style.INK})]
     if row := rows.get(target):
-        region = [[cell[name] for cell in row["region"]] for name in ("steps", "guidance")]
-        traces.append(dots(*region, size=7, symbol="square", color=translucent(colour, 2 * BAND_OPACITY)))
-        traces.append(dots([row["steps"]], [row["guidance"]], size=13, symbol="star", color=colour))
+        steps, region_guidance = ([cell[name] for cell in row["region"]] for name in ("steps", "guidance"))
+        square = {"size": 7, "symbol": "square", "color": plot_style.translucent(colour, 2 * plot_style.BAND_OPACITY)}
+        star = {"size": 13, "symbol": "star", "color": colour}
+        traces += [
+            scatter_trace(steps, region_guidance, marker=square),
+            scatter_trace([row["steps"]], [row["guidance"]], marker=star),
+        ]
     if target == "overall" and (row := rows.get("value")):
-        traces.append(dots([row["steps"]], [row["guidance"]], size=12, symbol="circle-open", color=colour))
+        ring = {"size": 12, "symbol": "circle-open", "color": colour}
+        traces.append(scatter_trace([row["steps"]], [row["guidance"]], marker=ring))
     layout = {"xaxis": steps_axis(images["steps"]), "yaxis": titled_axis("Guidance")}
     return Figure(COLUMN_LABELS[target], "Squares: not significantly different from the best.", traces, layout)
 
@@ -315,10 +267,8 @@ def plot_diminishing_returns(table: pl.DataFrame) -> bytes | None:
     targets = {name: COLUMN_LABELS[name] for name in _ordered_subset(TARGET_LABELS, known["target"])}
     if not targets:
         return None
-    title, axis = (
-        "Beyond so many steps one more gains too little",
-        steps_axis(pl.concat([known["steps_from"], known["steps_to"]])),
-    )
+    title = "Beyond so many steps one more gains too little"
+    axis = steps_axis(pl.concat([known["steps_from"], known["steps_to"]]))
     figure = interval_figure(title, axis, known, "target", targets, "beyond", assign_colours(known["engine"]))
     return render_webp([figure], width=6.0, height=0.9 + 0.4 * len(targets))
 
@@ -363,9 +313,8 @@ def plot_metric_correlations(table: pl.DataFrame) -> bytes | None:
     """Spearman's correlation of every two metrics, and of the settings with them: a panel an engine."""
     known = table.drop_nulls("spearman")
     panels = [
-        Figure(f"{engine}: Spearman’s ρ between images", drawn.caption, drawn.data, drawn.layout)
+        replace(correlation_map(known.filter(engine=engine)), title=f"{engine}: Spearman’s ρ between images")
         for engine in assign_colours(known["engine"])
-        for drawn in [correlation_map(known.filter(engine=engine))]
     ]
     return render_webp(panels, width=4.4, height=3.6) if panels else None
 

@@ -1,7 +1,5 @@
 """The state of all sweeps as tables and in a sentence, from what `storage.status.read_status` counts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -13,12 +11,7 @@ from resources.metrics.sweep import METRICS
 def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
     """Return the tables by heading."""
     runs = [
-        {
-            "run": (run["run"] or "none")[:8],
-            "engine": run["engine"],
-            "images": run["images"],
-            "of": run["target"],
-        }
+        {"run": (run["run"] or "none")[:8], "engine": run["engine"], "images": run["images"], "of": run["target"]}
         | {name: _progress(run["images"], run[name]) for name in METRICS}
         for run in counts["runs"]
     ]
@@ -40,10 +33,8 @@ def status_summary(counts: Mapping[str, Any]) -> str:
     totals = counts["totals"]
     if not totals["images"]:
         return "no images yet"
-    lines = [
-        f"{totals['images']:,} images in {totals['runs']:,} runs,"
-        f" {totals['complete']:,} of them with all {len(METRICS)} scores"
-    ]
+    complete = f"{totals['complete']:,} of them with all {len(METRICS)} scores"
+    lines = [f"{totals['images']:,} images in {totals['runs']:,} runs, {complete}"]
     if counts["left_alone"]:
         others = ", ".join(f"{count:,} of {engine}" for engine, count in sorted(counts["left_alone"].items()))
         lines.append(f"left alone, because this set of models is not for their engines: {others}")

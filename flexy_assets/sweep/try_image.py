@@ -1,10 +1,8 @@
 """One image at settings that a person chooses: the same settings always name the same image."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID, uuid5
 
 import polars as pl
@@ -55,7 +53,7 @@ class Trial:
         seed: int = 0,
         width: int | None = None,
         height: int | None = None,
-    ) -> Trial:
+    ) -> Self:
         """Return the validated trial; defaults are the engine's own, and the first engine of the model set.
 
         Raises `BadInputError` naming an invalid setting.

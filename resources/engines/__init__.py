@@ -54,7 +54,6 @@ class EditNoise:
     moves: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self) -> None:
-        """Validate every t."""
         for t, _ in self.moves:
             if not 0 <= t <= 1:
                 raise ValueError(f"invalid t {t} of a noise move: must be from 0 (as good as fresh) to 1 (unchanged)")
@@ -107,7 +106,6 @@ class EditRequest:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        """Validate strength and parent."""
         if not 0 < self.strength <= 1:
             raise ValueError(f"invalid strength {self.strength}: must be above 0 and at most 1")
         if self.parent is None and self.strength < 1:
@@ -137,6 +135,9 @@ class PartialEdit:
     image: Image
 
 
+Edit = EditRequest | PartialEdit
+
+
 class Editor(Protocol):
     """A model that edits images by an instruction."""
 
@@ -152,7 +153,7 @@ class Editor(Protocol):
     def edit(self, requests: Sequence[EditRequest]) -> list[Image]:
         """Return one RGB image of the source's size per request, in order: `denoise` until the last step."""
 
-    def denoise(self, edits: Sequence[EditRequest | PartialEdit], stop_step: int) -> list[PartialEdit]:
+    def denoise(self, edits: Sequence[Edit], stop_step: int) -> list[PartialEdit]:
         """Return each of the edits run until `stop_step` of its request's steps are done, in order.
 
         All must be at the same step, before `stop_step`, and their requests may differ in noise and parent only. An

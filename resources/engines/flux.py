@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusers import FluxKontextInpaintPipeline, FluxKontextPipeline, FluxPipeline
-from torch import Tensor
 
 from resources.engines import EditRequest, ImageRequest
 from resources.engines.pipeline import InpaintingEditor, PipelineEngine
@@ -32,7 +31,3 @@ class KontextEditor(InpaintingEditor):
         """Return guidance and the source's size, of which the pipeline takes the proportions only."""
         width, height = request.image.size
         return {"guidance_scale": request.guidance, "width": width, "height": height}
-
-    def pack_latents(self, latents: Tensor) -> Tensor:
-        """See `PipelineEditor.pack_latents`: 2 × 2 latents are one token."""
-        return self.pipeline._pack_latents(latents, *latents.shape)

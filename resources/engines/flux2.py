@@ -30,7 +30,3 @@ class Flux2Engine(PipelineEngine):
             return super().generate_batch(requests)
         finally:
             hook.remove()
-
-    def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """Return no further arguments."""
-        return {}

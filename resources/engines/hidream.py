@@ -7,19 +7,15 @@ from pathlib import Path
 from diffusers import HiDreamImagePipeline
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from resources.engines.pipeline import GuidedEngine, PerImageGuidance
+from resources.engines.pipeline import GuidedEngine
 from resources.models import compute
 from resources.models.loading import load_network, load_tokenizer
-
-
-class _HiDream(PerImageGuidance, HiDreamImagePipeline):
-    pass
 
 
 class HiDreamEngine(GuidedEngine):
     """HiDream-I1-Full; it works at about a megapixel whatever the requested size."""
 
-    kind = _HiDream
+    kind = HiDreamImagePipeline
 
     def __init__(self, folder: Path, llama: Path, batch_size: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form and the `llama` of Llama 3.1 8B Instruct; see `load_pipeline`."""

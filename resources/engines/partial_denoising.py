@@ -72,12 +72,10 @@ class PartialEulerScheduler(PartialScheduler, EulerDiscreteScheduler):
 
 def partial_scheduler(scheduler: Any) -> PartialScheduler:
     """Return the scheduler as a `PartialScheduler`; raises `FlexyError` for one that cannot be interrupted."""
-    for kind, published_kind in (
-        (PartialFlowScheduler, FlowMatchEulerDiscreteScheduler),
-        (PartialEulerScheduler, EulerDiscreteScheduler),
-    ):
-        if type(scheduler) is published_kind:
-            return kind.from_config(scheduler.config)
+    if type(scheduler) is FlowMatchEulerDiscreteScheduler:
+        return PartialFlowScheduler.from_config(scheduler.config)
+    if type(scheduler) is EulerDiscreteScheduler:
+        return PartialEulerScheduler.from_config(scheduler.config)
     raise FlexyError(
         f"unsupported scheduler {type(scheduler).__name__}: edits cannot be interrupted with it: "
         "name FlowMatchEulerDiscreteScheduler or EulerDiscreteScheduler in model_index.json and scheduler_config.json"
@@ -125,11 +123,6 @@ class PartialPipeline(DiffusionPipeline):
 def cpu_generator(seed: int) -> torch.Generator:
     """Return the generator of a seed's noise; on the CPU, so that every device gets the same noise."""
     return torch.Generator("cpu").manual_seed(seed)
-
-
-def partial_pipeline(kind: Any) -> Any:
-    """Return a pipeline class with `PartialPipeline` mixed in."""
-    return type(kind.__name__, (PartialPipeline, kind), {})
 
 
 class _MovedNoise(TorchFunctionMode):

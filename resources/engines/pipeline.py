@@ -10,17 +10,15 @@ from typing import Any, ClassVar, Literal
 import torch
 from PIL import Image
 
-from resources.engines import EditRequest, ImageRequest, PartialEdit
-from resources.engines.partial_denoising import cpu_generator, partial_pipeline, partial_scheduler
+from resources.engines import Edit, EditRequest, ImageRequest, PartialEdit
+from resources.engines.partial_denoising import PartialPipeline, cpu_generator, partial_scheduler
 from resources.errors import FlexyError
 from resources.models import compute
 from resources.models.loading import load_pipeline
 
+# Bytes to leave free beyond the weights, for a few images of a megapixel; the second where the VAE works in tiles.
 ACTIVATION_BYTES = 4 * 2**30
-"""Bytes to leave free beyond the weights, for a few images of a megapixel."""
-
 TILED_ACTIVATION_BYTES = 2 * 2**30
-"""The same where the VAE works in tiles."""
 
 
 def choose_placement(
@@ -69,19 +67,24 @@ class PerImageGuidance:
 
 
 class PipelineModel:
-    """A loaded pipeline of class `kind`."""
+    """A loaded pipeline of class `kind` with `mixins`."""
 
     kind: Any
+    mixins: tuple[type, ...] = ()
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""
         self.batch_size = batch_size
         self.device = compute.compute_device()
         self.dtype = compute.torch_dtype(precision)
-        self.pipeline = load_pipeline(self.kind, folder, self.dtype, **components)
+        self.pipeline = load_pipeline(self.add_mixins(self.kind), folder, self.dtype, **components)
         self.pipeline.set_progress_bar_config(disable=True)
         if self.device == "cuda":
             place_pipeline(self.pipeline, torch.cuda.mem_get_info()[0])
+
+    def add_mixins(self, kind: Any) -> Any:
+        """Return a pipeline class with the mixins."""
+        return type(kind.__name__, (*self.mixins, kind), {})
 
     def run_pipeline(
         self, pipeline: Any, generators: list[torch.Generator], steps: int, size: tuple[int, int], **arguments: Any
@@ -120,12 +123,14 @@ class PipelineEngine(PipelineModel):
         )
 
     def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
-        """Return this pipeline's arguments besides prompts, steps, size and seeds."""
-        raise NotImplementedError
+        """Return this pipeline's arguments besides prompts, steps, size and seeds; by default, none."""
+        return {}
 
 
 class GuidedEngine(PipelineEngine):
-    """An engine with classifier-free guidance and negative prompts; its `kind` has `PerImageGuidance`."""
+    """An engine with classifier-free guidance and negative prompts."""
+
+    mixins = (PerImageGuidance,)
 
     def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
         """Return each request's guidance and negative prompt. Guidance at or below 1 is off, as in all of diffusers.
@@ -143,10 +148,10 @@ class PipelineEditor(PipelineModel):
     """An `Editor`: one call makes edits that differ in noise and parent only."""
 
     inpaints = False
+    mixins = (PartialPipeline,)
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""
-        self.kind = partial_pipeline(self.kind)
         super().__init__(folder, batch_size, precision, **components)
         self.scheduler = self.pipeline.scheduler = partial_scheduler(self.pipeline.scheduler)
 
@@ -159,7 +164,7 @@ class PipelineEditor(PipelineModel):
         """See `Editor.edit`."""
         return [edit.image for edit in self.denoise(requests, requests[0].steps)]
 
-    def denoise(self, edits: Sequence[EditRequest | PartialEdit], stop_step: int) -> list[PartialEdit]:
+    def denoise(self, edits: Sequence[Edit], stop_step: int) -> list[PartialEdit]:
         """See `Editor.denoise`.
 
         Raises `ValueError` where requests differ in more than noise and parent or edits are not at one step
@@ -178,15 +183,11 @@ class PipelineEditor(PipelineModel):
             return self.inpaint_batch(edits, stop_step, first.mask)
         return self.edit_batch(self.pipeline, edits, stop_step, num_images_per_prompt=len(edits))
 
-    def inpaint_batch(
-        self, edits: Sequence[EditRequest | PartialEdit], stop_step: int, mask: Image.Image
-    ) -> list[PartialEdit]:
+    def inpaint_batch(self, edits: Sequence[Edit], stop_step: int, mask: Image.Image) -> list[PartialEdit]:
         """Run edits that have a mask."""
         raise FlexyError(f"{type(self).__name__} edits whole images: leave out the mask, or choose another editor")
 
-    def edit_batch(
-        self, pipeline: Any, edits: Sequence[EditRequest | PartialEdit], stop_step: int, **arguments: Any
-    ) -> list[PartialEdit]:
+    def edit_batch(self, pipeline: Any, edits: Sequence[Edit], stop_step: int, **arguments: Any) -> list[PartialEdit]:
         """Run the edits in one call of `pipeline`, with `arguments` in addition to those of every call."""
         requests = [_request_of(edit) for edit in edits]
         first = requests[0]
@@ -208,7 +209,7 @@ class PipelineEditor(PipelineModel):
             for request, latent, image in zip(requests, latents, images, strict=True)
         ]
 
-    def initial_latents(self, edit: EditRequest | PartialEdit, noise: torch.Tensor) -> torch.Tensor | None:
+    def initial_latents(self, edit: Edit, noise: torch.Tensor) -> torch.Tensor | None:
         """Return the latents to start from; see `PartialPipeline`."""
         if isinstance(edit, PartialEdit):
             return torch.from_numpy(edit.latents)[None]
@@ -239,7 +240,7 @@ class PipelineEditor(PipelineModel):
 
 
 class InpaintingEditor(PipelineEditor):
-    """An editor with an `inpaint_kind`, a pipeline of the same components for requests with a mask."""
+    """A transformer with an `inpaint_kind`, a pipeline of the same components for requests with a mask."""
 
     inpaints = True
     inpaint_kind: ClassVar[Any]
@@ -247,20 +248,22 @@ class InpaintingEditor(PipelineEditor):
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""
         super().__init__(folder, batch_size, precision)
-        self.inpaint_pipeline = partial_pipeline(self.inpaint_kind)(**self.pipeline.components)
+        self.inpaint_pipeline = self.add_mixins(self.inpaint_kind)(**self.pipeline.components)
         self.inpaint_pipeline.set_progress_bar_config(disable=True)
 
-    def inpaint_batch(
-        self, edits: Sequence[EditRequest | PartialEdit], stop_step: int, mask: Image.Image
-    ) -> list[PartialEdit]:
+    def pack_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `PipelineEditor.pack_latents`: 2 × 2 latents are one token."""
+        return self.pipeline._pack_latents(latents, *latents.shape)
+
+    def inpaint_batch(self, edits: Sequence[Edit], stop_step: int, mask: Image.Image) -> list[PartialEdit]:
         """See `PipelineEditor.inpaint_batch`. Outside the mask the source's pixels stay."""
-        # Some inpainting pipelines draw the source's latents with the first seed, for every image of a call.
-        results = [
-            self.edit_batch(self.inpaint_pipeline, [edit], stop_step, mask_image=mask, strength=1.0)[0]
-            for edit in edits
-        ]
-        return [replace(edit, image=Image.composite(edit.image, edit.request.image, mask)) for edit in results]
+        results = []
+        for edit in edits:
+            # Some inpainting pipelines draw the source's latents with the first seed, for every image of a call.
+            (result,) = self.edit_batch(self.inpaint_pipeline, [edit], stop_step, mask_image=mask, strength=1.0)
+            results.append(replace(result, image=Image.composite(result.image, result.request.image, mask)))
+        return results
 
 
-def _request_of(edit: EditRequest | PartialEdit) -> EditRequest:
+def _request_of(edit: Edit) -> EditRequest:
     return edit.request if isinstance(edit, PartialEdit) else edit

@@ -26,10 +26,6 @@ class QwenImageEditor(InpaintingEditor):
         """See `PipelineEditor.encode_pixels`; this VAE is a video VAE."""
         return self.pipeline._encode_vae_image(pixels.unsqueeze(2), None).squeeze(2)
 
-    def pack_latents(self, latents: Tensor) -> Tensor:
-        """See `PipelineEditor.pack_latents`: 2 × 2 latents are one token."""
-        return self.pipeline._pack_latents(latents, *latents.shape)
-
 
 class QwenImageEditPlusEditor(QwenImageEditor):
     """Qwen-Image-Edit-2509 and 2511."""

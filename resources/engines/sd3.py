@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from diffusers import StableDiffusion3Pipeline
 
-from resources.engines.pipeline import GuidedEngine, PerImageGuidance
-
-
-class _Sd3(PerImageGuidance, StableDiffusion3Pipeline):
-    pass
+from resources.engines.pipeline import GuidedEngine
 
 
 class Sd3Engine(GuidedEngine):
     """A Stable Diffusion 3 pipeline; width and height must be multiples of 16."""
 
-    kind = _Sd3
+    kind = StableDiffusion3Pipeline

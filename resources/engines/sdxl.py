@@ -10,17 +10,13 @@ from diffusers import StableDiffusionXLPipeline
 from PIL.Image import Image
 
 from resources.engines import ImageRequest
-from resources.engines.pipeline import GuidedEngine, PerImageGuidance
-
-
-class _Sdxl(PerImageGuidance, StableDiffusionXLPipeline):
-    pass
+from resources.engines.pipeline import GuidedEngine
 
 
 class SdxlEngine(GuidedEngine):
     """An SDXL pipeline; width and height must be multiples of 8."""
 
-    kind = _Sdxl
+    kind = StableDiffusionXLPipeline
 
     def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
         """Load a folder in diffusers' form; see `load_pipeline`."""
@@ -28,10 +24,7 @@ class SdxlEngine(GuidedEngine):
         super().__init__(folder, batch_size, precision, add_watermarker=False)
 
     def generate_batch(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        """Return the images; requests with and without a negative prompt need a call each.
-
-        To SDXL no negative prompt is not the same as an empty one.
-        """
+        """Return the images; requests without a negative prompt, which is not an empty one, need their own call."""
         lacks_negative = [request.negative_prompt is None for request in requests]
         if all(lacks_negative) or not any(lacks_negative):
             return super().generate_batch(requests)

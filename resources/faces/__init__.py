@@ -67,12 +67,8 @@ def largest_face(faces: Sequence[Face]) -> Face | None:
 
 def mask_centre(mask: Image) -> tuple[float, float] | None:
     """Return the centroid, x and y in pixels, of a mask's white area; None for a mask that is all black."""
-    white = np.asarray(mask.convert("L"), dtype=np.float64)
-    total = white.sum()
-    if not total:
-        return None
-    height, width = white.shape
-    return float(white.sum(0) @ np.arange(width) / total + 0.5), float(white.sum(1) @ np.arange(height) / total + 0.5)
+    white = masks.mask_from_image(mask)
+    return masks.mask_centroid(white) if white.any() else None
 
 
 def identity_similarity(one: Face, other: Face) -> float:

@@ -36,17 +36,15 @@ _EDGE_MARGIN = 0.02
 class FaceFinder:
     """SCRFD and ArcFace: finds the faces of an image, each with its embedding."""
 
-    def __init__(self, folder: Path, det_size: int = 640) -> None:
+    def __init__(self, folder: Path) -> None:
         """Load det_10g.onnx and w600k_r50.onnx from `folder`, as the pack buffalo_l has them.
 
-        Images are searched at `det_size` pixels along the longer side, a multiple of 32, or at that of the folder's
-        config.json. Raises `FlexyError` naming a file that is missing or another model's.
+        Images are searched at 640 pixels along the longer side, or at the `det_size`, a multiple of 32, of the
+        folder's config.json. Raises `FlexyError` naming a file that is missing or another model's.
         """
         config = folder / "config.json"
         with named_loading_errors(config):
-            self.det_size = (
-                int(json.loads(config.read_text()).get("det_size", det_size)) if config.exists() else det_size
-            )
+            self.det_size = int(json.loads(config.read_text()).get("det_size", 640)) if config.exists() else 640
         self.detector = _load_model(folder / DETECTOR, "SCRFD")
         self.detector.prepare(0, input_size=(self.det_size, self.det_size), det_thresh=_MIN_CONFIDENCE)
         self.recogniser = _load_model(folder / RECOGNISER, "ArcFaceONNX")
@@ -82,20 +80,16 @@ def _is_cut_off(box: NDArray[np.float32], size: tuple[int, int]) -> bool:
 class FaceSwapper:
     """inswapper, with a `FaceFinder` for the faces it swaps."""
 
-    def __init__(
-        self, folder: Path, pack: Path | None = None, restorer: Path | None = None, det_size: int = 640
-    ) -> None:
+    def __init__(self, folder: Path, pack: Path | None = None, restorer: Path | None = None) -> None:
         """Load inswapper_128.onnx from `folder` and the finder from `pack`, by default its subfolder buffalo_l.
 
         `restorer` is the folder of a `FaceRestorer`. Raises `FlexyError` naming a file that is missing or
         another model's.
         """
-        self.finder = FaceFinder(pack or folder / PACK_NAME, det_size)
+        self.finder = FaceFinder(pack or folder / PACK_NAME)
         self.swapper = _load_model(folder / SWAPPER, "INSwapper")
-        if self.swapper.emap.shape != (512, 512):
-            raise load_error(
-                folder / SWAPPER, f"its last tensor is {self.swapper.emap.shape}, not the map of 512 × 512"
-            )
+        if (shape := self.swapper.emap.shape) != (512, 512):
+            raise load_error(folder / SWAPPER, f"its last tensor is {shape}, not the map of 512 × 512")
         self.restorer = FaceRestorer(restorer) if restorer else None
 
     def faces(self, image: Image.Image) -> list[Face]:

@@ -15,14 +15,8 @@ from resources.faces.runtime import session_arguments
 from resources.models.loading import load_error, named_loading_errors
 
 SIDE = 512
-TEMPLATE = np.array(
-    [
-        (192.98138, 239.94708),
-        (318.90277, 240.1936),
-        (256.63416, 314.01935),
-        (201.26117, 371.41043),
-        (313.08905, 371.15118),
-    ]
+TEMPLATE = np.column_stack(
+    [(192.98138, 318.90277, 256.63416, 201.26117, 313.08905), (239.94708, 240.1936, 314.01935, 371.41043, 371.15118)]
 )
 """The landmark positions of FFHQ's faces at 512 pixels, on which both models were trained (facexlib)."""
 FIDELITY = 0.7
@@ -45,16 +39,13 @@ class FaceRestorer:
 
     def restore(self, image: Image.Image, face: Face) -> Image.Image:
         """Return `image`, in RGB, with this face restored; pixels away from it do not change."""
-        return Image.fromarray(
-            paste_face(np.asarray(image.convert("RGB")), face.landmarks, TEMPLATE, SIDE, self._paint)
-        )
+        pixels = np.asarray(image.convert("RGB"))
+        return Image.fromarray(paste_face(pixels, face.landmarks, TEMPLATE, SIDE, self._paint))
 
     def _paint(self, crop: Pixels) -> Pixels:
         image_input, *fidelity_inputs = self.session.get_inputs()
         inputs = {image_input.name: (crop.transpose(2, 0, 1)[None] / 127.5 - 1).astype(np.float32)}
         for fidelity_input in fidelity_inputs:
-            inputs[fidelity_input.name] = np.array(
-                FIDELITY, np.float64 if "double" in fidelity_input.type else np.float32
-            )
+            inputs[fidelity_input.name] = np.array(FIDELITY, "f8" if "double" in fidelity_input.type else "f4")
         output = np.asarray(self.session.run(None, inputs)[0])[0]
         return np.clip((output.transpose(1, 2, 0) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)

@@ -23,7 +23,6 @@ from resources.json_lines import parse_json
 T = TypeVar("T")
 
 RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-"""The statuses after which the same request may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +118,7 @@ class HttpClient:
     """
 
     def __init__(
-        self,
-        url: str,
-        limits: HttpLimits,
-        make_error: Callable[[str], FlexyError],
-        remedy: str,
-        name: str | None = None,
+        self, url: str, limits: HttpLimits, make_error: Callable[[str], FlexyError], remedy: str, name: str = ""
     ) -> None:
         self.url = url.rstrip("/")
         self.name = name or urlsplit(url).hostname or ""

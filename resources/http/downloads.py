@@ -23,12 +23,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from threading import Timer
-from typing import Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from requests import certs
 
 from resources.errors import FlexyError
+from resources.files import resolve_inside
 from resources.http.client import RETRYABLE_STATUS, HttpLimits, RetryableError, call_with_retries, parse_retry_after
 from resources.http.public_addresses import (
     DEFAULT_PORTS,
@@ -42,6 +43,9 @@ from resources.http.public_addresses import (
 )
 from resources.images import MAX_PIXELS, ImageStore
 
+if TYPE_CHECKING:
+    from resources.label_studio.client import LabelStudioClient
+
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 """The accepted formats. Pillow knows more, some of which (EPS) it hands to other programs."""
 
@@ -53,17 +57,6 @@ DOWNLOAD_LIMITS = HttpLimits(timeout=120.0, idle_timeout=20.0, attempts=4, answe
 
 class DownloadError(FlexyError):
     """A failed download; the message holds no query and no password, because these may be secrets."""
-
-
-class TrustedServer(Protocol):
-    """A server that may have any address and wants authorization: Label Studio, for its uploads."""
-
-    @property
-    def url(self) -> str:
-        """Scheme, host and, optionally, port and path."""
-
-    def authorization(self) -> str:
-        """Return the value of the Authorization header. Raises `FlexyError`."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +73,15 @@ class DownloadedImage:
 class ImageDownloader:
     """Downloads images over http(s) from public addresses and from `allowed` hosts (see `AddressGuard`).
 
-    So it does from `server`, which alone receives its authorization, and only as long as the request was not
-    redirected by another server. Each host name is resolved once an attempt, all its addresses are checked, and the
-    connection is made to one of these; TLS is verified against the name. Safe to use from several threads.
+    So it does from `server`, whatever its address. That alone receives its authorization, for its uploads, as long as
+    the request was not redirected by another server. Each host name is resolved once an attempt, all its addresses are
+    checked, and the connection is made to one of these; TLS is verified against the name. Safe for several threads.
     """
 
     def __init__(
         self,
         allowed: Collection[tuple[str, int | None]] = (),
-        server: TrustedServer | None = None,
+        server: LabelStudioClient | None = None,
         limits: HttpLimits = DOWNLOAD_LIMITS,
         resolve: Resolver = resolve_host,
         tls_context: ssl.SSLContext | None = None,
@@ -114,10 +107,7 @@ class ImageDownloader:
         )
 
     def download(self, url: str) -> DownloadedImage:
-        """Return the image at `url`, or at a path on `server`.
-
-        Raises `DownloadError` where the URL is refused, the download fails, or the content is not an image.
-        """
+        """Return the image at `url`, or at a path on `server`. Raises `DownloadError` with the reason."""
         if self.server and url.startswith("/") and not re.match(r"/[/\\]", url):
             url = urljoin(self.server.url, url)
         name = masked_url(url)
@@ -319,12 +309,8 @@ def read_image_file(folder: Path, name: str, limit: int = DOWNLOAD_LIMITS.answer
     """
     parts = PurePosixPath(name)
     label = f"file {_masked_name(name)!r}"
-    try:
-        file = Path(folder, parts).resolve()
-        inside = file.is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL in the name
-        inside = False
-    if not inside or parts.is_absolute() or ".." in parts.parts or "\\" in name:
+    file = resolve_inside(folder, parts)
+    if file is None or parts.is_absolute() or ".." in parts.parts or "\\" in name:
         raise DownloadError(f"{label} leads out of the export's folder: put it there and name it from there")
     try:
         if not file.is_file():  # a pipe would block for ever

@@ -59,10 +59,7 @@ class AddressGuard:
     """
 
     def __init__(
-        self,
-        allowed: Collection[tuple[str, int | None]] = (),
-        trusted: tuple[str, str, int] | None = None,
-        resolve: Resolver = resolve_host,
+        self, allowed: Collection[tuple[str, int | None]], trusted: tuple[str, str, int] | None, resolve: Resolver
     ) -> None:
         self.allowed = frozenset(allowed)
         self.trusted = trusted

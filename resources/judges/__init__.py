@@ -191,10 +191,8 @@ class Judge:
         `BadInputError` for a wrong number of images, and `FlexyError` where an answer cannot be written.
         """
         if len(images) != len(question.images):
-            raise BadInputError(
-                f"question {question.name} needs {len(question.images)} images, got {len(images)}:"
-                f" give {', '.join(question.images)}"
-            )
+            cause = f"question {question.name} needs {len(question.images)} images, got {len(images)}"
+            raise BadInputError(f"{cause}: give {', '.join(question.images)}")
         if readings < 1:
             raise BadInputError(f"invalid readings {readings}: must be 1 or more")
         rgb_images = [image.convert("RGB") for image in images]
@@ -238,7 +236,7 @@ class Judge:
 
 def _answers_folder(question: JudgeQuestion, images: Sequence[Image], fingerprint: str) -> str:
     """Return a folder's name, the same for the same question to the same model about the same pixels."""
-    pixels = [f"{image.width}x{image.height}:".encode() + image.tobytes() for image in images]
+    pixels = (f"{image.width}x{image.height}:".encode() + image.tobytes() for image in images)
     hashes = [hashlib.sha256(content).hexdigest() for content in pixels]
     key = [hashes, question.name, question.version, question.prompt, fingerprint, MAX_SIDE]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()

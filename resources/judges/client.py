@@ -61,10 +61,7 @@ class JudgeClient:
 
     @classmethod
     def from_settings(cls, settings: Settings, url: str, header: str) -> JudgeClient:
-        """Return the client for FLEXY_JUDGE's service, at `url` unless FLEXY_JUDGE_URL names another.
-
-        Raises `BadInputError` where the key for the published service is missing.
-        """
+        """Return the client for FLEXY_JUDGE's service, by default at `url`. Raises `BadInputError` without its key."""
         variable = settings.judge_key_variable
         if not (settings.judge_key or settings.judge_url):
             raise BadInputError(f"FLEXY_JUDGE={settings.judge} needs a key: set {variable}, or FLEXY_JUDGE_URL")

@@ -27,10 +27,7 @@ class VisionLanguageModel:
     """Answers a prompt about images in text."""
 
     def __init__(self, folder: Path, precision: str = "fp32") -> None:
-        """Load a folder in transformers' form, processor and chat template included.
-
-        Raises `FlexyError` where it cannot be loaded.
-        """
+        """Load a folder in transformers' form, processor and chat template included. Raises `FlexyError`."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         from resources.models.loading import load_network, load_tokenizer

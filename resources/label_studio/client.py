@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from threading import Lock
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -75,10 +76,8 @@ class LabelStudioClient:
     def from_settings(cls, settings: Settings, limits: HttpLimits | None = None) -> LabelStudioClient:
         """Return the client for the server in the settings. Raises `BadInputError` where they name none."""
         if not settings.label_studio_url or not settings.label_studio_key:
-            raise BadInputError(
-                "no Label Studio is configured: set LABEL_STUDIO_URL and"
-                " LABEL_STUDIO_API_KEY (under Account & Settings there)"
-            )
+            remedy = "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (under Account & Settings there)"
+            raise BadInputError(f"no Label Studio is configured: {remedy}")
         return cls(settings.label_studio_url, settings.label_studio_key.get_secret_value(), limits)
 
     def __repr__(self) -> str:
@@ -105,9 +104,8 @@ class LabelStudioClient:
 
     def tasks(self, project: int) -> Iterator[dict[str, Any]]:
         """Yield the tasks of a project as an export has them, annotations and predictions included, by number."""
-        seen: set[int] = set()
-        page = 1
-        while True:
+        numbers: set[int] = set()
+        for page in count(1):
             path = f"api/tasks?project={int(project)}&fields=all&page_size={PAGE_TASKS}&page={page}"
             try:
                 document = self.call("GET", path)
@@ -121,15 +119,12 @@ class LabelStudioClient:
                     pass
                 case _:
                     raise LabelStudioError(f"{self.http.name} answers without tasks: check LABEL_STUDIO_URL")
-            before = len(seen)
-            for task in tasks:
-                number = task.get("id") if isinstance(task, dict) else None
-                if isinstance(number, int) and number not in seen:
-                    seen.add(number)
-                    yield task
-            if len(seen) == before or page * PAGE_TASKS >= total:
+            numbered = [task for task in tasks if isinstance(task, dict) and isinstance(task.get("id"), int)]
+            new = {task["id"]: task for task in numbered if task["id"] not in numbers}
+            yield from new.values()
+            numbers |= new.keys()
+            if not new or page * PAGE_TASKS >= total:
                 return
-            page += 1
 
     def label_config(self, project: int) -> str:
         """Return the project's labelling form, as XML."""
@@ -151,9 +146,8 @@ class LabelStudioClient:
         requests the task has a prediction if it had one, so a killed push is simply repeated.
         """
         if not prediction.model_version or (prediction.score is not None and not math.isfinite(prediction.score)):
-            raise BadInputError(
-                f"invalid prediction for task {prediction.task}: must have a model version, and a finite score or none"
-            )
+            rule = "must have a model version, and a finite score or none"
+            raise BadInputError(f"invalid prediction for task {prediction.task}: {rule}")
         return self.http.call_with_retries(lambda: self._push(prediction))
 
     def delete(self, prediction: int) -> None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +31,7 @@ _SIGNATURE = re.compile(
 )
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 _SPACE = re.compile(r"[ \t\r\n]*")
+_BRUSHES = ("brushlabels", "brush")
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,9 @@ class LabelTask:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the task's content, which changes when the task changes.
-
-        Verdicts and the signatures of URLs are not part of it.
-        """
-        images = [
-            strip_signature(url) for url in (self.init_image, self.character_image, self.mask_image, self.final_image)
-        ]
+        """SHA-256 of the task's content, without verdicts and the signatures of URLs."""
+        urls = (self.init_image, self.character_image, self.mask_image, self.final_image)
+        images = [strip_signature(url) for url in urls]
         strokes = [[hashlib.sha256(s.rle).hexdigest(), s.width, s.height, s.to_name] for s in self.strokes]
         content = [self.id, images, self.character_id, self.character_name, self.prompt, strokes]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -153,12 +152,10 @@ def parse_tasks(entries: Iterable[Any]) -> tuple[list[LabelTask], list[TaskProbl
         try:
             if isinstance(entry, BadLineError):
                 raise entry
-            data = _task_data(entry)
-            name = identifier_field(data)
+            name = identifier_field(_task_data(entry))
             if name in tasks:
                 raise BadLineError(f"its id is that of entry {numbers[name]}: give it another")
-            strokes, verdicts, errors = _read_annotations(entry)
-            tasks[name] = _make_task(name, entry, data, strokes, verdicts)
+            tasks[name], errors = _read_task(name, entry)
             numbers[name] = number
             problems += [TaskProblem(number, name, reason, left_out=False) for reason in errors]
         except BadLineError as error:
@@ -175,20 +172,18 @@ def _task_data(entry: Any) -> dict[str, Any]:
     return data
 
 
-def _make_task(
-    name: str,
-    entry: dict[str, Any],
-    data: dict[str, Any],
-    strokes: tuple[BrushStroke, ...],
-    verdicts: tuple[ReviewVerdict, ...],
-) -> LabelTask:
+def _read_task(name: str, entry: dict[str, Any]) -> tuple[LabelTask, list[str]]:
+    """Return a task, and the errors of its unreadable annotations."""
+    data = entry["data"]
+    strokes, verdicts, errors = _read_annotations(entry)
+
     def optional_text(key: str, most: int) -> str:
         return text_field(data, key, most) if data.get(key) not in (None, "") else ""
 
     mask = optional_text("mask_image_url", MAX_URL_CHARACTERS)
     if not mask and not strokes:
         raise BadLineError("it has neither mask_image_url nor a painted mask")
-    return LabelTask(
+    task = LabelTask(
         id=name,
         task=_optional_integer(entry, "id"),
         project=_optional_integer(entry, "project"),
@@ -202,6 +197,7 @@ def _make_task(
         strokes=strokes,
         verdicts=verdicts,
     )
+    return task, errors
 
 
 def _optional_integer(entry: dict[str, Any], key: str) -> int | None:
@@ -225,24 +221,20 @@ def _read_annotations(entry: dict[str, Any]) -> tuple[tuple[BrushStroke, ...], t
             results = annotation.get("result")
             if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
                 raise BadLineError("its result is not a list of JSON objects")
-            choices = [
-                choice for result in results if result.get("type") == "choices" for choice in _read_choices(result)
-            ]
-            strokes = tuple(
-                _read_stroke(result) for result in results if result.get("type") in ("brushlabels", "brush")
-            )
+            lists = [_read_choices(result) for result in results if result.get("type") == "choices"]
+            choices = tuple(chain.from_iterable(lists))
+            strokes = tuple(_read_stroke(result) for result in results if result.get("type") in _BRUSHES)
             if choices:
                 annotator = _name_annotator(annotation.get("completed_by"))
-                verdicts.append(
-                    ReviewVerdict(tuple(choices), _optional_integer(annotation, "id"), time and time[:40], annotator)
-                )
+                number_on_server = _optional_integer(annotation, "id")
+                verdicts.append(ReviewVerdict(choices, number_on_server, time and time[:40], annotator))
             if strokes:
                 painted.append((time or "", strokes))
         except BadLineError as error:
             errors.append(f"annotation {number} is skipped: {error}")
     # At equal times the last in the list wins.
-    last = max(enumerate(painted), key=lambda item: (item[1][0], item[0]), default=None)
-    return last[1][1] if last else (), tuple(verdicts), errors
+    _, strokes = max(reversed(painted), key=itemgetter(0), default=("", ()))
+    return strokes, tuple(verdicts), errors
 
 
 def _read_choices(result: dict[str, Any]) -> list[str]:
@@ -292,13 +284,10 @@ class _FileError(Exception):
 def _iterate_entries(text: str) -> Iterator[Any]:
     """Yield the entries of a JSON list, each parsed by itself; an error takes the place of an unreadable one."""
 
-    def count_bytes(position: int) -> int:
-        return len(text[:position].encode())
-
     def make_error(position: int) -> _FileError:
-        if position >= len(text):
-            return _FileError(f"the file is truncated at byte {count_bytes(position)}: the tasks before are kept")
-        return _FileError(f"the file is not JSON from byte {count_bytes(position)} on: the tasks before are kept")
+        byte = len(text[:position].encode())
+        cause = f"truncated at byte {byte}" if position >= len(text) else f"not JSON from byte {byte} on"
+        return _FileError(f"the file is {cause}: the tasks before are kept")
 
     def skip_space(position: int) -> int:
         space = _SPACE.match(text, position)

@@ -38,9 +38,8 @@ def _row(entry: ModelEntry, models: str, settings: Settings) -> dict[str, Any]:
         state = "embedded"
     else:
         state = "your folder" if model.folder and not model.published else "present"
-    size = weights.folder_bytes(model.folder) / 1e9 if model.folder else 0
-    if missing and source:
-        size = source.gigabytes
+    present_bytes = weights.folder_bytes(model.folder) if model.folder else 0
+    size = source.gigabytes if missing and source else present_bytes / 1e9
     return {
         "name": model.name,
         "kind": entry.kind,

@@ -42,13 +42,6 @@ def torch_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
-def cpu_threads() -> int:
-    """Return the number of CPU threads that a model computes with."""
-    import torch
-
-    return torch.get_num_threads()
-
-
 def release_memory() -> None:
     """Return unreferenced memory to the system and to the GPU's other processes."""
     gc.collect()
@@ -99,9 +92,7 @@ class HalvingBatches:
                 release_memory()
                 if len(batch) > 1:
                     self.size = len(batch) // 2
-                else:
-                    results.append(
-                        FlexyError("out of memory for this image alone: use a smaller image, or more memory")
-                    )
-                    self.size = self.max_size
+                    continue
+                results.append(FlexyError("out of memory for this image alone: use a smaller image, or more memory"))
+                self.size = self.max_size
         return results

@@ -87,10 +87,7 @@ class LocalModel:
         return self.half_precision if torch.cuda.is_available() else "fp32"
 
     def load(self) -> Any:
-        """Return the loaded model, its files checked first.
-
-        Raises `FlexyError` naming a file that is missing or damaged.
-        """
+        """Return the loaded model. Raises `FlexyError` naming a file that is missing or damaged."""
         self.check()
         silence_library_logging()
         if self.threads:

@@ -11,17 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_url, snapshot_download
-
-# HTTPError is what the library's HTTP client raises, whichever client it is.
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, get_token, hf_hub_url, snapshot_download
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, disable_progress_bars, logging
@@ -72,7 +62,8 @@ def fetch_models(names: Sequence[str], settings: Settings) -> Iterator[FetchedMo
             continue
         try:
             received = _fetch(name, model.published)
-        except (HTTPError, OSError, ValueError) as error:
+        # errors.HTTPError is what the library's HTTP client raises, whichever client it is.
+        except (errors.HTTPError, OSError, ValueError) as error:
             # Their messages may contain a token or a signed address: only our own are shown.
             raise FlexyError(f"cannot fetch {name}: {_explain_error(error, model.published)}") from None
         yield FetchedModel(name, weights.hub_snapshot_folder(model.published), received)
@@ -211,27 +202,27 @@ def _damaged(name: str, file: str) -> str:
 
 def _explain_error(error: Exception, published: PublishedWeights) -> str:
     """Return cause and remedy of an error of the hub's library."""
-    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+    while isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what it raises when it cannot fall back on the cache
     repo, page = published.repo, f"https://huggingface.co/{published.repo}"
     hub = urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or "HF_ENDPOINT"
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         if status == 401 and get_token():
             return f"the hub does not accept the token: set HF_TOKEN to a valid one, see {page}"
         if status == 403:
             remedy = f"accept the licence at {page} with its account, and let it read gated repositories"
             return f"the token has no access to {repo}: {remedy}"
-        if isinstance(error, GatedRepoError):
+        if isinstance(error, errors.GatedRepoError):
             return f"{repo} is gated: accept the licence at {page}, then set HF_TOKEN"
-        if isinstance(error, RepositoryNotFoundError):
+        if isinstance(error, errors.RepositoryNotFoundError):
             return f"{hub} shows no repository {repo}: set HF_TOKEN if it is private, or {_OTHERWISE}"
-        if isinstance(error, RevisionNotFoundError):
+        if isinstance(error, errors.RevisionNotFoundError):
             return f"{repo} has no revision {published.revision}: {_OTHERWISE}"
         return f"{hub} answers with status {status}: run again later, it goes on where it was"
     if isinstance(error, OSError) and error.errno:
         return describe_os_error(error)
-    if isinstance(error, (HTTPError, OSError)):
+    if isinstance(error, (errors.HTTPError, OSError)):
         cause = f"no connection to {hub}, or it broke off ({type(error).__name__})"
         return f"{cause}: check the network and HF_ENDPOINT and run again, it goes on where it was"
     return f"{hub} does not answer as a hub does: check HF_ENDPOINT"

@@ -133,9 +133,8 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
             merges = len(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"])
             # Each token is a byte (512, half of them at a word's end), the start or end token, or made by a merge.
             if merges != tokenizer.vocab_size - 512 - 2:
-                raise load_error(
-                    folder, f"its tokenizer is incomplete: {tokenizer.vocab_size} tokens and {merges} merges"
-                )
+                cause = f"its tokenizer is incomplete: {tokenizer.vocab_size} tokens and {merges} merges"
+                raise load_error(folder, cause)
     return tokenizer
 
 

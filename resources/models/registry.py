@@ -1,4 +1,4 @@
-"""The models by name: one entry each. A new scorer, engine or editor is one file and one entry here.
+"""The models by name. A new scorer, engine or editor is one file and one entry here, and one for its weights.
 
 A loader is named by its module, which is imported only when the model is loaded: the webserver reads
 this registry and must not import torch. Licences, gating, hashes and sizes are those of the pinned commits.
@@ -10,15 +10,9 @@ from functools import partial
 from typing import Any, Literal
 
 from resources.errors import BadInputError
+from resources.models import weights
 from resources.models.entry import Kind, LocalModel, ModelEntry
-from resources.models.weights import (
-    MINI,
-    MINI_WEIGHTS,
-    PublishedWeights,
-    UserProvidedWeights,
-    hub_snapshot_folder,
-    read_user_folders,
-)
+from resources.models.weights import MINI, MINI_WEIGHTS, PublishedWeights, UserProvidedWeights
 from resources.settings import MODEL_SETS, Settings
 
 _UNGUIDED = frozenset({"guidance", "negative_prompt"})
@@ -147,8 +141,8 @@ def _model(
     """Return the entry of a model, with its weights; `embedded` is the folder of its mini weights."""
     if batch_size:
         fields["options"] = {"batch_size": batch_size}
-    weights = (_PUBLISHED.get(name), MINI_WEIGHTS / embedded if embedded else None, _USER_PROVIDED.get(name))
-    return ModelEntry(name, kind, f"{package}.{loader}", *weights, half_precision=half_precision, **fields)
+    sources = (_PUBLISHED.get(name), MINI_WEIGHTS / embedded if embedded else None, _USER_PROVIDED.get(name))
+    return ModelEntry(name, kind, f"{package}.{loader}", *sources, half_precision=half_precision, **fields)
 
 
 _engine = partial(_model, "engine", "resources.engines")
@@ -222,7 +216,6 @@ _ENTRIES = (
 )
 
 MODELS = {entry.name: entry for entry in _ENTRIES}
-"""Every model, by name."""
 
 
 def model_names(kind: Kind, settings: Settings) -> list[str]:
@@ -242,39 +235,37 @@ def find_model(name: str, kind: Kind, settings: Settings) -> ModelEntry:
 
 def local_model(entry: ModelEntry, settings: Settings) -> LocalModel:
     """Return the model of `entry` on this machine: in the user's folder, else at its set's default location."""
-    is_mini = settings.models == "mini" and entry.embedded is not None
-    user_folders = {} if is_mini else read_user_folders(settings, MODELS.keys())
-    user_folder = user_folders.get(entry.name)
-    published = None if is_mini or user_folder else entry.published
-    required_models = dict(entry.required_models) | {
-        argument: name for argument, name in entry.optional_models.items() if name in user_folders
-    }
-    return LocalModel(
-        name=f"mini_{entry.name.removeprefix('mini_')}" if is_mini else entry.name,
-        folder=user_folder or (entry.embedded if is_mini else hub_snapshot_folder(published) if published else None),
-        loader=entry.loader,
-        options=entry.options,
-        required_models={}
-        if is_mini
-        else {a: local_model(MODELS[needed], settings) for a, needed in required_models.items()},
+    if settings.models == "mini" and entry.embedded:
+        name = f"mini_{entry.name.removeprefix('mini_')}"
         # So small a model gains a quarter from a second thread, and is many times slower with it where another
         # process uses that core: one thread is the better default.
-        threads=1 if is_mini else None,
-        half_precision=None if is_mini else entry.half_precision,
+        return LocalModel(name, entry.embedded, entry.loader, entry.options, threads=1)
+    folders = weights.read_user_folders(settings, MODELS.keys())
+    published = None if entry.name in folders else entry.published
+    optional = {argument: name for argument, name in entry.optional_models.items() if name in folders}
+    needed = {**entry.required_models, **optional}
+    return LocalModel(
+        entry.name,
+        folders.get(entry.name) or (weights.hub_snapshot_folder(published) if published else None),
+        entry.loader,
+        entry.options,
+        {argument: local_model(MODELS[name], settings) for argument, name in needed.items()},
+        half_precision=entry.half_precision,
         requested_precision=settings.precision,
         published=published,
-        user_provided=None if is_mini else entry.user_provided,
+        user_provided=entry.user_provided,
     )
 
 
-def find_engine(name: str, settings: Settings) -> LocalModel:
-    """Return the engine called `name` on this machine."""
-    return local_model(find_model(name, "engine", settings), settings)
+def _find_local_model(kind: Kind, name: str, settings: Settings) -> LocalModel:
+    """Return the set's model called `name` on this machine. Raises `BadInputError` with the known names."""
+    return local_model(find_model(name, kind, settings), settings)
 
 
-def find_editor(name: str, settings: Settings) -> LocalModel:
-    """Return the editor called `name` on this machine."""
-    return local_model(find_model(name, "editor", settings), settings)
+find_engine = partial(_find_local_model, "engine")
+find_editor = partial(_find_local_model, "editor")
+find_face_finder = partial(_find_local_model, "face", "buffalo_l")
+find_face_swapper = partial(_find_local_model, "face", "inswapper_128")
 
 
 def find_face_editor(settings: Settings) -> str | None:
@@ -286,14 +277,4 @@ def find_scorer(name: str, settings: Settings) -> LocalModel:
     """Return the scoring model called `name`, or the one without weights that "module:callable" makes."""
     if ":" in name:
         return LocalModel(name.rpartition(":")[2], None, name)
-    return local_model(find_model(name, "scorer", settings), settings)
-
-
-def find_face_finder(settings: Settings) -> LocalModel:
-    """Return the `FaceFinder` on this machine."""
-    return local_model(find_model("buffalo_l", "face", settings), settings)
-
-
-def find_face_swapper(settings: Settings) -> LocalModel:
-    """Return the `FaceSwapper` on this machine."""
-    return local_model(find_model("inswapper_128", "face", settings), settings)
+    return _find_local_model("scorer", name, settings)

@@ -152,17 +152,13 @@ def check_files(
     missing = missing_files(folder, published, user_provided)
     if not missing:
         return
+    otherwise = "or name its folder in FLEXY_MODEL_REGISTRY, or set FLEXY_MODELS=mini"
     if user_provided and folder.is_dir():
-        raise FlexyError(
-            f"no weights for {name}: {folder} has no {missing[0]}: put it there, or name its folder in"
-            " FLEXY_MODEL_REGISTRY, or set FLEXY_MODELS=mini"
-        )
+        raise FlexyError(f"no weights for {name}: {folder} has no {missing[0]}: put it there, {otherwise}")
     if published is None:
         raise FlexyError(f"no weights for {name}: there is no folder {folder}: name another or FLEXY_MODELS=mini")
-    raise FlexyError(
-        f"no weights for {name}: {published.repo} is incomplete ({missing[0]} is missing):"
-        f" flexy models fetch {name}, or name its folder in FLEXY_MODEL_REGISTRY, or set FLEXY_MODELS=mini"
-    )
+    cause = f"{published.repo} is incomplete ({missing[0]} is missing)"
+    raise FlexyError(f"no weights for {name}: {cause}: flexy models fetch {name}, {otherwise}")
 
 
 def weights_fingerprint(
@@ -201,9 +197,5 @@ def describe_user_provided(name: str, user_provided: UserProvidedWeights) -> str
 
 def folder_bytes(folder: Path) -> int:
     """Return the bytes of the files below `folder`, links followed; 0 where it does not exist."""
-    return sum(
-        Path(parent, name).stat().st_size
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if Path(parent, name).exists()
-    )
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return sum(path.stat().st_size for path in paths if path.exists())

@@ -31,13 +31,11 @@ class AestheticHead(nn.Sequential):
     """The folder that it was loaded from."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
-        outputs = (*widths[1:], 1)
-        drops = (0.2, 0.2, 0.1)
         layers: list[nn.Module] = []
-        for index, (inputs, out) in enumerate(zip(widths, outputs, strict=True)):
-            layers.append(nn.Linear(inputs, out))
+        for index, (inputs, outputs) in enumerate(zip(widths, (*widths[1:], 1), strict=True)):
+            layers.append(nn.Linear(inputs, outputs))
             if index < len(widths) - 2:
-                layers.append(nn.Dropout(drops[min(index, len(drops) - 1)]))
+                layers.append(nn.Dropout(0.2 if index < 2 else 0.1))
         super().__init__(*layers)
 
     @property
@@ -56,10 +54,9 @@ class AestheticHead(nn.Sequential):
         """Return (n,) scores of (n, width) image vectors. Raises `FlexyError` for vectors of another width."""
         width = self.state_dict()["0.weight"].shape[1]
         if vectors.shape[1] != width:
-            raise FlexyError(
-                f"cannot use the aesthetic head in {self.folder}: it reads embeddings of width {width}, CLIP's have"
-                f" width {vectors.shape[1]}: name the folder of this CLIP's head"
-            )
+            cause = f"it reads embeddings of width {width}, CLIP's have width {vectors.shape[1]}"
+            remedy = "name the folder of this CLIP's head"
+            raise FlexyError(f"cannot use the aesthetic head in {self.folder}: {cause}: {remedy}")
         return self(torch.from_numpy(np.ascontiguousarray(vectors))).numpy()
 
 

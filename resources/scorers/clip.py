@@ -24,30 +24,24 @@ class ClipEncoder:
     """Images or prompts per forward pass; on a CPU a few, which fit its cache, are fastest."""
 
     def __init__(self, folder: Path, precision: str = "fp32") -> None:
-        """Load a folder in transformers' form, with its preprocessing configuration.
-
-        Raises `FlexyError` for a file that does not fit the model.
-        """
+        """Load a folder in transformers' form, preprocessing included. Raises `FlexyError` where they do not fit."""
         model = load_network(CLIPModel, folder, compute.torch_dtype(precision))
         with named_loading_errors(folder / "preprocessor_config.json"):
             preprocessing = Preprocessing.read(folder / "preprocessor_config.json")
         self._set_model(folder, model, load_tokenizer(CLIPTokenizer, folder), preprocessing)
 
-    def _set_model(
-        self, folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer, preprocessing: Preprocessing
-    ) -> None:
+    def _set_model(self, folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer, prepare: Preprocessing) -> None:
         """Set model, tokenizer and preprocessing. Raises `FlexyError` where they do not fit each other."""
         if len(tokenizer) > model.config.text_config.vocab_size:
             raise load_error(folder, f"its tokenizer has {len(tokenizer)} tokens, more than the model")
-        if preprocessing.side != (side := model.config.vision_config.image_size):
-            raise load_error(
-                folder, f"its preprocessing makes images {preprocessing.side} pixels wide, but the model takes {side}"
-            )
+        if prepare.side != (side := model.config.vision_config.image_size):
+            cause = f"its preprocessing makes images {prepare.side} pixels wide, but the model takes {side}"
+            raise load_error(folder, cause)
         self.device = compute.compute_device()
         self.batch_size = 32 if self.device == "cuda" else 4
         self.model = model.eval().to(self.device)
         self.tokenizer = tokenizer
-        self.prepare = preprocessing
+        self.prepare = prepare
         """Returns an RGB image as (3, side, side) float32; called from several threads, ahead of the model."""
         with named_loading_errors(folder):
             samples = self.prepare(Image.new("RGB", (8, 8))), self.texts(["a"])
@@ -65,14 +59,9 @@ class ClipEncoder:
     def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
         """Return (n, width) vectors of prompts; the tokenizer truncates a long one and keeps its end token."""
         max_tokens = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
-        )
-        return (
-            normalize_embedding(self.model.get_text_features(**tokens.to(self.device)).pooler_output.float())
-            .cpu()
-            .numpy()
-        )
+        options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
+        features = self.model.get_text_features(**self.tokenizer(list(prompts), **options).to(self.device))
+        return normalize_embedding(features.pooler_output.float()).cpu().numpy()
 
     def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Return (n, width) vectors of RGB images of any size."""

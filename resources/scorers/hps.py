@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import unescape
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from resources.chunks import split_chunks
 from resources.models import compute
 from resources.models.loading import load_error, load_tokenizer, named_loading_errors, read_tensors
 from resources.scorers.clip import ClipEncoder
@@ -59,26 +61,20 @@ class HpsScorer(ClipEncoder):
         """Return (n,) scores of n prepared images, each with its prompt."""
         if len(self._text_vectors) > 10_000:
             self._text_vectors.clear()
-        new_prompts = sorted(set(prompts) - self._text_vectors.keys())
-        for start in range(0, len(new_prompts), self.batch_size):
-            batch = new_prompts[start : start + self.batch_size]
+        for batch in split_chunks(sorted(set(prompts) - self._text_vectors.keys()), self.batch_size):
             self._text_vectors.update(zip(batch, self.texts(batch), strict=True))
         text_vectors = np.stack([self._text_vectors[prompt] for prompt in prompts])
         return np.einsum("nd,nd->n", self.images(prepared), text_vectors)
 
 
 def from_open_clip(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype = torch.float32) -> CLIPModel:
-    """Return transformers' CLIPModel with open_clip's weights; its sizes are read from the tensors.
-
-    Raises `FlexyError`, naming `folder`, for another model's weights.
-    """
+    """Return transformers' CLIPModel with open_clip's weights. Raises `FlexyError`, naming `folder`, for others."""
     with named_loading_errors(folder):
         # Created without memory of its own, it takes over the converted tensors.
         with torch.device("meta"):
             model = CLIPModel(_config(state))
-        converted = {
-            new_name: value.to(dtype) for name, tensor in state.items() for new_name, value in _convert(name, tensor)
-        }
+        pairs = chain.from_iterable(starmap(_convert, state.items()))
+        converted = {name: tensor.to(dtype) for name, tensor in pairs}
         missing, unknown = model.load_state_dict(converted, strict=False, assign=True)
     if missing or unknown:
         cause = f"{missing[0]} is missing" if missing else f"{unknown[0]} is unknown"

@@ -15,7 +15,6 @@ BLURS = (1, 2, 4, 8)
 """σ, in pixels, of the blurs under which edges are compared: small ones compare shapes, large ones positions."""
 
 LAYOUT_FINGERPRINT = f"edges{SIDE}/{'-'.join(map(str, BLURS))}"
-"""The fingerprint of its scores."""
 
 
 def edge_maps(image: Image.Image) -> NDArray[np.float32]:

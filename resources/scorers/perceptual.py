@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import lpips
@@ -43,11 +44,9 @@ class VggFeatures(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the features at the end of each block for (n, 3, h, w) images."""
         block_features = []
-        start = 0
-        for end in self.ends:
+        for start, end in pairwise([0, *self.ends]):
             images = self.features[start:end](images)
             block_features.append(images)
-            start = end
         return block_features
 
 

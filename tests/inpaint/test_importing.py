@@ -22,11 +22,11 @@ from flexy_assets.storage.labels import LabelTaskRow
 from resources.database import Database
 from resources.images import ImageStore
 from resources.label_studio.export import ReviewVerdict
-from resources.masks import encode_rle
 from resources.parquet import ParquetTables
 from resources.settings import Settings
 from tests.conftest import Flexy
 from tests.inpaint.scenes import SIZE, chosen, data, entry, masked, noise, serving, write
+from tests.resources.brush_strokes import encode_rle
 from tests.support.servers import SIGNATURE, ImageServer
 
 

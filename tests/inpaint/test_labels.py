@@ -22,7 +22,8 @@ from resources.label_studio.export import (
     parse_tasks,
     read_export_file,
 )
-from resources.masks import decode_rle, encode_rle
+from resources.masks import decode_rle
+from tests.resources.brush_strokes import encode_rle
 
 MASK = np.eye(4, 6, dtype=bool)
 

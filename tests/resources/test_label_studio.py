@@ -21,8 +21,8 @@ from resources.http.downloads import DownloadError, ImageDownloader
 from resources.label_studio import client
 from resources.label_studio.client import LabelStudioClient, LabelStudioError, Prediction, PushResult
 from resources.label_studio.export import ReviewVerdict, parse_tasks, read_export_file
-from resources.masks import encode_rle
 from resources.settings import Settings
+from tests.resources.brush_strokes import encode_rle
 from tests.support.label_studio import TOKEN, Server
 
 pytestmark = pytest.mark.slow(seconds=50)

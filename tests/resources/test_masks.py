@@ -17,13 +17,13 @@ from resources.masks import (
     MaskError,
     bounding_box,
     decode_rle,
-    encode_rle,
     feather_mask,
     fit_mask,
     keep_outside,
     mask_centroid,
     mask_from_image,
 )
+from tests.resources.brush_strokes import encode_rle
 
 
 def masked(*rows: str) -> Mask:

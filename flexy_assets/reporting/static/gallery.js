@@ -8,7 +8,7 @@ const form = byId("form"), fields = form.elements, message = byId("message"), vi
 /** @param {string} tag @returns {any} */
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children.filter(child => child !== null && child !== false));
+  made.append(...children.filter(child => known(child) && child !== false));
   return made;
 }
 
@@ -78,22 +78,14 @@ function scores(image, sortedBy = "") {
   ];
 }
 
-function enlarging(image, side) {
-  const button = element("button", { type: "button", className: "picture" }, picture(image, side));
-  button.addEventListener("click", () => open([image]));
-  return button;
-}
-
-function using(image) {
-  const button = element("button", { type: "button" }, "Use settings");
-  button.addEventListener("click", () => use(image));
-  return button;
-}
+const button = (label, onclick, properties = {}) => element("button", { type: "button", onclick, ...properties }, label);
+const enlarging = (image, side) => button(picture(image, side), () => open([image]), { className: "picture" });
+const using = image => button("Use settings", () => use(image));
 
 function comparing(image) {
-  const box = element("input", { type: "checkbox", checked: selection.has(image.id) });
+  const onchange = event => select(image, event.target.checked);
+  const box = element("input", { type: "checkbox", checked: selection.has(image.id), onchange });
   box.dataset.id = image.id;
-  box.addEventListener("change", () => select(image, box.checked));
   return element("label", {}, box, "Compare");
 }
 
@@ -118,13 +110,12 @@ function select(image, on) {
     box.checked = selection.has(box.dataset.id);
     box.closest(".card")?.classList.toggle("chosen", box.checked);
   }
-  const compare = element("button", { type: "button", className: "main", disabled: selection.size < 2 }, "Compare");
-  compare.addEventListener("click", () => open([...selection.values()]));
-  const clear = element("button", { type: "button" }, "Clear");
-  clear.addEventListener("click", () => [...selection.values()].forEach(each => select(each, false)));
-  byId("tray").hidden = !selection.size;
-  byId("tray").replaceChildren(...[...selection.values()].map(each => picture(each, 128)),
-    element("span", {}, selection.size < 2 ? "Select one more" : "Two selected"), compare, clear);
+  const selected = [...selection.values()], full = selected.length === 2;
+  byId("tray").hidden = !selected.length;
+  byId("tray").replaceChildren(...selected.map(each => picture(each, 128)),
+    element("span", {}, full ? "Two selected" : "Select one more"),
+    button("Compare", () => open(selected), { className: "main", disabled: !full }),
+    button("Clear", () => selected.forEach(each => select(each, false))));
 }
 
 const SETTINGS = {
@@ -169,11 +160,10 @@ function results(images) {
 }
 
 function open(images) {
-  const close = element("button", { type: "button", autofocus: true }, "Close");
-  close.addEventListener("click", () => view.close());
   const two = images.length === 2;
   view.replaceChildren(
-    element("header", {}, element("h2", { id: "view-name" }, two ? "Side by side" : "Image"), close),
+    element("header", {}, element("h2", { id: "view-name" }, two ? "Side by side" : "Image"),
+      button("Close", () => view.close(), { autofocus: true })),
     element("div", { className: `pair${two ? "" : " one"}` }, ...images.map(image =>
       element("figure", {}, picture(image), element("figcaption", {}, using(image))))),
     element("table", {}, results(images), facts(images, SETTINGS, true), facts(images, FACTS, false)));
@@ -249,8 +239,8 @@ function stateOf({ state, before, error, image, seconds }) {
   if (state === "waiting") return before ? `waiting: ${before} before it` : "waiting";
   if (state === "failed") return `failed: ${error}`;
   if (state === "done") return `done in ${seconds} s`;
-  const there = image ? metrics.filter(({ name }) => known(image.scores[name].value)).length : 0;
-  return `${image ? `scoring, ${there} of ${metrics.length}` : "making the image"}: ${seconds.toFixed(0)} s`;
+  const scored = image ? metrics.filter(({ name }) => known(image.scores[name].value)).length : 0;
+  return `${image ? `scoring, ${scored} of ${metrics.length}` : "making the image"}: ${seconds.toFixed(0)} s`;
 }
 
 function draw(trials) {
@@ -258,8 +248,7 @@ function draw(trials) {
   const latest = trials[0];
   if (key !== drawn) {
     const image = latest.image, earlier = trials.slice(1).find(trial => trial.image)?.image;
-    const compare = element("button", { type: "button" }, "Compare with the trial before");
-    compare.addEventListener("click", () => open([earlier, image]));
+    const compare = earlier && button("Compare with the trial before", () => open([earlier, image]));
     byId("latest").replaceChildren(
       image ? enlarging(image, 512) : element("div", { className: `none ${latest.state}` }, latest.state === "failed" ? "no image" : "…"),
       element("div", {},
@@ -267,7 +256,7 @@ function draw(trials) {
         element("p", { className: "prompt", dir: "auto" }, latest.settings.prompt),
         element("p", { className: "settings" }, settings(latest.settings)),
         ...image ? scores(image) : [],
-        image && element("div", { className: "actions" }, comparing(image), earlier && compare, using(image))));
+        image && element("div", { className: "actions" }, comparing(image), compare, using(image))));
     byId("others").replaceChildren(...trials.slice(1).filter(({ state }) => state !== "done").map(trial =>
       element("li", { className: trial.state === "failed" ? "bad" : "" }, `${trial.settings.prompt} (${settings(trial.settings)}): ${stateOf(trial)}`)));
     drawn = key;

@@ -124,7 +124,7 @@ function chooser(name, title, label) {
   };
   for (const value of present) {
     const box = /** @type {HTMLInputElement} */ (make("input", {type: "checkbox", checked: ""})), text = value === null ? null : names[name][value];
-    const count = columns[name].filter(found => found === value).length;
+    const count = columns[name].filter(each => each === value).length;
     box.addEventListener("input", () => { hidden[name][box.checked ? "delete" : "add"](value); summarize(); filter(); });
     boxes.append(make("label", {title: text ?? ""}, box, " ", label(text), " ", make("small", {}, whole(count))));
   }
@@ -294,9 +294,9 @@ function extremes() {
     const ranked = filtered.filter(has(metric)).sort((a, b) => columns[metric][b] - columns[metric][a]);
     const best = ranked.slice(0, Math.min(4, Math.ceil(ranked.length / 2)));
     const worst = ranked.slice(Math.max(ranked.length - 4, best.length)).reverse();
-    const ends = [["best", best], ["worst", worst]].filter(([, found]) => found.length).map(([title, found]) =>
+    const ends = [["best", best], ["worst", worst]].filter(([, members]) => members.length).map(([title, members]) =>
       make("div", {}, make("h3", {}, `${labels[metric]}, ${title}`),
-        make("div", {class: "strip"}, ...found.map(row => figure(row, metric, found)))));
+        make("div", {class: "strip"}, ...members.map(row => figure(row, metric, members)))));
     return ends.length ? [make("div", {class: "ends"}, ...ends)] : [];
   }));
 }

@@ -6,88 +6,39 @@ they resample prompts where six or more repeat, else images. scikit-learn and sc
 so that the report and Dagster start without them.
 """
 
-from __future__ import annotations
-
-from flexy_assets.sweep.analysis.comparison import SWEEP_COMPARISON_SCHEMA, compare_groups, describe_scores
-from flexy_assets.sweep.analysis.correlations import (
-    COMPONENTS_SCHEMA,
-    CORRELATIONS_SCHEMA,
-    correlate_metrics,
-    principal_components,
-)
-from flexy_assets.sweep.analysis.model_selection import MODELS, REGRESSION_SCHEMA, fit_models, predict_score
-from flexy_assets.sweep.analysis.response import (
-    EFFECTS_SCHEMA,
-    MIN_GAIN,
-    RESPONSE_SCHEMA,
-    RETURNS_SCHEMA,
-    diminishing_returns_table,
-    effects_table,
-    response_table,
-)
-from flexy_assets.sweep.analysis.rows import (
-    COLUMN_LABELS,
-    METRIC_LABELS,
-    MIN_IMAGES,
-    NO_GUIDANCE,
-    SCORES_TABLE_SCHEMA,
-    SETTING_LABELS,
-    TARGET_LABELS,
-    add_overall,
-    effective_guidance,
-    measured_images,
-    normalize_weights,
-    select_images,
-    setting_names,
-)
-from flexy_assets.sweep.analysis.sweet_spots import (
-    PARETO_SCHEMA,
-    SWEET_SPOTS_SCHEMA,
-    VALUE_TOLERANCE,
-    find_pareto_front,
-    find_sweet_spots,
-)
-from flexy_assets.sweep.analysis.tables import AnalysisTables
-from flexy_assets.sweep.analysis.times import TIMES_SCHEMA, times_table
-
-__all__ = [
-    "COLUMN_LABELS",
-    "COMPONENTS_SCHEMA",
-    "CORRELATIONS_SCHEMA",
-    "EFFECTS_SCHEMA",
-    "METRIC_LABELS",
-    "MIN_GAIN",
-    "MIN_IMAGES",
-    "MODELS",
-    "NO_GUIDANCE",
-    "PARETO_SCHEMA",
-    "REGRESSION_SCHEMA",
-    "RESPONSE_SCHEMA",
-    "RETURNS_SCHEMA",
-    "SCORES_TABLE_SCHEMA",
-    "SETTING_LABELS",
-    "SWEEP_COMPARISON_SCHEMA",
-    "SWEET_SPOTS_SCHEMA",
-    "TARGET_LABELS",
-    "TIMES_SCHEMA",
-    "VALUE_TOLERANCE",
-    "AnalysisTables",
-    "add_overall",
-    "compare_groups",
-    "correlate_metrics",
-    "describe_scores",
-    "diminishing_returns_table",
-    "effective_guidance",
-    "effects_table",
-    "find_pareto_front",
-    "find_sweet_spots",
-    "fit_models",
-    "measured_images",
-    "normalize_weights",
-    "predict_score",
-    "principal_components",
-    "response_table",
-    "select_images",
-    "setting_names",
-    "times_table",
-]
+from flexy_assets.sweep.analysis.comparison import compare_groups as compare_groups
+from flexy_assets.sweep.analysis.correlations import correlate_metrics as correlate_metrics
+from flexy_assets.sweep.analysis.correlations import principal_components as principal_components
+from flexy_assets.sweep.analysis.model_selection import MODELS as MODELS
+from flexy_assets.sweep.analysis.model_selection import fit_models as fit_models
+from flexy_assets.sweep.analysis.model_selection import predict_score as predict_score
+from flexy_assets.sweep.analysis.response import diminishing_returns_table as diminishing_returns_table
+from flexy_assets.sweep.analysis.response import effects_table as effects_table
+from flexy_assets.sweep.analysis.response import response_table as response_table
+from flexy_assets.sweep.analysis.rows import COLUMN_LABELS as COLUMN_LABELS
+from flexy_assets.sweep.analysis.rows import METRIC_LABELS as METRIC_LABELS
+from flexy_assets.sweep.analysis.rows import MIN_IMAGES as MIN_IMAGES
+from flexy_assets.sweep.analysis.rows import NO_GUIDANCE as NO_GUIDANCE
+from flexy_assets.sweep.analysis.rows import SCORES_TABLE_SCHEMA as SCORES_TABLE_SCHEMA
+from flexy_assets.sweep.analysis.rows import SETTING_LABELS as SETTING_LABELS
+from flexy_assets.sweep.analysis.rows import TARGET_LABELS as TARGET_LABELS
+from flexy_assets.sweep.analysis.rows import add_overall as add_overall
+from flexy_assets.sweep.analysis.rows import effective_guidance as effective_guidance
+from flexy_assets.sweep.analysis.rows import measured_images as measured_images
+from flexy_assets.sweep.analysis.rows import select_images as select_images
+from flexy_assets.sweep.analysis.rows import setting_names as setting_names
+from flexy_assets.sweep.analysis.schemas import COMPONENTS_SCHEMA as COMPONENTS_SCHEMA
+from flexy_assets.sweep.analysis.schemas import CORRELATIONS_SCHEMA as CORRELATIONS_SCHEMA
+from flexy_assets.sweep.analysis.schemas import EFFECTS_SCHEMA as EFFECTS_SCHEMA
+from flexy_assets.sweep.analysis.schemas import PARETO_SCHEMA as PARETO_SCHEMA
+from flexy_assets.sweep.analysis.schemas import REGRESSION_SCHEMA as REGRESSION_SCHEMA
+from flexy_assets.sweep.analysis.schemas import RESPONSE_SCHEMA as RESPONSE_SCHEMA
+from flexy_assets.sweep.analysis.schemas import RETURNS_SCHEMA as RETURNS_SCHEMA
+from flexy_assets.sweep.analysis.schemas import SWEEP_COMPARISON_SCHEMA as SWEEP_COMPARISON_SCHEMA
+from flexy_assets.sweep.analysis.schemas import SWEET_SPOTS_SCHEMA as SWEET_SPOTS_SCHEMA
+from flexy_assets.sweep.analysis.schemas import TIMES_SCHEMA as TIMES_SCHEMA
+from flexy_assets.sweep.analysis.sweet_spots import VALUE_TOLERANCE as VALUE_TOLERANCE
+from flexy_assets.sweep.analysis.sweet_spots import find_pareto_front as find_pareto_front
+from flexy_assets.sweep.analysis.sweet_spots import find_sweet_spots as find_sweet_spots
+from flexy_assets.sweep.analysis.tables import AnalysisTables as AnalysisTables
+from flexy_assets.sweep.analysis.times import times_table as times_table

@@ -1,7 +1,5 @@
 """The basis functions of responses over steps and guidance, from a mean to a spline surface."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,9 +22,8 @@ def to_coordinates(steps: ArrayLike, guidance: ArrayLike) -> Floats:
     logarithm, which no polynomial in guidance itself follows.
     """
     log_steps = np.log2(np.maximum(np.asarray(steps, dtype=np.float64), 1))
-    return np.stack(
-        np.broadcast_arrays(log_steps, np.log2(np.nan_to_num(effective_guidance(guidance), nan=1.0))), axis=-1
-    )
+    log_guidance = np.log2(np.nan_to_num(effective_guidance(guidance), nan=1.0))
+    return np.stack(np.broadcast_arrays(log_steps, log_guidance), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,10 @@ class BasisForm:
     """
 
     name: str
-    mean: tuple[float, float]
-    std: tuple[float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     degree: int
-    degrees: tuple[int, int]
+    degrees: tuple[int, ...]
     knots: Knots | None = None
     additive: bool = False
     crossed: bool = False
@@ -84,24 +81,13 @@ def make_form(settings: Floats, name: str, degree: int = DEGREE, pieces: int = 0
 
     `pieces` are each setting's splines'; where `crossed`, guidance's alone.
     """
-    spread = settings.std(axis=0)
-    mean, std = settings.mean(axis=0), np.where(np.ptp(settings, axis=0) > 0, spread, 1.0)
-    z = (settings - mean) / std
-    return BasisForm(
-        name,
-        (float(mean[0]), float(mean[1])),
-        (float(std[0]), float(std[1])),
-        degree,
-        (degree_for(z[:, 0]), degree_for(z[:, 1])),
-        (place_knots(z[:, 0], 1 if crossed else pieces), place_knots(z[:, 1], pieces)) if pieces else None,
-        name == "additive" or crossed,
-        crossed,
-    )
-
-
-def degree_for(values: Floats) -> int:
-    """Return the highest degree that values (n,) support: two distinct ones a line, three a parabola."""
-    return min(DEGREE, len(np.unique(values)) - 1)
+    mean, std = settings.mean(axis=0), np.where(np.ptp(settings, axis=0) > 0, settings.std(axis=0), 1.0)
+    steps, guidance = ((settings - mean) / std).T
+    # Two distinct values support a line, three a parabola.
+    degrees = tuple(min(DEGREE, len(np.unique(values)) - 1) for values in (steps, guidance))
+    knots = (place_knots(steps, 1 if crossed else pieces), place_knots(guidance, pieces)) if pieces else None
+    additive = name == "additive" or crossed
+    return BasisForm(name, tuple(mean.tolist()), tuple(std.tolist()), degree, degrees, knots, additive, crossed)
 
 
 def place_knots(values: Floats, pieces: int) -> tuple[float, ...]:

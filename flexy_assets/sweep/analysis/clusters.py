@@ -1,7 +1,5 @@
 """The units that intervals resample: images, or whole prompts where prompts repeat."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +21,7 @@ CONFIDENCE_LEVEL: Final = 0.95
 
 @dataclass(frozen=True)
 class Clusters:
-    """`of` (n,) the cluster of each image, from 0 to `count - 1`; `by` is "prompt" or "image".
+    """`labels` (n,) the cluster of each image, from 0 to `count - 1`; `by` is "prompt" or "image".
 
     `prompts` (n,) numbers the prompts, whose means the fits remove; images of an unknown prompt have
     one each.
@@ -54,10 +52,10 @@ class Clusters:
         starts = np.searchsorted(self.labels[order], np.arange(self.count))
         return np.add.reduceat(values[order], starts, axis=0)
 
-    def weights(self, seed: int, draws: int = BOOTSTRAP_DRAWS) -> Floats:
-        """Return (draws, count) weights of the Bayesian bootstrap (Rubin 1981), 1 on average: none is 0."""
-        draws_of_weights = np.random.default_rng(seed).exponential(size=(draws, self.count))
-        return draws_of_weights / draws_of_weights.mean(axis=1, keepdims=True)
+    def weights(self, seed: int) -> Floats:
+        """Return (`BOOTSTRAP_DRAWS`, count) weights of the Bayesian bootstrap (Rubin 1981), 1 on average: none is 0."""
+        weights = np.random.default_rng(seed).exponential(size=(BOOTSTRAP_DRAWS, self.count))
+        return weights / weights.mean(axis=1, keepdims=True)
 
     @property
     def widening(self) -> float:

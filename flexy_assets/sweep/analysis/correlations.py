@@ -1,9 +1,6 @@
 """Correlations of metrics with each other and with settings, over all images and within a prompt."""
 
-from __future__ import annotations
-
 from itertools import combinations, product
-from typing import Final
 
 import numpy as np
 import polars as pl
@@ -19,78 +16,43 @@ from flexy_assets.sweep.analysis.rows import (
     float_column,
     join_notes,
     make_frame,
-    measured_images,
+    make_rows,
     setting_names,
     split_by_engine,
 )
-
-CORRELATIONS_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "engine": pl.String(),
-    "left": pl.String(),
-    "right": pl.String(),
-    "n": pl.Int64(),
-    "pearson": pl.Float64(),
-    "pearson_low": pl.Float64(),
-    "pearson_high": pl.Float64(),
-    "spearman": pl.Float64(),
-    "spearman_low": pl.Float64(),
-    "spearman_high": pl.Float64(),
-    "within": pl.Float64(),
-    "within_low": pl.Float64(),
-    "within_high": pl.Float64(),
-    "within_n": pl.Int64(),
-    "clusters": pl.Int64(),
-    "clusters_by": pl.String(),
-    "note": pl.String(),
-}
-COMPONENTS_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "engine": pl.String(),
-    "component": pl.Int64(),
-    "n": pl.Int64(),
-    "share": pl.Float64(),
-    "share_low": pl.Float64(),
-    "share_high": pl.Float64(),
-    "loadings": pl.List(
-        pl.Struct({"metric": pl.String(), "loading": pl.Float64(), "low": pl.Float64(), "high": pl.Float64()})
-    ),
-    "note": pl.String(),
-}
+from flexy_assets.sweep.analysis.schemas import COMPONENTS_SCHEMA, CORRELATIONS_SCHEMA
 
 
 def correlate_metrics(scores: pl.DataFrame) -> pl.DataFrame:
     """Return Pearson and Spearman with 95 % intervals for every two metrics and every setting with every metric.
 
-    `within` is Pearson's among the images of one prompt, prompts' means removed; `within_n` counts the images of
-    prompts that have two or more. Intervals are on Fisher's scale, from each cluster's influence on the
-    coefficient (the infinitesimal jackknife: Efron 1982, chapter 6), with one degree of freedom fewer than
-    clusters: prompts where they repeat, else images (`clusters`, `clusters_by`). Guidance is the effective one.
-    Returns `CORRELATIONS_SCHEMA`.
+    `within` is Pearson's with prompts' means removed. Intervals are on Fisher's scale, from each cluster's influence on
+    the coefficient (the infinitesimal jackknife: Efron 1982, chapter 6), with one degree of freedom fewer than
+    clusters: prompts where they repeat, else images. Guidance is the effective one. Returns `CORRELATIONS_SCHEMA`.
     """
-    rows_found = []
-    for engine, rows in split_by_engine(measured_images(scores)):
+    correlations = []
+    for engine, rows in split_by_engine(scores):
         pairs = [*combinations(METRIC_LABELS, 2), *product([*setting_names(rows), "elapsed_ms"], METRIC_LABELS)]
         columns = {name: float_column(rows, name) for name in (*METRIC_LABELS, *SETTING_LABELS)}
         columns["guidance"] = effective_guidance(columns["guidance"])
         for left, right in pairs:
             in_both = np.isfinite(columns[left]) & np.isfinite(columns[right])
             pair = _correlate_pair(columns[left][in_both], columns[right][in_both], rows.filter(in_both))
-            rows_found.append({"engine": engine, "left": left, "right": right, **pair})
-    return make_frame(rows_found, CORRELATIONS_SCHEMA)
+            correlations.append({"engine": engine, "left": left, "right": right, **pair})
+    return make_frame(correlations, CORRELATIONS_SCHEMA)
 
 
 def principal_components(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     """Return the principal components of the metrics' z-scores, with their shares and loadings.
 
-    `share` of the variance, 0 to 1; a loading is the metric's correlation with the component, -1 to 1, the largest
-    ones positive. 95 % intervals are a bootstrap over clusters as in `correlations`. Two components whose
-    shares do not differ significantly have no directions of their own, which `note` says. A metric that is constant
-    or was never measured is left out. Returns `COMPONENTS_SCHEMA`, a row an engine and component; one row with a
-    `note` where there is none.
+    A loading is the metric's correlation with the component, -1 to 1, the largest ones positive. 95 % intervals are a
+    bootstrap over clusters as in `correlate_metrics`. Two components whose shares do not differ significantly have no
+    directions of their own, which `note` says. A metric that is constant or was never measured is left out. Returns
+    `COMPONENTS_SCHEMA`, a row an engine and component; one row with a `note` where there is none.
     """
-    rows_found = []
-    for engine, rows in split_by_engine(measured_images(scores)):
-        rows_found += [{"engine": engine, **row} for row in _find_components(rows, seed)]
-    return make_frame(rows_found, COMPONENTS_SCHEMA)
+    engines = split_by_engine(scores)
+    components = ({"engine": engine, **row} for engine, rows in engines for row in _find_components(rows, seed))
+    return make_frame(components, COMPONENTS_SCHEMA)
 
 
 def _correlate_pair(x: Floats, y: Floats, rows: pl.DataFrame) -> Row:
@@ -107,19 +69,13 @@ def _correlate_pair(x: Floats, y: Floats, rows: pl.DataFrame) -> Row:
     repeated = sizes[clusters.prompts] > 1
     if repeated.sum() < 4:
         return row | {"note": "no prompt has enough images for a correlation within it"}
-    repeated_rows = rows.filter(repeated)
-    clusters = find_clusters(repeated_rows)
+    clusters = find_clusters(rows.filter(repeated))
     left, right = (_centre_within(values[repeated], clusters.prompts) for values in (x, y))
     if min(np.ptp(left), np.ptp(right)) <= 1e-12 * max(np.ptp(x), np.ptp(y)):
         return row | {"note": "one of the two is constant within a prompt"}
-    few_prompts_note = (
-        None if clusters.by == "prompt" else f"{clusters.prompts.max() + 1} prompts: applies to these only"
-    )
-    return (
-        row
-        | _fisher_interval("within", *_pearson_with_influence(left, right), clusters)
-        | {"within_n": int(repeated.sum()), "note": few_prompts_note}
-    )
+    row |= _fisher_interval("within", *_pearson_with_influence(left, right), clusters)
+    note = None if clusters.by == "prompt" else f"{clusters.prompts.max() + 1} prompts: applies to these only"
+    return row | {"within_n": int(repeated.sum()), "note": note}
 
 
 def _fisher_interval(name: str, value: float, influence: Floats, clusters: Clusters) -> Row:
@@ -194,46 +150,21 @@ def _find_components(rows: pl.DataFrame, seed: int) -> list[Row]:
         clusters.t * clusters.widening * np.sqrt(((draws - estimate) ** 2).mean(axis=0))
         for draws, estimate in ((drawn_shares, shares[0]), (drawn_loadings, loadings[0]))
     )
-    left_out = [METRIC_LABELS[metric] for metric in METRIC_LABELS if metric not in varying]
-    missing = f"without {', '.join(left_out)}" if left_out else None
-    rows_found: list[Row] = []
-    for c in range(k):
-        similar = [
-            second
-            for second in (c - 1, c + 1)
-            if 0 <= second < k and _have_similar_shares(shares[0], drawn_shares, c, second, clusters)
-        ]
-        similar_note = (
-            f"not significantly different from component {' and '.join(str(second + 1) for second in similar)}"
-            if similar
-            else None
-        )
-        ends = np.clip(shares[0, c] + np.array([-1, 1]) * share_margin[c], 0, 1)
-        row: Row = {
-            "component": c + 1,
-            "n": n,
-            "share": float(shares[0, c]),
-            "note": join_notes(similar_note, missing),
-        }
-        row |= {"share_low": float(ends[0]), "share_high": float(ends[1])}
-        row["loadings"] = [
-            {
-                "metric": metric,
-                "loading": float(loadings[0, m, c]),
-                "low": float(max(loadings[0, m, c] - margin[m, c], -1)),
-                "high": float(min(loadings[0, m, c] + margin[m, c], 1)),
-            }
-            for m, metric in enumerate(varying)
-        ]
-        rows_found.append(row)
-    return rows_found
-
-
-def _have_similar_shares(shares: Floats, drawn: Floats, first: int, second: int, clusters: Clusters) -> bool:
-    """Return whether two components' shares do not differ significantly."""
-    gap = abs(shares[first] - shares[second])
-    error = (drawn[:, first] - drawn[:, second]).std() * clusters.widening
-    return bool(gap <= clusters.t * error)
+    left_out = [label for metric, label in METRIC_LABELS.items() if metric not in varying]
+    left_out_note = f"without {', '.join(left_out)}" if left_out else None
+    low, high = np.maximum(loadings[0] - margin, -1), np.minimum(loadings[0] + margin, 1)
+    # (k + 1,) whether a component's share does not differ significantly from the one before it.
+    gap_error = np.diff(drawn_shares, axis=1).std(axis=0) * clusters.widening
+    is_similar = np.pad(np.abs(np.diff(shares[0])) <= clusters.t * gap_error, 1)
+    components: list[Row] = []
+    for c, share in enumerate(shares[0].tolist()):
+        similar = [str(number) for number, gap in ((c, c), (c + 2, c + 1)) if is_similar[gap]]
+        similar_note = f"not significantly different from component {' and '.join(similar)}" if similar else None
+        ends = np.clip(share + np.array([-1, 1]) * share_margin[c], 0, 1)
+        columns = {"metric": np.array(varying), "loading": loadings[0, :, c], "low": low[:, c], "high": high[:, c]}
+        row = {"component": c + 1, "n": n, "share": share, "share_low": ends[0], "share_high": ends[1]}
+        components.append(row | {"loadings": make_rows(columns), "note": join_notes(similar_note, left_out_note)})
+    return components
 
 
 def _eigen_decompose(matrices: Floats) -> tuple[Floats, Floats]:

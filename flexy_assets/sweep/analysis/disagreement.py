@@ -1,7 +1,5 @@
 """Disagreement of metrics: pairs of images of one prompt that two metrics order oppositely."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -32,7 +30,6 @@ class MetricDisagreement:
     left: str
     right: str
     share: float | None
-    compared: int
     pairs: list[tuple[str, str]]
 
 
@@ -61,7 +58,7 @@ def find_disagreements(overall: pl.DataFrame, seed: int = 0) -> list[MetricDisag
             signs = np.sign(z[left][a] - z[left][b]) * np.sign(z[right][a] - z[right][b])
             disagreements, compared = disagreements + int((signs < 0).sum()), compared + int((np.abs(signs) > 0).sum())
         pairs = [(ids[a], ids[b]) for a, b in _furthest_pairs(z[left], z[right], groups)]
-        results.append(MetricDisagreement(left, right, disagreements / compared if compared else None, compared, pairs))
+        results.append(MetricDisagreement(left, right, disagreements / compared if compared else None, pairs))
     return sorted(results, key=lambda pair: -1.0 if pair.share is None else pair.share, reverse=True)
 
 
@@ -86,16 +83,16 @@ def _furthest_pairs(
     """Yield the rows that `left` and that `right` prefers, furthest apart first."""
     scored = np.flatnonzero(np.isfinite(left) & np.isfinite(right))
     order = scored[np.lexsort((left[scored] - right[scored], groups[scored]))]
-    pairs_found: list[tuple[float, int, int]] = []
+    candidates: list[tuple[float, int, int]] = []
     for group in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
         a, b = group[-CANDIDATE_PAIRS:], group[:CANDIDATE_PAIRS]
         distance = np.minimum(left[a][:, None] - left[b], right[b] - right[a][:, None])
         best = np.argsort(-distance, axis=None, kind="stable")[: 4 * SHOWN_PAIRS]
-        pairs_found += [
+        candidates += [
             (float(distance.flat[k]), int(a[k // b.size]), int(b[k % b.size])) for k in best if distance.flat[k] > 0
         ]
     used: set[int] = set()
-    for _, first, second in sorted(pairs_found, key=lambda pair: -pair[0]):
+    for _, first, second in sorted(candidates, key=lambda pair: -pair[0]):
         if len(used) == 2 * SHOWN_PAIRS:
             return
         if not used & {first, second}:

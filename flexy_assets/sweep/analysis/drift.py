@@ -1,7 +1,5 @@
 """Drift: whether a metric's mean in an engine's newest sweep differs from its earlier sweeps. Trials are left out."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,21 +48,16 @@ def find_drifts(tallies: Sequence[RunTally], metric: Metric) -> list[MetricDrift
     compared = [t for t in sweeps if t.count >= MIN_IMAGES_PER_RUN]
     drifts = []
     for engine in sorted({t.engine or "unknown" for t in compared}):
-        runs = sorted((t for t in compared if (t.engine or "unknown") == engine), key=_sort_key)
+        of_engine = (t for t in compared if (t.engine or "unknown") == engine)
+        runs = sorted(of_engine, key=lambda tally: (tally.began or datetime.min, str(tally.run_id)))
         if len(runs) > 1:
             drifts.append(_compare(engine, runs[:-1], runs[-1], ROUNDING * (metric.high - metric.low)))
     return drifts
 
 
-def _sort_key(tally: RunTally) -> tuple[datetime, str]:
-    return tally.began or datetime.min, str(tally.run_id)
-
-
 def _compare(engine: str, earlier: Sequence[RunTally], newest: RunTally, min_deviation: float) -> MetricDrift:
-    (old, old_mean, old_variance), (new, new_mean, new_variance) = (
-        _moments(earlier, min_deviation),
-        _moments([newest], min_deviation),
-    )
+    old, old_mean, old_variance = _moments(earlier, min_deviation)
+    new, new_mean, new_variance = _moments([newest], min_deviation)
     difference = new_mean - old_mean
     pooled = ((old - 1) * old_variance + (new - 1) * new_variance) / (old + new - 2)
     z = difference / math.sqrt(old_variance / old + new_variance / new)

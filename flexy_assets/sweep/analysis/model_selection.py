@@ -1,7 +1,5 @@
 """Each metric by steps and guidance: models from a mean to a spline surface, selected by cross-validation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -27,37 +25,13 @@ from flexy_assets.sweep.analysis.rows import (
     float_column,
     join_notes,
     make_frame,
-    measured_images,
     setting_names,
     split_by_engine,
 )
+from flexy_assets.sweep.analysis.schemas import REGRESSION_SCHEMA
 
-REGRESSION_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "engine": pl.String(),
-    "metric": pl.String(),
-    "model": pl.String(),
-    "n": pl.Int64(),
-    "folds_by": pl.String(),
-    "r2": pl.Float64(),
-    "rmse": pl.Float64(),
-    "chosen": pl.Boolean(),
-    "coefficients": pl.List(pl.Struct({"term": pl.String(), "value": pl.Float64()})),
-    "steps_mean": pl.Float64(),
-    "steps_std": pl.Float64(),
-    "guidance_mean": pl.Float64(),
-    "guidance_std": pl.Float64(),
-    "degree": pl.Int64(),
-    "steps_degree": pl.Int64(),
-    "guidance_degree": pl.Int64(),
-    "steps_knots": pl.List(pl.Float64()),
-    "guidance_knots": pl.List(pl.Float64()),
-    "flat_p": pl.Float64(),
-    "prompt_share": pl.Float64(),
-    "clusters": pl.Int64(),
-    "clusters_by": pl.String(),
-    "band_pieces": pl.Int64(),
-    "note": pl.String(),
-}
+Model = tuple[BasisForm, Floats]
+"""A form and its coefficients (p,)."""
 
 MODELS: Final = ("mean", "linear", "quadratic", "additive", "spline")
 """Simplest first: the polynomials of degree 0 to 2, a sum of two splines, a spline surface."""
@@ -80,19 +54,18 @@ FLAT_MODEL: Final = 0.05
 def fit_models(scores: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     """Return each metric regressed on log2(steps) and log2(effective guidance) by the `MODELS`.
 
-    `r2` and `rmse` are out of fold: five folds, whole prompts left out where there are five or more, against
-    the mean of the same training folds, so `r2` is below 0 where a model is worse than the mean. `chosen` is
-    the mean where `flat_p`, the probability of a response as large by chance, is 0.05 or more; else the
-    model with the least error out of fold, prompts' means removed. `coefficients` are refitted on all
-    images; `predict` reads them. `prompt_share` is the prompts' share of the variance at equal settings,
-    `clusters` how many prompts or images (`clusters_by`) the intervals resample, `band_pieces` the surface
-    that bands rest on. Returns `REGRESSION_SCHEMA`, five rows an engine and metric.
+    `r2` and `rmse` are out of fold: five folds, whole prompts left out where there are five or more, against the mean
+    of the same training folds. `chosen` is the mean where `flat_p` is 0.05 or more; else the model with the least error
+    out of fold, prompts' means removed. `predict_score` reads `coefficients`. Returns `REGRESSION_SCHEMA`, five rows an
+    engine and metric.
     """
-    rows_found = []
-    for engine, rows in split_by_engine(measured_images(scores)):
-        for metric in METRIC_LABELS:
-            rows_found += [{"engine": engine, "metric": metric, **row} for row in _compare_models(rows, metric, seed)]
-    return make_frame(rows_found, REGRESSION_SCHEMA)
+    models = (
+        {"engine": engine, "metric": metric, **model}
+        for engine, rows in split_by_engine(scores)
+        for metric in METRIC_LABELS
+        for model in _compare_models(rows, metric, seed)
+    )
+    return make_frame(models, REGRESSION_SCHEMA)
 
 
 def predict_score(model_row: Mapping[str, Any], steps: ArrayLike, guidance: ArrayLike) -> Floats:
@@ -107,9 +80,8 @@ def predict_score(model_row: Mapping[str, Any], steps: ArrayLike, guidance: Arra
     return np.asarray(form.columns(settings.reshape(-1, 2)) @ values).reshape(settings.shape[:-1])
 
 
-def read_model(model_row: Mapping[str, Any]) -> tuple[BasisForm, Floats] | None:
-    """Return the form of one row of `sweep_regression` and its coefficients (p,); None without a fit."""
-    row = model_row
+def read_model(row: Mapping[str, Any]) -> Model | None:
+    """Return the model of one row of `sweep_regression`; None without a fit."""
     values = [coefficient["value"] for coefficient in row["coefficients"] or []]
     if not values:
         return None
@@ -133,9 +105,8 @@ def make_sample(rows: pl.DataFrame, target: str, seed: int) -> tuple[pl.DataFram
 
 def explain_unfitted(rows: pl.DataFrame, target: str, sample: RegressionSample) -> str | None:
     """Return why no model can be fitted to the images; None where one can."""
-    n = len(sample.y)
+    n, unscored = len(sample.y), rows[target].null_count()
     if n < MIN_IMAGES:
-        unscored = rows.height - rows[target].count()
         missing_what = "one of the scores, or none of them varies" if target == "overall" else "the score"
         unscored_note = f", {unscored} lack {missing_what}" if unscored else ""
         return f"too few images ({n}; {MIN_IMAGES} needed{unscored_note})"
@@ -174,34 +145,32 @@ def _compare_models(rows: pl.DataFrame, metric: str, seed: int) -> list[Row]:
         loss = {name: float((error**2).mean()) for name, error in whitened.items()}
         best_spline = min((name for name in splines if name in loss), key=loss.__getitem__, default=best_spline)
         best_bending = min((name for name in loss if name != "mean"), key=loss.__getitem__, default="mean")
-        shared["flat_p"] = flatness_p_value(sample, make_test_forms(sample.settings), forms["mean"], seed)
+        shared["flat_p"] = response_p_value(sample, seed)
         chosen = best_bending if shared["flat_p"] < FLAT_MODEL else "mean"
         least = max((pieces for images, pieces in MORE_PIECES.items() if n >= images), default=0)
         pieces = max(WIDER_MODEL.get(best_bending, int(best_spline.removeprefix("spline"))), least)
-        shared["band_pieces"] = max_pieces(sample, pieces)
+        shared |= {"band_pieces": max_pieces(sample, pieces)}
         shared |= {"prompt_share": sample.within if sample.clusters.prompts.max() + 1 < n else None}
         shared |= {"clusters": sample.clusters.count, "clusters_by": sample.clusters.by}
     forms["spline"] = splines[best_spline]
     if best_spline in errors:
         errors["spline"] = errors[best_spline]
-    rows_found = []
+    models = []
     for model, form in forms.items():
         values = fit_least_squares(form, sample).coefficients
         row = shared | {"model": model, "chosen": model == ("spline" if chosen.startswith("spline") else chosen)}
-        row["coefficients"] = [
-            {"term": term, "value": float(value)} for term, value in zip(form.terms(), values, strict=True)
-        ]
-        row |= {"steps_mean": form.mean[0], "guidance_mean": form.mean[1], "steps_std": form.std[0]}
-        row |= {"guidance_std": form.std[1], "degree": form.degree}
-        row |= {"steps_degree": form.degrees[0], "guidance_degree": form.degrees[1]}
-        if form.knots:
-            row |= {"steps_knots": form.knots[0], "guidance_knots": form.knots[1]}
+        named = zip(form.terms(), values.tolist(), strict=True)
+        row["coefficients"] = [{"term": term, "value": value} for term, value in named]
+        row["degree"] = form.degree
+        for axis, name in enumerate(("steps", "guidance")):
+            row |= {f"{name}_mean": form.mean[axis], f"{name}_std": form.std[axis]}
+            row |= {f"{name}_degree": form.degrees[axis], f"{name}_knots": form.knots and form.knots[axis]}
         if model in errors:
             # The mean model predicts the training folds' mean: its error is R²'s denominator.
             row["r2"] = float(1 - (errors[model] ** 2).sum() / (errors["mean"] ** 2).sum())
             row["rmse"] = float(np.sqrt((errors[model] ** 2).mean()))
-        rows_found.append(row)
-    return rows_found
+        models.append(row)
+    return models
 
 
 def _assign_folds(sample: RegressionSample, by: str, seed: int) -> NDArray[np.int64]:
@@ -216,20 +185,14 @@ def _assign_folds(sample: RegressionSample, by: str, seed: int) -> NDArray[np.in
     return fold_of_group[groups]
 
 
-def make_test_forms(settings: Floats) -> list[BasisForm]:
-    """Return the forms that flatness is tested against."""
-    return [
-        make_form(settings, "linear", 1),
-        make_form(settings, "quadratic", 2),
-        make_form(settings, "spline", pieces=1),
-    ]
+def response_p_value(sample: RegressionSample, seed: int) -> float:
+    """Return the probability of a response as large by chance."""
+    mean, linear, quadratic = (make_form(sample.settings, name, degree) for degree, name in enumerate(MODELS[:3]))
+    return flatness_p_value(sample, [linear, quadratic, make_form(sample.settings, "spline", pieces=1)], mean, seed)
 
 
 def max_pieces(sample: RegressionSample, pieces: int) -> int:
     """Return the most pieces, at most these, whose surface has enough images a term."""
-    sizes = [size for size in PIECES if size <= pieces]
-    n = len(sample.y)
-    fits = [
-        size for size in sizes if len(make_form(sample.settings, "spline", pieces=size).terms()) * IMAGES_PER_TERM <= n
-    ]
-    return max(fits, default=0)
+    surfaces = {size: make_form(sample.settings, "spline", pieces=size) for size in PIECES if size <= pieces}
+    affordable = len(sample.y) / IMAGES_PER_TERM
+    return max((size for size, form in surfaces.items() if len(form.terms()) <= affordable), default=0)

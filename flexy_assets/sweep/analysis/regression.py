@@ -6,8 +6,6 @@ left is ordinary least squares. The bootstrap draws whole clusters, so it holds 
 residuals are Bell and McCaffrey's (2002), which corrects it where clusters are few or the form has many terms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,13 +72,13 @@ class RegressionSample:
 class RegressionFit:
     """A form fitted to a sample: `coefficients` (p,) and `drawn` (draws, p), refits to resampled clusters.
 
-    `drawn` are already widened for their degrees of freedom: a band of Student's `t` times their deviation.
+    `drawn` are already widened for their degrees of freedom: a band of Student's t times their deviation.
     """
 
     form: BasisForm
+    sample: RegressionSample
     coefficients: Floats
     drawn: Floats
-    t: float
 
     def predict(self, settings: Floats) -> Floats:
         """Return (m,) the expectation at settings (m, 2)."""
@@ -100,7 +98,7 @@ def fit_least_squares(form: BasisForm, sample: RegressionSample, weights: Floats
     y = sample.whitened(sample.y)
     best = columns.T @ y
     if weights is None:
-        return RegressionFit(form, to_coefficients @ best, np.empty((0, len(to_coefficients))), sample.clusters.t)
+        return RegressionFit(form, sample, to_coefficients @ best, np.empty((0, len(to_coefficients))))
     order = np.argsort(sample.clusters.labels, kind="stable")
     ends = np.cumsum(np.bincount(sample.clusters.labels, minlength=sample.clusters.count))[:-1]
     parts, residual_parts = np.split(columns[order], ends), np.split((y - columns @ best)[order], ends)
@@ -113,7 +111,7 @@ def fit_least_squares(form: BasisForm, sample: RegressionSample, weights: Floats
     r = len(best)
     weighted = (weights @ grams.reshape(len(grams), -1)).reshape(-1, r, r)
     shifts = np.linalg.solve(weighted, (weights @ scores)[..., None])[..., 0] * sample.clusters.widening
-    return RegressionFit(form, to_coefficients @ best, (best + shifts) @ to_coefficients.T, sample.clusters.t)
+    return RegressionFit(form, sample, to_coefficients @ best, (best + shifts) @ to_coefficients.T)
 
 
 def predict_out_of_fold(form: BasisForm, sample: RegressionSample, folds: NDArray[np.int64]) -> tuple[Floats, Floats]:
@@ -145,9 +143,8 @@ def flatness_p_value(
     y = sample.whitened(sample.y)
     residuals = y - null @ (null.T @ y)
     webb = np.sqrt([0.5, 1.0, 1.5])
-    signs = np.random.default_rng(seed).choice(
-        np.concatenate([webb, -webb]), (PERMUTATION_DRAWS, sample.clusters.count)
-    )
+    size = PERMUTATION_DRAWS, sample.clusters.count
+    signs = np.random.default_rng(seed).choice(np.concatenate([webb, -webb]), size)
     ranks = []
     for form in tested_forms:
         columns, _ = basis_matrix(form, sample)

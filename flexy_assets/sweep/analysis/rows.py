@@ -1,8 +1,6 @@
 """The rows of the analysis: one an image, its settings and scores, by engine."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -10,6 +8,7 @@ import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
 from flexy_assets.storage.scores import SCORES_SCHEMA
+from flexy_assets.sweep.analysis.schemas import Schema
 from flexy_assets.sweep.try_image import trial_sweep_id
 from resources.errors import BadInputError
 from resources.metrics.sweep import METRICS
@@ -62,7 +61,7 @@ def add_overall(scores: pl.DataFrame) -> pl.DataFrame:
     return measured_images(scores).with_columns(pl.mean_horizontal(*_z_scores()).alias("overall"))
 
 
-def add_weighted_overall(scores: pl.DataFrame, weights: Mapping[str, float]) -> pl.DataFrame:
+def add_weighted_overall(scores: pl.DataFrame, weights: Mapping[str, float] | None) -> pl.DataFrame:
     """Return `measured_images(scores)` with `overall`, the weighted mean of an image's z-scores within its engine.
 
     Null for an image that lacks a weighted metric which other images of its engine have: a mean over fewer metrics
@@ -80,17 +79,16 @@ def add_weighted_overall(scores: pl.DataFrame, weights: Mapping[str, float]) -> 
     return measured_images(scores).with_columns(pl.when(total > 0).then(overall).alias("overall"))
 
 
-def normalize_weights(weights: Mapping[str, float]) -> dict[str, float]:
+def normalize_weights(weights: Mapping[str, float] | None) -> dict[str, float]:
     """Return each metric's share of the overall score, 1 in total; equal shares without weights."""
-    unknown_metrics = sorted(weights.keys() - METRIC_LABELS.keys())
-    if unknown_metrics:
-        raise BadInputError(f"unknown metric {unknown_metrics[0]!r} in weights: choose from {', '.join(METRIC_LABELS)}")
-    weights_by_metric = {metric: float(weights.get(metric, 0.0)) if weights else 1.0 for metric in METRIC_LABELS}
-    if not all(0 <= weight < np.inf for weight in weights_by_metric.values()) or not any(weights_by_metric.values()):
-        raise BadInputError(
-            "invalid weights: each must be 0 or more and one above 0; without weights all count equally"
-        )
-    return {metric: weight / sum(weights_by_metric.values()) for metric, weight in weights_by_metric.items()}
+    weights = weights or dict.fromkeys(METRIC_LABELS, 1.0)
+    if unknown := sorted(weights.keys() - METRIC_LABELS.keys()):
+        raise BadInputError(f"unknown metric {unknown[0]!r} in weights: choose from {', '.join(METRIC_LABELS)}")
+    known = {metric: weights.get(metric, 0.0) for metric in METRIC_LABELS}
+    if not all(0 <= weight < np.inf for weight in known.values()) or not any(known.values()):
+        message = "invalid weights: each must be 0 or more and one above 0; without weights all count equally"
+        raise BadInputError(message)
+    return {metric: weight / sum(known.values()) for metric, weight in known.items()}
 
 
 def select_images(scores: pl.DataFrame, engines: Collection[str] = (), runs: Collection[str] = ()) -> pl.DataFrame:
@@ -99,21 +97,18 @@ def select_images(scores: pl.DataFrame, engines: Collection[str] = (), runs: Col
     Raises `BadInputError` for an unknown one.
     """
     for column, names in (("engine", engines), ("run_id", runs)):
-        missing = sorted(set(names) - set(scores[column]))
-        if missing:
-            raise BadInputError(
-                f"no images of {column.replace('run_id', 'sweep')} {missing[0]!r}: flexy status lists them"
-            )
+        if missing := sorted(set(names) - set(scores[column])):
+            kind = column.replace("run_id", "sweep")
+            raise BadInputError(f"no images of {kind} {missing[0]!r}: flexy status lists them")
         if names:
             scores = scores.filter(pl.col(column).is_in(list(names)))
     return scores
 
 
 def split_by_engine(scores: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
-    """Yield each engine and its rows."""
-    for rows in scores.partition_by("engine", maintain_order=True):
-        if rows.height:
-            yield rows["engine"][0], rows
+    """Yield each engine and its `measured_images`."""
+    for (engine,), rows in measured_images(scores).group_by("engine", maintain_order=True):
+        yield str(engine), rows
 
 
 def float_column(rows: pl.DataFrame, name: str) -> Floats:
@@ -121,9 +116,15 @@ def float_column(rows: pl.DataFrame, name: str) -> Floats:
     return rows[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
-def make_frame(rows: list[Row], schema: dict[str, pl.DataType]) -> pl.DataFrame:
+def make_rows(columns: Mapping[str, NDArray[Any] | None]) -> list[Row]:
+    """Return one row an index of the columns (n,), without the columns that are None."""
+    values = {name: column.tolist() for name, column in columns.items() if column is not None}
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def make_frame(rows: Iterable[Row], schema: Schema) -> pl.DataFrame:
     """Return a table of the schema; NaN becomes null."""
-    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(pl.col(pl.Float64).fill_nan(None))
+    return pl.DataFrame(list(rows), schema=schema, orient="row").with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
 def join_notes(*notes: str | None) -> str | None:

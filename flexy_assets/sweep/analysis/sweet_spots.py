@@ -1,8 +1,7 @@
 """Which settings to use: the region of the best ones, the quickest in it, and the front of quality against time."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,54 +15,20 @@ from flexy_assets.sweep.analysis.confidence_bands import (
     count_images_nearby,
     fit_responses,
     make_grid,
+    tabulate_responses,
 )
 from flexy_assets.sweep.analysis.rows import (
-    TARGET_LABELS,
+    METRIC_LABELS,
     Floats,
     Row,
     float_column,
     join_notes,
-    make_frame,
+    make_rows,
     normalize_weights,
 )
+from flexy_assets.sweep.analysis.schemas import PARETO_SCHEMA, SWEET_SPOTS_SCHEMA
 from flexy_assets.sweep.analysis.times import fit_times
 
-SWEET_SPOTS_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "engine": pl.String(),
-    "target": pl.String(),
-    "n": pl.Int64(),
-    "steps": pl.Int64(),
-    "guidance": pl.Float64(),
-    "predicted": pl.Float64(),
-    "low": pl.Float64(),
-    "high": pl.Float64(),
-    "seconds": pl.Float64(),
-    "steps_low": pl.Int64(),
-    "steps_high": pl.Int64(),
-    "guidance_low": pl.Float64(),
-    "guidance_high": pl.Float64(),
-    "region_share": pl.Float64(),
-    "region": pl.List(pl.Struct({"steps": pl.Int64(), "guidance": pl.Float64()})),
-    "flat_p": pl.Float64(),
-    "seconds_share": pl.Float64(),
-    "loss": pl.Float64(),
-    "loss_high": pl.Float64(),
-    "summary": pl.String(),
-    "note": pl.String(),
-}
-PARETO_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "engine": pl.String(),
-    "target": pl.String(),
-    "steps": pl.Int64(),
-    "guidance": pl.Float64(),
-    "seconds": pl.Float64(),
-    "predicted": pl.Float64(),
-    "low": pl.Float64(),
-    "high": pl.Float64(),
-    "on_front": pl.Boolean(),
-    "front_probability": pl.Float64(),
-    "note": pl.String(),
-}
 VALUE_TOLERANCE: Final = 0.1
 """The loss allowed for the value setting, in standard deviations between images (Cohen's small effect is 0.2)."""
 MAX_LOSS: Final = 1.0
@@ -79,23 +44,20 @@ def find_sweet_spots(
 ) -> pl.DataFrame:
     """Return the best settings for each metric, for the weighted mean of all ("overall") and for the time ("value").
 
-    `steps` and `guidance` are where the expectation is highest on a grid inside the range tried; `region`
-    lists the settings of that grid not significantly different from the best (95 %), `region_share` is
-    their share of it, and low and high their extent. The true best lies in the region 19 times in 20,
-    whatever the noise: a setting is in it unless another is better beyond the bootstrap's largest
-    studentised difference from those that are not clearly worse (a set inverted from tests of moment
-    inequalities: Andrews and Soares 2010).
-    "value" is the quickest setting whose expected loss of overall is at most `VALUE_TOLERANCE`; `loss` is that,
-    `loss_high` its upper end (95 %), `seconds_share` its share of the best's seconds. On the other rows
-    these three are those of the quickest setting in the region. Without times steps stand
-    in for seconds. A target without a significant response has no setting, and a `note`. Raises `BadInputError` for
-    invalid weights. Returns `SWEET_SPOTS_SCHEMA`, six rows an engine.
+    `steps` and `guidance` are where the expectation is highest on a grid inside the range tried. The true best lies in
+    the `region` 19 times in 20, whatever the noise: a setting is in it unless another is better beyond the bootstrap's
+    largest studentised difference from those that are not clearly worse (a set inverted from tests of moment
+    inequalities: Andrews and Soares 2010). "value" is the quickest setting whose expected loss of overall is at most
+    `VALUE_TOLERANCE`; `loss`, `loss_high` and `seconds_share` compare it with the best, and on the other rows the
+    quickest setting in the region. Without times steps stand in for seconds. A target without a significant response
+    has no setting, and a `note`. Raises `BadInputError` for invalid weights. Returns `SWEET_SPOTS_SCHEMA`, six rows an
+    engine.
     """
-    shares = normalize_weights(weights or {})
-    rows = []
-    for engine, targets in fit_responses(scores, regression, weights or {}, seed):
-        rows += [{"engine": engine, **row} for row in _find_spots(targets, shares, seed)]
-    return make_frame(rows, SWEET_SPOTS_SCHEMA)
+    shares = normalize_weights(weights)
+    several = len(set(shares.values())) > 1
+    terms = [f"{METRIC_LABELS[metric]}{f' × {share:.2g}' * several}" for metric, share in shares.items() if share]
+    spots_of = partial(_find_spots, overall_note=f"over {', '.join(terms)}", seed=seed)
+    return tabulate_responses(fit_responses(scores, regression, weights, seed), spots_of, SWEET_SPOTS_SCHEMA)
 
 
 def find_pareto_front(
@@ -103,20 +65,17 @@ def find_pareto_front(
 ) -> pl.DataFrame:
     """Return the Pareto front of score and seconds, with each point's probability of being on it.
 
-    `on_front` is the front of the expectation; `front_probability` the share of bootstrap refits, 0 to 1, in which a
-    point is on it. Rows, by seconds, are the points of a coarse grid on the front now or in one refit in twenty.
-    Returns `PARETO_SCHEMA`; a target without a front has one row whose `note` says why.
+    `on_front` is the front of the expectation. Rows, by seconds, are the points of a coarse grid on the front now or in
+    one refit in twenty. Returns `PARETO_SCHEMA`; a target without a front has one row whose `note` says why.
     """
-    rows = []
-    for engine, targets in fit_responses(scores, regression, weights or {}, seed):
-        for response in targets:
-            rows += [{"engine": engine, "target": response.target, **row} for row in _find_front(response, seed)]
-    return make_frame(rows, PARETO_SCHEMA)
+    responses = fit_responses(scores, regression, weights, seed)
+    return tabulate_responses(responses, partial(_find_front, seed=seed), PARETO_SCHEMA)
 
 
 def find_best_region(response: FittedResponse, grid: Grid) -> NDArray[np.bool_]:
     """Return (a·b,) which grid settings with an image nearby are not significantly different from the best (95 %)."""
-    assert response.sample is not None
+    assert response.fit is not None
+    clusters = response.fit.sample.clusters
     supported = _find_supported(response, grid)
     expected, deviation = response.deviations(response.columns(grid.pairs))
     # Rivals are on every second line of the grid and at the expected best: neighbours carry the same information.
@@ -126,8 +85,7 @@ def find_best_region(response: FittedResponse, grid: Grid) -> NDArray[np.bool_]:
     best = np.where(supported, expected, -np.inf).argmax()
     rivals = on_rival_lines.ravel() & supported
     rivals[best] = True
-    level = response.sample.clusters.t / response.sample.clusters.normal
-    margin = np.sqrt(np.log(response.sample.clusters.count))
+    level, margin = clusters.t / clusters.normal, np.sqrt(np.log(clusters.count))
     in_region = supported.copy()
     for index in supported.nonzero()[0]:
         advantage = expected[rivals] - expected[index]
@@ -156,32 +114,17 @@ def _take_every_second(count: int) -> list[int]:
     return sorted({*range(0, count, 2 if count > 4 else 1), count - 1})
 
 
-def _find_spots(targets: list[FittedResponse], shares: Mapping[str, float], seed: int) -> list[Row]:
-    rows: list[Row] = []
-    for response in targets:
-        row: Row = {"target": response.target, "n": response.rows.height, "flat_p": response.flat_p}
-        weights_note = ""
-        if response.target == "overall":
-            weights_note = "over " + ", ".join(
-                f"{TARGET_LABELS[metric]}{f' × {share:.2g}' if len(set(shares.values())) > 1 else ''}"
-                for metric, share in shares.items()
-                if share
-            )
-        row["note"] = join_notes(weights_note, response.flat, response.note)
-        value: Row = row | {"target": "value"}
-        if response.moves:
-            best_row, quickest = _find_best_and_value(response, seed)
-            row |= best_row
-            row["note"] = join_notes(weights_note, row.pop("edge"), response.note)
-            value |= quickest
-            value["note"] = join_notes(weights_note, response.note)
-        rows.append(row)
-        if response.target == "overall":
-            rows.append(value)
-    return rows
+def _find_spots(response: FittedResponse, overall_note: str, seed: int) -> list[Row]:
+    """Return the rows of a target: of "overall" the second is that of "value"."""
+    of_target = overall_note if response.target == "overall" else None
+    shared: Row = {"n": response.rows.height, "flat_p": response.flat_p}
+    spots = _find_best_and_value(response, seed) if response.moves else [({}, response.flat)] * 2
+    best, value = (shared | spot | {"note": join_notes(of_target, note, response.note)} for spot, note in spots)
+    return [best, value | {"target": "value"}] if of_target else [best]
 
 
-def _find_best_and_value(response: FittedResponse, seed: int) -> tuple[Row, Row]:
+def _find_best_and_value(response: FittedResponse, seed: int) -> list[tuple[Row, str | None]]:
+    """Return the best setting and the quickest that is nearly as good, each with a note."""
     grid = make_grid(response.rows)
     steps, guidance = grid.flat()
     columns = response.columns(grid.pairs)
@@ -193,37 +136,26 @@ def _find_best_and_value(response: FittedResponse, seed: int) -> tuple[Row, Row]
     time_model = fit_times(response.rows, seed)
     seconds = time_model.predict(steps, guidance) if time_model else None
     cost = steps if seconds is None else seconds
+    settings = make_rows({"steps": steps.astype(np.int64), "guidance": guidance if grid.guided else None})
+    predictions = make_rows({"predicted": expected, "low": low, "high": high, "seconds": seconds})
 
     def find_quickest(among: NDArray[np.bool_]) -> int:
         """Return the cheapest of them; of equals the best."""
         return int(np.lexsort((-expected, np.where(among, cost, np.inf)))[0])
 
-    def compare_with_best(index: int) -> Row:
+    def compare_with_best(index: int, tolerance: str = "") -> Row:
+        """Return what a quicker setting saves and may lose; `tolerance` is what it is allowed to lose."""
         loss, _, most = response.bands((columns[best_index] - columns[index])[None, :])
         time_share = float(cost[index] / cost[best_index]) if cost[best_index] > 0 else None
-        return {"loss": float(loss[0]), "loss_high": float(most[0]), "seconds_share": time_share}
+        row: Row = {"loss": float(loss[0]), "loss_high": float(most[0]), "seconds_share": time_share}
+        best, quick = (_format_setting(settings[place]) for place in (best_index, index))
+        cost_name = "time" if time_model else "steps"
+        return row | {"summary": _summary_sentence(response, best, quick, row, cost_name, tolerance)}
 
-    def describe_setting(index: int) -> Row:
-        return {
-            "steps": int(steps[index]),
-            "guidance": float(guidance[index]) if grid.guided else None,
-            "predicted": float(expected[index]),
-            "low": float(low[index]),
-            "high": float(high[index]),
-            "seconds": None if seconds is None else float(seconds[index]),
-        }
-
-    extent: Row = {
-        "steps_low": int(steps[in_region].min()),
-        "steps_high": int(steps[in_region].max()),
-        "guidance_low": float(guidance[in_region].min()) if grid.guided else None,
-        "guidance_high": float(guidance[in_region].max()) if grid.guided else None,
-        "region_share": float(in_region.mean()),
-        "region": [
-            {"steps": int(s), "guidance": float(g) if grid.guided else None}
-            for s, g in zip(steps[in_region], guidance[in_region], strict=True)
-        ],
-    }
+    extent: Row = {"steps_low": steps[in_region].min(), "steps_high": steps[in_region].max()}
+    if grid.guided:
+        extent |= {"guidance_low": guidance[in_region].min(), "guidance_high": guidance[in_region].max()}
+    extent |= {"region_share": in_region.mean(), "region": [settings[i] for i in in_region.nonzero()[0]]}
     edges = [
         f"at the edge of the {name} tried"
         for name, axis in (("steps", steps), ("guidance", guidance))
@@ -231,43 +163,29 @@ def _find_best_and_value(response: FittedResponse, seed: int) -> tuple[Row, Row]
     ]
     if grid.guided and guidance[best_index] <= 1:
         edges.append("guidance of 1 or less is one setting: off")
-    quickest_index = find_quickest(in_region)
-    best_spot = describe_setting(best_index)
-    best = best_spot | extent | compare_with_best(quickest_index) | {"edge": join_notes(*edges)}
     value_index = find_quickest(supported & (expected >= expected[best_index] - VALUE_TOLERANCE))
-    value = describe_setting(value_index) | extent | compare_with_best(value_index)
-    best["summary"] = _summary_sentence(
-        response, best_spot, describe_setting(quickest_index), best, "time" if time_model else "steps"
-    )
-    value["summary"] = _summary_sentence(
-        response,
-        best_spot,
-        describe_setting(value_index),
-        value,
-        "time" if time_model else "steps",
-        f"within {VALUE_TOLERANCE} SD",
-    )
-    return best, value
+    best, value = (settings[place] | predictions[place] | extent for place in (best_index, value_index))
+    best |= compare_with_best(find_quickest(in_region))
+    value |= compare_with_best(value_index, f"within {VALUE_TOLERANCE} SD")
+    return [(best, join_notes(*edges)), (value, None)]
 
 
-def _summary_sentence(response: FittedResponse, best: Row, quick: Row, row: Row, cost: str, tolerance: str = "") -> str:
-    """Return what a quicker setting saves against the best and may lose; `tolerance` is what it is allowed to lose."""
+def _summary_sentence(response: FittedResponse, best: str, quick: str, row: Row, cost: str, tolerance: str) -> str:
     unit = " SD" if response.target == "overall" else ""
     deviation = 1.0 if unit else float(np.std(float_column(response.rows, response.target)))
-    best_setting, quick_setting = _format_setting(best), _format_setting(quick)
     loss, loss_high = (f"{max(row[name], 0):.2g}{unit}" for name in ("loss", "loss_high"))
     saving = "" if row["seconds_share"] is None else f", at {row['seconds_share']:.0%} of its {cost}"
-    if best_setting == quick_setting:
-        return f"no quicker setting {f'is expected {tolerance} of' if tolerance else 'is as good as'} {best_setting}"
+    if best == quick:
+        return f"no quicker setting {f'is expected {tolerance} of' if tolerance else 'is as good as'} {best}"
     if row["loss_high"] > MAX_LOSS * deviation:
-        return f"too few images to compare {quick_setting} with {best_setting}: the loss may exceed {MAX_LOSS:g} SD"
+        return f"too few images to compare {quick} with {best}: the loss may exceed {MAX_LOSS:g} SD"
     if tolerance:
-        return f"{quick_setting}: expected loss {loss} against {best_setting} (95 %: at most {loss_high}){saving}"
-    return f"{quick_setting}: not significantly different from {best_setting} (95 %: at most {loss_high} worse){saving}"
+        return f"{quick}: expected loss {loss} against {best} (95 %: at most {loss_high}){saving}"
+    return f"{quick}: not significantly different from {best} (95 %: at most {loss_high} worse){saving}"
 
 
-def _format_setting(row: Row) -> str:
-    return f"{row['steps']} steps" + ("" if row["guidance"] is None else f" at guidance {row['guidance']:.1f}")
+def _format_setting(setting: Row) -> str:
+    return f"{setting['steps']} steps" + (f" at guidance {setting['guidance']:.1f}" if "guidance" in setting else "")
 
 
 def _find_front(response: FittedResponse, seed: int) -> list[Row]:
@@ -281,31 +199,18 @@ def _find_front(response: FittedResponse, seed: int) -> list[Row]:
     expected, low, high = response.bands(columns)
     draws = expected + response.deviations(columns)[1]
     seconds = time_model.predict(steps, guidance) if time_model else steps
+    drawn_seconds = time_model.predict_draws(steps, guidance) if time_model else np.tile(steps, (len(draws), 1))
     on_front = _find_undominated(expected[None, :], seconds[None, :])[0]
-    front_probability = _find_undominated(
-        draws, time_model.predict_draws(steps, guidance) if time_model else np.tile(steps, (len(draws), 1))
-    ).mean(axis=0)
+    front_probability = _find_undominated(draws, drawn_seconds).mean(axis=0)
+    untimed_note = None if time_model else "no times are recorded: fewest steps count as quickest"
+    note = join_notes(response.note, response.flat, untimed_note)
     order = np.lexsort((-expected, seconds))
-    note = join_notes(
-        response.note,
-        response.flat,
-        None if time_model else "no times are recorded: fewest steps count as quickest",
-    )
-    return [
-        {
-            "steps": int(steps[index]),
-            "guidance": float(guidance[index]) if grid.guided else None,
-            "seconds": float(seconds[index]) if time_model else None,
-            "predicted": float(expected[index]),
-            "low": float(low[index]),
-            "high": float(high[index]),
-            "on_front": bool(on_front[index]),
-            "front_probability": float(front_probability[index]),
-            "note": note,
-        }
-        for index in order
-        if on_front[index] or front_probability[index] >= MIN_FRONT_PROBABILITY
-    ]
+    shown = order[(on_front | (front_probability >= MIN_FRONT_PROBABILITY))[order]]
+    front = {"steps": steps, "guidance": guidance if grid.guided else None, "seconds": seconds if time_model else None}
+    front |= {"predicted": expected, "low": low, "high": high}
+    front |= {"on_front": on_front, "front_probability": front_probability}
+    rows = make_rows({name: column if column is None else column[shown] for name, column in front.items()})
+    return [row | {"note": note} for row in rows]
 
 
 def _take_evenly(values: Floats, most: int) -> Floats:

@@ -1,9 +1,8 @@
 """All tables of an analysis of one table of scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import polars as pl
 
@@ -36,7 +35,7 @@ class AnalysisTables:
         scores: pl.DataFrame,
         weights: Mapping[str, float] | None = None,
         least_gain: Mapping[str, float] | None = None,
-    ) -> AnalysisTables:
+    ) -> Self:
         """Compute every table from the scores."""
         models = fit_models(scores)
         return cls(
@@ -52,7 +51,7 @@ class AnalysisTables:
             comparison=compare_groups(scores, models, weights),
         )
 
-    def of_engine(self, engine: str) -> AnalysisTables:
+    def of_engine(self, engine: str) -> Self:
         """Return the rows of one engine."""
         rows = pl.col("engine") == engine
         return replace(self, **{field.name: getattr(self, field.name).filter(rows) for field in fields(self)})

@@ -5,8 +5,6 @@ policy runs only the page's own scripts. Prompts, engine names and ids come from
 treated as hostile: Jinja escapes them in HTML and JSON, the script sets them as text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,34 +15,13 @@ from PIL import Image
 from flexy_assets.reporting.html import load_template
 from flexy_assets.reporting.plot_style import SEQUENTIAL
 from flexy_assets.reporting.thumbnails import make_thumbnails
-from flexy_assets.sweep.analysis import (
-    COLUMN_LABELS,
-    METRIC_LABELS,
-    NO_GUIDANCE,
-    VALUE_TOLERANCE,
-    AnalysisTables,
-    add_overall,
-    setting_names,
-)
+from flexy_assets.sweep import analysis
 from flexy_assets.sweep.analysis.disagreement import MetricDisagreement, are_same_prompt, find_disagreements
 from flexy_assets.sweep.plots import format_guidance
+from flexy_assets.sweep.report import summary
 from flexy_assets.sweep.report.comparison_panels import AXIS_ENDS, comparison_panels, shared_settings
-from flexy_assets.sweep.report.figures import (
-    axis_ranges,
-    guidance_axis_range,
-    report_figures,
-    share_colour_scale,
-)
+from flexy_assets.sweep.report.figures import axis_ranges, guidance_axis_range, report_figures, share_colour_scale
 from flexy_assets.sweep.report.points import MAX_BYTES, point_data, sample_images
-from flexy_assets.sweep.report.summary import (
-    describe_components,
-    describe_front,
-    format_effects,
-    format_guidance_range,
-    format_span,
-    list_shortfalls,
-    summarize_sweep,
-)
 from resources.files import write_atomically
 
 Row = dict[str, Any]
@@ -52,12 +29,12 @@ Row = dict[str, Any]
 
 def sweep_thumbnails_needed(scores: pl.DataFrame) -> list[str]:
     """Return the ids of the images that the report shows: all, or `points.MAX_POINTS` of them."""
-    overall = add_overall(scores)
+    overall = analysis.add_overall(scores)
     return sample_images(overall, find_disagreements(overall))["image_id"].drop_nulls().to_list()
 
 
 def write_sweep_report(
-    path: Path, scores: pl.DataFrame, tables: AnalysisTables, read: Callable[[str], Image.Image]
+    path: Path, scores: pl.DataFrame, tables: analysis.AnalysisTables, read: Callable[[str], Image.Image]
 ) -> None:
     """Write the report of these scores, whole or not at all; `read` returns an image by its path."""
     sample = scores.filter(pl.col("image_id").is_in(sweep_thumbnails_needed(scores)))
@@ -67,39 +44,38 @@ def write_sweep_report(
     write_atomically(path, render_sweep_report(scores, tables, thumbnails).encode())
 
 
-def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, thumbnails: Mapping[str, bytes]) -> str:
+def render_sweep_report(scores: pl.DataFrame, tables: analysis.AnalysisTables, thumbnails: Mapping[str, bytes]) -> str:
     """Return the report as one HTML document.
 
     The tables are those of the scores; `thumbnails` are WebP bytes by image id, those of `sweep_thumbnails_needed`.
     A missing thumbnail leaves a grey square with the image's description.
     """
-    overall = add_overall(scores)
+    overall = analysis.add_overall(scores)
     pairs = find_disagreements(overall)
     points = sample_images(overall, pairs)
     axes = axis_ranges(overall)
     engines = []
     for index, rows in enumerate(overall.partition_by("engine", maintain_order=True) if overall.height else []):
         name = rows["engine"][0]
-        engine_tables, settings = tables.of_engine(name), " and ".join(setting_names(rows))
+        engine_tables, settings = tables.of_engine(name), " and ".join(analysis.setting_names(rows))
         spots, common = _sweet_spot_rows(engine_tables)
-        heads, effects = format_effects(engine_tables.effects, "guidance" in settings)
+        returns = _without_notes(engine_tables.returns, common)
+        heads, effects = summary.format_effects(engine_tables.effects, "guidance" in settings)
         engines.append(
             {
                 "name": name,
                 "counts": _counts(rows),
                 "settings": settings,
-                "answer": summarize_sweep(engine_tables.spots, engine_tables.regression, settings),
+                "answer": summary.summarize_sweep(engine_tables.spots, engine_tables.regression, settings),
                 "spots": spots,
-                "common": [note for note in common if note != NO_GUIDANCE],
-                "front": describe_front(engine_tables.front, engine_tables.spots),
-                "returns": [
-                    row for row in _without_notes(engine_tables.returns, common) if row["summary"] or row["note"]
-                ],
+                "common": [note for note in common if note != analysis.NO_GUIDANCE],
+                "front": summary.describe_front(engine_tables.front, engine_tables.spots),
+                "returns": [row for row in returns if row["summary"] or row["note"]],
                 "effects": {"heads": heads, "rows": effects},
                 "figures": report_figures(f"figure-{index}", rows, axes, engine_tables),
                 "guidance_range": guidance_axis_range(rows),
                 "correlations": list(engine_tables.correlations.iter_rows(named=True)),
-                "components": describe_components(engine_tables.components),
+                "components": summary.describe_components(engine_tables.components),
                 "loadings": engine_tables.components.drop_nulls("share").to_dicts(),
                 "regression": _regression_rows(engine_tables.regression),
             }
@@ -109,7 +85,7 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, thumbnails
     return load_template("sweep/report/report.html.j2", {"guidance": format_guidance}).render(
         engines=engines,
         counts=_counts(overall),
-        shortfalls=list_shortfalls(scores, overall, tables.correlations, tables.regression),
+        shortfalls=summary.list_shortfalls(scores, overall, tables.correlations, tables.regression),
         compared=comparison_panels(tables.comparison),
         shared=shared_settings(tables.comparison),
         ends=AXIS_ENDS,
@@ -120,15 +96,15 @@ def render_sweep_report(scores: pl.DataFrame, tables: AnalysisTables, thumbnails
         disagreement=_disagreement(overall, pairs),
         data=point_data(points, overall, pairs, thumbnails)
         | {
-            "labels": METRIC_LABELS,
+            "labels": analysis.METRIC_LABELS,
             "axes": axes,
             "guidance": guidance_axis_range(overall),
             "scale": SEQUENTIAL,
             "figures": {f.key: {"data": f.figure.data, "layout": f.figure.layout, "points": f.points} for f in figures},
         },
-        labels=COLUMN_LABELS,
-        metrics=METRIC_LABELS,
-        tolerance=VALUE_TOLERANCE,
+        labels=analysis.COLUMN_LABELS,
+        metrics=analysis.METRIC_LABELS,
+        tolerance=analysis.VALUE_TOLERANCE,
         sequential=SEQUENTIAL,
     )
 
@@ -139,25 +115,20 @@ def _counts(rows: pl.DataFrame) -> Row:
         "engines": rows["engine"].n_unique(),
         "sweeps": rows["run_id"].drop_nulls().n_unique(),
         "prompts": rows["prompt"].drop_nulls().n_unique(),
-        "missing": {metric: rows[metric].null_count() for metric in METRIC_LABELS},
+        "missing": {metric: rows[metric].null_count() for metric in analysis.METRIC_LABELS},
     }
 
 
-def _sweet_spot_rows(tables: AnalysisTables) -> tuple[list[Row], list[str]]:
+def _sweet_spot_rows(tables: analysis.AnalysisTables) -> tuple[list[Row], list[str]]:
     """Return the rows of `spots` with ranges as text and the R² of their models, and the notes that all rows share."""
     notes = [note.split("; ") for note in tables.spots.drop_nulls("steps")["note"].fill_null("")]
     common = [note for note in notes[0] if note and all(note in others for others in notes)] if notes else []
     r2 = dict(tables.regression.filter("chosen").select("metric", "r2").iter_rows())
-    rows = [
-        row
-        | {
-            "r2": r2.get(row["target"]),
-            "steps_range": "" if row["steps"] is None else format_span(str(row["steps_low"]), str(row["steps_high"])),
-            "guidance_range": format_guidance_range(row),
-            "unit": " SD" if row["target"] in ("overall", "value") else "",
-        }
-        for row in _without_notes(tables.spots, common)
-    ]
+    rows = _without_notes(tables.spots, common)
+    for row in rows:
+        steps_range = "" if row["steps"] is None else summary.format_span(str(row["steps_low"]), str(row["steps_high"]))
+        row |= {"steps_range": steps_range, "guidance_range": summary.format_guidance_range(row)}
+        row |= {"r2": r2.get(row["target"]), "unit": " SD" if row["target"] in ("overall", "value") else ""}
     return rows, common
 
 
@@ -172,11 +143,9 @@ def _without_notes(table: pl.DataFrame, common: Sequence[str]) -> list[Row]:
 def _regression_rows(regression: pl.DataFrame) -> list[Row]:
     """Return one row per metric: the R² of each model, and the selected model."""
     rows = []
-    for (metric,), models in regression.group_by("metric", maintain_order=True):
-        by_model = {row["model"]: row for row in models.iter_rows(named=True)}
-        selected = next(row for row in by_model.values() if row["chosen"])
-        r2 = {model: row["r2"] for model, row in by_model.items()}
-        rows.append({**selected, "metric": metric, "r2": r2})
+    for _, models in regression.group_by("metric", maintain_order=True):
+        r2 = dict(models.select("model", "r2").iter_rows())
+        rows.append(models.row(by_predicate=pl.col("chosen"), named=True) | {"r2": r2})
     return rows
 
 

@@ -1,7 +1,5 @@
 """Engines, runs and prompts side by side: the report's panels of the table `sweep_comparison`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,15 +78,9 @@ def _panel(known: pl.DataFrame, by: str, target: str, engine: str = "") -> Compa
         low=pl.min_horizontal("adjusted_low", "mean").min(), high=pl.max_horizontal("adjusted_high", "mean").max()
     )
     low, high = ends.row(0)
-    return ComparisonPanel(
-        target,
-        engine,
-        _describe_engines(ranked) if by == "engine" else "",
-        low,
-        high,
-        [row | {"at": _places(row, low, high)} for row in bars.iter_rows(named=True)],
-        between,
-    )
+    words = _describe_engines(ranked) if by == "engine" else ""
+    placed = [row | {"at": _places(row, low, high)} for row in bars.iter_rows(named=True)]
+    return ComparisonPanel(target, engine, words, low, high, placed, between)
 
 
 def _places(row: Row, low: float, high: float) -> Row:
@@ -106,19 +98,18 @@ def _describe_engines(ranked: pl.DataFrame) -> str:
         return f"Not at the same settings: {first['note'] or others[-1]['note'] or 'no model'}."
     others_high = max(row["adjusted_high"] for row in others)
     if first["adjusted_low"] > others_high:
-        return (
-            f"{first['name']} is highest: its interval lies above {'the other' if len(others) == 1 else 'all others'}."
-        )
+        rest = "the other" if len(others) == 1 else "all others"
+        return f"{first['name']} is highest: its interval lies above {rest}."
     return "The intervals of the highest two overlap: which is higher is uncertain."
 
 
 def shared_settings(comparison: pl.DataFrame) -> str:
     """Return the settings that all engines were tried at, in words; empty where there are none."""
-    row = next(comparison.filter(by="engine").drop_nulls("adjusted").iter_rows(named=True), None)
-    if row is None:
+    adjusted = comparison.filter(by="engine").drop_nulls("adjusted")
+    if adjusted.is_empty():
         return ""
-    guidance = comparison.filter(by="engine").drop_nulls(["adjusted", "guidance_from"])
-    words = f"{row['steps_from']} to {row['steps_to']} steps"
+    guidance = adjusted.drop_nulls("guidance_from")
+    words = f"{adjusted['steps_from'][0]} to {adjusted['steps_to'][0]} steps"
     if guidance.height:
         low, high = (format_number(guidance[end][0], 2) for end in ("guidance_from", "guidance_to"))
         words += f" and guidance {low} to {high}"

@@ -3,8 +3,6 @@
 A plot of images names columns of `points.point_data`, and the page's script draws the images that the filters leave.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,16 +12,8 @@ import polars as pl
 from flexy_assets.reporting.figures import Figure, Row
 from flexy_assets.reporting.formatting import format_number
 from flexy_assets.reporting.plot_style import SEQUENTIAL
+from flexy_assets.sweep import plots
 from flexy_assets.sweep.analysis import METRIC_LABELS, AnalysisTables, effective_guidance, setting_names
-from flexy_assets.sweep.plots import (
-    correlation_map,
-    padded_range,
-    pareto_front,
-    predicted_surface,
-    response_curve,
-    steps_axis,
-    titled_axis,
-)
 from flexy_assets.sweep.report.points import Numbers
 
 
@@ -43,7 +33,7 @@ class ReportFigure:
 def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables: AnalysisTables) -> list[ReportFigure]:
     """Return the plots of one engine, whose images are `rows`, on the axes of all engines (`axis_ranges`)."""
     placed = rows.drop_nulls(setting_names(rows))
-    found = []
+    figures = []
     if placed.height:
         best = {row["target"]: row for row in tables.spots.iter_rows(named=True) if row["steps"] is not None}
         both = placed["steps"].n_unique() > 1 and np.ptp(guidance_axis_range(placed)) > 0
@@ -51,28 +41,29 @@ def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables
             surface = tables.response.filter(target=target, curve="surface").drop_nulls("predicted")
             if target in best and both and surface.height:
                 part = "best" if target == "overall" else "surface"
-                figure = predicted_surface(tables.response, best[target], axes)
-                found.append(ReportFigure(part, f"{key}-{target}-surface", figure, {}))
+                figure = plots.predicted_surface(tables.response, best[target], axes)
+                figures.append(ReportFigure(part, f"{key}-{target}-surface", figure, {}))
         front = tables.front.filter(target="overall").drop_nulls("predicted")
         if "overall" in best and front["on_front"].sum() > 1:
             # As far as images reach: where there are few, an interval may be ten times that.
-            figure = pareto_front(front, {rows["engine"][0]: SEQUENTIAL[0]}, axes["overall"])
-            found.append(ReportFigure("best", f"{key}-front", figure, {}))
+            figure = plots.pareto_front(front, {rows["engine"][0]: SEQUENTIAL[0]}, axes["overall"])
+            figures.append(ReportFigure("best", f"{key}-front", figure, {}))
         # Metrics with a significant response come first.
         for metric in sorted(METRIC_LABELS, key=lambda metric: metric not in best):
             if placed[metric].count():
-                found += _responses(f"{key}-{metric}", placed, metric, axes, tables.response, metric not in best)
+                figures += _responses(f"{key}-{metric}", placed, metric, axes, tables.response, metric not in best)
         if placed["elapsed_ms"].count():
-            found.append(_seconds(f"{key}-seconds", placed, axes, tables.times))
+            figures.append(_seconds(f"{key}-seconds", placed, axes, tables.times))
     if tables.correlations["spearman"].count():
-        found.append(ReportFigure("correlations", f"{key}-correlations", correlation_map(tables.correlations), {}))
-    return found
+        correlations = plots.correlation_map(tables.correlations)
+        figures.append(ReportFigure("correlations", f"{key}-correlations", correlations, {}))
+    return figures
 
 
-def share_colour_scale(found: Sequence[ReportFigure]) -> None:
+def share_colour_scale(figures: Sequence[ReportFigure]) -> None:
     """Give the surfaces of one target one scale of colours, so that engines can be compared by eye."""
     surfaces: dict[str, list[Row]] = {}
-    for figure in (each.figure for each in found):
+    for figure in (each.figure for each in figures):
         if figure.data and figure.data[0]["type"] == "contour":
             surfaces.setdefault(figure.title, []).append(figure.data[0])
     for traces in surfaces.values():
@@ -83,20 +74,15 @@ def share_colour_scale(found: Sequence[ReportFigure]) -> None:
 
 def axis_ranges(overall: pl.DataFrame) -> dict[str, Row]:
     """Return Plotly's axis by column, the same for all engines: steps, guidance, seconds and each metric."""
-    steps = steps_axis(overall["steps"])
-    found = {"steps": steps} if steps else {}
+    steps = plots.steps_axis(overall["steps"])
+    axes = {"steps": steps} if steps else {}
     columns = {**METRIC_LABELS, "overall": "Overall, SD", "guidance": "Guidance", "seconds": "Seconds an image"}
     values = overall.with_columns(seconds=pl.col("elapsed_ms") / 1000, guidance=pl.col("guidance").clip(1))
     for column, label in columns.items():
         known = _numbers(values, column)
         if known.size:
-            found[column] = titled_axis(label) | {"range": padded_range(known)}
-    return found
-
-
-def value_range(values: Numbers) -> tuple[float, float]:
-    """Return the lowest and the highest, or 1 and 1 of no values."""
-    return (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
+            axes[column] = plots.titled_axis(label) | {"range": plots.padded_range(known)}
+    return axes
 
 
 def _numbers(rows: pl.DataFrame, name: str) -> Numbers:
@@ -104,12 +90,9 @@ def _numbers(rows: pl.DataFrame, name: str) -> Numbers:
 
 
 def guidance_axis_range(rows: pl.DataFrame) -> tuple[float, float]:
-    """Return the lowest and the highest effective guidance of these images."""
-    return value_range(effective_guidance(_numbers(rows, "guidance")))
-
-
-def _points(rows: pl.DataFrame, x: str, y: str) -> Row:
-    return {"engine": rows["engine"][0], "x": x, "y": y}
+    """Return the lowest and the highest effective guidance of these images, or 1 and 1 without any."""
+    values = effective_guidance(_numbers(rows, "guidance"))
+    return (float(values.min()), float(values.max())) if values.size else (1.0, 1.0)
 
 
 def _responses(
@@ -117,31 +100,29 @@ def _responses(
 ) -> list[ReportFigure]:
     """Return a metric's images by steps and, where that varies, by guidance: each with the mean and its band."""
     guided = np.ptp(guidance_axis_range(rows)) > 0
-    found = []
+    figures = []
     for along, other, suffix in (("steps", "guidance", ""), ("guidance", "steps", "-guidance")):
         if along == "guidance" and not guided:
             continue
-        figure = response_curve(response, metric, along, {rows["engine"][0]: ""}, axes)
+        figure = plots.response_curve(response, metric, along, {rows["engine"][0]: ""}, axes)
         caption = f"One dot an image{', coloured by guidance' if guided and along == 'steps' else ''}."
         if figure.data:
             over = f" over the {other} tried" if along == "guidance" or guided else ""
             caption += f" Line: the mean{over}; band: its 95 % interval."
             caption += " Not significantly different from flat." if flat else ""
         named = replace(figure, title=f"{METRIC_LABELS[metric]} by {along}", caption=caption)
-        found.append(ReportFigure("response", key + suffix, named, _points(rows, along, metric)))
-    return found
+        points = {"engine": rows["engine"][0], "x": along, "y": metric}
+        figures.append(ReportFigure("response", key + suffix, named, points))
+    return figures
 
 
 def _seconds(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], times: pl.DataFrame) -> ReportFigure:
     caption = f"One dot an image{', coloured by guidance' if rows['guidance'].count() else ''}."
-    row = next(times.drop_nulls("a_step").iter_rows(named=True), None)
-    if row:
-        guided = (
-            f" ({format_number(row['a_step'] + row['guided_step'], 2)} with guidance)" if row["guided_step"] else ""
-        )
+    for row in times.drop_nulls("a_step").head(1).iter_rows(named=True):
+        guided = row["guided_step"] and f" ({format_number(row['a_step'] + row['guided_step'], 2)} with guidance)"
         base, step = format_number(max(row["base"], 0), 2), format_number(row["a_step"], 2)
-        caption += f" An image takes {base} s and {step} s a step{guided}."
+        caption += f" An image takes {base} s and {step} s a step{guided or ''}."
     # Time is a straight line in steps.
-    layout = {"xaxis": titled_axis("Steps"), "yaxis": axes["seconds"]}
-    figure = Figure("Seconds by steps", caption, [], layout)
-    return ReportFigure("response", key, figure, _points(rows, "steps", "seconds"))
+    layout = {"xaxis": plots.titled_axis("Steps"), "yaxis": axes["seconds"]}
+    points = {"engine": rows["engine"][0], "x": "steps", "y": "seconds"}
+    return ReportFigure("response", key, Figure("Seconds by steps", caption, [], layout), points)

@@ -1,7 +1,5 @@
 """The images that a report shows, one point and one thumbnail each, as columns for its script."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -9,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
+from flexy_assets.reporting.figures import rounded
 from flexy_assets.sweep.analysis import METRIC_LABELS, effective_guidance
 from flexy_assets.sweep.analysis.disagreement import MetricDisagreement
 
@@ -17,16 +16,15 @@ MAX_POINTS: Final = 2400
 MAX_BYTES: Final = 8_900_000
 """Of WebP on one page; as base64, with everything else, some 14 MB."""
 EXTREME_IMAGES: Final = 4
-"""Images kept at each end of a metric, per engine."""
+"""Images required at each end of a metric, per engine."""
 BINS: Final = 5
 """Bins of steps and of guidance in the grid of images."""
 MAX_PROMPT_CHARACTERS: Final = 400
-"""Characters of a prompt that the page holds."""
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], seed: int = 0) -> pl.DataFrame:
+def sample_images(overall: pl.DataFrame, disagreements: Sequence[MetricDisagreement], seed: int = 0) -> pl.DataFrame:
     """Return the rows of `add_overall` that the page shows: all, or `MAX_POINTS`.
 
     Those are the best and worst of every metric, the pairs that metrics disagree on, and a random sample with as equal
@@ -34,25 +32,24 @@ def sample_images(overall: pl.DataFrame, found: Sequence[MetricDisagreement], se
     """
     if overall.height <= MAX_POINTS:
         return overall
-    paired = [image_id for pair in found for ids in pair.pairs for image_id in ids]
-    kept = pl.col("image_id").is_in(paired)
+    paired = [image_id for pair in disagreements for ids in pair.pairs for image_id in ids]
+    required = pl.col("image_id").is_in(paired)
     for metric in METRIC_LABELS:
         for descending in (True, False):
-            kept |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= EXTREME_IMAGES
+            required |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= EXTREME_IMAGES
     shuffled = overall.with_columns(
-        kept=kept.fill_null(False),
-        place=pl.lit(np.random.default_rng(seed).permutation(overall.height)),
+        required=required.fill_null(False), place=pl.lit(np.random.default_rng(seed).permutation(overall.height))
     ).sort("place")
     # The first of every engine, then the second of every engine: an engine with fewer images leaves room to others.
     turn = pl.int_range(pl.len()).over("engine")
-    sample = shuffled.with_columns(turn=turn).sort(~pl.col("kept"), "turn", "place").head(MAX_POINTS)
+    sample = shuffled.with_columns(turn=turn).sort(~pl.col("required"), "turn", "place").head(MAX_POINTS)
     return sample.sort("engine", "image_id").select(overall.columns)
 
 
 def point_data(
     points: pl.DataFrame,
     overall: pl.DataFrame,
-    found: Sequence[MetricDisagreement],
+    disagreements: Sequence[MetricDisagreement],
     thumbnails: Mapping[str, bytes],
 ) -> dict[str, Any]:
     """Return what the page's script reads, ready for JSON: names, columns (one entry an image), thumbnails and pairs.
@@ -73,8 +70,8 @@ def point_data(
         columns[name] = [index.get(value) for value in shown[name]]
     columns["steps"] = points["steps"].to_list()
     columns["seed"] = points["seed"].cast(pl.String).to_list()  # JavaScript would round large ones
-    columns |= {name: _rounded(points[name]) for name in ("guidance", "overall", *METRIC_LABELS)}
-    columns["seconds"] = _rounded(points["elapsed_ms"] / 1000)
+    columns |= {name: rounded(points[name], 6) for name in ("guidance", "overall", *METRIC_LABELS)}
+    columns["seconds"] = rounded(points["elapsed_ms"] / 1000, 6)
     across, steps = _bins(points["steps"], overall["steps"], "{:.0f}".format)
     down, guidance = _bins(_effective(points), _effective(overall), _guidance)
     spread = overall.group_by("engine").agg(
@@ -89,13 +86,9 @@ def point_data(
             base64.b64encode(thumbnails[image_id]).decode() if image_id in thumbnails else None for image_id in ids
         ],
         "pairs": [
-            {
-                "left": pair.left,
-                "right": pair.right,
-                "share": pair.share,
-                "pairs": [[place[a], place[b]] for a, b in pair.pairs],
-            }
-            for pair in found
+            {"left": each.left, "right": each.right, "share": each.share}
+            | {"pairs": [[place[a], place[b]] for a, b in each.pairs]}
+            for each in disagreements
         ],
     }
 
@@ -107,11 +100,6 @@ def _effective(rows: pl.DataFrame) -> pl.Series:
 
 def _guidance(value: float) -> str:
     return "≤1" if value <= 1 else f"{value:.1f}"
-
-
-def _rounded(values: pl.Series) -> list[float | None]:
-    """To six significant digits: more only make the page heavy."""
-    return values.cast(pl.Float64).round_sig_figs(6).to_list()
 
 
 def _bins(points: pl.Series, values: pl.Series, write: Callable[[float], str]) -> tuple[list[int | None], list[str]]:

@@ -1,8 +1,7 @@
 """The report's sentences: the recommended settings with their uncertainty, and what could not be computed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Final
 
 import polars as pl
@@ -35,18 +34,15 @@ def summarize_sweep(spots: pl.DataFrame, regression: pl.DataFrame, settings: str
     if best is None or value is None or best["steps"] is None:
         if not tested:
             return [Markup("<strong>No advice yet:</strong> there are too few scored images, or no score varies.")]
-        names = join_words([METRIC_LABELS[metric] for metric in tested])
-        return [
-            Markup(
-                "<strong>No setting stands out.</strong> {} show no significant dependence on {}: "
-                "no setting is significantly better than the quickest."
-            ).format(names, settings)
-        ]
+        text = Markup(
+            "<strong>No setting stands out.</strong> {} show no significant dependence on {}: "
+            "no setting is significantly better than the quickest."
+        )
+        return [text.format(join_words([METRIC_LABELS[metric] for metric in tested]), settings)]
     text = Markup("Best overall: <strong>{}</strong>{}; not significantly different from {} (95 %, {} images{}).")
     region = "" if best["region_share"] is None else f", {best['region_share']:.0%} of what was tried"
-    sentences = [
-        text.format(format_setting(best), _duration(best["seconds"]), format_region(best), f"{best['n']:,}", region)
-    ]
+    duration, images = _duration(best["seconds"]), f"{best['n']:,}"
+    sentences = [text.format(format_setting(best), duration, format_region(best), images, region)]
     if (value["steps"], value["guidance"]) == (best["steps"], best["guidance"]):
         sentences.append(Markup("No quicker setting is expected within {} SD of it.").format(VALUE_TOLERANCE))
     else:
@@ -127,11 +123,10 @@ def _engine_shortfalls(rows: pl.DataFrame, correlations: pl.DataFrame, regressio
 
 def _by_note(rows: pl.DataFrame, column: str) -> dict[str, list[str]]:
     """Return the labels of the column's names, grouped by the note of their rows."""
-    labels: Mapping[str, str] = METRIC_LABELS | SETTING_LABELS
-    by_note: dict[str, list[str]] = {}
-    for row in rows.iter_rows(named=True):
-        by_note.setdefault(row["note"] or "no reason is recorded", []).append(labels[row[column]])
-    return by_note
+    labels = METRIC_LABELS | SETTING_LABELS
+    notes = rows.with_columns(pl.col("note").replace("", None).fill_null("no reason is recorded"))
+    grouped = notes.group_by("note", maintain_order=True).agg(column)
+    return {note: [labels[name] for name in names] for note, names in grouped.iter_rows()}
 
 
 def describe_front(front: pl.DataFrame, spots: pl.DataFrame) -> str:
@@ -146,28 +141,26 @@ def describe_front(front: pl.DataFrame, spots: pl.DataFrame) -> str:
     quick, best = on.row(0, named=True), on.row(-1, named=True)
     if on.height == 1:
         return f"{format_setting(best)} is both the quickest and the best: more time gains nothing."
-    ends = [
+    quickest, highest = (
         f"{format_setting(row)}{_duration(row['seconds'])}, {format_number(row['predicted'], 2)} SD"
         for row in (quick, best)
-    ]
+    )
     return (
-        f"Of the settings that no other beats in both quality and time, the quickest is {ends[0]}, and the best "
-        f"{ends[1]}. They are on the front in {quick['front_probability']:.0%} and "
+        f"Of the settings that no other beats in both quality and time, the quickest is {quickest}, and the best "
+        f"{highest}. They are on the front in {quick['front_probability']:.0%} and "
         f"{best['front_probability']:.0%} of resamples."
     )
 
 
-EFFECT_NAMES: Final[Mapping[str, tuple[str, str, str, str]]] = {
-    "steps": ("more raise it", "more lower it", "non-monotonic", "not significant"),
-    "guidance": ("more raises it", "more lowers it", "non-monotonic", "not significant"),
+EFFECT_NAMES: Final[Mapping[str, tuple[str, str, str]]] = {
+    "steps": ("more raise it", "more lower it", "non-monotonic"),
+    "guidance": ("more raises it", "more lowers it", "non-monotonic"),
     "interaction": (
-        "steps do more at high guidance",
-        "steps do less at high guidance",
+        *("steps do more at high guidance", "steps do less at high guidance"),
         "the effect of steps depends on guidance",
-        "not significant",
     ),
 }
-"""The words for an effect that is above 0, below 0, significant but neither, or not significant."""
+"""The words for a significant effect that is above 0, below 0 or neither."""
 
 
 def format_effects(effects: pl.DataFrame, guided: bool) -> tuple[dict[str, str], list[Row]]:
@@ -194,18 +187,11 @@ def _ends(row: Row, effect: str) -> str:
 
 
 def _effect(row: Row) -> Row:
-    up, down, bent, insignificant = EFFECT_NAMES[row["effect"]]
-    words = (
-        insignificant
-        if row["p"] is None or row["p"] >= SIGNIFICANCE_LEVEL
-        else up
-        if row["low"] > 0
-        else down
-        if row["high"] < 0
-        else bent
-    )
+    up, down, bent = EFFECT_NAMES[row["effect"]]
+    significant = row["p"] is not None and row["p"] < SIGNIFICANCE_LEVEL
+    words = up if row["low"] > 0 else down if row["high"] < 0 else bent
     p = None if row["p"] is None else "p ≤ 0.001" if row["p"] <= 0.001 else f"p = {row['p']:.3f}"
-    return row | {"words": words, "p": p, "significant": words != insignificant}
+    return row | {"words": words if significant else "not significant", "p": p, "significant": significant}
 
 
 def describe_components(components: pl.DataFrame) -> str:
@@ -214,15 +200,13 @@ def describe_components(components: pl.DataFrame) -> str:
     if not known:
         reason = next(iter(components["note"]), None) or "no image"
         return f"The principal components of the metrics are unknown: {reason}."
-    explained, count = 0.0, 0
-    while explained < LARGE_SHARE and count < len(known):
-        explained += known[count]["share"]
-        count += 1
+    totals = list(accumulate(row["share"] for row in known))
+    count = next((number for number, total in enumerate(totals, 1) if total >= LARGE_SHARE), len(known))
     descriptions = [
         f"{row['share']:.0%} ({row['share_low']:.0%} to {row['share_high']:.0%}) is mostly {describe_loadings(row)}"
         for row in known[:count]
     ]
-    share = f"{count} of {len(known)} principal components explain {explained:.0%} of the metrics’ variance"
+    share = f"{count} of {len(known)} principal components explain {totals[count - 1]:.0%} of the metrics’ variance"
     return f"{share}: {'; '.join(descriptions)}."
 
 

@@ -719,7 +719,7 @@ class Bench:
         began, folder = time.perf_counter(), self.folder / "models"
         folder.mkdir()
         clip = save_clip(folder / "clip")
-        found = {"clip": clip, "aesthetic_v1": folder / "v1", "aesthetic_v2": folder / "v2"}
+        found = {"clip": clip, "aesthetic_linear": folder / "v1", "aesthetic_v2": folder / "v2"}
         found |= {"hps": save_hps(folder / "hps"), "lpips": save_lpips(folder / "lpips")}
         compute.release_memory()
         work = self.work(found)
@@ -910,8 +910,7 @@ def parity(bench: Bench, found: dict[str, Any]) -> None:
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     models = bench.models
     heads = {
-        f"aes{'thetic' if v == 1 else '_v2'}_score": aesthetic.load_aesthetic(models[f"aesthetic_v{v}"], v)
-        for v in (1, 2)
+        name: aesthetic.load_aesthetic(models["aesthetic_v2"], "mlp") for name in ("aesthetic_score", "aes_v2_score")
     }
     for encoder in (ClipEncoder(models["clip"]), HpsScorer(models["hps"], tokenizer=models["clip"])):
         _tf32(False)

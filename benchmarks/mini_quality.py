@@ -36,12 +36,11 @@ def difference(better: NDArray[np.float64], worse: NDArray[np.float64]) -> dict[
 def measure(count: int, tuning: int) -> dict[str, Any]:
     """Return all results: `count` images per setting, `tuning` images per guidance to tune it."""
     settings = Settings.read({})
-    clip, v1, v2, hps = (
-        registry.find_scorer(name, settings).load() for name in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
-    )
+    clip, hps = (registry.find_scorer(name, settings).load() for name in ("clip", "hps"))
+    heads = {name: registry.find_scorer(name, settings).load() for name in ("aesthetic_v1", "aesthetic_v2")}
     result: dict[str, Any] = {
         "clip": accuracy.clip_accuracy(clip),
-        "aesthetic": accuracy.aesthetic_correlation(clip, v1, v2),
+        "aesthetic": accuracy.aesthetic_correlation(clip, heads),
         "hps": accuracy.hps_correlation(hps),
     }
     engine = registry.find_engine("mini_sdxl", settings).load()

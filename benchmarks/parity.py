@@ -104,6 +104,7 @@ def compare_scorers(folder: Path, pictures: int, full: bool) -> list[Difference]
     clip = references.save_clip(folder / "clip", full)
     return [
         *compare_clip_and_aesthetic(folder, clip, files, read, full),
+        *list(compare_open_clip(folder, clip, files, read, full))[:-1],
         compare_hps(folder, clip, files, read, full),
         compare_lpips(folder, files, read),
         # A CPU computes in half precision many times slower than in full.
@@ -138,12 +139,40 @@ def compare_clip_and_aesthetic(
         for version, predictor in predictors.items():
             score = references.aesthetic(predictor, version, pillow)
             yield Difference.of(
-                (f"Aesthetic V{version}", f"simple-aesthetics-predictor 0.1.2{resize}", model),
+                (f"Aesthetic {references.HEADS[version]}", f"simple-aesthetics-predictor 0.1.2{resize}", model),
                 9.0,
                 [score(file, "") for file in files],
-                aesthetic.load_aesthetic(predictor, version).score_embeddings(seen),
+                aesthetic.load_aesthetic(predictor, references.HEADS[version]).score_embeddings(seen),
                 share,
             )
+
+
+def compare_open_clip(
+    folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool
+) -> Iterator[Difference]:
+    """CLIP score and LAION's MLP by open_clip, with QuickGELU and without; last, our QuickGELU against its GELU."""
+    model = "ViT-L/14" if full else "small CLIP"
+    head = references.save_laion_head(folder / "laion", 768 if full else 96)
+    ours = aesthetic.load_aesthetic(head.parent, "mlp")
+    # torchvision, by which open_clip crops, leaves an odd margin's last pixel on the other side than transformers.
+    even = [i for i, image in enumerate(read) if int(224 * max(image.size) / min(image.size)) % 2 == 0]
+    files, read = [files[i] for i in even], [read[i] for i in even]
+    # open_clip's tokenizer resolves HTML entities, CLIP's own leaves them.
+    plain = [prompt for prompt in references.PROMPTS if "&" not in prompt]
+    prompts = [plain[index % len(plain)] for index in range(len(files))]
+    for activation in (None, "gelu"):
+        theirs = references.OpenClip(clip, quick_gelu=activation is None)
+        encoder = ClipEncoder(clip, activation=activation)
+        seen, seen_by_theirs = _in_parts(encoder.embed, read), theirs.images(files)
+        cosines = np.einsum("nd,nd->n", seen, _in_parts(encoder.texts, prompts))
+        their_cosines = np.einsum("nd,nd->n", seen_by_theirs, theirs.texts(prompts))
+        name = f"open_clip {'without' if activation else 'with'} QuickGELU"
+        yield Difference.of(("CLIP score", name, model), 1.0, their_cosines, cosines)
+        scores = references.laion_scores(head, seen_by_theirs)
+        yield Difference.of(("Aesthetic mlp", f"LAION's MLP, {name}", model), 9.0, scores, ours.score_embeddings(seen))
+        if activation is None:
+            ours_with = cosines
+    yield Difference.of(("CLIP score with QuickGELU", name, model), 1.0, their_cosines, ours_with)
 
 
 def compare_hps(folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool) -> Difference:
@@ -179,8 +208,8 @@ def compare_half_precision(
         cosines = np.einsum("nd,nd->n", seen, _in_parts(encoder.texts, prompts))
         values.setdefault(("CLIP score", 1.0), {})[precision] = cosines
         for version, predictor in zip((1, 2), predictors, strict=True):
-            scores = aesthetic.load_aesthetic(predictor, version).score_embeddings(seen)
-            values.setdefault((f"Aesthetic V{version}", 9.0), {})[precision] = scores
+            scores = aesthetic.load_aesthetic(predictor, references.HEADS[version]).score_embeddings(seen)
+            values.setdefault((f"Aesthetic {references.HEADS[version]}", 9.0), {})[precision] = scores
         del encoder
         scores = _hps_scores(HpsScorer(checkpoint.parent, precision, tokenizer=clip), read, prompts)
         values.setdefault(("HPS v2.1", 1.0), {})[precision] = scores

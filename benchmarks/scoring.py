@@ -114,7 +114,7 @@ def time_references(
     seconds = {}
     loads: dict[str, Callable[[], references.Score]] = {
         "CLIP score": lambda: references.clip_score(models["clip"]),
-        "Aesthetic V1": lambda: references.aesthetic(models["aesthetic_v1"], 1),
+        "Aesthetic V1": lambda: references.aesthetic(models["aesthetic_v2"], 2),
         "Aesthetic V2": lambda: references.aesthetic(models["aesthetic_v2"], 2),
         "HPS v2.1": lambda: references.hps(models["hps"] / "HPS_v2.1_compressed.pt", full=True),
     }
@@ -174,9 +174,9 @@ def time_ours(work: Work, metrics: Sequence[str]) -> dict[str, float]:
 def save_models(folder: Path) -> dict[str, Path]:
     """The four scorers at their full size, with random weights."""
     clip = references.save_clip(folder / "clip", full=True)
-    heads = {f"aesthetic_v{v}": references.save_predictor(folder / f"v{v}", clip, v) for v in (1, 2)}
+    head = references.save_predictor(folder / "aesthetic_v2", clip, 2)
     compute.release_memory()
-    return {"clip": clip, "hps": references.save_hps(folder / "hps", full=True).parent} | heads
+    return {"clip": clip, "hps": references.save_hps(folder / "hps", full=True).parent, "aesthetic_v2": head}
 
 
 def measure(folder: Path, count: int) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def main() -> None:
         if torch.cuda.is_available() and options.large:
             files = draw_images(folder / "large", options.large)
             prompts = [f"{references.PROMPTS[0]}, number {index}" for index in range(len(files))]
-            models = {path.name.replace("v", "aesthetic_v"): path for path in (folder / "models").iterdir()}
+            models = {path.name: path for path in (folder / "models").iterdir()}
             seconds = time_ours(make_work(folder / "large", models, files, prompts), list(METRICS))
             result |= {"large_images": len(files), "large_s": sum(seconds.values()), "large_passes_s": seconds}
     show(result)

@@ -23,7 +23,8 @@ class ModelEntry:
     it has any, and `options`. `published` are the weights of the set `full`, `embedded` is the folder of the set
     `mini`; a model with neither needs no weights and belongs to both. `user_provided` are weights of the set `full`
     that only the user can supply. `required_models` maps the loader's arguments to other entries whose folder it takes;
-    `optional_models` to those whose folder it takes if the user has named one. `half_precision` is its precision on a
+    `optional_models` to those whose folder it takes if the user has named one. `weights_of` is another entry whose
+    files it reads, unless it has its own. `half_precision` is its precision on a
     GPU, `memory` the memory in GB that it then takes. For an engine,
     `ignored_settings` are the settings without effect, `prompts` a sweep's default prompts, `side` the default pixels
     along each side, a multiple of `multiple`. For an editor and for trying an engine, `steps` and `guidance` are those
@@ -39,6 +40,7 @@ class ModelEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
     required_models: Mapping[str, str] = field(default_factory=dict)
     optional_models: Mapping[str, str] = field(default_factory=dict)
+    weights_of: str | None = None
     half_precision: Literal["fp16", "bf16"] | None = None
     memory: float = 0
     ignored_settings: frozenset[str] = frozenset()

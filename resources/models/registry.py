@@ -101,10 +101,11 @@ _PUBLISHED = {
         "black-forest-labs/FLUX.1-Kontext-dev", _PIPELINE, "flux-1-dev-non-commercial-license", 33.7, gated=True
     ),
     "clip": _hub("openai/clip-vit-large-patch14", tuple(_CLIP_SHA256), "mit", 1.7, sha256=_CLIP_SHA256),
-    "aesthetic_v1": _hub(
+    "aesthetic_linear": _hub(
         "shunk031/aesthetics-predictor-v1-vit-large-patch14", ("model.safetensors",), "none stated", 1.2
     ),
-    # At this commit there are no safetensors; the file is read as tensors only.
+    # The head is LAION's sac+logos+ava1-l14-linearMSE.pth, which no repository of its authors has on the hub. At this
+    # commit there are no safetensors; the file is read as tensors only.
     "aesthetic_v2": _hub(
         "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE", ("pytorch_model.bin",), "none stated", 1.2
     ),
@@ -141,7 +142,8 @@ def _model(
     """Return the entry of a model, with its weights; `embedded` is the folder of its mini weights."""
     if batch_size:
         fields["options"] = {"batch_size": batch_size}
-    sources = (_PUBLISHED.get(name), MINI_WEIGHTS / embedded if embedded else None, _USER_PROVIDED.get(name))
+    published = _PUBLISHED.get(fields.get("weights_of", name))
+    sources = (published, MINI_WEIGHTS / embedded if embedded else None, _USER_PROVIDED.get(name))
     return ModelEntry(name, kind, f"{package}.{loader}", *sources, half_precision=half_precision, **fields)
 
 
@@ -196,8 +198,25 @@ _ENTRIES = (
     _editor("qwen_image_edit_plus", "qwen_image_edit:QwenImageEditPlusEditor", "bf16", batch_size=2, memory=58),
     _editor("flux_kontext", "flux:KontextEditor", "bf16", batch_size=4, memory=34),
     _scorer("clip", "clip:ClipEncoder", "fp16", embedded="clip", memory=1),
-    _scorer("aesthetic_v1", "aesthetic:load_aesthetic", embedded="aesthetic_v1", options={"version": 1}),
-    _scorer("aesthetic_v2", "aesthetic:load_aesthetic", embedded="aesthetic_v2", options={"version": 2}),
+    # As open_clip computes ViT-L-14 with OpenAI's weights, unless it is told that they were trained with QuickGELU.
+    _scorer(
+        "clip_gelu",
+        "clip:ClipEncoder",
+        "fp16",
+        embedded="clip",
+        weights_of="clip",
+        memory=1,
+        options={"activation": "gelu"},
+    ),
+    _scorer(
+        "aesthetic_v1",
+        "aesthetic:load_aesthetic",
+        embedded="aesthetic_v1",
+        weights_of="aesthetic_v2",
+        options={"form": "mlp"},
+    ),
+    _scorer("aesthetic_v2", "aesthetic:load_aesthetic", embedded="aesthetic_v2", options={"form": "mlp"}),
+    _scorer("aesthetic_linear", "aesthetic:load_aesthetic", embedded="aesthetic_linear", options={"form": "linear"}),
     # The checkpoint of HPS has no vocabulary; CLIP's is the same.
     _scorer("hps", "hps:HpsScorer", "fp16", embedded="hps", memory=2, required_models={"tokenizer": "clip"}),
     _scorer("lpips", "perceptual:LpipsScorer", embedded="lpips", memory=0.1),
@@ -241,12 +260,13 @@ def local_model(entry: ModelEntry, settings: Settings) -> LocalModel:
         # process uses that core: one thread is the better default.
         return LocalModel(name, entry.embedded, entry.loader, entry.options, threads=1)
     folders = weights.read_user_folders(settings, MODELS.keys())
-    published = None if entry.name in folders else entry.published
+    folder = folders.get(entry.name) or folders.get(entry.weights_of or "")
+    published = None if folder else entry.published
     optional = {argument: name for argument, name in entry.optional_models.items() if name in folders}
     needed = {**entry.required_models, **optional}
     return LocalModel(
         entry.name,
-        folders.get(entry.name) or (weights.hub_snapshot_folder(published) if published else None),
+        folder or (weights.hub_snapshot_folder(published) if published else None),
         entry.loader,
         entry.options,
         {argument: local_model(MODELS[name], settings) for argument, name in needed.items()},

@@ -1,12 +1,14 @@
-"""The two LAION aesthetic predictors as heads on one L2-normalised CLIP ViT-L/14 image embedding.
+"""LAION's aesthetic predictors as heads on one L2-normalised CLIP ViT-L/14 image embedding.
 
-V1 is `sa_0_4_vit_l_14` (one linear layer), V2 is `sac+logos+ava1-l14-linearMSE` (an MLP without
-activations), both as published in shunk031/simple-aesthetics-predictor.
+`mlp` is `sac+logos+ava1-l14-linearMSE` (an MLP without activations), as improved-aesthetic-predictor and
+simple-aesthetics-predictor (V2) publish it; `linear` is the older `sa_0_4_vit_l_14` (one linear layer; V1 of
+simple-aesthetics-predictor).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,15 +18,15 @@ from torch import Tensor, nn
 from resources.errors import FlexyError
 from resources.models.loading import named_loading_errors, read_tensors
 
-_FILES = ("model.safetensors", "pytorch_model.bin")
-# The prefix of each version's head in its published file; a separate head file has none.
-_PREFIXES = {1: ("predictor.", ""), 2: ("layers.", "")}
+_FILES = ("model.safetensors", "pytorch_model.bin", "sac+logos+ava1-l14-linearMSE.pth", "sa_0_4_vit_l_14_linear.pth")
+# The prefix of each form's head in its published file; a separate head file has none.
+_PREFIXES = {"linear": ("predictor.", ""), "mlp": ("layers.", "")}
 
 
 class AestheticHead(nn.Sequential):
     """Linear layers from an embedding to one score, about 1 to 10, with dropout between them in training.
 
-    `widths` are the layers' inputs: `(768,)` is V1, `(768, 1024, 128, 64, 16)` is V2.
+    `widths` are the layers' inputs: `(768,)` is the linear head, `(768, 1024, 128, 64, 16)` the MLP.
     """
 
     folder: Path | None = None
@@ -60,13 +62,13 @@ class AestheticHead(nn.Sequential):
         return self(torch.from_numpy(np.ascontiguousarray(vectors))).numpy()
 
 
-def load_aesthetic(folder: Path, version: int) -> AestheticHead:
-    """Return the head of V1 or V2 in `folder`; its layers' sizes are read from the weights.
+def load_aesthetic(folder: Path, form: Literal["linear", "mlp"]) -> AestheticHead:
+    """Return the head in `folder`; its layers' sizes are read from the weights.
 
     The published files hold the whole image tower too: only the head is read. Raises `FlexyError` for a file
     without a head.
     """
-    state = {name: value.float() for name, value in read_tensors(folder, _FILES, _PREFIXES[version]).items()}
+    state = {name: value.float() for name, value in read_tensors(folder, _FILES, _PREFIXES[form]).items()}
     if state.keys() == {"weight", "bias"}:
         state = {f"0.{name}": value for name, value in state.items()}
     with named_loading_errors(folder):

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
+from transformers.activations import ACT2FN
+from transformers.models.clip.modeling_clip import CLIPMLP
 
 from resources.models import compute
 from resources.models.loading import load_error, load_network, load_tokenizer, named_loading_errors
@@ -23,9 +25,16 @@ class ClipEncoder:
     batch_size: int
     """Images or prompts per forward pass; on a CPU a few, which fit its cache, are fastest."""
 
-    def __init__(self, folder: Path, precision: str = "fp32") -> None:
-        """Load a folder in transformers' form, preprocessing included. Raises `FlexyError` where they do not fit."""
+    def __init__(self, folder: Path, precision: str = "fp32", activation: str | None = None) -> None:
+        """Load a folder in transformers' form, preprocessing included. Raises `FlexyError` where they do not fit.
+
+        `activation`, "gelu" for example, takes the place of the one in the model's configuration.
+        """
         model = load_network(CLIPModel, folder, compute.torch_dtype(precision))
+        if activation:
+            for layer in model.modules():
+                if isinstance(layer, CLIPMLP):
+                    layer.activation_fn = ACT2FN[activation]
         with named_loading_errors(folder / "preprocessor_config.json"):
             preprocessing = Preprocessing.read(folder / "preprocessor_config.json")
         self._set_model(folder, model, load_tokenizer(CLIPTokenizer, folder), preprocessing)

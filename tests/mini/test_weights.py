@@ -52,8 +52,9 @@ def test_clip_recognises_each_attribute_of_held_out_drawings(clip: Any) -> None:
 
 
 def test_the_aesthetic_heads_rank_as_their_rules_do(clip: Any) -> None:
-    v1, v2 = (registry.find_scorer(name, SETTINGS).load() for name in ("aesthetic_v1", "aesthetic_v2"))
-    for name, correlation in accuracy.aesthetic_correlation(clip, v1, v2, count=600).items():
+    names = ("aesthetic_v1", "aesthetic_v2", "aesthetic_linear")
+    heads = {name: registry.find_scorer(name, SETTINGS).load() for name in names}
+    for name, correlation in accuracy.aesthetic_correlation(clip, heads, count=600).items():
         assert correlation >= 0.70, f"{name}: {correlation}"
 
 

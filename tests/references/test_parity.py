@@ -64,6 +64,17 @@ def test_clip_score_and_both_aesthetic_marks_are_the_references(
         agree(difference)
 
 
+def test_clip_and_the_head_are_open_clips_with_quickgelu_and_without(
+    folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image]
+) -> None:
+    found = list(parity.compare_open_clip(folder, clip, files, read, full=False))
+    assert len(found) == 5
+    *same, (_, crossed) = [(difference.scorer, difference) for difference in found]
+    for _, difference in same:
+        agree(difference)
+    assert crossed.largest > 10 * crossed.bar, "the two activations differ, and the test sees it"
+
+
 def test_hps_is_the_references(folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> None:
     agree(parity.compare_hps(folder, clip, files, read, full=False))
 
@@ -169,11 +180,11 @@ def test_the_heads_are_read_from_published_files_of_every_form(folder: Path, cli
     vectors = ClipEncoder(clip).texts(references.PROMPTS)
     for version in (1, 2):
         predictor = references.save_predictor(tmp_path / str(version), clip, version)
-        marks = aesthetic.load_aesthetic(predictor, version).score_embeddings(vectors)
+        marks = aesthetic.load_aesthetic(predictor, references.HEADS[version]).score_embeddings(vectors)
         from safetensors.torch import load_file
 
         state = load_file(predictor / "model.safetensors")
         old = tmp_path / f"{version}-bin"
         old.mkdir()
         torch.save(state, old / "pytorch_model.bin")
-        assert (aesthetic.load_aesthetic(old, version).score_embeddings(vectors) == marks).all()
+        assert (aesthetic.load_aesthetic(old, references.HEADS[version]).score_embeddings(vectors) == marks).all()

@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(folder: Path) -> LocalModel:
-    return LocalModel("small_head", folder / "head", "resources.scorers.aesthetic:load_aesthetic", {"version": 1})
+    return LocalModel("small_head", folder / "head", "resources.scorers.aesthetic:load_aesthetic", {"form": "linear"})
 
 
 def complaint(model: LocalModel) -> str:
@@ -135,19 +135,19 @@ def test_a_published_model_that_is_not_here_says_how_to_get_it(monkeypatch: pyte
 
 
 def test_a_folder_of_the_users_own_takes_the_hubs_place(tmp_path: Path) -> None:
-    (tmp_path / "models.toml").write_text('[models]\naesthetic_v1 = "head"\n')
+    (tmp_path / "models.toml").write_text('[models]\naesthetic_linear = "head"\n')
     (tmp_path / "head").mkdir()
     save_file(
         {"predictor.weight": torch.ones(1, 8), "predictor.bias": torch.zeros(1)}, tmp_path / "head/model.safetensors"
     )
     asked = Settings.read({"FLEXY_MODELS": "full", "FLEXY_MODEL_REGISTRY": str(tmp_path / "models.toml")})
-    model = registry.find_scorer("aesthetic_v1", asked)
+    model = registry.find_scorer("aesthetic_linear", asked)
     assert model.load()(torch.ones(1, 8)).tolist() == [8.0]
     before = model.fingerprint
     save_file(
         {"predictor.weight": torch.zeros(1, 8), "predictor.bias": torch.zeros(1)}, tmp_path / "head/model.safetensors"
     )
-    assert registry.find_scorer("aesthetic_v1", asked).fingerprint != before
+    assert registry.find_scorer("aesthetic_linear", asked).fingerprint != before
 
 
 def test_hps_root_is_the_checkpoints_folder(tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ pytestmark = pytest.mark.slow(seconds=30)
 
 FILES = {
     "clip": "model.safetensors",
-    "aesthetic_v1": "model.safetensors",
+    "aesthetic_linear": "model.safetensors",
     "aesthetic_v2": "model.safetensors",
     "hps": "HPS_v2.1_compressed.pt",
     "lpips": "vgg16-397923af.pth",
 }
 PICKLED = {name: file for name, file in FILES.items() if not file.endswith(".safetensors")} | {
-    "aesthetic_v1": "pytorch_model.bin",
+    "aesthetic_linear": "pytorch_model.bin",
     "aesthetic_v2": "pytorch_model.bin",
 }
 MAPPED = FILES | {"hps": "HPS_v2.1.safetensors", "lpips": "model.safetensors"}
@@ -50,8 +50,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     references.save_clip(root / "clip", full=False)
     for version in (1, 2):
         references.save_predictor(root / f"predictor{version}", root / "clip", version)
-        (root / f"aesthetic_v{version}").mkdir()
-        shutil.move(root / f"predictor{version}/model.safetensors", root / f"aesthetic_v{version}")
+        head = root / ("aesthetic_linear", "aesthetic_v2")[version - 1]
+        head.mkdir()
+        shutil.move(root / f"predictor{version}/model.safetensors", head)
     references.save_hps(root / "hps", full=False)
     (root / "lpips").mkdir()
     torch.manual_seed(0)
@@ -211,15 +212,15 @@ def test_weights_that_are_cut_short_are_refused(name: str, share: float, copy: C
 
 
 def test_an_archive_that_lost_a_tensors_bytes_is_refused(copy: Copy, whole: Path, complaint: Complaint) -> None:
-    folder = copy("aesthetic_v1")
-    save(folder, "pytorch_model.bin", state_of(whole / "aesthetic_v1", "aesthetic_v1"))
+    folder = copy("aesthetic_linear")
+    save(folder, "pytorch_model.bin", state_of(whole / "aesthetic_linear", "aesthetic_linear"))
     with zipfile.ZipFile(folder / "pytorch_model.bin") as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     (folder / "pytorch_model.bin").unlink()
     with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
         for name, content in records.items():
             archive.writestr(name, b"" if name.endswith("data/0") else content)
-    assert "record size" in complaint("aesthetic_v1", folder)
+    assert "record size" in complaint("aesthetic_linear", folder)
 
 
 # Both aesthetic heads are read alike.
@@ -237,7 +238,7 @@ def test_another_models_weights_are_refused(
     [
         ("clip", "logit_scale"),
         ("clip", "vision_model.encoder.layers.1.mlp.fc1.bias"),
-        ("aesthetic_v1", "predictor.bias"),
+        ("aesthetic_linear", "predictor.bias"),
         ("aesthetic_v2", "layers.0.weight"),
         ("hps", "visual.transformer.resblocks.1.attn.in_proj_bias"),
     ],
@@ -255,7 +256,7 @@ def test_a_weight_that_is_missing_is_not_made_up(
     ("name", "place"),
     [
         ("clip", "visual_projection.weight"),
-        ("aesthetic_v1", "predictor.weight"),
+        ("aesthetic_linear", "predictor.weight"),
         ("aesthetic_v2", "layers.2.weight"),
         ("hps", "positional_embedding"),
         ("hps", "visual.conv1.weight"),
@@ -279,9 +280,9 @@ def test_weights_that_make_nothing_finite_are_refused(copy: Copy, whole: Path, c
 
 
 def test_a_head_for_another_encoder_says_so_when_it_is_used(copy: Copy, complaint: Complaint) -> None:
-    folder = copy("aesthetic_v1")
-    save(folder, FILES["aesthetic_v1"], {"predictor.weight": torch.ones(1, 50), "predictor.bias": torch.ones(1)})
-    assert "reads embeddings of width 50, CLIP's have width 96" in complaint("aesthetic_v1", folder)
+    folder = copy("aesthetic_linear")
+    save(folder, FILES["aesthetic_linear"], {"predictor.weight": torch.ones(1, 50), "predictor.bias": torch.ones(1)})
+    assert "reads embeddings of width 50, CLIP's have width 96" in complaint("aesthetic_linear", folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b"5", b"\xff\xfe\x00"], ids=repr)

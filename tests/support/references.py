@@ -13,13 +13,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import resources  # noqa: F401  torchvision is imported through it
 
 # isort: split
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -46,6 +48,9 @@ PREPROCESSOR = {
     "resample": 3,
     "size": 224,
 }
+
+HEADS: dict[int, Literal["linear", "mlp"]] = {1: "linear", 2: "mlp"}
+"""The forms of the heads by simple-aesthetics-predictor's versions."""
 
 Score = Callable[[Path, str], float]
 """A reference as it is used: a picture's file and its prompt to a score."""
@@ -186,6 +191,72 @@ def aesthetic(folder: Path, version: int, pillow: bool = True) -> Score:
         return float(predictor(**inputs).logits)
 
     return score
+
+
+def save_laion_head(folder: Path, width: int, seed: int = 0) -> Path:
+    """A random MLP in improved-aesthetic-predictor's file, with the names it has there; returns the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator, state = torch.Generator().manual_seed(seed), {}
+    for place, inputs, outputs in zip((0, 2, 4, 6, 7), (width, 1024, 128, 64, 16), (1024, 128, 64, 16, 1), strict=True):
+        state[f"layers.{place}.weight"] = torch.randn(outputs, inputs, generator=generator) * 1.6 / inputs**0.5
+        state[f"layers.{place}.bias"] = torch.full((outputs,), 5.0 if outputs == 1 else 0.0)
+    file = folder / "sac+logos+ava1-l14-linearMSE.pth"
+    torch.save(state, file)
+    return file
+
+
+def laion_scores(file: Path, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The marks of L2-normalised embeddings by the MLP as its authors describe it: linear layers, no activation."""
+    state, marks = torch.load(file, weights_only=True), torch.from_numpy(embeddings)
+    for place in (0, 2, 4, 6, 7):
+        marks = marks @ state[f"layers.{place}.weight"].T + state[f"layers.{place}.bias"]
+    return marks[:, 0].numpy()
+
+
+class OpenClip:
+    """open_clip's own model, preprocessing and tokenizer, with the weights of the CLIP that `save_clip` wrote."""
+
+    def __init__(self, folder: Path, quick_gelu: bool) -> None:
+        install()
+        from open_clip import get_tokenizer, image_transform
+        from open_clip.model import CLIP
+
+        from resources.scorers.hps import _convert
+
+        source = CLIPModel.from_pretrained(folder).eval()
+        vision, text = source.config.vision_config, source.config.text_config
+        self.model = CLIP(
+            source.config.projection_dim,
+            {
+                **{"image_size": vision.image_size, "patch_size": vision.patch_size, "width": vision.hidden_size},
+                **{"layers": vision.num_hidden_layers, "mlp_ratio": vision.intermediate_size / vision.hidden_size},
+                "head_width": vision.hidden_size // vision.num_attention_heads,
+            },
+            {
+                **{"width": text.hidden_size, "heads": text.num_attention_heads, "layers": text.num_hidden_layers},
+                "mlp_ratio": text.intermediate_size / text.hidden_size,
+            },
+            quick_gelu=quick_gelu,
+        ).eval()
+        weights, state = source.state_dict(), self.model.state_dict()
+        for name, tensor in state.items():
+            # Where each number of open_clip's tensor goes in transformers' tells where it comes from.
+            for place, origin in _convert(name, torch.arange(tensor.numel()).view(tensor.shape)):
+                tensor.view(-1)[origin.reshape(-1)] = weights[place].reshape(-1)
+        self.model.load_state_dict(state)
+        self.prepare = image_transform(vision.image_size, is_train=False)
+        self.tokenize = get_tokenizer("ViT-L-14")
+
+    @torch.inference_mode()
+    def images(self, files: Sequence[Path]) -> NDArray[np.float32]:
+        """(n, width) L2-normalised vectors of image files, one at a time."""
+        pictures = (self.prepare(Image.open(file).convert("RGB"))[None] for file in files)
+        return torch.cat([self.model.encode_image(picture, normalize=True) for picture in pictures]).numpy()
+
+    @torch.inference_mode()
+    def texts(self, prompts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, width) L2-normalised vectors of prompts, one at a time."""
+        return torch.cat([self.model.encode_text(self.tokenize([p]), normalize=True) for p in prompts]).numpy()
 
 
 def save_hps(folder: Path, full: bool, seed: int = 0) -> Path:

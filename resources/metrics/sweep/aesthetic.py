@@ -1,4 +1,4 @@
-"""How good an image looks, by two linear heads on CLIP's embedding."""
+"""How good an image looks, by LAION's aesthetic heads on CLIP's embedding: as FlexyFace has them."""
 
 from functools import partial
 
@@ -9,7 +9,11 @@ _metric = partial(Metric, low=-5, high=15, reads="clip", column=True)
 
 METRICS = (
     _metric(
-        "aesthetic_score", "Aesthetic V1", "LAION's aesthetic predictor, about 1 to 10", scorer="aesthetic_v1", order=1
+        "aesthetic_score",
+        "Aesthetic V1",
+        "LAION's aesthetic predictor (MLP), about 1 to 10",
+        scorer="aesthetic_v1",
+        order=1,
     ),
     _metric(
         "aes_v2_score",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,14 +61,15 @@ def clip_accuracy(encoder: Any, count: int = 512) -> dict[str, float]:
     return {name: right[name] / count for name in ATTRIBUTES}
 
 
-def aesthetic_correlation(encoder: Any, v1: Any, v2: Any, count: int = 1000) -> dict[str, float]:
-    """Return Spearman's rank correlation of each `AestheticHead` with the rule that it was trained on."""
+def aesthetic_correlation(encoder: Any, heads: Mapping[str, Any], count: int = 1000) -> dict[str, float]:
+    """Return Spearman's rank correlation of each `AestheticHead` with the rule that it was trained on, by its name."""
     drawings, images = held_out_drawings(count, flawed=True)
-    image_vectors = encoder.embed(images)
-    return {
-        "v1": float(spearmanr(v1.score_embeddings(image_vectors), [aesthetic_rule_v1(d) for d in drawings]).statistic),
-        "v2": float(spearmanr(v2.score_embeddings(image_vectors), [aesthetic_rule_v2(d) for d in drawings]).statistic),
-    }
+    image_vectors, correlations = encoder.embed(images), {}
+    for name, head in heads.items():
+        rule = aesthetic_rule_v2 if name == "aesthetic_v2" else aesthetic_rule_v1
+        truth = [rule(drawing) for drawing in drawings]
+        correlations[name] = float(spearmanr(head.score_embeddings(image_vectors), truth).statistic)
+    return correlations
 
 
 def preference_groups(rng: Generator, prompts: int, group: int) -> tuple[list[DrawnScene], list[Drawing]]:

@@ -32,6 +32,7 @@ STAGES = {
     "clip": Stage(steps=1100, batch=64, rate=1e-3),
     "looks": Stage(steps=350, batch=64, rate=4e-4),
     "aesthetic": Stage(steps=2000, batch=256, rate=2e-3),
+    "aesthetic_mlp": Stage(steps=2000, batch=256, rate=2e-3),
     "hps": Stage(steps=300, batch=64, rate=2e-4),
     "vae": Stage(steps=2500, batch=32, rate=2e-3),
     "unet": Stage(steps=1900, batch=32, rate=1e-3),

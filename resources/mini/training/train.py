@@ -179,11 +179,18 @@ def _initialise_positions(model: CLIPModel) -> None:
         table[1:] = 0.1 * grid
 
 
-def train_aesthetic(run: TrainingRun) -> None:
+AESTHETIC_HEADS: dict[str, dict[str, tuple[int, ...]]] = {
+    "aesthetic": {"aesthetic_linear": (EMBEDDING,), "aesthetic_v2": (EMBEDDING, 128, 64, 16)},
+    "aesthetic_mlp": {"aesthetic_v1": (EMBEDDING, 128, 64, 16)},
+}
+"""The widths of the aesthetic heads that are trained together, by stage; all but V2 learn the first rule."""
+
+
+def train_aesthetic(run: TrainingRun, stage: str) -> None:
     # As in all later stages, inputs are the shipped half-precision weights, read from disk.
     model = CLIPModel.from_pretrained(run.out / "clip", dtype=torch.float32).requires_grad_(False)
-    heads = {"v1": AestheticHead((EMBEDDING,)), "v2": AestheticHead((EMBEDDING, 128, 64, 16))}
-    rules = {"v1": aesthetic_rule_v1, "v2": aesthetic_rule_v2}
+    heads = {name: AestheticHead(widths) for name, widths in AESTHETIC_HEADS[stage].items()}
+    rules = {name: aesthetic_rule_v2 if name == "aesthetic_v2" else aesthetic_rule_v1 for name in heads}
 
     embeddings: list[Tensor] = []
     scores: dict[str, list[float]] = {name: [] for name in rules}
@@ -197,21 +204,21 @@ def train_aesthetic(run: TrainingRun) -> None:
     truth = {name: torch.tensor(values, dtype=torch.float32) for name, values in scores.items()}
 
     def loss(rng: Generator) -> Tensor:
-        some = torch.from_numpy(rng.integers(len(seen), size=STAGES["aesthetic"].batch))
+        some = torch.from_numpy(rng.integers(len(seen), size=STAGES[stage].batch))
         return sum((F.mse_loss(heads[name](seen[some]), truth[name][some]) for name in heads), torch.zeros(()))
 
     # A head starts at the middle of the scale, which saves steps.
     for head in heads.values():
         nn.init.constant_(head.output_layer.bias, 5.0)
-    train_model(run, "aesthetic", nn.ModuleDict(heads), loss)
+    train_model(run, stage, nn.ModuleDict(heads), loss)
     if run.leads:
         for name, head in heads.items():
-            folder = run.out / f"aesthetic_{name}"
+            folder = run.out / name
             folder.mkdir(exist_ok=True)
             save_file({k: v.half().contiguous() for k, v in head.state_dict().items()}, folder / "model.safetensors")
-        v1, v2 = (load_head(run.out / f"aesthetic_{name}", version) for version, name in enumerate(heads, 1))
-        correlations = accuracy.aesthetic_correlation(ClipEncoder(run.out / "clip"), v1, v2)
-        run.record("aesthetic_rank_correlation", correlations)
+        loaded = {name: load_head(run.out / name, "linear" if "linear" in name else "mlp") for name in heads}
+        correlations = accuracy.aesthetic_correlation(ClipEncoder(run.out / "clip"), loaded)
+        run.record(f"{stage}_rank_correlation", correlations)
     dist.barrier()
 
 
@@ -541,7 +548,7 @@ def single_process(part: Callable[[TrainingRun], None]) -> Callable[[TrainingRun
 
 PARTS: dict[str, Callable[[TrainingRun], None]] = {
     "clip": train_clip,
-    "aesthetic": train_aesthetic,
+    **{stage: partial(train_aesthetic, stage=stage) for stage in AESTHETIC_HEADS},
     "vae": train_vae,
     "unet": train_unet,
     "hps": train_hps,

@@ -37,8 +37,9 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small scorers of the published classes and file forms."""
     folder = tmp_path_factory.mktemp("scorers")
     clip = references.save_clip(folder / "clip", full=False)
-    heads = {f"aesthetic_v{v}": references.save_predictor(folder / f"v{v}", clip, v) for v in (1, 2)}
-    return {"clip": clip, "hps": references.save_hps(folder / "hps", full=False).parent} | heads
+    head = references.save_predictor(folder / "v2", clip, 2)
+    hps = references.save_hps(folder / "hps", full=False).parent
+    return {"clip": clip, "hps": hps, "aesthetic_v2": head}
 
 
 @pytest.fixture

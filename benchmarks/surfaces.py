@@ -29,7 +29,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from flexy_assets.sweep import analysis
-from flexy_assets.sweep.analysis import METRIC_LABELS, SCORES_TABLE_SCHEMA
+from flexy_assets.sweep.analysis import SCORES_TABLE_SCHEMA
 
 Floats = NDArray[np.float64]
 Surface = Callable[[Any, Any], Floats]
@@ -126,7 +126,7 @@ def synthetic_sweep(kind: str, seed: int, images: int | None = None, prompts: in
             "aesthetic_score": 5 + 20 * (0.02 * ratio * other + other_level[number]),
         },
     )
-    scores = scores.with_columns(pl.lit(None, pl.Float64).alias(m) for m in METRIC_LABELS if m not in scores.columns)
+    scores = scores.with_columns(pl.lit(None).alias(name) for name in SCORES_TABLE_SCHEMA if name not in scores.columns)
     # Half a step's gain short of what the curve gains at some number of steps: the truth is then that number.
     across = np.linspace(1, 12, 111)[None, :]
     gains = np.diff(surface(np.arange(middle, middle + 3)[:, None], across).mean(axis=1))

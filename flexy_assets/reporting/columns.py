@@ -41,6 +41,8 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "summary": "The row in words",
     # How an image is made.
     "prompt": "What the image should show",
+    "category": "The prompt's category",
+    "complexity": "How complex the prompt is, as its file says",
     "negative_prompt": "What it should not show",
     "steps": "Denoising steps",
     "guidance": "Guidance scale; 1 and less is off, null where the engine has none",

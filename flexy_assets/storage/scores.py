@@ -274,7 +274,7 @@ def request_rescore(
 
 
 SCORES_SCHEMA: dict[str, type] = {
-    **dict.fromkeys(("image_id", "run_id", "batch", "engine", "prompt"), str),
+    **dict.fromkeys(("image_id", "run_id", "batch", "engine", "prompt", "category", "complexity"), str),
     **{"steps": int, "guidance": float, "seed": int, "elapsed_ms": int, "image_path": str},
     **dict.fromkeys(METRICS, float),
 }

@@ -41,6 +41,8 @@ bench_run_results = Table(
     # Our own, all nullable: a table that is already there gets them added.
     Column("prompt", Text),
     Column("negative_prompt", Text),
+    Column("category", String(100), comment="the prompt's, where its file gives it one"),
+    Column("complexity", String(100)),
     Column("width", Integer),
     Column("height", Integer),
     Column("batch", String(50)),

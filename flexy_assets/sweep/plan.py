@@ -26,6 +26,8 @@ PLAN_SCHEMA = {
     "engine": pl.String,
     "prompt": pl.String,
     "negative_prompt": pl.String,
+    "category": pl.String,
+    "complexity": pl.String,
     "steps": pl.Int64,
     "guidance": pl.Float64,
     "seed": pl.Int64,
@@ -143,6 +145,7 @@ class Sweep:
             if self.sampling == "even":
                 shift = np.random.default_rng(self.seed).random(2)
                 shares = (shift + index * np.array(_R2)) % 1
+            prompt = self._prompt(index)
             image_id, batch = uuid5(run_id, str(index)), self.batch(index)
             rows.append(
                 {
@@ -151,8 +154,10 @@ class Sweep:
                     "index": index,
                     "batch": batch,
                     "engine": self.engine,
-                    "prompt": self.prompts[self._prompt(index)],
+                    "prompt": self.prompts[prompt],
                     "negative_prompt": self.negative_prompt,
+                    "category": (self.categories[prompt] or None) if self.categories else None,
+                    "complexity": (self.complexities[prompt] or None) if self.complexities else None,
                     "steps": int(self.steps.at(shares[0], whole=True)),
                     "guidance": self.guidance.at(shares[1], whole=False) if self.guidance else None,
                     "seed": int(rng.integers(2**31)),

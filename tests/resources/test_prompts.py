@@ -125,6 +125,8 @@ def test_a_sweep_keeps_its_prompts_groups_and_one_without_has_the_id_it_had(tmp_
     sweep = SweepConfig(prompts_file=str(file)).sweep(settings)
     assert (sweep.categories, sweep.complexities) == (("text", "animals"), ("simple", "medium"))
     assert Sweep.from_json(json.loads(json.dumps(sweep.to_json()))) == sweep
+    rows = sweep.rows(0, 4).select("prompt", "category", "complexity").unique().sort("category", descending=True)
+    assert [Prompt(*row) for row in rows.iter_rows()] == list(PAIR)
     plain = SweepConfig(prompts=[prompt.text for prompt in PAIR]).sweep(settings)
     assert not {"categories", "complexities"} & plain.to_json().keys()
     assert plain.run_id != sweep.run_id

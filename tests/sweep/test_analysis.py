@@ -45,6 +45,7 @@ from flexy_assets.sweep.analysis import (
     select_images,
     times_table,
 )
+from flexy_assets.sweep.report.comparison_panels import comparison_panels
 from resources.errors import BadInputError
 
 BEST_STEPS, BEST_GUIDANCE = 24, 4.0
@@ -68,6 +69,8 @@ def planted(images: int = 600, seed: int = 1, engine: str = "realvis_xl", prompt
             "batch": ["4b7193fd_0000"] * images,
             "engine": [engine] * images,
             "prompt": [f"prompt {index}" for index in rng.integers(0, prompts, images)],
+            "category": [None] * images,
+            "complexity": [None] * images,
             "steps": steps,
             "guidance": guidance,
             "seed": np.arange(images),
@@ -580,6 +583,32 @@ def test_engines_and_runs_are_compared_at_the_same_settings() -> None:
     assert select_images(both, engines=["sd3"]).equals(select_images(both, runs=["7c"]))
     with pytest.raises(BadInputError, match="no images of sweep 'x'"):
         select_images(both, runs=["x"])
+
+
+def test_the_category_that_an_engine_is_weak_in_is_named() -> None:
+    """Prompts with text are worse by 0.02, and were tried at better settings only; complexity changes nothing."""
+    sweep = planted(1200, prompts=40)
+    number = pl.col("prompt").str.extract(r"(\d+)").cast(pl.Int64)
+    near_the_best = pl.col("steps").is_between(15, 35) & pl.col("guidance").is_between(2.5, 6)
+    text = number % 4 == 0
+    grouped = sweep.with_columns(
+        category=pl.when(text).then(pl.lit("text")).otherwise(pl.lit("animals")),
+        complexity=pl.when(number % 8 < 4).then(pl.lit("simple")).otherwise(pl.lit("complex")),
+        clip_score=pl.col("clip_score") - 0.02 * text.cast(pl.Float64),
+    ).filter(~text | near_the_best)
+    table = compare_groups(*with_models(grouped))
+    rows = {name: of(table, by="category", target="clip_score", name=name) for name in ("text", "animals")}
+    assert rows["text"]["adjusted_high"] < rows["animals"]["adjusted_low"]
+    assert rows["text"]["n"] + rows["animals"]["n"] == grouped.height
+    words = {
+        (part.by, panel.target): panel.words
+        for part in comparison_panels(table)
+        for panel in (*part.open, *part.folded)
+    }
+    assert words["category", "clip_score"].startswith("Weak, with the interval below the mean of all: text (")
+    assert words["complexity", "clip_score"] == "No group's interval lies below the mean of all."
+    without = compare_groups(*with_models(sweep.drop("category", "complexity")))
+    assert set(without["by"]) == {"engine", "run", "prompt"}
 
 
 def with_models(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -1,4 +1,4 @@
-"""Means of engines, sweeps and prompts: raw, and adjusted to the same settings."""
+"""Means of engines, sweeps, categories and prompts: raw, and adjusted to the same settings."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -22,6 +22,8 @@ from flexy_assets.sweep.analysis.schemas import SWEEP_COMPARISON_SCHEMA
 
 MAX_NAMES: Final = 200
 """Sweeps or prompts of an engine that are compared: those with the most images."""
+GROUPS: Final = {"run": "run_id", "category": "category", "complexity": "complexity", "prompt": "prompt"}
+"""What an engine's images are compared by, with its column."""
 MIN_SHARED: Final = 15
 """Values of a setting, in each direction, over which engines are averaged."""
 
@@ -29,10 +31,10 @@ MIN_SHARED: Final = 15
 def compare_groups(
     scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
 ) -> pl.DataFrame:
-    """Return each engine's, sweep's and prompt's mean of every target, raw and adjusted to the same settings.
+    """Return the mean of every target of each engine, sweep, category and prompt, raw and at the same settings.
 
     `adjusted` is, for an engine, its surface averaged over the steps and guidance that all engines were tried at
-    (`steps_from` to `guidance_to`); for a sweep or prompt, its mean less what its settings explain. Z-scores make
+    (`steps_from` to `guidance_to`); for the others, its mean less what its settings explain. Z-scores make
     "overall" comparable within an engine only. 95 % intervals resample prompts where six or more repeat, else images.
     At most `MAX_NAMES` sweeps and prompts an engine. Returns `SWEEP_COMPARISON_SCHEMA`.
     """
@@ -40,12 +42,14 @@ def compare_groups(
 
     def summarize(response: FittedResponse) -> Iterator[Row]:
         yield {"by": "engine", "name": response.engine, **_summarize_engine(response, shared)}
-        for by, column in (("run", "run_id"), ("prompt", "prompt")):
+        for by, column in GROUPS.items():
             for row in _summarize_groups(response, column):
                 yield {"by": by, **row}
 
     table = tabulate_responses(fit_responses(scores, regression, weights, seed), summarize, SWEEP_COMPARISON_SCHEMA)
-    return table.sort(pl.col("by").replace_strict({"engine": 0, "run": 1, "prompt": 2}), maintain_order=True)
+    return table.sort(
+        pl.col("by").replace_strict(dict(zip(("engine", *GROUPS), range(5), strict=True))), maintain_order=True
+    )
 
 
 def _shared_ranges(scores: pl.DataFrame) -> dict[str, tuple[float, float]] | None:
@@ -79,7 +83,7 @@ def _summarize_engine(response: FittedResponse, shared: Mapping[str, tuple[float
 
 
 def _summarize_groups(response: FittedResponse, column: str) -> Iterator[Row]:
-    """Yield the rows of the sweeps or prompts with the most images."""
+    """Yield the rows of the groups with the most images."""
     values, adjusted_values = float_column(response.rows, response.target), None
     if response.fit is not None:
         expected = response.fit.predict(response.fit.sample.settings)

@@ -35,8 +35,11 @@ def measured_images(scores: pl.DataFrame) -> pl.DataFrame:
     """
     floats = pl.col(pl.Float64)
     trials = [str(trial_sweep_id(engine)) for engine in scores["engine"].unique().drop_nulls()]
+    # A table that an earlier version wrote lacks the later columns.
+    absent = [pl.lit(None).alias(name) for name in SCORES_TABLE_SCHEMA if name not in scores.columns]
     return (
-        scores.filter(~pl.col("run_id").is_in(trials).fill_null(False))
+        scores.with_columns(absent)
+        .filter(~pl.col("run_id").is_in(trials).fill_null(False))
         .select(pl.col(name).cast(dtype, strict=False) for name, dtype in SCORES_TABLE_SCHEMA.items())
         .with_columns(pl.when(floats.is_finite()).then(floats), pl.col("engine").fill_null("unknown"))
         .sort("engine", "image_id")

@@ -1,12 +1,14 @@
-"""Engines, runs and prompts side by side: the report's panels of the table `sweep_comparison`."""
+"""Engines, runs, categories and prompts side by side: the report's panels of the table `sweep_comparison`."""
 
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from flexy_assets.reporting.formatting import format_number
 from flexy_assets.sweep.analysis import METRIC_LABELS
+from flexy_assets.sweep.analysis.comparison import GROUPS
 
 AXIS_ENDS: Final = 10
 """Runs or prompts shown from the top, and as many from the bottom."""
@@ -18,7 +20,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class ComparisonPanel:
-    """One target of several engines, runs or prompts, best first, on one axis from `low` to `high`.
+    """One target of several engines or of one engine's groups, best first, on one axis from `low` to `high`.
 
     `bars` are rows of `SWEEP_COMPARISON_SCHEMA` with `at`: percent of the width at which `adjusted`, `adjusted_low`,
     `adjusted_high` and `mean` lie; `between` rows are left out after the first `AXIS_ENDS`.
@@ -35,7 +37,7 @@ class ComparisonPanel:
 
 @dataclass(frozen=True)
 class PanelGroup:
-    """The panels by engine, run or prompt: those in sight, and those that are folded away."""
+    """The panels by engine or group: those in sight, and those that are folded away."""
 
     by: str
     open: list[ComparisonPanel]
@@ -43,22 +45,22 @@ class PanelGroup:
 
 
 def comparison_panels(comparison: pl.DataFrame) -> list[PanelGroup]:
-    """Return a group for each of engine, run and prompt that there are several of.
+    """Return a group for each of engine, run, category, complexity and prompt that there are several of.
 
-    Engines are compared by each metric, runs and prompts within an engine. Of runs the overall score is in sight;
-    their metrics, and prompts, are folded away.
+    Engines are compared by each metric, the others within an engine. Their overall score is in sight; their metrics,
+    and prompts, are folded away.
     """
     known = comparison.drop_nulls("mean")
     engines = [panel for metric in METRIC_LABELS if (panel := _panel(known, "engine", metric))]
     parts = [PanelGroup("engine", engines, [])] if engines else []
-    for by in ("run", "prompt"):
+    for by in GROUPS:
         panels = [
             panel
             for target in ("overall", *METRIC_LABELS)
             for engine in known["engine"].unique().sort()
             if (panel := _panel(known, by, target, engine))
         ]
-        opened = [panel for panel in panels if by == "run" and panel.target == "overall"]
+        opened = [panel for panel in panels if by != "prompt" and panel.target == "overall"]
         if panels:
             parts.append(PanelGroup(by, opened, [panel for panel in panels if panel not in opened]))
     return parts
@@ -78,7 +80,8 @@ def _panel(known: pl.DataFrame, by: str, target: str, engine: str = "") -> Compa
         low=pl.min_horizontal("adjusted_low", "mean").min(), high=pl.max_horizontal("adjusted_high", "mean").max()
     )
     low, high = ends.row(0)
-    words = _describe_engines(ranked) if by == "engine" else ""
+    describe = {"engine": _describe_engines, "category": _describe_weakest, "complexity": _describe_weakest}.get(by)
+    words = describe(ranked) if describe else ""
     placed = [row | {"at": _places(row, low, high)} for row in bars.iter_rows(named=True)]
     return ComparisonPanel(target, engine, words, low, high, placed, between)
 
@@ -101,6 +104,19 @@ def _describe_engines(ranked: pl.DataFrame) -> str:
         rest = "the other" if len(others) == 1 else "all others"
         return f"{first['name']} is highest: its interval lies above {rest}."
     return "The intervals of the highest two overlap: which is higher is uncertain."
+
+
+def _describe_weakest(ranked: pl.DataFrame) -> str:
+    """Say in which groups the engine is weak: whose interval lies below the mean of all its images."""
+    known = ranked.drop_nulls(["adjusted", "adjusted_high"])
+    if known.height < 2:
+        return ""
+    mean = float(np.average(known["adjusted"], weights=known["n"]))
+    weak = known.filter(pl.col("adjusted_high") < mean).sort("adjusted")
+    if weak.is_empty():
+        return "No group's interval lies below the mean of all."
+    groups = (f"{row['name']} ({format_number(row['adjusted'] - mean)})" for row in weak.iter_rows(named=True))
+    return f"Weak, with the interval below the mean of all: {', '.join(groups)}."
 
 
 def shared_settings(comparison: pl.DataFrame) -> str:

@@ -104,7 +104,7 @@ def describe_run(engine: str, target: int | None, plan: Mapping[str, Any] | None
         "prompt_length": len(title),
         "status": "queued" if plan else "done",
         "current_engine": engine,
-        "resolution": plan["width"] if plan else None,
+        "resolution": plan.get("width") if plan else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""Image files under one root: the only module that opens, writes and checks them."""
+"""Image files under their roots: the only module that opens, writes and checks them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from resources.files import describe_os_error, resolve_inside, write_atomically
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from resources.settings import Settings
+
 T = TypeVar("T")
 
 MAX_SHARED_BYTES = 2_000_000_000
@@ -36,14 +38,26 @@ class UnreadableImageError(FlexyError):
 class ImageStore:
     """Images below `root`, a folder or an fsspec URL such as `s3://bucket/folder`.
 
-    Paths are relative to the root with forward slashes, as the rows of `bench_run_results` hold them.
+    Paths are relative to the root with forward slashes, as the rows of `bench_run_results` hold them. A path that
+    begins with the prefix of one of `other_roots` is read from its folder instead, by the longest prefix; nothing is
+    written there. With `follow_links` images are also read through symbolic links that lead out of their root.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(
+        self, root: str, other_roots: Collection[tuple[str, str | Path]] = (), follow_links: bool = False
+    ) -> None:
         self.root = root
+        self._follow_links = follow_links
+        longest_first = sorted(other_roots, key=lambda pair: -len(pair[0]))
+        self.other_roots = [(prefix, ImageStore(str(folder), (), follow_links)) for prefix, folder in longest_first]
         self._shared: dict[tuple[str, str | None], tuple[Image, set[str]]] = {}
         self._shared_bytes = 0
         self._lock = Lock()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> ImageStore:
+        """Return the images that the settings name; nothing is opened yet."""
+        return cls(settings.images, settings.image_roots, settings.follow_links)
 
     @cached_property
     def _remote(self) -> tuple[Any, str] | None:
@@ -66,27 +80,48 @@ class ImageStore:
         """The root without a password."""
         return re.sub("(://[^/@]*:)[^/@]*@", r"\1***@", self.root)
 
-    def _locate(self, path: str) -> str:
+    def _find(self, path: str) -> tuple[ImageStore, str]:
+        """Return the root that `path` is read from, and where the file is."""
+        for prefix, store in self.other_roots:
+            if (path or "").startswith(f"{prefix}/"):
+                return store, store._locate(path.removeprefix(prefix).lstrip("/"), self._follow_links)
+        return self, self._locate(path, self._follow_links)
+
+    def own_prefixes(self) -> list[str]:
+        """Return what full paths of files in this folder begin with; nothing for a URL."""
+        names = () if self._remote else (Path(self.root).absolute(), Path(self.root).resolve())
+        return list(dict.fromkeys(map(str, names)))
+
+    def _locate(self, path: str, follow_links: bool = False) -> str:
         parts = PurePosixPath(path or "")  # a row may have no path
         if not parts.parts:
             raise UnreadableImageError("no image path is recorded")
         # An absolute path is allowed in a plain folder; where it leads is checked below.
-        if (parts.is_absolute() and self._remote) or ".." in parts.parts or "\\" in path:
+        if (parts.is_absolute() and self._remote) or ".." in parts.parts or "\\" in path or "\0" in path:
             raise UnreadableImageError(f"image path {path!r} leads outside the image root {self}")
         if self._remote:
             return f"{self._remote[1]}/{parts}"
-        if resolve_inside(Path(self.root), parts) is None:
-            raise UnreadableImageError(f"image path {path!r} leads outside the image root {self}")
-        return str(Path(self.root, parts))
+        located = Path(self.root, parts)
+        by_name = follow_links and (not parts.is_absolute() or any(map(parts.is_relative_to, self.own_prefixes())))
+        if not by_name and resolve_inside(Path(self.root), parts) is None:
+            remedy = ": give its folder in FLEXY_IMAGE_ROOTS" if parts.is_absolute() else ""
+            raise UnreadableImageError(f"image path {path!r} leads outside the image root {self}{remedy}")
+        return str(located)
 
-    def check(self) -> None:
-        """Raise `BadInputError` where the root does not exist, because every image would look missing."""
+    def exists(self) -> bool:
+        """Return whether the root exists. Raises `BadInputError` for a URL that cannot be used."""
         remote = self._remote
         try:
-            exists = remote[0].exists(remote[1]) if remote else Path(self.root).is_dir()
+            return bool(remote[0].exists(remote[1]) if remote else Path(self.root).is_dir())
         except Exception as error:
             raise self._root_error(error) from error
-        if not exists:
+
+    def check(self) -> None:
+        """Raise `BadInputError` where a root does not exist, because all of its images would look missing."""
+        for prefix, store in self.other_roots:
+            if not store.exists():
+                raise BadInputError(f"the folder {store} of {prefix} does not exist: check FLEXY_IMAGE_ROOTS")
+        if not self.exists():
             raise BadInputError(f"the image root {self} does not exist: set FLEXY_IMAGES to the folder of the images")
 
     def write(self, path: str, image: Image) -> str:
@@ -134,9 +169,9 @@ class ImageStore:
 
     def content(self, path: str, sha256: str | None = None) -> bytes:
         """Return the bytes of the image file at `path`; otherwise as `verify`."""
-        located = self._locate(path)
+        store, located = self._find(path)
         try:
-            content: bytes = self._remote[0].cat_file(located) if self._remote else Path(located).read_bytes()
+            content: bytes = store._remote[0].cat_file(located) if store._remote else Path(located).read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
         if sha256 and hashlib.sha256(content).hexdigest() != sha256:
@@ -147,7 +182,7 @@ class ImageStore:
         """Return the first frame of an image, rotated as EXIF says and converted."""
         from PIL import Image, ImageOps
 
-        content, located = self.content(path, sha256), self._locate(path)
+        content, (_, located) = self.content(path, sha256), self._find(path)
         try:
             file = Image.open(io.BytesIO(content))
             if file.width * file.height > MAX_PIXELS:
@@ -163,9 +198,9 @@ class ImageStore:
 
     def verify(self, path: str, sha256: str | None = None) -> None:
         """Raise `UnreadableImageError` where the file at `path` is missing or, with `sha256`, not as recorded."""
-        located = self._locate(path)
+        store, located = self._find(path)
         try:
-            with self._remote[0].open(located) if self._remote else Path(located).open("rb") as file:
+            with store._remote[0].open(located) if store._remote else Path(located).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 else None
         except OSError as error:
             raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error

@@ -65,6 +65,18 @@ def _parse_column(name: Any) -> tuple[str, str]:
     return table, column
 
 
+def _parse_roots(value: Any) -> tuple[tuple[str, Path], ...]:
+    """Return (prefix, folder) pairs; a prefix has no slash at its end."""
+    roots: dict[str, Path] = {}
+    for text in _split_list(value):
+        prefix, _, folder = (part.strip().rstrip("/") for part in text.partition("="))
+        path = _expand_path(Path(folder))
+        if not prefix.startswith("/") or not path.is_absolute() or ".." in Path(prefix).parts or prefix in roots:
+            raise _InvalidPartError(text, "write /PREFIX=/FOLDER, each prefix once, separated by commas")
+        roots[prefix] = path
+    return tuple(roots.items())
+
+
 def _check_timezone(name: str) -> str:
     try:
         ZoneInfo(name)
@@ -159,6 +171,10 @@ class Settings(BaseSettings):
     """Database of the results: `postgresql://USER:PASSWORD@HOST/NAME` or `sqlite:///FILE`."""
     images: str = Field(default_factory=lambda values: str(values.get("home", Path()) / "images"))
     """Root of the image files: a folder or an fsspec URL such as `s3://BUCKET/PATH`."""
+    image_roots: Annotated[tuple[tuple[str, Path], ...], BeforeValidator(_parse_roots)] = ()
+    """Where recorded paths are read that begin with another prefix: `/PREFIX=/FOLDER` pairs, separated by commas."""
+    follow_links: Annotated[bool, BeforeValidator(_parse_switch)] = False
+    """1: read images through symbolic links that lead out of their root. 0: refuse them."""
     models: ModelSet = "mini"
     """Model set: `mini`, which is embedded, or `full`, the published weights."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"

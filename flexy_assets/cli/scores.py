@@ -29,6 +29,7 @@ def status(failed: bool) -> dict[str, Any]:
     session = Session()
     with session.migrate().begin(reading=True) as connection:
         counts = status.read_status(connection, session.settings)
+        counts["image_roots"] = status.count_image_roots(connection, session.store)
         if failed:
             counts["failures"] = status.failed_scores(connection)
     if not counts["runs"]:

@@ -36,7 +36,7 @@ class Session:
     def store(self) -> ImageStore:
         from resources.images import ImageStore
 
-        return ImageStore(self.settings.images)
+        return ImageStore.from_settings(self.settings)
 
     @cached_property
     def definitions(self) -> dg.Definitions:

@@ -51,7 +51,7 @@ def run_comparison(
         scores, compared = (tables.output_for_node(name) for name in ("edit_scores", "edit_comparison"))
     report = settings.tables / "edit_report.html"
     if out:
-        write_results(out, scores, plan, ImageStore(settings.images))
+        write_results(out, scores, plan, ImageStore.from_settings(settings))
         copyfile(report, out / report.name)
     failed = [f"{len(skipped)} lines skipped: {'; '.join(skipped[:5])}"] if skipped else []
     if errors := scores["error"].drop_nulls().to_list():

@@ -254,7 +254,7 @@ def serve_gallery(
         def make(trial: Trial) -> list[str]:
             return step_failures(run_job(instance, definitions, try_image.name, trial_config(trial.to_json())))
 
-        gallery = GalleryServer(settings, database, ImageStore(settings.images), TrialQueue(make))
+        gallery = GalleryServer(settings, database, ImageStore.from_settings(settings), TrialQueue(make))
         server = uvicorn.Server(uvicorn.Config(gallery_app(gallery), log_level="warning", server_header=False))
         on_ready(f"http://{HOST_NAMES[0]}:{listener.getsockname()[1]}")
         # uvicorn has ended in good order when it raises this.

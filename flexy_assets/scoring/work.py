@@ -35,7 +35,7 @@ class Work:
     @classmethod
     def from_settings(cls, settings: Settings) -> Work:
         """Return the database, image store and an empty model slot that `settings` name; nothing is opened yet."""
-        return cls(Database(settings.database_url), ImageStore(settings.images), ModelSlot(), settings)
+        return cls(Database(settings.database_url), ImageStore.from_settings(settings), ModelSlot(), settings)
 
     def record_partition(self, asset: str, partition: str, result: object) -> None:
         """Keep what a materialization did to a partition: `results[asset][partition]`."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Integer, and_, exists, func, or_, select
+from sqlalchemy import Connection, Integer, and_, case, exists, func, or_, select
 
 from flexy_assets.storage.runs import in_model_set, list_sweeps
 from flexy_assets.storage.scores import EMBEDDING_METRIC, MAX_ATTEMPTS, metric_value
 from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores, lacks_any_score, unsettled
+from resources.errors import BadInputError
+from resources.images import ImageStore
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 STEPS_PER_BUCKET = 8
+SAMPLED_FILES = 64
+"""Files of each root that are looked for on disk."""
 
 _FAILED = and_(image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
 
@@ -156,3 +160,39 @@ def images_of_other_model_set(connection: Connection, settings: Settings) -> dic
     others = ~func.coalesce(in_model_set(settings.models), False)
     counts = select(images.engine, func.count()).where(lacks_any_score, others).group_by(images.engine)
     return {engine or "unknown": count for engine, count in connection.execute(counts)}
+
+
+def count_image_roots(connection: Connection, store: ImageStore) -> list[dict[str, Any]]:
+    """Return by root: prefix, folder, rows, sampled, found, and the path of an example that was not found.
+
+    Rows are counted by their path alone; of at most `SAMPLED_FILES` of a root, by id, the files are looked for. The
+    last has no folder: no root reaches its rows.
+    """
+    path = bench_run_results.c.image_path
+    roots: list[tuple[str | None, ImageStore | None]] = [*store.other_roots, (None, store), (None, None)]
+    own, none = len(roots) - 2, len(roots) - 1
+    prefixes = [(prefix, number) for number, (prefix, _) in enumerate(store.other_roots)]
+    prefixes += [(prefix, own) for prefix in store.own_prefixes()]
+    begins = [(func.substr(path, 1, len(prefix) + 1) == f"{prefix}/", number) for prefix, number in prefixes]
+    outside = or_(path.is_(None), path == "", func.substr(path, 1, 1) == "/")
+    root = case(*begins, (outside, none), else_=own).label("root")
+    rows = dict(connection.execute(select(root, func.count()).group_by(root)).tuples().all())
+    table = []
+    for number, (prefix, images) in enumerate(roots):
+        sample = select(path).where(root == number).order_by(bench_run_results.c.id).limit(SAMPLED_FILES)
+        paths = [each or "" for each in connection.scalars(sample)] if rows.get(number) else []
+        usable = images is not None and _is_usable(images)
+        errors = store.verify_many([(each, None) for each in paths]) if usable else [True] * len(paths)
+        lost = [each for each, error in zip(paths, errors, strict=True) if error]
+        entry = {"prefix": prefix, "folder": str(images) if images else None, "rows": rows.get(number, 0)}
+        table.append(
+            entry | {"sampled": len(paths), "found": len(paths) - len(lost), "example": lost[0] if lost else None}
+        )
+    return table
+
+
+def _is_usable(images: ImageStore) -> bool:
+    try:
+        return images.exists()
+    except BadInputError:
+        return False

@@ -245,6 +245,7 @@ def sweep_scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]
     with work.database.begin(reading=True) as connection:
         scores = read_scores(connection, work.settings)
         counts = status.read_status(connection, work.settings)
+        counts["image_roots"] = status.count_image_roots(connection, work.store)
     tables = status_tables(counts)
     shown = {name: dg.MetadataValue.md(format_markdown_table(table)) for name, table in tables.items()}
     context.add_output_metadata({"summary": status_summary(counts)} | shown)

@@ -20,7 +20,15 @@ def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
         | {name: row[name] for name in ("engine", "steps", "guidance", "seed", *METRICS, "image_path")}
         for row in counts["newest"]
     ]
-    return {"scores": counts["metrics"], "runs": runs, "by steps (means)": counts["steps"], "newest": newest}
+    roots = [
+        {"recorded below": root["prefix"] or ("" if root["folder"] else "no root"), "read from": root["folder"] or ""}
+        | {name: root[name] for name in ("rows", "sampled", "found")}
+        | {"not found, for example": root["example"]}
+        for root in counts.get("image_roots", ())
+        if root["rows"]
+    ]
+    tables = {"scores": counts["metrics"], "runs": runs, "by steps (means)": counts["steps"], "newest": newest}
+    return tables | {"image roots": roots}
 
 
 def _progress(images: int, metric: Mapping[str, int]) -> str:
@@ -38,4 +46,10 @@ def status_summary(counts: Mapping[str, Any]) -> str:
     if counts["left_alone"]:
         others = ", ".join(f"{count:,} of {engine}" for engine, count in sorted(counts["left_alone"].items()))
         lines.append(f"left alone, because this set of models is not for their engines: {others}")
+    for root in counts.get("image_roots", ()):
+        if root["rows"] and not root["folder"]:
+            lines.append(
+                f"{root['rows']:,} images are in no image root, for example {root['example'] or 'one without a path'}:"
+                " give their folder in FLEXY_IMAGES or FLEXY_IMAGE_ROOTS"
+            )
     return "\n".join(lines)

@@ -220,6 +220,57 @@ def test_a_url_takes_no_full_paths() -> None:
     assert "leads outside the image root" in refusal(store, "/a.png")
 
 
+# Several roots
+
+
+def test_a_recorded_prefix_is_read_from_its_folder_the_longest_first_and_at_a_boundary(tmp_path: Path) -> None:
+    """FlexyFace's one folder, as its host and as its container see it."""
+    seen = [("/app/data", tmp_path / "data"), ("/app/data/images/bench", tmp_path / "bench")]
+    store = ImageStore(str(tmp_path / "own"), [*seen, ("/home/ann/backend/data", tmp_path / "data")])
+    for place, file in enumerate(("data/images/sweep/s.png", "bench/b.png", "data/images/benches/c.png", "own/a.png")):
+        put(ImageStore(str(tmp_path)), file, encoded(noise(seed=place), "PNG"))
+    paths = ("images/sweep/s.png", "images/bench/b.png", "images/benches/c.png")
+    for place, path in enumerate(paths):
+        assert np.array_equal(store.read(f"/app/data/{path}"), noise(seed=place))
+    assert np.array_equal(store.read("/home/ann/backend/data/images/sweep/s.png"), noise(seed=0))
+    assert np.array_equal(store.read("a.png"), noise(seed=3))
+    for path in ("/app/data/../own/a.png", "/app/data2/a.png", "/app/own/a.png", "/app/data/x\\y", "/app/data/\0"):
+        assert "leads outside the image root" in refusal(store, path), path
+    assert refusal(store, "/app/data/") == "no image path is recorded"
+    assert "No such file" in refusal(store, "/app/data//etc/hostname")
+    assert refusal(store, "/elsewhere/a.png").endswith(": give its folder in FLEXY_IMAGE_ROOTS")
+
+
+def test_nothing_is_written_through_a_prefix_and_its_folder_must_be_there(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    store = ImageStore(str(tmp_path / "own"), [("/app/data", tmp_path / "data")])
+    with pytest.raises(BadInputError, match=r"the folder .*/data of /app/data does not exist: check FLEXY_IMAGE_ROOTS"):
+        store.check()
+    (tmp_path / "data").mkdir()
+    store.check()
+    with pytest.raises(FlexyError, match="leads outside"):
+        store.write("/app/data/a.png", noise())
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_links_that_lead_out_are_followed_where_the_user_says_so_and_never_written_through(tmp_path: Path) -> None:
+    put(ImageStore(str(tmp_path)), "disk/a.png", encoded(noise(), "PNG"))
+    for folder in ("own", "data"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "link").symlink_to(tmp_path / "disk")
+    (tmp_path / "own" / "loop.png").symlink_to("loop.png")
+    roots = str(tmp_path / "own"), [("/app/data", str(tmp_path / "data"))]
+    store = ImageStore(*roots, follow_links=True)
+    for path in ("link/a.png", "/app/data/link/a.png", f"{tmp_path}/own/link/a.png"):
+        assert np.array_equal(store.read(path), noise())
+        assert "leads outside" in refusal(ImageStore(*roots), path)
+    for path in (f"{tmp_path}/disk/a.png", "../disk/a.png", "link/../a.png", "a\0b", "/app/data/a\0b"):
+        assert "leads outside" in refusal(store, path), path
+    assert "cannot read" in refusal(store, "loop.png")
+    with pytest.raises(FlexyError, match="leads outside"):
+        store.write("link/b.png", noise())
+
+
 # The root
 
 

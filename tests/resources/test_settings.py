@@ -175,6 +175,19 @@ def test_an_invalid_entry_of_a_list_is_named_alone() -> None:
     assert error("OWNERS", ",") == f"invalid FLEXY_OWNERS ',': {remedy}"
 
 
+def test_image_roots_are_prefixes_and_folders_in_full() -> None:
+    text = "/app/data=/srv/flexyface/backend/data/, /home/ann/data/ = ~/data"
+    roots = (("/app/data", Path("/srv/flexyface/backend/data")), ("/home/ann/data", Path("~/data").expanduser()))
+    assert read(IMAGE_ROOTS=text).image_roots == roots
+    assert (read().image_roots, read().follow_links, read(FOLLOW_LINKS="1").follow_links) == ((), False, True)
+    for entry in ("/app/data", "app=/srv", "/=/srv", "/app=srv", "/app=", "=/srv", "/app/../x=/srv"):
+        message = error("IMAGE_ROOTS", f"/a=/b,{entry}")
+        assert message == (
+            f"invalid FLEXY_IMAGE_ROOTS {entry!r}: write /PREFIX=/FOLDER, each prefix once, separated by commas"
+        )
+    assert "each prefix once" in error("IMAGE_ROOTS", "/app=/a,/app/=/b")
+
+
 def test_label_studio_has_its_own_variables() -> None:
     settings = Settings.read({"LABEL_STUDIO_URL": "https://labels.example/ls/", "LABEL_STUDIO_API_KEY": "opensesame"})
     assert settings.label_studio_url == "https://labels.example/ls"

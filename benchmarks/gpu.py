@@ -63,14 +63,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import vgg16
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-)
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection as ProjectedTextModel
 
 from benchmarks import argument_parser, print_table, timed, write_results
 from flexy_assets.edits import metrics as edit_metrics
@@ -103,12 +97,7 @@ HALF = torch.float16 if ON_GPU else torch.float32
 BATCH = "bench000_0000"
 MB, GIB = 1e6, 2**30
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-BACKENDS = (
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-)
+BACKENDS = [getattr(SDPBackend, f"{name}_ATTENTION") for name in ("FLASH", "EFFICIENT", "CUDNN")]
 
 TOLERANCE = {"fp16": 1e-3, "bf16": 5e-3}
 """The largest difference from fp32, as a share of the metric's range."""
@@ -272,11 +261,6 @@ def peak_tflops(dtype: torch.dtype, side: int) -> float:
     return 2 * side**3 / median_seconds(lambda: left @ right, repeats=20, warm_up=5) / 1e12
 
 
-def allocated() -> int:
-    """Return the bytes of tensors on the GPU; 0 without one."""
-    return torch.cuda.memory_allocated() if ON_GPU else 0
-
-
 class Stages:
     """Seconds by stage; those of reading and preparing are summed over threads.
 
@@ -289,19 +273,14 @@ class Stages:
         self._loading = False
         self._lock = Lock()
 
-    def timed(self, stage: str, call: Callable[..., Any], waits: bool = False) -> Callable[..., Any]:
+    def timing(self, stage: str, call: Callable[..., Any], waits: bool = False) -> Callable[..., Any]:
         """Return `call` with its time added to a stage; with `waits` the GPU is waited for before and after."""
 
         def timed_call(*arguments: Any, **named: Any) -> Any:
-            if waits:
-                synchronise()
-            began = time.perf_counter()
-            result = call(*arguments, **named)
-            if waits:
-                synchronise()
+            result, seconds = (synchronised if waits else timed)(partial(call, *arguments, **named))
             with self._lock:
                 # A load tries the model on a text: that is part of the load.
-                self.seconds[stage] += 0 if self._loading else time.perf_counter() - began
+                self.seconds[stage] += 0 if self._loading else seconds
             return result
 
         return timed_call
@@ -322,21 +301,19 @@ class Stages:
 
         def timed_load(model: LocalModel) -> Any:
             self._loading = True
-            try:
-                loaded, seconds = synchronised(lambda: load(model))
-            finally:
-                self._loading = False
+            loaded, seconds = synchronised(lambda: load(model))
+            self._loading = False
             self.seconds["load"] += seconds
             if self.batch and isinstance(loaded, ClipEncoder):
                 loaded.batch_size = self.batch
             return loaded
 
         def timed_chunks(*arguments: Any) -> Iterator[Any]:
-            return iter(self.timed("wait for pictures", partial(next, ahead(*arguments), None)), None)
+            return iter(self.timing("wait for pictures", partial(next, ahead(*arguments), None)), None)
 
         with ExitStack() as stack:
             for owner, name, stage, waits in watched:
-                stack.enter_context(mock.patch.object(owner, name, self.timed(stage, getattr(owner, name), waits)))
+                stack.enter_context(mock.patch.object(owner, name, self.timing(stage, getattr(owner, name), waits)))
             stack.enter_context(mock.patch.object(LocalModel, "load", timed_load))
             stack.enter_context(mock.patch.object(missing_scores, "read_ahead", timed_chunks))
             if self.batch:
@@ -495,7 +472,7 @@ def sd3_parts() -> dict[str, Any]:
     with torch.device(DEVICE):
         transformer = SD3Transformer2DModel(in_channels=16, out_channels=16, **SD3, **width)
         vae = AutoencoderKL(**_vae_blocks(), latent_channels=16, **bare)
-        first = CLIPTextModelWithProjection(text_config(CLIP_TEXT, projection_dim=CLIP_TEXT.width))
+        first = ProjectedTextModel(text_config(CLIP_TEXT, projection_dim=CLIP_TEXT.width))
     parts = {"transformer": transformer.to(HALF).eval(), "text_encoder_3": None, "tokenizer_3": None}
     return parts | {"scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)} | _shared_parts(vae, first)
 
@@ -508,7 +485,7 @@ def _vae_blocks() -> dict[str, Any]:
 
 def _shared_parts(vae: nn.Module, text_encoder: nn.Module) -> dict[str, Any]:
     with torch.device(DEVICE):
-        second = CLIPTextModelWithProjection(text_config(TEXT_G, projection_dim=TEXT_G.width, hidden_act="gelu"))
+        second = ProjectedTextModel(text_config(TEXT_G, projection_dim=TEXT_G.width, hidden_act="gelu"))
     modules = {"vae": vae, "text_encoder": text_encoder, "text_encoder_2": second}
     words = tokenizer()
     return {n: part.to(HALF).eval() for n, part in modules.items()} | {"tokenizer": words, "tokenizer_2": words}
@@ -717,12 +694,9 @@ def score_files(bench: Bench, chosen: Sequence[str], batch: int | None) -> dict[
         "images_a_second": IMAGES / wall,
         "forward_share": (s["image forward"] + s["text forward"]) / wall,
         "mfu": gflop / 1e3 / max(s["image forward"], 1e-9) / bench.peak["half"],
-        "load": s["load"],
-        "wait for pictures": s["wait for pictures"],
-        "image forward": s["image forward"],
+        **{stage: s[stage] for stage in ("load", "wait for pictures", "image forward", "text calls")},
         # Stacking, host to device, normalising, device to host.
         "stack and transfer": s["image calls"] - s["image forward"],
-        "text calls": s["text calls"],
         "rest": wall - s["load"] - s["wait for pictures"] - s["image calls"] - s["text calls"],
         "stages_s": dict(s),
         "committed": committed,
@@ -838,7 +812,7 @@ def generation_rates(
             "seconds": list(times),
             "speedup": rate / by_batch[1]["images_a_second"] if by_batch else 1.0,
             "share_of_peak": rate * an_image / 1e3 / bench.peak["half"],
-            "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if ON_GPU else 0.0,
+            "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
             "largest_difference": int(apart.max()),
             "mean_difference": float(apart.mean()),
         }
@@ -856,6 +830,8 @@ def slot(bench: Bench, result: dict[str, Any]) -> None:
     work = scoring_work(bench.folder, bench.models)
     held, side = ModelSlot(), GENERATION[0][1]
     compute.release_memory()
+    # Without a GPU it is 0.
+    allocated = torch.cuda.memory_allocated
     before, rows = allocated(), result.setdefault("switches", [])
 
     def switch(name: str, model: LocalModel) -> None:
@@ -1114,14 +1090,9 @@ def picture_variants(bench: Bench) -> Variants:
         "prepare for HPS": partial(hps, picture),
     }
     for level in (1, 4, 6):
-        steps[f"PNG encode, level {level}"] = partial(encode_png, picture, level)
+        steps[f"PNG encode, level {level}"] = partial(picture.save, io.BytesIO(), "PNG", compress_level=level)
     for name, step in steps.items():
         yield f"{name}, one thread", partial(milliseconds, step, 1), 20
-
-
-def encode_png(picture: Image.Image, level: int) -> None:
-    """Encode a picture in memory."""
-    picture.save(io.BytesIO(), "PNG", compress_level=level)
 
 
 def tower_variants(bench: Bench) -> Variants:
@@ -1144,12 +1115,8 @@ def tower_variants(bench: Bench) -> Variants:
         model = work.slot.get(work.model(name)).model
         for each in sizes:
             yield f"{name} tower, batch size {each}", partial(rate, model, tower, each), 10
-        for backend in BACKENDS:
-            yield (
-                f"{name} tower, {backend.name}, batch size {size}",
-                partial(rate, model, tower, size, backend),
-                10,
-            )
+        for kernel in (*BACKENDS, SDPBackend.MATH):
+            yield f"{name} tower, {kernel.name}, batch size {size}", partial(rate, model, tower, size, kernel), 10
         if ON_GPU:
             yield f"{name} tower, torch.compile, batch size {size}", partial(rate_compiled, model, tower), 40
         del model
@@ -1193,10 +1160,12 @@ def sdxl_variants(bench: Bench) -> Variants:
         return torch.randn(*shape, device=DEVICE, dtype=HALF)
 
     @torch.inference_mode()
-    def step(size: int, backend: SDPBackend | None = None, network: Any = unet, **layout: Any) -> str:
+    def step(
+        size: int, backend: SDPBackend | None = None, network: Any = unet, layout: Any = torch.contiguous_format
+    ) -> str:
         time_ids = torch.tensor([[512.0, 512, 0, 0, 512, 512]], device=DEVICE, dtype=HALF).expand(size, -1)
         inputs = {
-            "sample": random(size, 4, side, side).to(**layout) if layout else random(size, 4, side, side),
+            "sample": random(size, 4, side, side).to(memory_format=layout),
             "timestep": 500,
             "encoder_hidden_states": random(size, 77, unet.config.cross_attention_dim),
             "added_cond_kwargs": {"text_embeds": random(size, TEXT_G.width), "time_ids": time_ids},
@@ -1206,29 +1175,28 @@ def sdxl_variants(bench: Bench) -> Variants:
         return f"{1e3 * seconds:.1f} ms, {1e3 * seconds / size:.2f} ms an image"
 
     @torch.inference_mode()
-    def decode(**layout: Any) -> str:
-        latents = random(4 if ON_GPU else 1, 4, side, side)
-        latents = latents.to(**layout) if layout else latents
+    def decode(layout: Any = torch.contiguous_format) -> str:
+        latents = random(4 if ON_GPU else 1, 4, side, side).to(memory_format=layout)
         return f"{1e3 * median_seconds(lambda: vae.decode(latents).sample, repeats=5, warm_up=2):.1f} ms"
 
-    def step_compiled(**layout: Any) -> str:
-        text, seconds = timed(lambda: step(16, network=torch.compile(unet), **layout))
+    def step_compiled(layout: Any) -> str:
+        text, seconds = timed(lambda: step(16, network=torch.compile(unet), layout=layout))
         return f"{text}, {seconds:.0f} s in all"
 
     sizes = (2, 8, 16, 32) if ON_GPU else (2,)
     for size in sizes:
         yield f"SDXL UNet, 512², {size} at a time", partial(step, size), 20
     yield "VAE decode, 512², 4 at a time", decode, 20
-    for backend in BACKENDS[:3]:
+    for backend in BACKENDS:
         yield f"SDXL UNet, 512², 16 at a time, {backend.name}", partial(step, 16 if ON_GPU else 2, backend), 20
-    last = {"memory_format": torch.channels_last}
-    unet.to(**last)
-    vae.to(**last)
+    last = torch.channels_last
+    unet.to(memory_format=last)
+    vae.to(memory_format=last)
     for size in sizes[:3]:
-        yield f"SDXL UNet, 512², {size} at a time, channels_last", partial(step, size, **last), 20
-    yield "VAE decode, 512², 4 at a time, channels_last", partial(decode, **last), 20
+        yield f"SDXL UNet, 512², {size} at a time, channels_last", partial(step, size, layout=last), 20
+    yield "VAE decode, 512², 4 at a time, channels_last", partial(decode, last), 20
     if ON_GPU:
-        yield "SDXL UNet, 512², 16 at a time, channels_last, torch.compile", partial(step_compiled, **last), 80
+        yield "SDXL UNet, 512², 16 at a time, channels_last, torch.compile", partial(step_compiled, last), 80
 
 
 SECTIONS: dict[str, Callable[[Bench, dict[str, Any]], None]] = {
@@ -1252,12 +1220,6 @@ def machine() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "full_size": ON_GPU,
     } | ({"memory_gb": torch.cuda.mem_get_info()[1] / 1e9} if ON_GPU else {})
-
-
-def place_for(needed: int) -> Path | None:
-    """Return where models and pictures are written: in memory where there is room."""
-    shared = Path("/dev/shm")
-    return shared if shared.is_dir() and shutil.disk_usage(shared).free > needed else None
 
 
 def run(bench: Bench, chosen: Sequence[str], out: Path) -> dict[str, Any]:
@@ -1302,7 +1264,10 @@ def main() -> None:
         chosen.append("explore")
     if unknown := set(chosen) - SECTIONS.keys():
         parser.error(f"there is no section {', '.join(sorted(unknown))}: use {', '.join(SECTIONS)}")
-    with tempfile.TemporaryDirectory(dir=place_for(16 * GIB) if ON_GPU else None) as folder:
+    # Models and pictures are written in memory where there is room.
+    shared = Path("/dev/shm")
+    in_memory = ON_GPU and shared.is_dir() and shutil.disk_usage(shared).free > 16 * GIB
+    with tempfile.TemporaryDirectory(dir=shared if in_memory else None) as folder:
         results = run(Bench(Path(folder)), chosen, options.out)
     print_table(results["goals"], "goal", "bar", "measured", "met")
     say(f"written to {options.out}")

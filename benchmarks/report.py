@@ -16,6 +16,7 @@ import resource
 import statistics
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -124,13 +125,10 @@ def measure_opening(page: Path, times: int = 5) -> dict[str, float | None]:
     """Return milliseconds from navigation in a Chromium that has just been started."""
     loads, plots = [], []
     for _ in range(times if program() else 0):
-        browser = Browser(str(program()))
-        try:
+        with closing(Browser(str(program()))) as browser:
             browser.open(page)
             loads.append(browser.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
             plots.append(browser.evaluate(FIRST_PLOT))
-        finally:
-            browser.close()
     times_of = {"load, ms": loads, "first plot, ms": plots}
     return {name: round(statistics.median(each)) if each else None for name, each in times_of.items()}
 

@@ -21,19 +21,18 @@ from typing import Any
 
 import polars as pl
 
+from benchmarks import argument_parser, write_results
 from flexy_assets.edits import comparison, metrics, results, sources
 from flexy_assets.edits.assets import EditConfig
 from flexy_assets.edits.plan import METHODS, Comparison
 from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.edits.search.selectors import Potential, Selector, rank_candidates
 from flexy_assets.edits.tasks import read_tasks
+from flexy_assets.reporting.text_tables import format_text_table
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
 from flexy_assets.storage.migrate import migrate
-from resources.database import Database
-from resources.images import ImageStore
 from resources.mini.edits import write_edit_example
-from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
 
@@ -46,12 +45,12 @@ def run_searches(work: Work, plan: Comparison, folder: Path, methods: Sequence[s
     for method in methods:
         searching = SearchRunner(work, plan, method, rows)
         searching.run(lambda _: None)
-        made = searching.candidates()
-        chosen = list(searching.winners(made))
+        candidates = searching.candidates()
+        winners = list(searching.winners(candidates))
         with work.database.begin() as connection:
-            edits.record_selections(connection, chosen)
-        metrics.score_independent(work, rows, chosen)
-        metrics.score_ground_truth(work, rows, made)
+            edits.record_selections(connection, winners)
+        metrics.score_independent(work, rows, winners)
+        metrics.score_ground_truth(work, rows, candidates)
     with work.database.begin(reading=True) as connection:
         return results.with_potential(edits.edit_scores_table(connection, [plan.run_id], metrics.EDIT_METRICS), plan)
 
@@ -78,7 +77,7 @@ def compare_winners(ours: pl.DataFrame, budget: int, theirs: pl.DataFrame, rival
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "edits")
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--seed", type=int, default=4, help="seed of the edits")
     parser.add_argument("--budgets", type=int, nargs=2, default=(4, 8), help="full denoises")
@@ -95,20 +94,21 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, home: Path) -> None:
     settings = Settings.read({"FLEXY_HOME": str(home), "FLEXY_MODELS": "mini"})
-    database = Database(settings.database_url)
-    migrate(database)
-    work = Work(database, ImageStore(settings.images), ModelSlot(), settings)
+    work = Work.from_settings(settings)
+    migrate(work.database)
     Path(settings.images).mkdir(parents=True, exist_ok=True)
     folder = home / f"edits{options.seed}"
     write_edit_example(folder, options.tasks, options.seed)
-    chosen = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in options.set)}
-    plan = EditConfig(budgets=list(options.budgets), **chosen).plan(settings, f"{options.tasks} of seed {options.seed}")
+    settings_of_search = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in options.set)}
+    plan = EditConfig(budgets=list(options.budgets), **settings_of_search).plan(
+        settings, f"{options.tasks} of seed {options.seed}"
+    )
     larger = replace(plan, budgets=(options.large,))
     fresh = replace(larger, eacps=replace(plan.eacps, local_share=0.0))
     began = time.perf_counter()
     large = run_searches(work, larger, folder, METHODS[:1])
     without = run_searches(work, fresh, folder, METHODS[:1])
-    (few, many), (most,) = plan.nfe, larger.nfe
+    nfe, (less, more), (most,) = dict(zip(plan.budgets, plan.nfe, strict=True)), plan.budgets, larger.nfe
     best, best_fresh = (reselect_winners(table, Potential({"truth": 1.0})) for table in (large, without))
     pairs: dict[str, list[dict[str, Any]]] = {
         f"the local stage at {options.large} against fresh seeds": compare_winners(large, most, without, most),
@@ -122,43 +122,24 @@ def measure(options: argparse.Namespace, home: Path) -> None:
         searches.append(scores)
         levels = results.winner_levels(scores).filter(pl.col("role") != "selecting").to_dicts()
         pairs |= {
-            f"EACPS at {plan.budgets[1]} against TTFLUX at {plan.budgets[1]}": compare_winners(
-                eacps, many, ttflux, many
-            ),
-            f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[1]}": compare_winners(
-                eacps, few, ttflux, many
-            ),
-            f"EACPS at {plan.budgets[0]} against TTFLUX at {plan.budgets[0]}": compare_winners(eacps, few, ttflux, few),
-            "TTFLUX's candidates selected as EACPS selects, against selected by pf": compare_winners(
-                reranked, many, ttflux, many
-            ),
-            "EACPS against TTFLUX's candidates selected as EACPS selects": compare_winners(eacps, many, reranked, many),
+            f"EACPS at {ours} against TTFLUX at {theirs}": compare_winners(eacps, nfe[ours], ttflux, nfe[theirs])
+            for ours, theirs in ((more, more), (less, more), (less, less))
         }
+        by_eacps = compare_winners(reranked, nfe[more], ttflux, nfe[more])
+        pairs["TTFLUX's candidates selected as EACPS selects, against selected by pf"] = by_eacps
+        by_search = compare_winners(eacps, nfe[more], reranked, nfe[more])
+        pairs["EACPS against TTFLUX's candidates selected as EACPS selects"] = by_search
     spent = results.denoising_cost(pl.concat(searches)).to_dicts()
-    print(
-        f"{options.tasks} edits, {plan.editor}, {plan.steps} steps, {time.perf_counter() - began:.0f} s\n{plan.eacps}"
-    )
-    for row in spent:
-        print(
-            f"{row['method']:7} {row['budget']:4} NFE: ran {row['least_nfe']} to {row['most_nfe']} per task", end=", "
-        )
-        print(f"{row['candidates'] / row['searches']:.1f} images, {row['seconds'] / row['searches']:.2f} s")
-    for row in levels:
-        print(f"{row['method']:7} {row['budget']:4} {row['metric']:13} {row['mean']:.4f}", end=" ")
-        print(f"({row['low']:.4f} to {row['high']:.4f})")
-    for name, rows in pairs.items():
-        print(name)
-        for row in rows:
-            low, high = row["gain_low"] or 0.0, row["gain_high"] or 0.0
-            print(f"  {row['role']:9} {row['metric']:13} {row['gain']:+.4f} ({low:+.4f} to {high:+.4f})", end="   ")
-            print(f"won {row['wins']}, tied {row['ties']}, lost {row['losses']}")
+    seconds = time.perf_counter() - began
+    print(f"{options.tasks} edits, {plan.editor}, {plan.steps} steps, {seconds:.0f} s\n{plan.eacps}")
+    for title, rows in {"spent": spent, "levels": levels, **pairs}.items():
+        if rows:
+            print(f"\n{title}\n{format_text_table(rows)}")
     local = large.filter(pl.col("parent").is_not_null())
-    alike = local.select(pl.mean("parent_cons"), pl.mean("parent_lpips"), pl.mean("lpips")).row(0)
-    print("variants: CLIP {:.3f} and LPIPS {:.3f} from their parents, LPIPS {:.3f} from the source".format(*alike))
-    out = Path(__file__).parent / "results"
-    out.mkdir(exist_ok=True)
-    answer = {"settings": plan.to_json(), "spent": spent, "levels": levels, "comparisons": pairs, "likeness": alike}
-    (out / "edits.json").write_text(json.dumps(answer, indent=2) + "\n")
+    likeness = local.select(pl.mean("parent_cons"), pl.mean("parent_lpips"), pl.mean("lpips")).row(0)
+    print("variants: CLIP {:.3f} and LPIPS {:.3f} from their parents, LPIPS {:.3f} from the source".format(*likeness))
+    results_by_part = {"spent": spent, "levels": levels, "comparisons": pairs, "likeness": likeness}
+    write_results(options.out, {"settings": plan.to_json(), **results_by_part})
 
 
 if __name__ == "__main__":

@@ -6,57 +6,50 @@ Prints each claim with its value and threshold and writes benchmarks/results/fre
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-PROJECT = Path(__file__).parent.parent
+from benchmarks import ROOT, Claim, argument_parser, environment_without, print_claims, timed, write_results
+
 HEADER = "steps,guidance,clip_score,aesthetic_score,aes_v2_score,hps_v2_score,elapsed_ms,seed"
 
 
-def run_timed(command: list[str], folder: Path) -> tuple[float, int, str]:
-    """Return seconds, exit status and output of a command run without Flexy's variables."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLEXY_", "DAGSTER_", "VIRTUAL_ENV"))}
-    began = time.monotonic()
-    done = subprocess.run(command, cwd=folder, env=kept, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return time.monotonic() - began, done.returncode, done.stdout
+def make(target: str, clone: Path) -> tuple[float, int, str]:
+    """Return seconds, exit status and output of `make` run without Flexy's variables."""
+    environment = environment_without("FLEXY_", "DAGSTER_", "VIRTUAL_ENV")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done, seconds = timed(lambda: subprocess.run(["make", target], cwd=clone, env=environment, text=True, **pipes))
+    return seconds, done.returncode, done.stdout
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__, "fresh_clone")
     parser.add_argument("--no-test", action="store_true", help="skip `make test`")
     options = parser.parse_args()
-    rows: list[tuple[str, str, str, bool]] = []
+    claims: list[Claim] = []
     with tempfile.TemporaryDirectory() as temporary:
         clone = Path(temporary, "flexy")
-        subprocess.run(["git", "clone", "--quiet", PROJECT, clone], check=True)
-        seconds, status, first = run_timed(["make", "demo"], clone)
-        rows.append(("make demo, install included", f"{seconds:.0f} s", "≤ 480 s", seconds <= 480 and status == 0))
-        seconds, status, again = run_timed(["make", "demo"], clone)
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        seconds, status, first = make("demo", clone)
+        claims.append(("make demo, install included", f"{seconds:.0f} s", "≤ 480 s", seconds <= 480 and status == 0))
+        seconds, status, again = make("demo", clone)
         idle = "0 images made, 0 scores computed" in again
-        rows.append(("make demo again, says nothing was made", f"{seconds:.0f} s", "≤ 60 s", seconds <= 60 and idle))
+        claims.append(("make demo again, says nothing was made", f"{seconds:.0f} s", "≤ 60 s", seconds <= 60 and idle))
         lines = (clone / ".flexy" / "assets" / "sweep.csv").read_text().splitlines()
-        table = list(csv.DictReader(lines))
-        order = [(int(row["steps"]), float(row["guidance"])) for row in table]
-        right = lines[0] == HEADER and order == sorted(order) and all(all(row.values()) for row in table)
-        rows.append(("CSV rows, right header, order and scores", str(len(table)), "≥ 96", right and len(table) >= 96))
+        rows = list(csv.DictReader(lines))
+        order = [(int(row["steps"]), float(row["guidance"])) for row in rows]
+        right = lines[0] == HEADER and order == sorted(order) and all(all(row.values()) for row in rows)
+        claims.append(("CSV rows, right header, order and scores", str(len(rows)), "≥ 96", right and len(rows) >= 96))
         if not options.no_test:
-            seconds, status, tests = run_timed(["make", "test"], clone)
-            rows.append(("make test", f"{seconds:.0f} s", "≤ 720 s", seconds <= 720 and status == 0))
+            seconds, status, tests = make("test", clone)
+            claims.append(("make test", f"{seconds:.0f} s", "≤ 720 s", seconds <= 720 and status == 0))
             print(tests[-600:])
         print(first[-800:])
-    for claim, figure, bar, met in rows:
-        print(f"{'ok  ' if met else 'MISS'}  {claim:44} {figure:10} {bar}")
-    out = PROJECT / "benchmarks" / "results" / "fresh_clone.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({claim: figure for claim, figure, _, _ in rows}, indent=1) + "\n")
-    sys.exit(0 if all(row[3] for row in rows) else 1)
+    write_results(options.out, {claim: figure for claim, figure, *_ in claims})
+    sys.exit(print_claims(claims))
 
 
 if __name__ == "__main__":

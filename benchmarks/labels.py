@@ -16,26 +16,23 @@ A part with 0 tasks is skipped. Prints a table and writes benchmarks/results/lab
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ROOT, argument_parser, environment_without, print_figures, timed, write_results
 from resources.label_studio.export import strip_signature
 from resources.mini.faces import write_face_example
 from tests.support.judged import READINGS, check_judge_scores, rows, scores
 from tests.support.servers import FaceJudgeServer, ImageServer, running
 
-ROOT = Path(__file__).parent.parent
 JUDGE = "gemini/gemini-3.5-flash"
 IMAGE_FIELDS = ("character_image_url", "init_image_url", "mask_image_url", "image_url")
 
@@ -45,10 +42,9 @@ class InpaintCommand:
 
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
-        clean = ("FLEXY_", "DAGSTER_", "LABEL_STUDIO_", "GEMINI_", "MOONDREAM_")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(clean)}
-        where = {"FLEXY_HOME": str(home), "FLEXY_MODELS": "mini", "PYTHONPATH": str(ROOT)}
-        self.environment = inherited | where | environment
+        inherited = environment_without("FLEXY_", "DAGSTER_", "LABEL_STUDIO_", "GEMINI_", "MOONDREAM_")
+        own = {"FLEXY_HOME": str(home), "FLEXY_MODELS": "mini", "PYTHONPATH": str(ROOT)}
+        self.environment = inherited | own | environment
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "flexy_assets.cli.app", "inpaint", *arguments, "--json"]
@@ -75,29 +71,22 @@ class InpaintCommand:
             process.communicate()
 
     def count(self, table: str, where: str) -> int:
-        found = rows(self.home, f"SELECT count(*) AS n FROM {table} WHERE {where}")
-        return found[0]["n"] if found else 0
+        return sum(row["n"] for row in rows(self.home, f"SELECT count(*) AS n FROM {table} WHERE {where}"))
 
 
 def measure_whole_run(tasks: int, folder: Path) -> dict[str, Any]:
     """Import and run without disturbance."""
     flexy, file = InpaintCommand(folder / "home"), str(write_face_example(folder / "project", tasks, seed=11))
-    start = time.monotonic()
-    flexy("import", file)
-    imported = time.monotonic()
-    ended = flexy("run")
-    return {
-        "tasks": tasks,
-        "seconds to import": round(imported - start, 1),
-        "seconds to run": round(time.monotonic() - imported, 1),
-        **count_outcomes(tasks, ended),
-    }
+    _, import_seconds = timed(lambda: flexy("import", file))
+    ended, seconds = timed(lambda: flexy("run"))
+    times = {"seconds to import": round(import_seconds, 1), "seconds to run": round(seconds, 1)}
+    return {"tasks": tasks, **times, **count_outcomes(tasks, ended)}
 
 
 def count_outcomes(tasks: int, ended: Mapping[str, Any]) -> dict[str, Any]:
     """Count the tasks by outcome; lost are those with neither an image nor a reason."""
     reasons = Counter(ended["left"].values())
-    done = {one["id"] for one in ended["selected"]} | {name for name, reason in ended["left"].items() if reason}
+    done = {task["id"] for task in ended["selected"]} | {name for name, reason in ended["left"].items() if reason}
     return {
         "selected": len(ended["selected"]),
         **{f"left: {reason}": count for reason, count in reasons.items()},
@@ -118,21 +107,12 @@ def serve_images(file: Path, site: ImageServer) -> dict[str, str]:
     return known
 
 
-@dataclass(frozen=True)
-class KillPoint:
-    """When a command is killed: at this share of a table's expected rows."""
-
-    command: str
-    table: str
-    share: float
-    where: str = "true"
-
-
 KILL_POINTS = (
-    KillPoint("import", "label_pictures", 0.3),
-    KillPoint("run", "face_swaps", 0.4),
-    KillPoint("run", "image_scores", 0.4, "metric = 'judge_identity' AND value IS NOT NULL"),
+    ("import", "label_pictures", 0.3, "true"),
+    ("run", "face_swaps", 0.4, "true"),
+    ("run", "image_scores", 0.4, "metric = 'judge_identity' AND value IS NOT NULL"),
 )
+"""A command is killed when this share of a table's expected rows are in it: those where a condition holds."""
 
 
 def measure_killed_run(tasks: int, folder: Path) -> dict[str, Any]:
@@ -146,10 +126,10 @@ def measure_killed_run(tasks: int, folder: Path) -> dict[str, Any]:
         start = time.monotonic()
 
         def kill_and_end(*command: str) -> dict[str, Any]:
-            for moment in KILL_POINTS:
-                if moment.command == command[0]:
-                    least = moment.share * (len(known) if moment.table == "label_pictures" else tasks)
-                    flexy.killed(*command, table=moment.table, where=moment.where, least=least)
+            for name, table, share, where in KILL_POINTS:
+                if name == command[0]:
+                    least = share * (len(known) if table == "label_pictures" else tasks)
+                    flexy.killed(*command, table=table, where=where, least=least)
                     snapshots.append(Progress(flexy.home, site, judge_server, known))
             return flexy(*command)
 
@@ -157,7 +137,7 @@ def measure_killed_run(tasks: int, folder: Path) -> dict[str, Any]:
         ended = kill_and_end("run")
         seconds = time.monotonic() - start
         last = Progress(flexy.home, site, judge_server, known)
-        answers, shown = sum(map(len, judge_server.answers.values())), len(judge_server.answers)
+        questions = READINGS * len(judge_server.answers)
         under_way = sum(each.answers_given - each.answers_kept for each in snapshots)
         return {
             "tasks": tasks,
@@ -167,8 +147,8 @@ def measure_killed_run(tasks: int, folder: Path) -> dict[str, Any]:
             "images requested again that were in the table": sum(each.requested_again(last) for each in snapshots),
             "images served twice, in transit at the kill": site.delivered.total() - len(known),
             "swaps repeated that were in the table": sum(each.swapped_again(last) for each in snapshots),
-            "questions to the judge": READINGS * shown,
-            "answers requested again that were on disk": answers - READINGS * shown - under_way,
+            "questions to the judge": questions,
+            "answers requested again that were on disk": last.answers_given - questions - under_way,
             "answers given twice, in transit at the kill": under_way,
             "scores that are not the judge's": len(check_judge_scores(flexy.home, judge_server, JUDGE).wrong),
             "tasks imported": imported["tasks"],
@@ -181,14 +161,14 @@ class Progress:
 
     def __init__(self, home: Path, site: ImageServer, judge_server: FaceJudgeServer, known: Mapping[str, str]) -> None:
         time.sleep(0.5)  # the servers may still answer the killed process
-        there = {row["address_sha256"] for row in rows(home, "SELECT address_sha256 FROM label_pictures")}
-        self.pictures = {path: site.requested[path] for path, address in known.items() if address in there}
+        stored = {row["address_sha256"] for row in rows(home, "SELECT address_sha256 FROM label_pictures")}
+        self.pictures = {path: site.requested[path] for path, address in known.items() if address in stored}
         self.swaps = {row["task"]: row for row in rows(home, "SELECT * FROM face_swaps")}
         self.answers_kept = sum(file.name[0] != "." for file in (home / "judgements").glob("*/*/*.json"))
         self.answers_given = sum(map(len, judge_server.answers.values()))
 
     def requested_again(self, later: Progress) -> int:
-        return sum(later.pictures[path] - asked for path, asked in self.pictures.items())
+        return sum(later.pictures[path] - count for path, count in self.pictures.items())
 
     def swapped_again(self, later: Progress) -> int:
         return sum(later.swaps[task] != row for task, row in self.swaps.items())
@@ -205,18 +185,15 @@ def measure_faulty_judge(tasks: int, folder: Path) -> dict[str, Any]:
         flexy("import", str(write_face_example(folder / "project", tasks, seed=13)))
         refined = ("run", "--editor", "mini_instruct", "--steps", "4", "--budget", "2")
         first = flexy(*refined)
-        before, there = check_judge_scores(flexy.home, judge_server, JUDGE), scores(flexy.home)
-        answers_before, calls, faults = (
-            sum(map(len, judge_server.answers.values())),
-            judge_server.calls,
-            dict(judge_server.faults),
-        )
+        before, first_scores = check_judge_scores(flexy.home, judge_server, JUDGE), scores(flexy.home)
+        answers_before = sum(map(len, judge_server.answers.values()))
+        calls, faults = judge_server.calls, dict(judge_server.faults)
         judge_server.fault_rate = 0
         ended = flexy(*refined)
-        after, then = check_judge_scores(flexy.home, judge_server, JUDGE), scores(flexy.home)
+        after, second_scores = check_judge_scores(flexy.home, judge_server, JUDGE), scores(flexy.home)
         requested, answered = judge_server.calls - calls, len(after.answered)
         flexy(*refined)
-        judged = {key: row for key, row in there.items() if key[1].startswith("judge_") and row["value"] is not None}
+        judged = {k: row for k, row in first_scores.items() if k[1].startswith("judge_") and row["value"] is not None}
         return {
             "tasks": tasks,
             "candidates": len(before.answered | before.unanswered | before.wrong),
@@ -230,14 +207,14 @@ def measure_faulty_judge(tasks: int, folder: Path) -> dict[str, Any]:
             "answered after the next run": answered,
             "calls of the next run": requested,
             "calls of these that were not missing": requested - (READINGS * answered - answers_before),
-            "scores of the first run that changed": sum(then[key] != row for key, row in judged.items()),
+            "scores of the first run that changed": sum(second_scores[key] != row for key, row in judged.items()),
             "calls of a third run": judge_server.calls - calls - requested,
             **count_outcomes(tasks, ended),
         }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "labels")
     parser.add_argument("--tasks", type=int, default=12)
     parser.add_argument("--killed", type=int, default=500)
     parser.add_argument("--faulty", type=int, default=40)
@@ -247,17 +224,13 @@ def main() -> None:
         "faulty": (measure_faulty_judge, options.faulty),
         "killed": (measure_killed_run, options.killed),
     }
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for part, (measure, tasks) in parts.items():
         if tasks:
             with tempfile.TemporaryDirectory() as folder:
-                found[part] = measure(tasks, Path(folder))
-            for name, figure in found[part].items():
-                shown = "; ".join(figure) if isinstance(figure, list) else figure
-                print(f"{part:8} {name:52} {shown}", flush=True)
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "labels.json").write_text(json.dumps(found, indent=2) + "\n")
+                results[part] = measure(tasks, Path(folder))
+            print_figures({f"{part:8} {name}": figure for name, figure in results[part].items()})
+    write_results(options.out, results)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,16 @@ Prints a table and writes benchmarks/results/million.json.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import resource
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import sqlalchemy as sa
 
+from benchmarks import argument_parser, print_figures, require_postgres, timed, write_results
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import status
 from flexy_assets.storage.adoption import adopt_rows
@@ -54,12 +51,7 @@ FROM generate_series(0, :rows - 1) AS n
 
 def worst_seconds(what: Callable[[], Any], times: int = 3) -> float:
     """Return the seconds of the slowest of several calls."""
-    seconds = []
-    for _ in range(times):
-        began = time.perf_counter()
-        what()
-        seconds.append(time.perf_counter() - began)
-    return max(seconds)
+    return max(timed(what)[1] for _ in range(times))
 
 
 def memory_growth(what: Callable[[], Any]) -> float:
@@ -70,18 +62,13 @@ def memory_growth(what: Callable[[], Any]) -> float:
 
 
 def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
-    import sqlalchemy as sa
-
     settings = Settings.read({"FLEXY_HOME": str(home), "FLEXY_DATABASE_URL": "sqlite://"})
     images = ImageStore(str(home))
     migrate(database)
     with database.begin() as connection:
         connection.execute(sa.text(RUNS))
         connection.execute(sa.text(ROWS), {"rows": rows})
-    found: dict[str, float] = {}
-    found["rows without a batch get one, s"] = worst_seconds(
-        lambda: adopt_rows(database, settings, seconds=3600), times=1
-    )
+    adopted = worst_seconds(lambda: adopt_rows(database, settings, seconds=3600), times=1)
     # What Postgres does by itself within a minute of such a change.
     with database.session() as connection:
         connection.exec_driver_sql("VACUUM ANALYZE bench_run_results")
@@ -93,42 +80,40 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
     def plan(instance: dg.DagsterInstance) -> None:
         request = jobs.request_backfill(instance, database, images, settings)
         assert isinstance(request, dg.RunRequest), request
-        holes = request.run_config["ops"]["backfill_hps_v2_score"]["config"]["batches"]
-        assert len(holes) == rows // settings.batch_size
+        batches = request.run_config["ops"]["backfill_hps_v2_score"]["config"]["batches"]
+        assert len(batches) == rows // settings.batch_size
 
     def tick(instance: dg.DagsterInstance) -> None:
         context = dg.build_sensor_context(instance, resources={"work": Work(database, images, ModelSlot(), settings)})
         new_images(settings)(context)
 
     with dg.DagsterInstance.local_temp(str(home)) as instance:
-        found["the plan of a backfill, every batch new to Dagster, s"] = worst_seconds(lambda: plan(instance), times=1)
-        found["the plan of a backfill, s"] = worst_seconds(lambda: plan(instance))
-        found["the sensor's tick, s"] = worst_seconds(lambda: tick(instance))
-        found["what is missing, s"] = worst_seconds(missing)
-        found["memory the plan takes, MB"] = memory_growth(lambda: plan(instance))
-    holes = {metric: sum(batches.values()) for metric, batches in missing().items()}
+        figures = {
+            "rows without a batch get one, s": adopted,
+            "the plan of a backfill, every batch new to Dagster, s": worst_seconds(lambda: plan(instance), times=1),
+            "the plan of a backfill, s": worst_seconds(lambda: plan(instance)),
+            "the sensor's tick, s": worst_seconds(lambda: tick(instance)),
+            "what is missing, s": worst_seconds(missing),
+            "memory the plan takes, MB": memory_growth(lambda: plan(instance)),
+        }
     with database.begin(reading=True) as connection:
-        for metric, count in holes.items():
+        for metric, batches in missing().items():
             lacking = sa.text(f"SELECT count(*) FROM bench_run_results WHERE {metric} IS NULL")
-            assert connection.scalar(lacking) == count, metric
-        found["flexy status, s"] = worst_seconds(lambda: status.read_status(connection, settings), times=1)
-    return found
+            assert connection.scalar(lacking) == sum(batches.values()), metric
+        reading = worst_seconds(lambda: status.read_status(connection, settings), times=1)
+    return figures | {"flexy status, s": reading}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "million")
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args()
-    if not os.environ.get("FLEXY_DATABASE_URL", "").startswith("postgresql"):
-        sys.exit("FLEXY_DATABASE_URL is missing: set it to a Postgres where a database may be created: postgresql://…")
+    require_postgres()
     with tempfile.TemporaryDirectory() as folder, empty(Path(folder)) as database:
-        found = measure(database, Path(folder), options.rows)
+        figures = measure(database, Path(folder), options.rows)
     print(f"{options.rows:,} rows, a quarter of each score missing")
-    for name, figure in found.items():
-        print(f"{name:56} {figure:8.2f}")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "million.json").write_text(json.dumps({"rows": options.rows, **found}, indent=2) + "\n")
+    print_figures(figures)
+    write_results(options.out, {"rows": options.rows, **figures})
 
 
 if __name__ == "__main__":

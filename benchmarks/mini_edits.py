@@ -7,18 +7,16 @@ missed. Guidances are tuned on other edits and seeds than they are evaluated on.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import Claim, argument_parser, at_least, print_claims, timed, write_results
 from benchmarks.mini_quality import difference
+from flexy_assets.reporting.text_tables import format_text_table
 from resources.mini.edits import CHANGES
 from resources.mini.evaluation import accuracy
 from resources.models import registry
@@ -53,9 +51,9 @@ def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
     }
 
     edits = accuracy.held_out_edits(count)
-    start = time.perf_counter()
-    single = [tries[0] for tries in accuracy.edit_truths(editor, edits, steps, guidance, first_seed=0)]
-    result["seconds_per_edit"] = (time.perf_counter() - start) / count
+    truths, seconds = timed(lambda: accuracy.edit_truths(editor, edits, steps, guidance, first_seed=0))
+    single = [attempts[0] for attempts in truths]
+    result["seconds_per_edit"] = seconds / count
     result["edits"] = accuracy.edit_shares(single)
     result["by_kind"] = {
         kind: accuracy.edit_shares([t for t, edit in zip(single, edits, strict=True) if edit.kind == kind])
@@ -63,11 +61,10 @@ def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
     }
     result["by_steps"] = {tried: accuracy.edit_accuracy(editor, edits, tried, guidance) for tried in STEPS}
 
-    start = time.perf_counter()
-    attempts_by_edit = accuracy.edit_truths(
-        editor, edits[:searched], steps, guidance, first_seed=2_000_000, tries=ATTEMPTS
+    attempts_by_edit, seconds = timed(
+        lambda: accuracy.edit_truths(editor, edits[:searched], steps, guidance, 2_000_000, tries=ATTEMPTS)
     )
-    result["seconds_per_edit_in_batch"] = (time.perf_counter() - start) / (searched * ATTEMPTS)
+    result["seconds_per_edit_in_batch"] = seconds / (searched * ATTEMPTS)
     scores = np.array([[t.score for t in tries] for tries in attempts_by_edit])
     result["tries"] = {
         "edits": searched,
@@ -80,57 +77,42 @@ def measure(count: int, tuning: int, searched: int) -> dict[str, Any]:
     return result
 
 
-def claims(result: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
+def claims(result: Mapping[str, Any]) -> list[Claim]:
     """Return (claim, value, threshold, met) for each claim."""
-    rows = [
-        (
-            f"edits: {name.replace('_', ' ')}",
-            f"{result['edits'][name]:.3f}",
-            f"≥ {threshold}",
-            result["edits"][name] >= threshold,
-        )
-        for name, threshold in THRESHOLDS.items()
-    ]
+    rows = [at_least(f"edits: {name.replace('_', ' ')}", result["edits"][name], t) for name, t in THRESHOLDS.items()]
     gain = result["tries"]["gain"]
     shown = f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
     rows.append((f"score: the best of {ATTEMPTS} against one", shown, "interval above 0", gain["low"] > 0))
     return rows
 
 
-def tables(result: Mapping[str, Any]) -> list[str]:
+def table(result: Mapping[str, Any]) -> str:
     """Return one line of results per kind, steps, guidances and attempts."""
     shares: dict[str, Mapping[str, float]] = dict(result["by_kind"])
     shares |= {f"{steps} steps": row for steps, row in result["by_steps"].items()}
     for row in result["by_guidances"]:
         shares[f"guidance {row['guidance']}, image guidance {row['image_guidance']}"] = row
     shares |= {"one attempt": result["tries"]["single"], f"the best of {ATTEMPTS} attempts": result["tries"]["best"]}
-    lines = [f"{'':36} carried out  preserved   both  score"]
-    for name, row in shares.items():
-        lines.append(
-            f"{name:36} {row['carried_out']:11.3f} {row['preserved']:10.3f} {row['both']:6.3f} {row['score']:6.3f}"
-        )
-    return lines
+    names = ("carried_out", "preserved", "both", "score")
+    return format_text_table([{"": name} | {share: row[share] for share in names} for name, row in shares.items()])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__, "mini_edits")
     parser.add_argument("--edits", type=int, default=240, help="edits per setting")
     parser.add_argument("--tuning", type=int, default=48, help="edits to tune guidances on")
     parser.add_argument("--searched", type=int, default=60, help=f"edits with {ATTEMPTS} attempts")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mini_edits.json")
     options = parser.parse_args()
     result = measure(options.edits, options.tuning, options.searched)
     rows = claims(result)
-    for claim, value, threshold, met in rows:
-        print(f"{'ok  ' if met else 'MISS'}  {claim:36} {value:28} {threshold}")
-    print(*tables(result), sep="\n")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    status = print_claims(rows)
+    print(table(result))
+    write_results(options.out, result)
     print(
         f"{options.edits} edits per setting, {result['seconds_per_edit']:.2f} s each at {result['steps']} steps,"
         f" {result['seconds_per_edit_in_batch']:.2f} s in batches of {ATTEMPTS}; {options.out}"
     )
-    sys.exit(0 if all(row[3] for row in rows) else 1)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

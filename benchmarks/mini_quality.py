@@ -6,16 +6,13 @@ where a threshold is missed. Guidance is tuned on other scenes and seeds than it
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import Claim, argument_parser, at_least, print_claims, timed, write_results
 from resources.mini.evaluation import accuracy
 from resources.models import registry
 from resources.settings import Settings
@@ -54,9 +51,8 @@ def measure(count: int, tuning: int) -> dict[str, Any]:
     result |= {"mean_accuracy_by_guidance": accuracy_by_guidance, "best_guidance": best}
 
     scenes = accuracy.held_out_scenes(count)
-    start = time.perf_counter()
-    best_readings = accuracy.read_generated_images(engine, scenes, 20, best, first_seed=0)
-    result["seconds_per_image"] = (time.perf_counter() - start) / count
+    best_readings, seconds = timed(lambda: accuracy.read_generated_images(engine, scenes, 20, best, first_seed=0))
+    result["seconds_per_image"] = seconds / count
     shares = accuracy.attribute_agreement(scenes, best_readings)
     result["pictures"] = {name: float(values.mean()) for name, values in shares.items()}
     result["pictures"]["deviation"] = float(np.mean([r.deviation for r in best_readings]))
@@ -71,22 +67,14 @@ def measure(count: int, tuning: int) -> dict[str, Any]:
     return result
 
 
-def claims(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
+def claims(result: dict[str, Any]) -> list[Claim]:
     """Return (claim, value, threshold, met) for each claim."""
-    rows = [
-        (
-            f"images: {name} as requested",
-            f"{result['pictures'][name]:.3f}",
-            f"≥ {threshold}",
-            result["pictures"][name] >= threshold,
-        )
-        for name, threshold in THRESHOLDS.items()
-    ]
-    rows += [(f"mini CLIP: {n}", f"{v:.3f}", "≥ 0.9", v >= 0.9) for n, v in result["clip"].items()]
+    rows = [at_least(f"images: {name} as requested", result["pictures"][name], t) for name, t in THRESHOLDS.items()]
+    rows += [at_least(f"mini CLIP: {name}", share, 0.9) for name, share in result["clip"].items()]
     correlations = result["aesthetic"] | {"HPS within a prompt": result["hps"]["within_prompt"]}
-    rows += [(f"rank correlation: {n}", f"{v:.3f}", "≥ 0.7", v >= 0.7) for n, v in correlations.items()]
+    rows += [at_least(f"rank correlation: {name}", value, 0.7) for name, value in correlations.items()]
 
-    def gain(claim: str, *intervals: dict[str, float]) -> tuple[str, str, str, bool]:
+    def gain(claim: str, *intervals: dict[str, float]) -> Claim:
         shown = " or ".join(f"{i['mean']:+.4f} ({i['low']:+.4f} to {i['high']:+.4f})" for i in intervals)
         return claim, shown, "interval above 0", any(i["low"] > 0 for i in intervals)
 
@@ -101,19 +89,16 @@ def claims(result: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__, "mini_quality")
     parser.add_argument("--images", type=int, default=240, help="images per setting")
     parser.add_argument("--tuning", type=int, default=96, help="images per guidance to tune it on")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "mini_quality.json")
     options = parser.parse_args()
     result = measure(options.images, options.tuning)
     rows = claims(result)
-    for claim, figure, threshold, met in rows:
-        print(f"{'ok  ' if met else 'MISS'}  {claim:48} {figure:60} {threshold}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    status = print_claims(rows)
+    write_results(options.out, result)
     print(f"{options.images} images per setting, {result['seconds_per_image']:.3f} s each at 20 steps; {options.out}")
-    sys.exit(0 if all(row[3] for row in rows) else 1)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ table and writes benchmarks/results/night.json.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +19,10 @@ from typing import Any
 
 import dagster as dg
 
+from benchmarks import argument_parser, print_figures, require_postgres, run_python, write_results
 from tests.support import flexyface
 from tests.support.databases import empty
-from tests.support.service import ROOT, Service, environment, nightly_ticks, wait
+from tests.support.service import Service, environment, nightly_ticks, wait
 
 QUERY = (
     "COPY (SELECT steps, guidance, clip_score, aesthetic_score, aes_v2_score, hps_v2_score, elapsed_ms, seed"
@@ -53,13 +52,7 @@ def measure(service: Service) -> dict[str, Any]:
         second = wait(lambda: nightly_ticks(instance)[number:], 100, service)[-1]
         more = len(instance.get_runs()) - first
     exported = service.home / "scores.csv"
-    subprocess.run(
-        [sys.executable, "-m", "flexy_assets.cli.app", "export", "--out", exported],
-        cwd=ROOT,
-        env=service.environment,
-        check=True,
-        capture_output=True,
-    )
+    run_python("flexy_assets.cli.app", "export", "--out", exported, env=service.environment)
     url = service.database.url.render_as_string(hide_password=False)
     psql = subprocess.run([shutil.which("psql") or "psql", url, "-c", QUERY], capture_output=True, check=True)
     return {
@@ -77,8 +70,8 @@ def measure(service: Service) -> dict[str, Any]:
 
 
 def main() -> None:
-    if not os.environ.get("FLEXY_DATABASE_URL", "").startswith("postgresql"):
-        sys.exit("FLEXY_DATABASE_URL is missing: set it to a Postgres where a database may be created: postgresql://…")
+    options = argument_parser(__doc__, "night").parse_args()
+    require_postgres()
     with tempfile.TemporaryDirectory() as folder, empty(Path(folder)) as results, empty(Path(folder)) as bookkeeping:
         home = Path(folder)
         flexyface.bring(results, home / "pictures")
@@ -86,15 +79,12 @@ def main() -> None:
         os.environ |= environment(home, *urls) | {"FLEXY_NIGHTLY": "* * * * *"}
         service = Service(home, results, dict(os.environ))
         try:
-            found = measure(service)
+            figures = measure(service)
         finally:
             service.stop()
             bookkeeping.engine.dispose()
-    for name, figure in found.items():
-        print(f"{name:52} {figure}")
-    folder_of_results = Path(__file__).parent / "results"
-    folder_of_results.mkdir(exist_ok=True)
-    (folder_of_results / "night.json").write_text(json.dumps(found, indent=2) + "\n")
+    print_figures(figures)
+    write_results(options.out, figures)
 
 
 if __name__ == "__main__":

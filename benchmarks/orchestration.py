@@ -12,11 +12,9 @@ dropped), else on SQLite. Prints a table and writes benchmarks/results/orchestra
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from importlib import import_module
@@ -25,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import argument_parser, environment_without, run_python, write_results
 from resources.database import Database
 from resources.images import ImageStore
 from resources.metrics.sweep import METRICS
@@ -53,14 +52,14 @@ def time_bare_loop(pictures: Path, prompt: str) -> float:
     clip, v1, v2, hps = (
         registry.find_scorer(s, settings).load() for s in ("clip", "aesthetic_v1", "aesthetic_v2", "hps")
     )
-    (said,) = clip.texts([prompt])
+    (text_vector,) = clip.texts([prompt])
     scores: list[tuple[float, ...]] = []
     for start in range(0, len(names), clip.batch_size):
-        found = [store.read(name) for name in names[start : start + clip.batch_size]]
-        seen = clip.images([clip.prepare(picture) for picture in found])
-        preferred = hps.scores([hps.prepare(picture) for picture in found], [prompt] * len(found))
-        agreement = seen.astype(np.float64) @ said.astype(np.float64)
-        scores += zip(agreement, v1.score_embeddings(seen), v2.score_embeddings(seen), preferred, strict=True)
+        images = [store.read(name) for name in names[start : start + clip.batch_size]]
+        vectors = clip.images([clip.prepare(image) for image in images])
+        preferred = hps.scores([hps.prepare(image) for image in images], [prompt] * len(images))
+        agreement = vectors.astype(np.float64) @ text_vector.astype(np.float64)
+        scores += zip(agreement, v1.score_embeddings(vectors), v2.score_embeddings(vectors), preferred, strict=True)
     seconds = time.perf_counter() - began
     assert np.isfinite(scores).all() and len(scores) == len(names)
     return seconds
@@ -71,11 +70,11 @@ def time_backfill() -> float:
     import_scorers()
     from flexy_assets.definitions import build_definitions
 
-    defs = build_definitions(Settings.read())
+    settings = Settings.read()
+    defs = build_definitions(settings)
     from flexy_assets.execution import dagster_instance, run_job
     from flexy_assets.sweep import jobs
 
-    settings = Settings.read()
     database = Database(settings.database_url)
     with dagster_instance(settings) as instance:
         began = time.perf_counter()
@@ -87,34 +86,29 @@ def time_backfill() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "orchestration")
     parser.add_argument("--images", type=int, default=2_000)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
     parser.add_argument("--part", choices=["bare", "backfill"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(
-            time_bare_loop(Path(os.environ["FLEXY_IMAGES"]), "a red circle")
-            if options.part == "bare"
-            else time_backfill()
-        )
+        bare = options.part == "bare"
+        print(time_bare_loop(Path(os.environ["FLEXY_IMAGES"]), "a red circle") if bare else time_backfill())
         return
-    found = [measure(options.images, side, options.turns) for side in options.sides]
-    print(f"{options.images} images, four mini scorers, results in {found[0]['database']}")
-    for entry in found:
+    results = [measure(options.images, side, options.turns) for side in options.sides]
+    print(f"{options.images} images, four mini scorers, results in {results[0]['database']}")
+    for entry in results:
         for part, seconds in entry["seconds"].items():
             each = ", ".join(f"{s:.2f}" for s in seconds)
             print(f"{entry['side']:4}²  {part:8} {statistics.median(seconds):7.2f} s   ({each})")
         print(f"{entry['side']:4}²  orchestrated / bare: {entry['ratio']:.3f}   (required: at most 1.10)")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "orchestration.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_results(options.out, results)
 
 
 def measure(images: int, side: int, turns: int) -> dict[str, Any]:
     """Return the seconds of both, alternating, with `images` images of `side` pixels along each side."""
-    taken: dict[str, list[float]] = {"bare": [], "backfill": []}
+    times: dict[str, list[float]] = {"bare": [], "backfill": []}
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder, "pictures")
         for turn in range(turns):
@@ -124,14 +118,13 @@ def measure(images: int, side: int, turns: int) -> dict[str, Any]:
                 url = database.url.render_as_string(hide_password=False)
                 chosen = {"FLEXY_HOME": str(home), "FLEXY_IMAGES": str(pictures), "FLEXY_MODELS": "mini"}
                 chosen |= {"FLEXY_DATABASE_URL": url, "FLEXY_PROMPT_COLUMN": flexyface.PROMPT_COLUMN}
-                environment = {k: v for k, v in os.environ.items() if k != "DAGSTER_HOME"} | chosen
-                for part, seconds in taken.items():
-                    command = [sys.executable, "-m", __spec__.name, "--part", part]
-                    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-                    seconds.append(float(done.stdout.split()[-1]))
+                environment = environment_without("DAGSTER_HOME") | chosen
+                for part, seconds in times.items():
+                    printed = run_python(__spec__.name, "--part", part, env=environment, stderr=subprocess.DEVNULL)
+                    seconds.append(float(printed.split()[-1]))
                 kind = database.url.get_backend_name()
-    bare, backfill = (statistics.median(seconds) for seconds in taken.values())
-    return {"images": images, "side": side, "database": kind, "seconds": taken, "ratio": backfill / bare}
+    bare, backfill = (statistics.median(seconds) for seconds in times.values())
+    return {"images": images, "side": side, "database": kind, "seconds": times, "ratio": backfill / bare}
 
 
 if __name__ == "__main__":

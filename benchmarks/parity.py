@@ -7,8 +7,6 @@ classes by default; with --full ViT-L/14, ViT-H/14 and VGG16 themselves.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from benchmarks import argument_parser, print_table, write_results
 from resources.images import ImageStore
 from resources.scorers import aesthetic
 from resources.scorers.clip import ClipEncoder
@@ -88,10 +87,9 @@ class Difference:
         ours: NDArray[np.floating],
         share: float = MAX_DIFFERENCE,
     ) -> Difference:
-        differences = np.abs(np.asarray(theirs) - ours)
-        return cls(
-            *names, len(ours), float(differences.max()), float(differences.mean()), float(np.std(theirs)), share * span
-        )
+        apart = np.abs(np.asarray(theirs) - ours)
+        figures = (float(apart.max()), float(apart.mean()), float(np.std(theirs)), share * span)
+        return cls(*names, len(ours), *figures)
 
 
 def compare_scorers(folder: Path, pictures: int, full: bool) -> list[Difference]:
@@ -118,12 +116,12 @@ def compare_clip_and_aesthetic(
     """CLIP score, V1 and V2, resized by Pillow on both sides and, with the small model, by torchvision on theirs."""
     model = "ViT-L/14" if full else "small CLIP"
     encoder = ClipEncoder(clip)
-    seen = _in_parts(encoder.embed, read)
+    vectors = _in_parts(encoder.embed, read)
     # torchmetrics cuts a long prompt's end token off (its issue 2883), so it gets short ones; and it reports
     # 0 for a cosine below, so each picture gets the prompt it fits best.
     rng = np.random.default_rng(0)
     prompts = [" ".join(rng.choice(WORDS, 5)) for _ in range(64)]
-    cosines = seen.astype(np.float64) @ np.concatenate([encoder.texts(prompts[:9]), encoder.texts(prompts[9:])]).T
+    cosines = vectors.astype(np.float64) @ np.concatenate([encoder.texts(prompts[:9]), encoder.texts(prompts[9:])]).T
     chosen = [prompts[which] for which in cosines.argmax(axis=1)]
     predictors = {version: references.save_predictor(folder / f"v{version}", clip, version) for version in (1, 2)}
     resizes = [(True, "", MAX_DIFFERENCE), (False, ", torchvision's resize", MAX_RESIZE_DIFFERENCE)]
@@ -142,7 +140,7 @@ def compare_clip_and_aesthetic(
                 (f"Aesthetic {references.HEADS[version]}", f"simple-aesthetics-predictor 0.1.2{resize}", model),
                 9.0,
                 [score(file, "") for file in files],
-                aesthetic.load_aesthetic(predictor, references.HEADS[version]).score_embeddings(seen),
+                aesthetic.load_aesthetic(predictor, references.HEADS[version]).score_embeddings(vectors),
                 share,
             )
 
@@ -198,25 +196,28 @@ def compare_half_precision(
     folder: Path, clip: Path, files: Sequence[Path], read: Sequence[Image.Image], full: bool
 ) -> Iterator[Difference]:
     """Yield the differences of our scores in half precision from those in fp32."""
-    predictors = [references.save_predictor(folder / f"half{version}", clip, version) for version in (1, 2)]
+    heads = {
+        form: aesthetic.load_aesthetic(references.save_predictor(folder / f"half{version}", clip, version), form)
+        for version, form in references.HEADS.items()
+    }
     checkpoint = references.save_hps(folder / "half_hps", full)
     prompts = [references.PROMPTS[index % len(references.PROMPTS)] for index in range(len(files))]
-    values: dict[tuple[str, float], dict[str, NDArray[np.floating]]] = {}
+    values: dict[str, dict[tuple[str, float], NDArray[np.floating]]] = {}
     for precision in ("fp32", "bf16", "fp16"):
         encoder = ClipEncoder(clip, precision)
-        seen = _in_parts(encoder.embed, read)
-        cosines = np.einsum("nd,nd->n", seen, _in_parts(encoder.texts, prompts))
-        values.setdefault(("CLIP score", 1.0), {})[precision] = cosines
-        for version, predictor in zip((1, 2), predictors, strict=True):
-            scores = aesthetic.load_aesthetic(predictor, references.HEADS[version]).score_embeddings(seen)
-            values.setdefault((f"Aesthetic {references.HEADS[version]}", 9.0), {})[precision] = scores
+        vectors = _in_parts(encoder.embed, read)
+        cosines = np.einsum("nd,nd->n", vectors, _in_parts(encoder.texts, prompts))
+        values[precision] = {("CLIP score", 1.0): cosines}
+        for form, head in heads.items():
+            values[precision][f"Aesthetic {form}", 9.0] = head.score_embeddings(vectors)
         del encoder
-        scores = _hps_scores(HpsScorer(checkpoint.parent, precision, tokenizer=clip), read, prompts)
-        values.setdefault(("HPS v2.1", 1.0), {})[precision] = scores
-    for (name, span), by_precision in values.items():
+        scorer = HpsScorer(checkpoint.parent, precision, tokenizer=clip)
+        values[precision]["HPS v2.1", 1.0] = _hps_scores(scorer, read, prompts)
+        del scorer
+    for (name, span), whole in values["fp32"].items():
         for precision, tolerance in MAX_HALF_PRECISION_DIFFERENCE.items():
             names = (f"{name} in {precision}", "ours in fp32", "as above")
-            yield Difference.of(names, span, by_precision["fp32"], by_precision[precision], tolerance)
+            yield Difference.of(names, span, whole, values[precision][name, span], tolerance)
 
 
 def compare_lpips(folder: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> Difference:
@@ -238,32 +239,19 @@ def _in_parts(call: Callable[[Sequence], NDArray[np.float32]], items: Sequence) 
     return np.concatenate([call(items[start : start + 7]) for start in range(0, len(items), 7)])
 
 
-def markdown_table(found: Sequence[Difference]) -> str:
-    """Return the differences as a Markdown table."""
-    lines = [
-        "| scorer | reference | model | images | largest difference | mean difference | threshold |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {d.scorer} | {d.reference} | {d.model} | {d.pictures} | {d.largest:.1e} | {d.mean:.1e} | {d.bar:.0e} |"
-        for d in found
-    ]
-    return "\n".join(lines)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__, "parity")
     parser.add_argument("--full", action="store_true", help="the full-size architectures; minutes instead of seconds")
     parser.add_argument("--pictures", type=int, default=63)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = compare_scorers(Path(folder), options.pictures, options.full)
-    print(markdown_table(found))
-    out = Path(__file__).parent / "results" / f"parity{'_full' if options.full else ''}.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps([asdict(d) for d in found], indent=2) + "\n")
+        differences = compare_scorers(Path(folder), options.pictures, options.full)
+    rows = [asdict(difference) for difference in differences]
+    print_table(rows, "scorer", "reference", "model", "pictures", "largest", "mean", "bar")
+    out = options.out.with_stem(f"{options.out.stem}_full") if options.full else options.out
+    write_results(out, rows)
     print(f"written to {out}")
-    sys.exit(any(d.largest > d.bar for d in found))
+    sys.exit(any(difference.largest > difference.bar for difference in differences))
 
 
 if __name__ == "__main__":

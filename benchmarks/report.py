@@ -14,11 +14,9 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,8 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from benchmarks import argument_parser, run_python, timed, write_results
+from flexy_assets.reporting.text_tables import format_text_table
 from flexy_assets.reporting.thumbnails import make_thumbnails
 from flexy_assets.sweep.analysis import METRIC_LABELS, SCORES_TABLE_SCHEMA, AnalysisTables
 from flexy_assets.sweep.report import build, points
@@ -93,50 +93,44 @@ def write_images(folder: Path, paths: list[str]) -> None:
 
 def measure(folder: Path, rows: int) -> dict[str, float]:
     """Measure one report, which is left in the folder as `report.html`."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
 
-    def timed(what: str, call: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
-        made = call()
-        found[f"{what}, s"] = round(time.perf_counter() - began, 2)
-        return made
+    def measured(what: str, call: Callable[[], Any]) -> Any:
+        result, seconds = timed(call)
+        figures[f"{what}, s"] = round(seconds, 2)
+        return result
 
     scores = sweep(rows)
-
-    tables = timed("analysis", lambda: AnalysisTables.of(scores))
-    needed = timed("the images to show", lambda: build.sweep_thumbnails_needed(scores))
+    tables = measured("analysis", lambda: AnalysisTables.of(scores))
+    needed = measured("the images to show", lambda: build.sweep_thumbnails_needed(scores))
     shown = scores.filter(pl.col("image_id").is_in(needed))
     paths = shown["image_path"].to_list()
     write_images(folder, paths)
     store = ImageStore(str(folder))
-    small = timed("thumbnails", lambda: make_thumbnails(store.read, paths, points.MAX_BYTES))
+    small = measured("thumbnails", lambda: make_thumbnails(store.read, paths, points.MAX_BYTES))
     thumbnails = {image_id: small[path] for image_id, path in zip(shown["image_id"], paths, strict=True)}
-    page = timed("page", lambda: build.render_sweep_report(scores, tables, thumbnails))
+    page = measured("page", lambda: build.render_sweep_report(scores, tables, thumbnails))
     (folder / "report.html").write_text(page, encoding="utf-8")
-    found["all, s"] = round(sum(found.values()), 2)
-    found["images"] = len(thumbnails)
-    found["bytes a thumbnail"] = round(statistics.mean(map(len, thumbnails.values())))
-    found["longer side of a thumbnail, px"] = max(Image.open(BytesIO(next(iter(thumbnails.values())))).size)
-    found["page, MB"] = round(len(page.encode()) / 1e6, 2)
-    found["highest memory, MB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return found
+    figures["all, s"] = round(sum(figures.values()), 2)
+    return figures | {
+        "images": len(thumbnails),
+        "bytes a thumbnail": round(statistics.mean(map(len, thumbnails.values()))),
+        "longer side of a thumbnail, px": max(Image.open(BytesIO(next(iter(thumbnails.values())))).size),
+        "page, MB": round(len(page.encode()) / 1e6, 2),
+        "highest memory, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
 
 
 def measure_opening(page: Path, times: int = 5) -> dict[str, float | None]:
     """Return milliseconds from navigation in a Chromium that has just been started."""
     loads, plots = [], []
     for _ in range(times if program() else 0):
-        browser = Browser(str(program()))
-        try:
+        with closing(Browser(str(program()))) as browser:
             browser.open(page)
             loads.append(browser.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
             plots.append(browser.evaluate(FIRST_PLOT))
-        finally:
-            browser.close()
-    return {
-        name: round(statistics.median(found)) if found else None
-        for name, found in (("load, ms", loads), ("first plot, ms", plots))
-    }
+    times_of = {"load, ms": loads, "first plot, ms": plots}
+    return {name: round(statistics.median(each)) if each else None for name, each in times_of.items()}
 
 
 FIRST_PLOT = """new Promise(done => {
@@ -146,27 +140,22 @@ FIRST_PLOT = """new Promise(done => {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "report")
     parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 100_000])
     parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
         print(json.dumps(measure(options.only, options.rows[0])))
         return
-    found: dict[int, dict[str, float | None]] = {}
+    results: dict[int, dict[str, float | None]] = {}
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", __spec__.name, "--only", folder, "--rows", str(rows)]
-            made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            found[rows] = json.loads(made.stdout) | measure_opening(Path(folder) / "report.html")
-    print(f"{'':32}", *(f"{rows:>14,} rows" for rows in found))
-    for name in next(iter(found.values())):
-        print(
-            f"{name:32}", *(f"{figures[name] if figures[name] is not None else '–':>19}" for figures in found.values())
-        )
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+            figures = json.loads(run_python(__spec__.name, "--only", folder, "--rows", rows))
+            results[rows] = figures | measure_opening(Path(folder) / "report.html")
+    names = next(iter(results.values()))
+    columns = {f"{rows:,} rows": figures for rows, figures in results.items()}
+    print(format_text_table([{"": name} | {rows: columns[rows][name] for rows in columns} for name in names]))
+    write_results(options.out, results)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,19 @@ Prints a table and writes benchmarks/results/surfaces.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from benchmarks import argument_parser, run_python, timed, write_results
 from flexy_assets.sweep import analysis
 from flexy_assets.sweep.analysis import SCORES_TABLE_SCHEMA
 
@@ -68,14 +65,14 @@ def random_surface(kind: str, rng: np.random.Generator) -> Surface:
         best = peak_guidance + tilt * (np.log2(steps) - 4)
         return 1.5 * (1 - np.exp(-steps / pace)) - ((guidance - best) / breadth) ** 2
 
-    found: dict[str, Surface] = {
+    surfaces: dict[str, Surface] = {
         "saturating": saturating,
         "peaked": peaked,
         "flat": lambda steps, guidance: np.zeros(np.broadcast(steps, guidance).shape),
         "interacting": interacting,
         "heteroscedastic": peaked if rng.random() < 0.5 else saturating,
     }
-    chosen, in_octaves = found[kind], rng.random() < 0.5
+    chosen, in_octaves = surfaces[kind], rng.random() < 0.5
 
     def surface(steps: Any, guidance: Any) -> Floats:
         effective = np.maximum(np.asarray(guidance, float), 1)
@@ -136,24 +133,22 @@ def synthetic_sweep(kind: str, seed: int, images: int | None = None, prompts: in
 
 def evaluate_analysis(sweep: Sweep) -> dict[str, Any]:
     """Return the analysis of the sweep's CLIP score compared with the ground truth."""
-    scores, surface = sweep.scores, sweep.surface
-    models = analysis.fit_models(scores.with_columns(aesthetic_score=None))
-    alone = scores.with_columns(aesthetic_score=None)
+    scores, surface = sweep.scores.with_columns(aesthetic_score=None), sweep.surface
+    models = analysis.fit_models(scores)
     of_clip = pl.col("target") == "clip_score"
-    spot = analysis.find_sweet_spots(alone, models).row(by_predicate=of_clip, named=True)
-    curves = analysis.response_table(alone, models).filter(of_clip)
-    effects = analysis.effects_table(alone, models).filter(of_clip)
-    returns = analysis.diminishing_returns_table(alone, models, least_gain={"clip_score": sweep.least_gain}).row(
-        by_predicate=of_clip, named=True
-    )
+    spot = analysis.find_sweet_spots(scores, models).row(by_predicate=of_clip, named=True)
+    curves = analysis.response_table(scores, models).filter(of_clip)
+    effects = analysis.effects_table(scores, models).filter(of_clip)
+    returns = analysis.diminishing_returns_table(scores, models, least_gain={"clip_score": sweep.least_gain})
+    beyond = returns.row(by_predicate=of_clip, named=True)
     grid_steps, grid_guidance = (
         curves.filter(curve="surface")[name].unique().sort().to_numpy() for name in ("steps", "guidance")
     )
     across = np.linspace(grid_guidance[0], grid_guidance[-1], 13)[None, :]
     along = np.geomspace(grid_steps[0], grid_steps[-1], 21)[:, None]
-    found: dict[str, Any] = {"images": scores.height, "prompts": sweep.prompts, "flat": spot["steps"] is None}
+    result: dict[str, Any] = {"images": scores.height, "prompts": sweep.prompts, "flat": spot["steps"] is None}
     model = models.filter(pl.col("chosen") & (pl.col("metric") == "clip_score"))
-    found |= model.select("model", "band_pieces", "r2").row(0, named=True)
+    result |= model.select("model", "band_pieces", "r2").row(0, named=True)
 
     def curve(steps: Floats) -> Floats:
         return surface(steps[:, None], across).mean(axis=1)
@@ -165,51 +160,50 @@ def evaluate_analysis(sweep: Sweep) -> dict[str, Any]:
     every = np.arange(grid_steps[0], grid_steps[-1] + 1)
     fine = np.linspace(grid_guidance[0], grid_guidance[-1], 221)
     heights = surface(every[:, None], fine[None, :])
-    at = np.unravel_index(heights.argmax(), heights.shape)
-    best = every[at[0]], fine[at[1]]
+    row, column = np.unravel_index(heights.argmax(), heights.shape)
     if spot["steps"] is not None:
-        nearest = (
-            grid_steps[np.abs(np.log2(grid_steps / best[0])).argmin()],
-            grid_guidance[np.abs(np.log2(grid_guidance / best[1])).argmin()],
+        nearest = tuple(
+            grid[np.abs(np.log2(grid / best)).argmin()]
+            for grid, best in ((grid_steps, every[row]), (grid_guidance, fine[column]))
         )
         inside = {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
-        found |= {"region": nearest in inside, "share": spot["region_share"]}
-        found["regret"] = float(heights.max() - surface(spot["steps"], spot["guidance"])) / (np.ptp(heights) or 1.0)
-    gains = np.diff(curve(every.astype(float)))
-    paying = np.flatnonzero(gains >= sweep.least_gain)
+        result |= {"region": nearest in inside, "share": spot["region_share"]}
+        result["regret"] = float(heights.max() - surface(spot["steps"], spot["guidance"])) / (np.ptp(heights) or 1.0)
+    paying = np.flatnonzero(np.diff(curve(every.astype(float))) >= sweep.least_gain)
     truth = int(every[paying[-1]]) + 1 if len(paying) else int(every[0])
-    low, high = returns["low"], returns["high"] if returns["high"] is not None else int(every[-1])
-    found |= {"beyond": low <= truth <= high, "beyond width": high - low, "beyond truth": truth}
-    found["beyond said"] = (returns["low"], returns["beyond"], returns["high"])
-    bands = {
-        "steps": lambda s, g: curve(s),
-        "guidance": lambda s, g: over(g),
-        "surface": surface,
-    }
-    for name, truth_of in bands.items():
+    low, high = beyond["low"], beyond["high"] if beyond["high"] is not None else int(every[-1])
+    result |= {"beyond": low <= truth <= high, "beyond width": high - low, "beyond truth": truth}
+    result["beyond said"] = (beyond["low"], beyond["beyond"], beyond["high"])
+
+    def coverage(rows: pl.DataFrame, prefix: str, truths: Floats) -> float:
+        low, high = (rows[f"{prefix}{end}"].to_numpy() for end in ("low", "high"))
+        return float(((low <= truths) & (truths <= high)).mean())
+
+    reach = 0.005 * np.ptp(grid_guidance)
+    for name in ("steps", "guidance", "surface"):
         rows = curves.filter(curve=name)
-        s, g = (rows[column].cast(pl.Float64).to_numpy() for column in ("steps", "guidance"))
-        truths = truth_of(s, g)
-        found[f"{name} band"] = float(((rows["low"].to_numpy() <= truths) & (truths <= rows["high"].to_numpy())).mean())
-        if name != "surface":
-            h = 0.005 * np.ptp(grid_guidance)
-            g0, g1 = np.clip(g - h, grid_guidance[0], None), np.clip(g + h, None, grid_guidance[-1])
+        s, g = (rows[setting].cast(pl.Float64).to_numpy() for setting in ("steps", "guidance"))
+        if name == "surface":
+            result["surface band"] = coverage(rows, "", surface(s, g))
+            continue
+        if name == "steps":
             start = np.minimum(s, grid_steps[-1] - 1)
-            truths = curve(start + 1) - curve(start) if name == "steps" else (over(g1) - over(g0)) / (g1 - g0)
-            low_, high_ = rows["slope_low"].to_numpy(), rows["slope_high"].to_numpy()
-            found[f"{name} slope"] = float(((low_ <= truths) & (truths <= high_)).mean())
-    for row in effects.iter_rows(named=True):
-        s = np.array([row["steps_from"], row["steps_to"]], float)
-        g = np.array([row["guidance_from"], row["guidance_to"]])
-        corners = surface(s[:, None], g[None, :])
+            values, slopes = curve(s), curve(start + 1) - curve(start)
+        else:
+            g0, g1 = np.clip(g - reach, grid_guidance[0], None), np.clip(g + reach, None, grid_guidance[-1])
+            values, slopes = over(g), (over(g1) - over(g0)) / (g1 - g0)
+        result |= {f"{name} band": coverage(rows, "", values), f"{name} slope": coverage(rows, "slope_", slopes)}
+    for effect in effects.iter_rows(named=True):
+        s = np.array([effect["steps_from"], effect["steps_to"]], float)
+        g = np.array([effect["guidance_from"], effect["guidance_to"]])
         change = {
             "steps": np.diff(curve(s))[0],
             "guidance": np.diff(over(g))[0],
-            "interaction": corners[1, 1] - corners[1, 0] - corners[0, 1] + corners[0, 0],
-        }[row["effect"]]
-        found[f"{row['effect']} effect"] = bool(row["low"] <= change <= row["high"])
-        found[f"{row['effect']} p"] = row["p"]
-    return found
+            "interaction": np.diff(np.diff(surface(s[:, None], g[None, :]), axis=0))[0, 0],
+        }[effect["effect"]]
+        result[f"{effect['effect']} effect"] = bool(effect["low"] <= change <= effect["high"])
+        result[f"{effect['effect']} p"] = effect["p"]
+    return result
 
 
 def evaluate_job(job: tuple[str, int]) -> dict[str, Any]:
@@ -223,13 +217,13 @@ def evaluate_correlations(seed: int) -> dict[str, Any]:
     sweep = synthetic_sweep("flat", seed)
     pairs = {(row["left"], row["right"]): row for row in analysis.correlate_metrics(sweep.scores).iter_rows(named=True)}
     pair, none = pairs["clip_score", "aesthetic_score"], pairs["steps", "clip_score"]
-    found: dict[str, Any] = {"repeating prompts": sweep.prompts > 0}
+    result: dict[str, Any] = {"repeating prompts": sweep.prompts > 0}
     ranks = 6 / np.pi * np.arcsin(CORRELATION / 2)
     for name, truth in (("pearson", CORRELATION), ("spearman", ranks), ("within", CORRELATION)):
         for row, value, words in ((pair, truth, "metrics"), (none, 0.0, "steps")):
             if row[name] is not None:
-                found[f"{name}, {words}"] = row[f"{name}_low"] <= value <= row[f"{name}_high"]
-    return found
+                result[f"{name}, {words}"] = row[f"{name}_low"] <= value <= row[f"{name}_high"]
+    return result
 
 
 def measure_cost(rows: int) -> dict[str, float]:
@@ -242,35 +236,27 @@ def measure_cost(rows: int) -> dict[str, float]:
     scores = pl.concat([half.scores, other_scores]).with_columns(
         aes_v2_score=pl.Series(noise[0]), hps_v2_score=pl.col("clip_score") + pl.Series(0.02 * noise[1])
     )
-    found: dict[str, float] = {}
+    tables: dict[str, pl.DataFrame] = {}
+    figures: dict[str, float] = {}
 
-    def timed(name: str, what: Callable[[], Any]) -> Any:
-        began = time.perf_counter()
-        made = what()
-        found[name] = time.perf_counter() - began
-        return made
+    def measure(name: str, function: Callable[..., pl.DataFrame], *arguments: pl.DataFrame) -> pl.DataFrame:
+        tables[name], figures[name] = timed(lambda: function(*arguments))
+        return tables[name]
 
-    models = timed("regression", lambda: analysis.fit_models(scores))
-    tables = {"regression": models}
-    for name, function in (
-        ("correlations", analysis.correlate_metrics),
-        ("components", analysis.principal_components),
-        ("times", analysis.times_table),
-    ):
-        tables[name] = timed(name, lambda function=function: function(scores))
-    for name, function in (
-        ("response", analysis.response_table),
-        ("effects", analysis.effects_table),
-        ("returns", analysis.diminishing_returns_table),
-        ("front", analysis.find_pareto_front),
-        ("spots", analysis.find_sweet_spots),
-        ("comparison", analysis.compare_groups),
-    ):
-        tables[name] = timed(name, lambda function=function: function(scores, models))
-    timed("report", lambda: build.render_sweep_report(scores, analysis.AnalysisTables(**tables), {}))
-    found["all, s"] = sum(found.values())
-    found["memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return found
+    models = measure("regression", analysis.fit_models, scores)
+    measure("correlations", analysis.correlate_metrics, scores)
+    measure("components", analysis.principal_components, scores)
+    measure("times", analysis.times_table, scores)
+    measure("response", analysis.response_table, scores, models)
+    measure("effects", analysis.effects_table, scores, models)
+    measure("returns", analysis.diminishing_returns_table, scores, models)
+    measure("front", analysis.find_pareto_front, scores, models)
+    measure("spots", analysis.find_sweet_spots, scores, models)
+    measure("comparison", analysis.compare_groups, scores, models)
+    report = partial(build.render_sweep_report, scores, analysis.AnalysisTables(**tables), {})
+    figures["report"] = timed(report)[1]
+    figures["all, s"] = sum(figures.values())
+    return figures | {"memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def mean_with_interval(values: pl.Series) -> tuple[float, float, float]:
@@ -286,68 +272,58 @@ def mean_with_interval(values: pl.Series) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "surfaces")
     parser.add_argument("--sweeps", type=int, default=40, help="sweeps of each kind")
     parser.add_argument("--correlations", type=int, default=1000, help="flat sweeps to evaluate correlations on")
     parser.add_argument("--seed", type=int, default=20_000, help="seed of the first sweep")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--rows", type=int, nargs="*", default=(2_000, 100_000), help="numbers of rows to measure time at"
-    )
+    parser.add_argument("--rows", type=int, nargs="*", default=(2_000, 100_000), help="rows to measure time at")
     parser.add_argument("--spent", type=int, help="only measure time at so many rows and print it as JSON")
     options = parser.parse_args()
     if options.spent:
         print(json.dumps(measure_cost(options.spent)))
         return
     jobs = [(kind, options.seed + index) for kind in SURFACE_KINDS for index in range(options.sweeps)]
+    seeds = range(options.seed, options.seed + options.correlations)
     with ProcessPoolExecutor(options.workers) as pool:
-        found = pl.DataFrame(list(pool.map(evaluate_job, jobs)), infer_schema_length=None)
-        pairs = list(
-            pool.map(evaluate_correlations, range(options.seed, options.seed + options.correlations), chunksize=20)
-        )
+        evaluations = pl.DataFrame(list(pool.map(evaluate_job, jobs)), infer_schema_length=None)
+        pairs = list(pool.map(evaluate_correlations, seeds, chunksize=20))
     correlations = pl.DataFrame(pairs, infer_schema_length=None)
-    moving, flat = found.filter(pl.col("kind") != "flat"), found.filter(kind="flat")
+    moving, flat = evaluations.filter(pl.col("kind") != "flat"), evaluations.filter(kind="flat")
     stated = moving.filter(~pl.col("flat"))
-    answer: dict[str, tuple[float, float, float]] = {
-        "optimum inside the region": mean_with_interval(stated["region"]),
-        "flat reported as flat": mean_with_interval(flat["flat"]),
-        "not flat reported as not flat": mean_with_interval(~moving["flat"]),
-        "true steps inside 'beyond'": mean_with_interval(found["beyond"]),
-        "region's share of what was tried": mean_with_interval(stated["share"]),
-        "regions below half of it": mean_with_interval(stated["share"] < 0.5),
-        "stated best's loss, of the surface's range": mean_with_interval(stated["regret"]),
-        "'beyond' interval's share of the steps": mean_with_interval(moving["beyond width"] / 56),
+    series: dict[str, pl.Series] = {
+        "optimum inside the region": stated["region"],
+        "flat reported as flat": flat["flat"],
+        "not flat reported as not flat": ~moving["flat"],
+        "true steps inside 'beyond'": evaluations["beyond"],
+        "region's share of what was tried": stated["share"],
+        "regions below half of it": stated["share"] < 0.5,
+        "stated best's loss, of the surface's range": stated["regret"],
+        "'beyond' interval's share of the steps": moving["beyond width"] / 56,
     }
-    held = [name for name in found.columns if name.endswith((" band", " slope", " effect"))]
-    for words, rows in (("prompts repeat", pl.col("prompts") > 0), ("no prompt repeats", pl.col("prompts") == 0)):
-        for name in held:
-            answer[f"{name}, {words}"] = mean_with_interval(found.filter(rows)[name])
-    for repeating in (True, False):
+    covered = [name for name in evaluations.columns if name.endswith((" band", " slope", " effect"))]
+    repetition = {"prompts repeat": True, "no prompt repeats": False}
+    for words, repeating in repetition.items():
+        rows = evaluations.filter((pl.col("prompts") > 0) == repeating)
+        series |= {f"{name}, {words}": rows[name] for name in covered}
+    for words, repeating in repetition.items():
         rows = correlations.filter(pl.col("repeating prompts") == repeating)
-        for name in rows.columns[1:]:
-            if rows[name].count():
-                words = "prompts repeat" if repeating else "no prompt repeats"
-                answer[f"correlation: {name}, {words}"] = mean_with_interval(rows[name])
+        names = [name for name in rows.columns[1:] if rows[name].count()]
+        series |= {f"correlation: {name}, {words}": rows[name] for name in names}
+    figures = {name: mean_with_interval(values) for name, values in series.items()}
     kinds = {
-        kind: {
-            name: mean_with_interval(found.filter(kind=kind)[name]) for name in ("flat", "region", "share", "beyond")
-        }
-        for kind in SURFACE_KINDS
-        if kind != "flat"
+        kind: {n: mean_with_interval(rows[n]) for n in ("flat", "region", "share", "beyond")}
+        for (kind,), rows in moving.partition_by("kind", maintain_order=True, as_dict=True).items()
     }
-    for name, (mean, low, high) in answer.items():
+    for name, (mean, low, high) in figures.items():
         print(f"{name:56} {mean:6.3f} ({low:.3f} to {high:.3f})")
-    for kind, figures in kinds.items():
-        print(f"{kind:16}", ", ".join(f"{name} {mean:.3f}" for name, (mean, _, _) in figures.items()))
-    times = {}
-    for rows in options.rows:
-        command = [sys.executable, "-m", __spec__.name, "--spent", str(rows)]
-        times[rows] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        print(f"{rows:,} rows:", ", ".join(f"{name} {figure:.1f}" for name, figure in times[rows].items()))
-    out = Path(__file__).parent / "results"
-    out.mkdir(exist_ok=True)
-    results = {"sweeps": len(jobs), "seed": options.seed, "figures": answer, "kinds": kinds, "times": times}
-    (out / "surfaces.json").write_text(json.dumps(results, indent=2) + "\n")
+    for kind, of_kind in kinds.items():
+        print(f"{kind:16}", ", ".join(f"{name} {mean:.3f}" for name, (mean, _, _) in of_kind.items()))
+    times = {rows: json.loads(run_python(__spec__.name, "--spent", rows)) for rows in options.rows}
+    for rows, seconds in times.items():
+        print(f"{rows:,} rows:", ", ".join(f"{name} {figure:.1f}" for name, figure in seconds.items()))
+    results = {"sweeps": len(jobs), "seed": options.seed, "figures": figures, "kinds": kinds, "times": times}
+    write_results(options.out, results)
 
 
 if __name__ == "__main__":

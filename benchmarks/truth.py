@@ -12,10 +12,7 @@ defaults it takes half an hour on one core.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +21,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
 
+from benchmarks import ROOT, Claim, argument_parser, environment_without, print_claims, run_python, write_results
+from benchmarks.mini_quality import difference
 from flexy_assets.sweep.analysis.response import MIN_GAIN_SD
 from resources.engines import Engine
 from resources.mini.evaluation import accuracy
@@ -35,18 +35,7 @@ Floats = NDArray[np.float64]
 
 STEPS = (4, 6, 8, 11, 15, 20, 28, 40)
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-DEMO_SWEEP_OPTIONS = (
-    "--engine",
-    "mini_sdxl",
-    "--images",
-    "120",
-    "--steps",
-    "4:40:4",
-    "--sampling",
-    "even",
-    "--batch-size",
-    "40",
-)
+DEMO = ("--engine", "mini_sdxl", "--images", "120", "--steps", "4:40:4", "--sampling", "even", "--batch-size", "40")
 """Options of `flexy sweep new` for a sweep like the demo's."""
 
 
@@ -63,8 +52,6 @@ def rule_scores(engine: Engine, settings: list[tuple[int, float]], images: int, 
 
 def saturation_step(curve: Floats, least_gain: float) -> int:
     """Return the number of steps beyond which one more gains less than `least_gain`, of a mean over `STEPS`."""
-    from scipy.interpolate import PchipInterpolator
-
     every = np.arange(STEPS[0], STEPS[-1] + 1)
     paying = np.flatnonzero(np.diff(PchipInterpolator(np.log2(STEPS), curve)(np.log2(every))) >= least_gain)
     return int(every[paying[-1]]) + 1 if len(paying) else STEPS[0]
@@ -75,27 +62,13 @@ def mean_over_guidance(overall: Floats) -> Floats:
     return np.trapezoid(overall, GUIDANCES, axis=1) / (GUIDANCES[-1] - GUIDANCES[0])
 
 
-def bootstrap_interval(values: Floats, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Return the mean over images and its 95 % bootstrap interval."""
-    means = values[rng.integers(len(values), size=(10_000, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
-
-
 def overall_rows(folder: Path, arguments: list[str] | None) -> dict[str, dict[str, Any]]:
     """Run the demo, or a sweep with these options, in its own home; return the overall score's table rows."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FLEXY_", "DAGSTER_"))}
-    root = Path(__file__).parent.parent
-    home_variables = {
-        "FLEXY_HOME": str(folder),
-        "DAGSTER_HOME": str(root),
-        "FLEXY_DAGSTER_STORAGE": str(folder / "dagster"),
-    }
+    environment = environment_without("FLEXY_", "DAGSTER_") | {"FLEXY_HOME": str(folder), "DAGSTER_HOME": str(ROOT)}
+    environment["FLEXY_DAGSTER_STORAGE"] = str(folder / "dagster")
 
     def flexy(*command: str) -> dict[str, Any]:
-        line = [sys.executable, "-m", "flexy_assets.cli.app", *command, "--json"]
-        done = subprocess.run(line, cwd=root, env=inherited | home_variables, check=True, stdout=subprocess.PIPE)
-        return dict(json.loads(done.stdout))
+        return dict(json.loads(run_python("flexy_assets.cli.app", *command, "--json", env=environment)))
 
     if arguments is None:
         flexy("demo")
@@ -108,12 +81,12 @@ def overall_rows(folder: Path, arguments: list[str] | None) -> dict[str, dict[st
 
 def region_contains(region: list[dict[str, Any]], steps: int, guidance: float) -> bool:
     """Whether the region contains these settings, or the nearest ones of its grid."""
-    apart = [abs(np.log2(at["steps"] / steps)) + abs(at["guidance"] - guidance) / 11 for at in region]
+    apart = [abs(np.log2(cell["steps"] / steps)) + abs(cell["guidance"] - guidance) / 11 for cell in region]
     return bool(apart and min(apart) <= 0.15)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "truth")
     parser.add_argument("--images", type=int, default=96, help="images per setting of the ground truth")
     parser.add_argument("--sweeps", type=int, default=9, help="sweeps in addition to the demo")
     options = parser.parse_args()
@@ -126,25 +99,23 @@ def main() -> None:
     overall = (truth / spread[:, None]).mean(axis=2)
     least_gain = MIN_GAIN_SD * float(overall.std())
     means = overall.mean(axis=2)
-    at = np.unravel_index(means.argmax(), means.shape)
-    best = STEPS[at[0]], GUIDANCES[at[1]]
-    drawn = [overall[..., rng.integers(options.images, size=options.images)].mean(axis=2) for _ in range(1000)]
+    row, column = np.unravel_index(means.argmax(), means.shape)
+    best = STEPS[row], GUIDANCES[column]
+    resampled = [overall[..., rng.integers(options.images, size=options.images)].mean(axis=2) for _ in range(1000)]
     saturates = saturation_step(mean_over_guidance(means), least_gain)
-    low, high = np.quantile([saturation_step(mean_over_guidance(means), least_gain) for means in drawn], [0.025, 0.975])
+    saturations = [saturation_step(mean_over_guidance(sample), least_gain) for sample in resampled]
+    low, high = np.quantile(saturations, [0.025, 0.975])
     print("the rule's overall score, SD; rows are steps, columns guidance")
     print("steps " + "".join(f"{guidance:7g}" for guidance in GUIDANCES))
-    for steps, row in zip(STEPS, means - means.max(), strict=True):
-        print(f"{steps:5} " + "".join(f"{score:7.2f}" for score in row))
-    print(
-        f"best: {best[0]} steps at guidance {best[1]:g}; beyond {saturates} ({low:.0f}–{high:.0f}) steps little gained"
-    )
+    for steps, scores in zip(STEPS, means - means.max(), strict=True):
+        print(f"{steps:5} " + "".join(f"{score:7.2f}" for score in scores))
+    print(f"best: {best[0]} steps at guidance {best[1]:g}; beyond {saturates} ({low:.0f}–{high:.0f}) little gained")
 
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         for index in range(options.sweeps + 1):
-            arguments = [*DEMO_SWEEP_OPTIONS, "--seed", str(index)] if index else None
+            arguments = [*DEMO, "--seed", str(index)] if index else None
             results.append(overall_rows(Path(temporary, str(index)), arguments))
-    rows: list[tuple[str, str, bool]] = []
     inside, held = [], []
     for index, rows_of in enumerate(results):
         spot, returns = rows_of["sweet_spots"], rows_of["diminishing_returns"]
@@ -156,33 +127,32 @@ def main() -> None:
             f"{spot['guidance_high']} ({spot['region_share']:.2f} of the tried settings): {inside[-1]}; "
             f"beyond {returns['beyond']} ({returns['low']}–{returns['high']}): {held[-1]}"
         )
-    rows.append(("the demo: the rule's best settings lie in its region", str(inside[0]), inside[0]))
-    rows.append(("the demo: the rule's N lies in its interval of 'beyond N'", str(held[0]), held[0]))
+    claims: list[Claim] = [
+        ("the demo: the rule's best settings lie in its region", str(inside[0]), "", inside[0]),
+        ("the demo: the rule's N lies in its interval of 'beyond N'", str(held[0]), "", held[0]),
+    ]
     for claim, values in (("region", inside), ("'beyond N'", held)):
-        rows.append((f"all sweeps: {claim}", f"{sum(values)} of {len(values)}", sum(values) >= 0.9 * len(values)))
+        count = sum(values)
+        claims.append((f"all sweeps: {claim}", f"{count} of {len(values)}", "≥ 90 %", count >= 0.9 * len(values)))
 
     steps, guidance = results[0]["sweet_spots"]["steps"], results[0]["sweet_spots"]["guidance"]
     others = {"4 steps": (4, guidance), "guidance 12": (steps, 12.0), "40 steps": (40, guidance)}
     tried = rule_scores(engine, [(steps, guidance), *others.values()], 2 * options.images, turn=3)
     own, *rest = (tried / spread[:, None]).mean(axis=1)
-    gained = {name: bootstrap_interval(own - other, rng) for name, other in zip(others, rest, strict=True)}
-    for name, (mean, low, high) in gained.items():
-        more = name == "40 steps"
-        met = low >= -least_gain * (STEPS[-1] - steps) if more else low > 0
-        bar = f"less than {least_gain:.3f} SD a step lost" if more else "better"
-        claim = f"the demo's best, {steps} steps at guidance {guidance:g}, against {name}: {bar}"
-        rows.append((claim, f"{mean:+.2f} SD ({low:+.2f} to {high:+.2f})", met))
-    for claim, figure, met in rows:
-        print(f"{'ok  ' if met else 'MISS'}  {claim:84} {figure}")
-    out = Path(__file__).parent / "results" / "truth.json"
-    out.parent.mkdir(exist_ok=True)
-    answer = {
+    for name, other in zip(others, rest, strict=True):
+        gain, more = difference(own, other), name == "40 steps"
+        met = gain["low"] >= -least_gain * (STEPS[-1] - steps) if more else gain["low"] > 0
+        threshold = f"less than {least_gain:.3f} SD a step lost" if more else "better"
+        claim = f"the demo's best, {steps} steps at guidance {guidance:g}, against {name}: {threshold}"
+        claims.append((claim, "{mean:+.2f} SD ({low:+.2f} to {high:+.2f})".format(**gain), "", met))
+    status = print_claims(claims)
+    results_by_part = {
         "truth": {"steps": STEPS, "guidances": GUIDANCES, "overall": means.tolist(), "beyond": saturates},
         "sweeps": [t["diminishing_returns"] | t["sweet_spots"] | {"region": None} for t in results],
-        "claims": {claim: figure for claim, figure, _ in rows},
+        "claims": {claim: figure for claim, figure, *_ in claims},
     }
-    out.write_text(json.dumps(answer, indent=1) + "\n")
-    sys.exit(0 if all(met for *_, met in rows) else 1)
+    write_results(options.out, results_by_part)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

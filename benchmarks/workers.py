@@ -10,24 +10,20 @@ benchmarks/results/workers.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from benchmarks import argument_parser, require_postgres, timed, write_results
 from flexy_assets.scoring import missing_scores
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage.adoption import adopt_rows, batch_names
-from resources.database import Database
-from resources.images import ImageStore
 from resources.metrics.sweep import METRICS
-from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from tests.support import flexyface
 from tests.support.databases import empty
@@ -35,18 +31,17 @@ from tests.support.databases import empty
 
 def score_until_done() -> int:
     """Score what is missing and not locked by another process; return the number of scores computed."""
-    settings = Settings.read()
-    database = Database(settings.database_url)
-    at = Work(database, ImageStore(settings.images), ModelSlot(), settings)
-    with database.begin(reading=True) as connection:
+    work = Work.from_settings(Settings.read())
+    with work.database.begin(reading=True) as connection:
         keys = batch_names(connection)
     print("ready", flush=True)
     sys.stdin.readline()
     done = 0
     # Repeat while anything is left: images that the other process embedded can be scored only now.
     while True:
-        list(missing_scores.embed_images(at, keys, lambda _: None))
-        now = sum(o.done for m in METRICS.values() for _, o in missing_scores.score_images(at, m, keys, lambda _: None))
+        list(missing_scores.embed_images(work, keys, lambda _: None))
+        outcomes = (missing_scores.score_images(work, metric, keys, lambda _: None) for metric in METRICS.values())
+        now = sum(outcome.done for partitions in outcomes for _, outcome in partitions)
         done += now
         if not now:
             return done
@@ -75,9 +70,7 @@ def measure(workers: int, images: int, folder: Path) -> dict[str, Any]:
             assert process.stdin is not None
             process.stdin.write("go\n")
             process.stdin.flush()
-        began = time.perf_counter()
-        done = [int(process.communicate()[0]) for process in processes]
-        seconds = time.perf_counter() - began
+        done, seconds = timed(lambda: [int(process.communicate()[0]) for process in processes])
         with database.begin(reading=True) as connection:
             rows = connection.scalar(sa.text("SELECT count(*) FROM image_scores WHERE value IS NOT NULL"))
             most = connection.scalar(sa.text("SELECT max(attempts) FROM image_scores"))
@@ -86,26 +79,23 @@ def measure(workers: int, images: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__, "workers")
     parser.add_argument("--images", type=int, default=2_000)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         print(score_until_done())
         return
-    if not os.environ.get("FLEXY_DATABASE_URL", "").startswith("postgresql"):
-        sys.exit("FLEXY_DATABASE_URL is missing: set it to a Postgres where a database may be created: postgresql://…")
+    require_postgres()
     with tempfile.TemporaryDirectory() as folder:
-        found = [measure(workers, options.images, Path(folder, str(workers))) for workers in (1, 2)]
-    alone, together = (entry["seconds"] for entry in found)
+        runs = [measure(workers, options.images, Path(folder, str(workers))) for workers in (1, 2)]
+    alone, together = (entry["seconds"] for entry in runs)
     print(f"{options.images} images, four mini scorers, every score computed once")
-    for entry in found:
+    for entry in runs:
         each = " + ".join(map(str, entry["scores"]))
         print(f"{entry['workers']} workers: {entry['seconds']:7.2f} s   scores {each}")
     print(f"throughput of two against one: {alone / together:.2f}   (required: at least 1)")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "workers.json").write_text(json.dumps({"images": options.images, "runs": found}, indent=2) + "\n")
+    write_results(options.out, {"images": options.images, "runs": runs})
 
 
 if __name__ == "__main__":

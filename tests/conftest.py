@@ -240,6 +240,13 @@ def browser() -> Iterator[Browser]:
     browser.close()
 
 
+@pytest.fixture(scope="module")
+def drawn_figures() -> Iterator[None]:
+    """Figures that are drawn as a user sees them (see `tests.support.shortcuts`)."""
+    with shortcuts.drawn_figures():
+        yield
+
+
 @pytest.fixture(scope="session")
 def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where pictures of pages are kept: FLEXY_SCREENSHOTS, or a folder that goes with the tests' own."""

@@ -53,7 +53,7 @@ class UI:
 
 
 @pytest.fixture(scope="module")
-def ui(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UI]:
+def ui(browser: Browser, drawn_figures: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[UI]:
     """What `make demo` and `make ui` leave a person with; all is ended at the end."""
     home, port = tmp_path_factory.mktemp("ui"), free_port()
     with ExitStack() as ended:

@@ -15,6 +15,8 @@ from flexy_assets.edits.plots import plot_edit_comparison
 from flexy_assets.reporting import columns
 from flexy_assets.sweep import analysis, plots
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 ENGINES = ("one", "another")
 TABLES: dict[str, Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]] = {
     "metric_correlations": lambda scores, _: analysis.correlate_metrics(scores),

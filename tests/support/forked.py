@@ -28,6 +28,8 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, CompletedProcess, TimeoutExpired
 from typing import IO, Any
 
+from tests.support import shortcuts
+
 ROOT = Path(__file__).parents[2]
 MAX_REQUEST_BYTES = 1 << 20
 PRELOADED = (
@@ -204,6 +206,7 @@ def _serve(channel: socket.socket) -> None:
     """Fork for each request until the other side closes; report each end."""
     for name in PRELOADED:
         importlib.import_module(name)
+    shortcuts.apply()
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"an import has started {threads - 1} threads: a fork would lose them"
     wakeup_reader, wakeup_writer = os.pipe()

@@ -38,7 +38,8 @@ def sweep() -> None:
 
 @sweep.command("new")
 @click.option("--engine", required=True, help="The model that makes the images.")
-@click.option("--images", type=int, required=True, help="Number of images the sweep is to have.")
+@click.option("--images", type=int, help="Number of images the sweep is to have.")
+@click.option("--hours", type=float, help="Hours to make images in, instead of --images.")
 @click.option("--steps", default="4:60", show_default=True, help="LOW:HIGH or LOW:HIGH:STRIDE.")
 @click.option("--guidance", default="", show_default="0.5:12", help="LOW:HIGH or LOW:HIGH:STRIDE.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A file of prompts: text, JSON, CSV, TSV.")
@@ -48,11 +49,16 @@ def sweep() -> None:
 @click.option("--size", type=int, default=0, help="Pixels along each side; the engine's own by default.")
 @click.option("--batch-size", type=int, default=100, show_default=True, help="Images in a partition.")
 @json_command
-def sweep_new(prompts: Path | None, size: int, **options: Any) -> dict[str, Any]:
+def sweep_new(
+    images: int | None, hours: float | None, prompts: Path | None, size: int, **options: Any
+) -> dict[str, Any]:
     """Plan a sweep, or extend one.
 
     The same settings name the same sweep; a larger number of images extends it.
     """
+    if (images is None) == (hours is None):
+        raise BadInputError("cannot plan a sweep: give either --images or --hours")
+    options |= {"images": images} if hours is None else {"hours": hours}
     config = options | {"prompts_file": str(prompts) if prompts else "", "width": size, "height": size}
     plan = _plan_sweep(Session(), config)
     return plan | {
@@ -79,7 +85,8 @@ def _plan_sweep(session: Session, config: dict[str, Any]) -> dict[str, Any]:
     from flexy_assets.sweep import assets
 
     # Checked before the run is created: an invalid plan leaves no trace.
-    assets.SweepConfig(**config).sweep(session.settings)
+    checked = assets.SweepConfig(**config)
+    assets.count_images(session.database, checked, checked.sweep(session.settings))
     with session.database.begin(reading=True):
         pass
     with dagster_instance(session.settings) as instance:

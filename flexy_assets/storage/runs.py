@@ -62,6 +62,16 @@ def find_existing_images(connection: Connection, image_ids: Collection[UUID]) ->
     return {each for chunk in chunks for each in connection.scalars(select(ids).where(ids.in_(chunk)))}
 
 
+def read_timings(connection: Connection, engine: str) -> list[tuple[int, int]]:
+    """Return steps and milliseconds of the engine's newest timed images, at most 1,000; empty without a table."""
+    images = bench_run_results.c
+    if not sa.inspect(connection).has_table(bench_run_results.name):
+        return []
+    timed = select(images.steps, images.elapsed_ms).where(images.engine == engine, images.elapsed_ms > 0)
+    newest = timed.where(images.steps > 0).order_by(images.created_at.desc()).limit(1000)
+    return list(connection.execute(newest).tuples())
+
+
 def add_images(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to `bench_run_results`; one that is already there is left as it is."""
     if rows:

@@ -21,11 +21,11 @@ from flexy_assets.storage import status
 from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.flexyface import check_required_columns
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.storage.runs import list_sweeps, save_sweep
+from flexy_assets.storage.runs import list_sweeps, read_timings, save_sweep
 from flexy_assets.storage.scores import read_batch, read_scores, summarize_batch
 from flexy_assets.sweep import analysis, generation, plots
 from flexy_assets.sweep.generation import GenerationOutcome
-from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep, check_engine_settings
+from flexy_assets.sweep.plan import MAX_IMAGES, PLAN_SCHEMA, SettingRange, Sweep, check_engine_settings, images_in_time
 from flexy_assets.sweep.report import build
 from flexy_assets.sweep.status_tables import status_summary, status_tables
 from resources.database import Database
@@ -48,16 +48,21 @@ _BATCHED: dict[str, Any] = {
 }
 
 
+MAX_HOURS = 10_000
+
+
 class SweepConfig(dg.Config):
     """A new sweep, or more images for one: the same settings name the same sweep.
 
     `steps` and `guidance` are "LOW:HIGH" or "LOW:HIGH:STRIDE", in quotes: YAML reads 4:40 as a number to the
     base 60. The default steps are 4:60, the default guidance 0.5:12, or none for an engine without it. Prompts come
-    from the list, the file (text, JSON, JSON lines, CSV or TSV) or, without either, the engine's own.
+    from the list, the file (text, JSON, JSON lines, CSV or TSV) or, without either, the engine's own. With `hours`
+    above 0 the sweep has as many images as the engine makes in that time, by its images so far, and not `images`.
     """
 
     engine: str = ""
     images: int = 120
+    hours: float = 0
     steps: str = ""
     guidance: str = ""
     prompts: list[str] = []
@@ -71,8 +76,10 @@ class SweepConfig(dg.Config):
 
     def sweep(self, settings: Settings) -> Sweep:
         """Return the validated settings. Raises `BadInputError` naming an invalid one."""
-        if not 1 <= self.images <= 10_000_000:
-            raise BadInputError(f"invalid images {self.images}: must be from 1 to 10,000,000")
+        if not 1 <= self.images <= MAX_IMAGES:
+            raise BadInputError(f"invalid images {self.images}: must be from 1 to {MAX_IMAGES:,}")
+        if not 0 <= self.hours <= MAX_HOURS:
+            raise BadInputError(f"invalid hours {self.hours:g}: must be from 0 to {MAX_HOURS:,}")
         entry = registry.find_model(self.engine or registry.model_names("engine", settings)[0], "engine", settings)
         check_engine_settings(entry, self.seed, self.width, self.height, self.model_dump())
         file = Path(self.prompts_file) if self.prompts_file else entry.prompts
@@ -97,6 +104,15 @@ class SweepConfig(dg.Config):
         )
 
 
+def count_images(database: Database, config: SweepConfig, sweep: Sweep) -> int:
+    """Return how many images the sweep is to have. Raises `BadInputError` for hours of an engine nobody has timed."""
+    if not config.hours:
+        return config.images
+    with database.begin(reading=True) as connection:
+        timings = read_timings(connection, sweep.engine)
+    return images_in_time(sweep, timings, 3600 * config.hours)
+
+
 @dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=column_schema_metadata(PLAN_SCHEMA))
 def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
     """One row an image that is not generated yet: engine, prompt, steps, guidance, seed, batch.
@@ -105,10 +121,11 @@ def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.
     """
     sweep = config.sweep(work.settings)
     migrate(work.database)
+    images = count_images(work.database, config, sweep)
     with work.database.begin() as connection:
         check_required_columns(connection)
         targets = {run.id: run.target or 0 for run in list_sweeps(connection)}
-        target = max(config.images, targets.get(sweep.run_id, 0))
+        target = max(images, targets.get(sweep.run_id, 0))
         save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
     plan = sweep.rows(0, target)
     batches = plan["batch"].unique(maintain_order=True).to_list()

@@ -6,7 +6,7 @@ and resumed by finding which rows have no image: no other state is kept.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 from uuid import UUID, uuid5
@@ -37,6 +37,7 @@ PLAN_SCHEMA = {
 }
 
 GROUP_SETTINGS = ("categories", "complexities")
+MAX_IMAGES = 10_000_000
 SAMPLINGS = ("uniform", "even")
 NAMESPACE = UUID("6f0b1b0e-7d0c-5b43-9c5e-3d1f7a4c2e11")
 # Roberts' R2 sequence: the plane's most even additive recurrence, from the plastic number.
@@ -177,6 +178,24 @@ class Sweep:
         """Return the prompt's index: each round uses every prompt once, in a random order of its own."""
         turn, place = divmod(index, len(self.prompts))
         return int(np.random.default_rng([self.seed, turn, len(self.prompts)]).permutation(len(self.prompts))[place])
+
+
+def images_in_time(sweep: Sweep, timings: Sequence[tuple[int, int]], seconds: float) -> int:
+    """Return how many of the sweep's images are made in this time, one at least.
+
+    `timings` are steps and milliseconds of the engine's images: an image takes a time that is linear in its steps.
+    Raises `BadInputError` where there are none.
+    """
+    if not timings:
+        raise BadInputError(
+            f"no image of {sweep.engine} has been timed: give a number of images, for a first sweep of 20 or so"
+        )
+    steps, elapsed = np.array(timings, dtype=float).T
+    a_step, base = np.polyfit(steps, elapsed, 1) if np.ptp(steps) else (np.mean(elapsed / steps), 0.0)
+    if base < 0 or a_step <= 0:  # too few to tell the two apart
+        a_step, base = np.mean(elapsed) / np.mean(steps), 0.0
+    mean_steps = np.mean([sweep.steps.at(share, whole=True) for share in np.arange(0.0005, 1, 0.001)])
+    return min(max(1, int(1000 * seconds / (base + a_step * mean_steps))), MAX_IMAGES)
 
 
 def check_settings(steps: SettingRange, guidance: SettingRange | None, width: int, height: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import chisquare, kstest, qmc
 
 from flexy_assets.sweep.assets import SweepConfig
-from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep
+from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep, images_in_time
 from resources.errors import BadInputError
 from resources.settings import Settings
 
@@ -238,3 +238,20 @@ def test_a_sweep_of_an_engine_without_guidance_has_none() -> None:
 def test_a_setting_the_engine_ignores_is_refused(engine: str, setting: dict[str, str], words: str) -> None:
     config = SweepConfig(engine=engine, prompts=["a fox"], **setting)
     assert complaint(config.sweep, FULL) == words
+
+
+# A budget in hours
+
+
+@pytest.mark.parametrize(("base", "a_step"), [(200, 50), (0, 30)])
+def test_hours_become_as_many_images_as_the_engine_makes_in_them(base: int, a_step: int) -> None:
+    timings = [(steps, base + a_step * steps) for steps in range(4, 60, 5)]
+    images = images_in_time(SWEEP, timings, 3600)
+    seconds = (base + a_step * SWEEP.rows(0, images)["steps"].to_numpy()).sum() / 1000
+    assert seconds == pytest.approx(3600, rel=0.03)
+
+
+def test_one_timed_image_is_enough_and_none_is_not() -> None:
+    assert images_in_time(SWEEP, [(10, 1000)], 360) == pytest.approx(360 / (0.1 * 32), abs=1)
+    assert images_in_time(SWEEP, [(10, 10_000_000)], 1) == 1
+    assert "no image of mini_sdxl has been timed: give a number" in complaint(images_in_time, SWEEP, [], 3600)

@@ -79,6 +79,31 @@ def sweep_run(sweep_id: str) -> dict[str, Any]:
     return _summarize(session, _run_sweep(session, _find_plan(session, sweep_id)))
 
 
+@sweep.command("weights")
+@click.argument("engine")
+@click.argument("weights")
+@json_command
+def sweep_weights(engine: str, weights: str) -> dict[str, Any]:
+    """Record which weights made adopted images.
+
+    WEIGHTS is a name, as in SG161222/RealVisXL_V4.0, or `current` for those that the engine has now. It is written to
+    ENGINE's images whose weights are unknown: the analysis never pools two sets of weights.
+    """
+    from flexy_assets.storage.migrate import migrate
+    from flexy_assets.storage.runs import record_weights
+    from resources.models import registry
+
+    session = Session()
+    if weights == "current":
+        weights = registry.find_engine(engine, session.settings).fingerprint
+    if not 1 <= len(weights) <= 200 or not weights.isprintable():
+        raise BadInputError(f"invalid weights {weights[:20]!r}: must be a name of at most 200 characters")
+    migrate(session.database)
+    with session.database.begin() as connection:
+        images = record_weights(connection, engine, weights)
+    return {"engine": engine, "weights": weights, "images": images, "text": f"{images} images of {engine}: {weights}"}
+
+
 def _plan_sweep(session: Session, config: dict[str, Any]) -> dict[str, Any]:
     """Materialise `sweep_plan` with this configuration and return the plan; see `_find_plan`."""
     from flexy_assets.execution import dagster_instance, run_assets

@@ -41,6 +41,7 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "summary": "The row in words",
     # How an image is made.
     "prompt": "What the image should show",
+    "weights": "What made the image: the engine, its weights' hash, its precision",
     "category": "The prompt's category",
     "complexity": "How complex the prompt is, as its file says",
     "negative_prompt": "What it should not show",

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy import ColumnElement, Connection, Text, Uuid, func, select
+from sqlalchemy import ColumnElement, Connection, Text, Uuid, func, select, update
 
 from flexy_assets.storage.flexyface import RESULTS, RUNS, describe_run, fit_row
 from flexy_assets.storage.sql import upsert, utc_now
@@ -60,6 +60,12 @@ def find_existing_images(connection: Connection, image_ids: Collection[UUID]) ->
     ids = bench_run_results.c.id
     chunks = split_chunks(list(image_ids), 500)
     return {each for chunk in chunks for each in connection.scalars(select(ids).where(ids.in_(chunk)))}
+
+
+def record_weights(connection: Connection, engine: str, weights: str) -> int:
+    """Record what made the engine's images of unknown weights; return how many there were."""
+    unknown = bench_run_results.c.engine == engine, bench_run_results.c.weights.is_(None)
+    return connection.execute(update(bench_run_results).where(*unknown).values(weights=weights)).rowcount
 
 
 def read_timings(connection: Connection, engine: str) -> list[tuple[int, int]]:

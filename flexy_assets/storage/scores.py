@@ -273,9 +273,12 @@ def request_rescore(
     return answer
 
 
+LABEL_MARK = " ["
+"""Between an engine's name and its weights."""
+
 SCORES_SCHEMA: dict[str, type] = {
     **dict.fromkeys(("image_id", "run_id", "batch", "engine", "prompt", "category", "complexity"), str),
-    **{"steps": int, "guidance": float, "seed": int, "elapsed_ms": int, "image_path": str},
+    **{"steps": int, "guidance": float, "seed": int, "elapsed_ms": int, "image_path": str, "weights": str},
     **dict.fromkeys(METRICS, float),
 }
 """The columns of `sweep_scores`: one row an image, NULL where a score is missing."""
@@ -311,6 +314,21 @@ def summarize_batch(connection: Connection, metric: str, batch: str) -> dict[str
 
 
 def read_scores(connection: Connection, settings: Settings, run_ids: Collection[UUID] = ()) -> pl.DataFrame:
-    """Return every image with its scores (`SCORES_SCHEMA`), of these sweeps or of all."""
+    """Return every image with its scores (`SCORES_SCHEMA`), of these sweeps or of all; see `label_engines`."""
     table = _scores_select(prompt_column(settings))
-    return _read_frame(connection, table.where(bench_run_results.c.run_id.in_(list(run_ids))) if run_ids else table)
+    table = table.where(bench_run_results.c.run_id.in_(list(run_ids))) if run_ids else table
+    return label_engines(_read_frame(connection, table))
+
+
+def label_engines(scores: pl.DataFrame) -> pl.DataFrame:
+    """Return the scores with the weights in the name of an engine that several weights were used under.
+
+    As in `realvis_xl [ac93e0dd]` and `realvis_xl [weights unknown]`. The precision is no part of the weights.
+    """
+    import polars as pl
+
+    used = pl.col("weights").str.replace("/(fp16|bf16)$", "")
+    short_hash = used.str.extract("@([0-9a-f]{8})")
+    label = pl.coalesce(short_hash, used.str.slice(0, 60), pl.lit("weights unknown"))
+    labelled = pl.format("{}" + LABEL_MARK + "{}]", "engine", label)
+    return scores.with_columns(engine=pl.when(used.n_unique().over("engine") > 1).then(labelled).otherwise("engine"))

@@ -155,8 +155,9 @@ def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[W
         for batch, plan in plans_to_generate.items():
             outcome = GenerationOutcome()
             if len(plan):
-                engine = work.slot.get(registry.find_engine(plan["engine"][0], work.settings))
-                outcome = generation.generate_images(work.database, work.store, engine, plan, bar.update)
+                model = registry.find_engine(plan["engine"][0], work.settings)
+                engine, weights = work.slot.get(model), model.fingerprint
+                outcome = generation.generate_images(work.database, work.store, engine, plan, bar.update, weights)
             work.record_partition("generated_images", batch, outcome)
             report_partition(context, batch, _images_metadata(work.database, work.store, batch, outcome))
 

@@ -41,13 +41,19 @@ class GenerationOutcome:
 
 
 def generate_images(
-    database: Database, store: ImageStore, engine: Engine, plan: pl.DataFrame, on_progress: Callable[[int], Any]
+    database: Database,
+    store: ImageStore,
+    engine: Engine,
+    plan: pl.DataFrame,
+    on_progress: Callable[[int], Any],
+    weights: str | None = None,
 ) -> GenerationOutcome:
     """Make the images of `plan`: file first, then row, so that a row never lacks its file.
 
     A kill costs at most the chunk under way; its files are written over when it is made again. An image that
     alone is too much for the memory fails alone and has no row, so that the next run tries it again. `on_progress`
-    hears how many images each chunk added. Raises `FlexyError` where a file cannot be written.
+    hears how many images each chunk added; `weights` is the engine's fingerprint. Raises `FlexyError` where a file
+    cannot be written.
     """
     for batch in plan["batch"].unique():
         store.discard_unfinished(batch)
@@ -72,7 +78,7 @@ def generate_images(
             written.append(
                 {name: value for name, value in row.items() if name not in ("image_id", "run_id", "index")}
                 | {"id": UUID(row["image_id"]), "run_id": UUID(row["run_id"])}
-                | {"image_sha256": store.write(row["image_path"], image)}
+                | {"image_sha256": store.write(row["image_path"], image), "weights": weights}
                 | timing
             )
         with database.begin() as connection:

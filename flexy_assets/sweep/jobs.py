@@ -198,8 +198,9 @@ def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) ->
         check_required_columns(connection)
         save_sweep(connection, trial.run_id, trial.engine, None, None)
     with work.slot:
-        engine = work.slot.get(registry.find_engine(trial.engine, work.settings))
-        outcome = generation.generate_images(work.database, work.store, engine, trial.row(), lambda _: None)
+        model = registry.find_engine(trial.engine, work.settings)
+        engine, row = work.slot.get(model), trial.row()
+        outcome = generation.generate_images(work.database, work.store, engine, row, lambda _: None, model.fingerprint)
     if outcome.failed:
         raise FlexyError(outcome.failed[0])
     # Only now: a partition without an image belongs to no sweep.

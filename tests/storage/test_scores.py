@@ -22,7 +22,14 @@ from flexy_assets.storage.embeddings import (
     record_text_embeddings,
     select_pending_embeddings,
 )
-from flexy_assets.storage.runs import SweepRow, add_images, find_existing_images, list_sweeps, save_sweep
+from flexy_assets.storage.runs import (
+    SweepRow,
+    add_images,
+    find_existing_images,
+    list_sweeps,
+    record_weights,
+    save_sweep,
+)
 from flexy_assets.storage.scores import MAX_ATTEMPTS, ScoredImage, read_scores, record_scores, select_pending_scores
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_scores
 from resources.database import Database
@@ -305,3 +312,20 @@ def test_two_processes_write_while_a_third_reads(database: Database) -> None:
         assert writer.returncode == 0, writer.communicate()[1]
     with database.begin(reading=True) as connection:
         assert read_scores(connection, chosen("mini"))["clip_score"].to_list() == [0.5] * 80
+
+
+def test_two_sets_of_weights_of_one_engine_are_never_pooled(database: Database, add: Adder) -> None:
+    made_by = {"a": "realvis_xl@ac93e0dda1f6/fp16", "b": "realvis_xl@ac93e0dda1f6", "c": None, "d": None}
+    for name, weights in made_by.items():
+        add(1, engine="sd3" if name == "d" else "realvis_xl", image_path=name, weights=weights)
+
+    def engines() -> dict[str, str]:
+        with database.begin(reading=True) as connection:
+            return dict(read_scores(connection, chosen("full")).select("image_path", "engine").iter_rows())
+
+    ours = "realvis_xl [ac93e0dd]"
+    assert engines() == {"a": ours, "b": ours, "c": "realvis_xl [weights unknown]", "d": "sd3"}
+    with database.begin() as connection:
+        assert record_weights(connection, "realvis_xl", "SG161222/RealVisXL_V4.0") == 1
+    assert engines()["c"] == "realvis_xl [SG161222/RealVisXL_V4.0]"
+    assert engines()["a"] == ours

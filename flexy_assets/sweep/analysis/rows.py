@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from flexy_assets.storage.scores import SCORES_SCHEMA
+from flexy_assets.storage.scores import LABEL_MARK, SCORES_SCHEMA
 from flexy_assets.sweep.analysis.schemas import Schema
 from flexy_assets.sweep.try_image import trial_sweep_id
 from resources.errors import BadInputError
@@ -34,7 +34,8 @@ def measured_images(scores: pl.DataFrame) -> pl.DataFrame:
     Trials are left out: settings that a person tries until one pleases are not a random sample.
     """
     floats = pl.col(pl.Float64)
-    trials = [str(trial_sweep_id(engine)) for engine in scores["engine"].unique().drop_nulls()]
+    engines = {engine.partition(LABEL_MARK)[0] for engine in scores["engine"].unique().drop_nulls()}
+    trials = [str(trial_sweep_id(engine)) for engine in engines]
     # A table that an earlier version wrote lacks the later columns.
     absent = [pl.lit(None).alias(name) for name in SCORES_TABLE_SCHEMA if name not in scores.columns]
     return (

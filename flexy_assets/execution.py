@@ -15,6 +15,7 @@ from flexy_assets import names
 from flexy_assets.dead_runs import PROCESS_TAG, end_dead_runs, process_tag
 from flexy_assets.partitions import SEED_BATCHES
 from resources.database import named_database_errors
+from resources.errors import BadInputError
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
@@ -34,7 +35,13 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """Open the user's instance (`DAGSTER_HOME`), by default the embedded one below `FLEXY_HOME`."""
     storage = settings.home / "dagster"
     repository = REPOSITORY if (REPOSITORY / "dagster.yaml").exists() else Path(sys.prefix) / "share" / "flexy"
-    os.environ.setdefault("DAGSTER_HOME", str(repository))
+    os.environ["DAGSTER_HOME"] = os.environ.get("DAGSTER_HOME") or str(repository)
+    home = Path(os.environ["DAGSTER_HOME"])
+    if not home.is_absolute() or not home.is_dir():
+        raise BadInputError(
+            f"invalid DAGSTER_HOME {str(home)!r}: {'does not exist' if home.is_absolute() else 'not a full path'}:"
+            f" unset it, or set it to the full path of the folder of dagster.yaml, as {repository}"
+        )
     os.environ.setdefault("FLEXY_DAGSTER_STORAGE", str(storage))
     storage.mkdir(parents=True, exist_ok=True)
     bookkeeping = f"Dagster's bookkeeping (DAGSTER_HOME={os.environ['DAGSTER_HOME']})"

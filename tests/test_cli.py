@@ -10,8 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import click
 import pytest
@@ -283,6 +284,13 @@ def test_an_engine_of_another_model_set_is_refused(flexy: Flexy, monkeypatch: py
     assert "unknown engine 'mini_sdxl' with FLEXY_MODELS=full" in line
 
 
+@pytest.mark.parametrize("folder", ["dagster", "/nowhere/dagster"])
+def test_a_dagster_home_that_cannot_be_is_refused(flexy: Flexy, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", folder)
+    line = refused(flexy("backfill"))
+    assert f"invalid DAGSTER_HOME {folder!r}: " in line and f"dagster.yaml, as {ROOT}" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -406,7 +414,8 @@ def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, 
 
     status = flexy("status", "--json")
     found = json.loads(status.stdout)
-    assert set(found) == {"totals", "metrics", "runs", "steps", "newest", "left_alone"}
+    assert set(found) == {"totals", "metrics", "runs", "steps", "newest", "left_alone", "image_roots"}
+    assert [(root["rows"], root["found"]) for root in found["image_roots"]] == [(2, 2), (0, 0)]
     assert (found["totals"], found["runs"]) == ({"images": 2, "runs": 1, "complete": 2}, [entry])
 
     out = home / "out.csv"
@@ -414,6 +423,22 @@ def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, 
     assert json.loads(export.stdout) == {"file": str(out), "rows": 2}
     assert out.read_bytes() == (home / "assets" / "sweep.csv").read_bytes()
     assert [r.stdout.count("\n") for r in (new, run, status, export)] == [1, 1, 1, 1]
+
+
+def test_json_has_null_in_place_of_infinity_and_nan(flexy: Flexy) -> None:
+    database = Database(Settings.read().database_url)
+    migrate(database)
+    with database.begin() as connection:
+        row = {"id": uuid4(), "engine": "mini_sdxl", "image_path": "a.png", "guidance": inf, "clip_score": -inf}
+        add_images(connection, [row])
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    result = flexy("status", "--json")
+    (image,) = json.loads(result.stdout, parse_constant=refuse)["newest"]
+    assert (image["guidance"], image["clip_score"]) == (None, None)
+    assert flexy("status").exit_code == 0
 
 
 def test_status_counts_scored_missing_and_failed_apart(flexy: Flexy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -37,11 +38,20 @@ def json_command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]
         except KeyboardInterrupt:
             fail("interrupted: completed work is kept: run the same command to continue", INTERRUPTED_STATUS)
         text, failed = answer.pop("text"), answer.pop("failed", None)
-        click.echo(json.dumps(answer) if as_json else text)
+        click.echo(json.dumps(_finite(answer), allow_nan=False) if as_json else text)
         if failed:
             fail(failed, FlexyError.status)
 
     return run
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fail(message: str, status: int) -> NoReturn:

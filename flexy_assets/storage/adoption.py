@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, select, update
 
 from flexy_assets.names import partition_key, partition_prefix
 from flexy_assets.storage.migrate import SET_LOCK_TIMEOUT, check_rights, migrate
+from flexy_assets.storage.table_forms import check_ids
 from flexy_assets.storage.tables import bench_run_results
 from resources.database import Database
 from resources.errors import BadInputError
@@ -31,6 +32,7 @@ def adopt_rows(database: Database, settings: Settings, seconds: float = 20) -> i
     migrate(database)
     check_rights(database)
     with database.begin(reading=True) as connection:
+        check_ids(connection, "batch IS NULL")
         _check_prompts(connection, settings)
     adopted, deadline = 0, time.monotonic() + seconds
     while time.monotonic() < deadline:

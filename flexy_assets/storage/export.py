@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Select, select
 
+from flexy_assets.storage.scores import score_value
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results
 from resources.database import Database
 from resources.errors import FlexyError
@@ -18,7 +19,7 @@ from resources.files import describe_os_error, replacing
 
 CSV_COLUMNS = ("steps", "guidance", *METRIC_COLUMNS, "elapsed_ms", "seed")
 
-_UNBOUNDED = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+_UNBOUNDED = {"inf": "Infinity", "-inf": "-Infinity"}
 
 
 def export_csv(database: Database, path: Path, run_ids: Collection[UUID] = ()) -> int:
@@ -39,7 +40,7 @@ def export_csv(database: Database, path: Path, run_ids: Collection[UUID] = ()) -
 def _query(run_ids: Collection[UUID]) -> Select[Any]:
     images = bench_run_results.c
     statement = select(*(images[name] for name in CSV_COLUMNS))
-    statement = statement.where(*(images[name].is_not(None) for name in METRIC_COLUMNS))
+    statement = statement.where(*(score_value(name).is_not(None) for name in METRIC_COLUMNS))
     if run_ids:
         statement = statement.where(images.run_id.in_(list(run_ids)))
     # Nothing more: among equals stands whatever order the server finds, in psql and here.

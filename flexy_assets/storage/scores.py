@@ -65,6 +65,11 @@ def metric_value(metric: str) -> ColumnElement[float | None]:
     return select(outcome.value).where(*of_image).scalar_subquery().label(metric)
 
 
+def score_value(metric: str) -> ColumnElement[float | None]:
+    """Return an image's value of `metric`, NULL in place of NaN; unlike `metric_value` no index knows it."""
+    return func.nullif(metric_value(metric), sa.literal_column("'NaN'"), type_=sa.Float)
+
+
 def has_outcome(metric: str, *conditions: ColumnElement[bool]) -> Exists:
     """Return whether the image's last outcome of `metric` meets the conditions."""
     of_image = image_scores.c.image_id == bench_run_results.c.id, image_scores.c.metric == metric
@@ -286,7 +291,7 @@ SCORES_SCHEMA: dict[str, type] = {
 
 def _scores_select(prompt: ColumnElement[str | None]) -> Select[Any]:
     images = bench_run_results.c
-    values = {name: metric_value(name) for name in METRICS} | {"prompt": prompt}
+    values = {name: score_value(name) for name in METRICS} | {"prompt": prompt}
     columns = (values.get(name, images.get(name)) for name in list(SCORES_SCHEMA)[1:])
     return select(images.id.label("image_id"), *columns).order_by(images.batch, images.created_at, images.id)
 
@@ -306,7 +311,7 @@ def read_batch(connection: Connection, batch: str) -> pl.DataFrame:
 
 def summarize_batch(connection: Connection, metric: str, batch: str) -> dict[str, Any]:
     """Return a batch's number of `images` and of `scored`, and the `lowest`, `mean` and `highest` score."""
-    value = metric_value(metric)
+    value = score_value(metric)
     counts = func.count().label("images"), func.count(value).label("scored")
     bounds = func.min(value).label("lowest"), func.avg(value).label("mean"), func.max(value).label("highest")
     statement = select(*counts, *bounds)

@@ -7,8 +7,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Integer, and_, case, exists, func, or_, select
 
+from flexy_assets.storage.quality import missing_scores_of
 from flexy_assets.storage.runs import in_model_set, list_sweeps
-from flexy_assets.storage.scores import EMBEDDING_METRIC, MAX_ATTEMPTS, metric_value
+from flexy_assets.storage.scores import EMBEDDING_METRIC, MAX_ATTEMPTS, score_value
 from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores, lacks_any_score, unsettled
 from resources.errors import BadInputError
 from resources.images import ImageStore
@@ -59,7 +60,7 @@ def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
     """
     images = bench_run_results.c
     group, metric = (images.run_id, images.engine), image_scores.c.metric
-    values = [func.count(metric_value(name)) for name in METRICS]
+    values = [func.count(score_value(name)) for name in METRICS]
     by_run = select(*group, func.count(), *values).group_by(*group)
     grouped = connection.execute(by_run.order_by(func.min(images.created_at).nulls_last(), *group)).all()
 
@@ -68,7 +69,7 @@ def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
         .join(image_scores, image_scores.c.image_id == images.id)
         .where(unsettled, _FAILED)
         # Somebody else may have filled the column since.
-        .where(or_(*(and_(metric == name, metric_value(name).is_(None)) for name in METRICS)))
+        .where(or_(*(and_(metric == name, score_value(name).is_(None)) for name in METRICS)))
         .group_by(*group, metric)
     )
     failed = {(run_id, engine, name): count for run_id, engine, name, count in failures}
@@ -90,7 +91,7 @@ def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
 def status_totals(connection: Connection) -> dict[str, int]:
     """Return the numbers of images, of sweeps, and of images with every score."""
     images = bench_run_results.c
-    complete = and_(*(metric_value(name).is_not(None) for name in METRICS))
+    complete = and_(*(score_value(name).is_not(None) for name in METRICS))
     counts = func.count().label("images"), func.count(images.run_id.distinct()).label("runs")
     row = connection.execute(select(*counts, func.count().filter(complete).label("complete"))).one()
     return dict(row._mapping)
@@ -100,7 +101,7 @@ def status_by_steps(connection: Connection) -> list[dict[str, Any]]:
     """Return by bucket of step counts (1–8, 9–16, …): images, mean seconds, and each metric's mean."""
     images = bench_run_results.c
     lowest = ((images.steps - 1) // STEPS_PER_BUCKET * STEPS_PER_BUCKET + 1).label("lowest")
-    means = [func.avg(metric_value(name)).label(name) for name in METRICS]
+    means = [func.avg(score_value(name)).label(name) for name in METRICS]
     seconds = (func.avg(images.elapsed_ms) / 1000).label("seconds")
     rows = connection.execute(
         select(lowest, func.count().label("images"), seconds, *means)
@@ -119,7 +120,7 @@ def newest_images(connection: Connection, count: int = 10) -> list[dict[str, Any
     """Return the newest rows, newest first."""
     images = bench_run_results.c
     names = ("created_at", "engine", "steps", "guidance", "seed", "elapsed_ms", "image_path")
-    values = [metric_value(name).label(name) for name in METRICS]
+    values = [score_value(name).label(name) for name in METRICS]
     statement = select(images.id, *(images[name] for name in names), *values)
     rows = connection.execute(statement.order_by(images.created_at.desc().nulls_last(), images.id).limit(count))
     return [
@@ -135,7 +136,7 @@ def failed_scores(connection: Connection, limit: int | None = None) -> list[dict
     vector = exists().where(image_embeddings.c.image_id == images.id, image_embeddings.c.encoder == outcome.scorer)
     lacking = or_(
         and_(outcome.metric == EMBEDDING_METRIC, ~vector),
-        *(and_(outcome.metric == name, metric_value(name).is_(None)) for name in METRICS),
+        *(and_(outcome.metric == name, score_value(name).is_(None)) for name in METRICS),
         outcome.rescore.is_not(None),
     )
     columns = images.id, images.run_id, images.engine, images.image_path, outcome.metric, outcome.attempts
@@ -160,6 +161,26 @@ def images_of_other_model_set(connection: Connection, settings: Settings) -> dic
     others = ~func.coalesce(in_model_set(settings.models), False)
     counts = select(images.engine, func.count()).where(lacks_any_score, others).group_by(images.engine)
     return {engine or "unknown": count for engine, count in connection.execute(counts)}
+
+
+def nothing_missing_reason(connection: Connection, settings: Settings) -> str:
+    """Return why there is nothing to backfill, where no score is missing that has attempts left."""
+    if not connection.scalar(select(exists().select_from(bench_run_results))):
+        remedy = "name the database of the images in FLEXY_DATABASE_URL, or run flexy sweep new"
+        return f"there are no images: {bench_run_results.name} has no rows: {remedy}"
+    unadopted = select(func.count()).select_from(bench_run_results).where(bench_run_results.c.batch.is_(None))
+    if count := connection.scalar(unadopted):
+        return f"{count:,} images are still to be adopted: run flexy backfill again"
+    exhausted = sum(missing_scores_of(connection, metric, settings.models).exhausted for metric in METRICS)
+    reason = (
+        f"no scores are missing but {exhausted:,} that failed {MAX_ATTEMPTS} times"
+        if exhausted
+        else "no scores are missing"
+    )
+    if other_images := images_of_other_model_set(connection, settings):
+        details = ", ".join(f"{count:,} images of {engine}" for engine, count in sorted(other_images.items()))
+        reason += f" for FLEXY_MODELS={settings.models}; left to the other model set: {details}"
+    return f"{reason}: flexy status --failed lists them" if exhausted else reason
 
 
 def count_image_roots(connection: Connection, store: ImageStore) -> list[dict[str, Any]]:

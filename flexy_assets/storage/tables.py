@@ -9,6 +9,8 @@ from resources.metrics.sweep import METRICS
 
 metadata = sa.MetaData()
 
+VERSION_TABLE = "flexy_alembic_version"  # not Alembic's usual name, which a FlexyFace database may have for itself
+
 METRIC_COLUMNS = tuple(name for name, metric in METRICS.items() if metric.column)
 """The metrics that have a column in `bench_run_results`; the others are in `image_scores`."""
 

@@ -17,11 +17,3 @@ def select_partitions(
 def backfill_tags(selected: Mapping[str, Collection[str]], missing: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
     """Return the Dagster run's tags: by metric, how many scores it is to compute."""
     return {f"flexy/{metric}": str(sum(missing[metric][b] for b in batches)) for metric, batches in selected.items()}
-
-
-def nothing_missing_reason(other_images: Mapping[str, int], models: str) -> str:
-    """Return why there is nothing to backfill: nothing is missing, or not for this model set."""
-    if not other_images:
-        return "no scores are missing"
-    details = ", ".join(f"{count:,} images of {engine}" for engine, count in sorted(other_images.items()))
-    return f"no scores are missing for FLEXY_MODELS={models}; left to the other model set: {details}"

@@ -20,6 +20,7 @@ from flexy_assets.storage.flexyface import check_required_columns
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import save_sweep
 from flexy_assets.storage.scores import count_missing_scores, request_rescore
+from flexy_assets.storage.table_forms import check_numbers
 from flexy_assets.sweep import assets, backfill, checks, generation
 from flexy_assets.sweep.try_image import Trial
 from resources.database import Database
@@ -268,10 +269,10 @@ def request_backfill(
     adopt_rows(database, settings)
     register_partitions(instance, database)
     with database.begin(reading=True) as connection:
+        check_numbers(connection)
         missing = count_missing_scores(connection, settings)
-        other_images = {} if missing else status.images_of_other_model_set(connection, settings)
-    if not missing:
-        return dg.SkipReason(backfill.nothing_missing_reason(other_images, settings.models))
+        if not missing:
+            return dg.SkipReason(status.nothing_missing_reason(connection, settings))
     selected = backfill.select_partitions(missing, batches_in_progress(instance))
     if not selected:
         return dg.SkipReason("a backfill is already running for all missing scores")

@@ -91,7 +91,7 @@ def test_the_csv_is_psqls_copy_byte_for_byte(
             if place % 7 == 0:
                 changed["hps_v2_score"] = None
             connection.execute(sa.update(bench_run_results).where(bench_run_results.c.id == image).values(changed))
-    complete = " AND ".join(f"{name} IS NOT NULL" for name in METRIC_COLUMNS)
+    complete = " AND ".join(f"{name} IS NOT NULL AND {name} <> 'NaN'" for name in METRIC_COLUMNS)
     try:
         expected = server.psql(
             database.url.database or "",
@@ -102,7 +102,7 @@ def test_the_csv_is_psqls_copy_byte_for_byte(
         pytest.skip("no psql here")
     rows = export_csv(database, tmp_path / "a.csv")
     lines = expected.decode().splitlines()[1:]
-    assert rows == len(lines) == 342
+    assert rows == len(lines) == 304
     assert len({tuple(line.split(",")[:2]) for line in lines}) == 20, "ties are among them"
     assert (tmp_path / "a.csv").read_bytes() == expected
 

@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from flexy_assets.storage.export import export_csv
-from flexy_assets.storage.migrate import VERSION_TABLE, migrate
+from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.scores import ScoredImage, record_scores
-from flexy_assets.storage.tables import metadata
+from flexy_assets.storage.tables import VERSION_TABLE, metadata
 from resources.database import Database
 from resources.errors import FlexyError
 

@@ -2,8 +2,7 @@
 
 from alembic import context
 
-from flexy_assets.storage.migrate import VERSION_TABLE
-from flexy_assets.storage.tables import metadata
+from flexy_assets.storage.tables import VERSION_TABLE, metadata
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=metadata, version_table=VERSION_TABLE

@@ -83,6 +83,11 @@ def _assign(connection: Connection, size: int) -> int:
             if count < room:
                 break
             index, room = index + 1, size
+    if begun and not assigned:
+        raise BadInputError(
+            f"{bench_run_results.name} takes no batch for its rows: a trigger or a rule refuses it: let this user"
+            " update the rows"
+        )
     return assigned
 
 

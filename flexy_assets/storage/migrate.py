@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from flexy_assets.storage.table_forms import check_new_tables, check_tables_are_meant
+from flexy_assets.storage.table_forms import check_new_tables, check_tables_are_meant, check_writable
 from flexy_assets.storage.tables import VERSION_TABLE, bench_run_results, bench_runs, metadata
 from resources.database import Database
 from resources.errors import BadInputError
@@ -55,6 +55,7 @@ def check_rights(database: Database) -> None:
     with database.begin(reading=True) as connection:
         if connection.dialect.name != "postgresql":
             return
+        check_writable(connection)
         may = sa.func.has_any_column_privilege
         needed = [(table, right) for table, rights in REQUIRED_RIGHTS.items() for right in rights]
         granted = connection.execute(sa.select(*(may(table, right) for table, right in needed))).one()

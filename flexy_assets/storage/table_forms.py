@@ -40,7 +40,8 @@ _OPEN_POLICY = """EXISTS (SELECT FROM pg_policy WHERE polrelid = pg_class.oid AN
 """Whether a policy of `pg_class` shows this user every row and takes every value, and none takes that back."""
 
 _BOUND_TABLES = f"""SELECT relname, quote_ident(current_user) AS role,
-    (SELECT string_agg(polname, ', ' ORDER BY polname) FROM pg_policy WHERE polrelid = pg_class.oid) AS policies
+    (SELECT coalesce(string_agg(polname, ', ' ORDER BY polname), 'none') FROM pg_policy
+    WHERE polrelid = pg_class.oid) AS policies
     FROM pg_class WHERE oid IN (to_regclass('bench_runs'), to_regclass('bench_run_results'))
     AND row_security_active(oid) AND NOT ({_OPEN_POLICY}) ORDER BY relname"""
 """The tables of which row-level security may hide rows from this user, or refuse values."""
@@ -115,8 +116,18 @@ def _undo(connection: sa.Connection, schema: str) -> str | None:
     return f"what Flexy made in {schema}, all of it empty, is undone by DROP TABLE {names};"
 
 
+def check_writable(connection: sa.Connection) -> None:
+    """Raise `BadInputError` where Postgres takes no writes in this session, as a standby server does."""
+    if connection.dialect.name == "postgresql" and connection.scalar(sa.text("SHOW transaction_read_only")) == "on":
+        raise BadInputError(
+            "the database takes no writes in this session: name the primary server, or a user without"
+            " default_transaction_read_only, in FLEXY_DATABASE_URL"
+        )
+
+
 def check_new_tables(connection: sa.Connection) -> None:
     """Raise `BadInputError` where a table of FlexyFace's name is there that cannot be adopted as it is."""
+    check_writable(connection)
     for table in (bench_runs, bench_run_results):
         _check_form(connection, table)
     check_ids(connection)

@@ -159,6 +159,34 @@ def test_row_level_security_that_may_hide_rows_is_refused_and_one_that_cannot_is
     assert adopt_rows(empty_database, Settings.read({})) == 0, "a superuser is not bound by it"
 
 
+# Writing
+
+
+@on_postgres
+def test_a_session_that_takes_no_writes_is_refused_and_shows_the_status(empty_database: Database) -> None:
+    execute(empty_database, RESULTS)
+    add_image(empty_database)
+    reader = with_options(empty_database, "-cdefault_transaction_read_only=on")
+    assert refusal(reader).startswith("the database takes no writes in this session: name the primary server")
+    migrate(empty_database)
+    assert refusal(reader).startswith("the database takes no writes in this session")
+    migrate(reader)
+    reader.engine.dispose()
+
+
+@on_postgres
+def test_rows_that_take_no_batch_are_named(empty_database: Database) -> None:
+    execute(empty_database, RESULTS)
+    migrate(empty_database)
+    execute(
+        empty_database,
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        "CREATE TRIGGER refuse BEFORE UPDATE ON bench_run_results FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    add_image(empty_database)
+    assert "bench_run_results takes no batch for its rows: a trigger or a rule refuses it" in refusal(empty_database)
+
+
 # Ids
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from flexy_assets.cli import edits, inpaint, models, scores, sweep
+from flexy_assets.cli import edits, inpaint, models, prompts, scores, sweep
 from flexy_assets.cli.command import OneLineGroup, deprecated_alias
 
 
@@ -25,6 +25,7 @@ for command in (
     *(scores.status, scores.backfill, scores.rescore, scores.export, scores.report),
     *(edits.compare, edits.select),
     inpaint.inpaint,
+    prompts.prompts,
     *(models.models, models.gallery, models.example, models.config),
 ):
     main.add_command(command)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from textwrap import shorten
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, func, select, update
 
 from flexy_assets.names import partition_key, partition_prefix
 from flexy_assets.storage.migrate import SET_LOCK_TIMEOUT, check_rights, migrate
+from flexy_assets.storage.prompts import find_title
 from flexy_assets.storage.table_forms import check_ids
 from flexy_assets.storage.tables import bench_run_results
 from resources.database import Database
@@ -110,4 +112,11 @@ def _check_prompts(connection: Connection, settings: Settings) -> None:
         cause = "holds no text" if name in columns else "does not exist"
         raise BadInputError(
             f"the column {table}.{name}, which FLEXY_PROMPT_COLUMN names, {cause}: name one of {', '.join(readable)}"
+        )
+    if title := find_title(connection, table, name):
+        text, images = title
+        raise BadInputError(
+            f"the column {table}.{name} says {shorten(text, 60, placeholder=' …')!r} of {images} images with {images}"
+            " seeds: it is a title, not a prompt: recover the prompts with flexy prompts recover FILE, or name another"
+            " column in FLEXY_PROMPT_COLUMN"
         )

@@ -96,7 +96,7 @@ def in_model_set(models: str) -> ColumnElement[bool]:
 def prompt_column(settings: Settings) -> ColumnElement[str | None]:
     """Return an image's prompt: from `prompt`, else from the column that the user names.
 
-    FlexyFace's runs have a title where ours have a plan: what Flexy made or recovered is nearer.
+    An image whose prompt could not be recovered has none: FlexyFace's sweeps have a title in that column.
     """
     if settings.prompt_column is None:
         return bench_run_results.c.prompt
@@ -104,5 +104,5 @@ def prompt_column(settings: Settings) -> ColumnElement[str | None]:
     # By a name of its own: the table may be the one that the statement reads already.
     theirs = sa.table(name, sa.column("id", Uuid), sa.column(column, Text)).alias("prompts")
     key = bench_run_results.c.run_id if name == bench_runs.name else bench_run_results.c.id
-    named = select(theirs.c[column]).where(theirs.c.id == key).scalar_subquery()
-    return func.coalesce(bench_run_results.c.prompt, named).label("prompt")
+    named = select(theirs.c[column]).where(theirs.c.id == key, bench_run_results.c.prompt_confidence.is_(None))
+    return func.coalesce(bench_run_results.c.prompt, named.scalar_subquery()).label("prompt")

@@ -51,6 +51,7 @@ bench_run_results = Table(
     Column("batch", String(50)),
     Column("images_in_call", Integer, comment="how many images the pipeline call made"),
     Column("image_sha256", String(64)),
+    Column("prompt_confidence", Float, comment="0-1: of a recovered prompt; with prompt NULL, too low to name one"),
     Index("ix_bench_run_results_batch", "batch"),
 )
 

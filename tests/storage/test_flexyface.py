@@ -9,13 +9,15 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 
+from flexy_assets.storage.adoption import adopt_rows
 from flexy_assets.storage.flexyface import check_required_columns, record_run_status
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import add_images, save_sweep
-from flexy_assets.storage.scores import ScoredImage, record_scores
+from flexy_assets.storage.scores import ScoredImage, read_scores, record_scores
 from flexy_assets.sweep.plan import SettingRange, Sweep
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
+from resources.settings import Settings
 from tests.support import flexyface
 
 SWEEP = Sweep("mini_sdxl", ("a red disc",), SettingRange(4, 60), SettingRange(0.5, 12))
@@ -155,3 +157,53 @@ def test_times_are_utc_whatever_zone_the_server_has(adopted: Database) -> None:
     with other.begin() as connection:
         connection.exec_driver_sql("ALTER ROLE CURRENT_USER RESET timezone")
     other.engine.dispose()
+
+
+# Titles
+
+
+def adopt(database: Database, column: str) -> int:
+    return adopt_rows(database, Settings.read({"FLEXY_MODELS": "mini", "FLEXY_PROMPT_COLUMN": column}))
+
+
+@pytest.mark.parametrize("column", ["bench_runs.prompt", "caption"])
+def test_a_title_is_not_taken_for_the_prompt_of_its_images(
+    empty_database: Database, tmp_path: Path, column: str
+) -> None:
+    """A sandbox run, of one prompt and few images, goes on; so does a sweep whose images have a prompt of ours."""
+    flexyface.bring(empty_database, tmp_path / "pictures", (17, 16), 1)
+    migrate(empty_database)
+    run = "(SELECT run_id FROM bench_run_results GROUP BY run_id HAVING count(*) = 17)"
+    table, _, name = column.rpartition(".")
+    with empty_database.begin() as connection:
+        if not table:
+            table = "bench_run_results"
+            connection.exec_driver_sql("ALTER TABLE bench_run_results ADD COLUMN caption TEXT")
+            titles = "SELECT prompt FROM bench_runs WHERE bench_runs.id = run_id"
+            connection.exec_driver_sql(f"UPDATE bench_run_results SET caption = ({titles})")
+        connection.exec_driver_sql("UPDATE bench_run_results SET prompt = NULL")
+    with pytest.raises(BadInputError) as refused:
+        adopt(empty_database, column)
+    assert str(refused.value) == (
+        f"the column {table}.{name} says 'Parameter sweep: 17 images, steps (4, 60), guidance (0.5, …' of 17 images"
+        " with 17 seeds: it is a title, not a prompt: recover the prompts with flexy prompts recover FILE, or name"
+        " another column in FLEXY_PROMPT_COLUMN"
+    )
+    with empty_database.begin() as connection:
+        one = f"SELECT min(image_path) FROM bench_run_results WHERE run_id = {run}"
+        known = f"UPDATE bench_run_results SET prompt_confidence = 0.5 WHERE run_id = {run} AND image_path = ({one})"
+        connection.exec_driver_sql(known)
+        rest = f"UPDATE bench_run_results SET prompt = 'a red circle' WHERE run_id = {run} AND image_path <> ({one})"
+        connection.exec_driver_sql(rest)
+    assert adopt(empty_database, column) == 33
+    with empty_database.begin(reading=True) as connection:
+        prompts = read_scores(connection, Settings.read({"FLEXY_PROMPT_COLUMN": column}))["prompt"].to_list()
+    # The image whose prompt could not be recovered has no prompt.
+    assert (prompts.count("a red circle"), prompts.count(None), len(set(prompts))) == (16, 1, 3)
+
+
+def test_one_prompt_at_few_seeds_is_a_prompt(empty_database: Database, tmp_path: Path) -> None:
+    flexyface.bring(empty_database, tmp_path / "pictures", (20,), 1)
+    with empty_database.begin() as connection:
+        connection.exec_driver_sql("UPDATE bench_run_results SET prompt = NULL, seed = steps / 20")
+    assert adopt(empty_database, "bench_runs.prompt") == 20

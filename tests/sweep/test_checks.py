@@ -357,13 +357,13 @@ def test_rows_without_a_seed_are_no_duplicates(house: House, sound: Adder) -> No
 
 
 def test_prompts_are_compared_where_the_user_says_they_are(house: House, sound: Adder) -> None:
-    # Another column than usual; ours is the same in both rows.
-    sound(1, **SETTINGS | {"batch": "a red disc"})
-    sound(1, **SETTINGS | {"batch": "a blue disc"})
+    # Another column than usual; ours, which comes first, is empty.
+    sound(1, **SETTINGS | {"prompt": None, "batch": "a red disc"})
+    sound(1, **SETTINGS | {"prompt": None, "batch": "a blue disc"})
     assert not house.checked(DUPLICATES)[DUPLICATES].passed
     house.environment.setenv("FLEXY_PROMPT_COLUMN", "batch")
     assert house.checked(DUPLICATES)[DUPLICATES].passed
-    sound(1, **SETTINGS | {"batch": "a blue disc"})
+    sound(1, **SETTINGS | {"prompt": None, "batch": "a blue disc"})
     assert "| a blue disc |" in house.checked(DUPLICATES)[DUPLICATES].metadata["most duplicated"].value
 
 

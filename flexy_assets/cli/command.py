@@ -20,8 +20,8 @@ INTERRUPTED_STATUS = 130
 def json_command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     """Add --json, print what the function returns, and turn an error into one line and its exit status.
 
-    The function returns {"text": for a person, "failed": what went wrong, if anything did, …}; the rest is the JSON
-    document.
+    The function returns {"text": for a person, "failed": what went wrong, if anything did, "failed_status": the exit
+    status then, …}; the rest is the JSON document.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
@@ -38,9 +38,10 @@ def json_command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]
         except KeyboardInterrupt:
             fail("interrupted: completed work is kept: run the same command to continue", INTERRUPTED_STATUS)
         text, failed = answer.pop("text"), answer.pop("failed", None)
+        status = answer.pop("failed_status", FlexyError.status)
         click.echo(json.dumps(_finite(answer), allow_nan=False) if as_json else text)
         if failed:
-            fail(failed, FlexyError.status)
+            fail(failed, status)
 
     return run
 

@@ -34,6 +34,7 @@ def status(failed: bool) -> dict[str, Any]:
             counts["failures"] = status.failed_scores(connection)
     if not counts["runs"]:
         return counts | {"text": "no sweeps yet: flexy demo, or flexy sweep new"}
+    counts["agreement"] = session.agreement()
     tables = status_tables(counts) | ({"failures": counts["failures"]} if failed else {})
     sections = [f"{name}\n{format_text_table(table)}" for name, table in tables.items() if table]
     return counts | {"text": "\n\n".join([status_summary(counts), *sections])}
@@ -44,7 +45,8 @@ def status(failed: bool) -> dict[str, Any]:
 def backfill() -> dict[str, Any]:
     """Compute every missing score.
 
-    The nightly schedule does the same. The tables and the report are made at the end.
+    The nightly schedule does the same. The tables and the report are made at the end. A column whose existing scores
+    none of the scorers computes is left as it is, with status 2.
     """
     import dagster as dg
 
@@ -54,9 +56,18 @@ def backfill() -> dict[str, Any]:
     session = Session()
     with dagster_instance(session.settings) as instance:
         request = jobs.request_backfill(instance, session.database, session.store, session.settings)
-        if isinstance(request, dg.SkipReason):
-            return {"scores_computed": 0, "text": request.skip_message}
-        return _run_scoring_job(session, instance, jobs.backfill_scores.name, request.run_config)
+        if isinstance(request, dg.RunRequest):
+            answer = _run_scoring_job(session, instance, jobs.backfill_scores.name, request.run_config)
+        else:
+            answer = {"scores_computed": 0, "text": request.skip_message}
+    answer["agreement"] = session.agreement()
+    if refusals := session.refusals():
+        if not answer.get("failed"):
+            answer["failed_status"] = BadInputError.status
+        if not answer["scores_computed"]:
+            answer["text"] = "0 scores computed"
+        answer["failed"] = "; ".join(filter(None, (answer.get("failed"), *refusals)))
+    return answer
 
 
 @click.command()

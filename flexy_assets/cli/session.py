@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resources.errors import BadInputError
 
@@ -69,6 +69,27 @@ class Session:
             cause = "several ids begin with it" if matches else "does not exist"
             raise BadInputError(f"unknown sweep {prefix!r}: {cause}: flexy status lists the sweeps")
         return matches[0]
+
+    def refusals(self) -> list[str]:
+        """Return why missing scores are not computed, for each column whose maker is unknown."""
+        from flexy_assets.scoring import makers
+        from flexy_assets.storage.scores import count_missing_scores
+        from resources.metrics.sweep import METRICS
+
+        with self.database.begin(reading=True) as connection:
+            missing = count_missing_scores(connection, self.settings)
+        refusals = makers.recall_refusals(self.work, [METRICS[name] for name in missing])
+        return [makers.describe_refusal(maker) for maker in refusals.values()]
+
+    def agreement(self) -> dict[str, Any]:
+        """Return by metric how the scores that were in its column agree with a scorer's, and what was done."""
+        from flexy_assets.scoring import makers
+        from flexy_assets.storage.makers import list_makers
+        from resources.metrics.sweep import METRICS
+
+        with self.database.begin(reading=True) as connection:
+            found = list_makers(connection, self.settings)
+        return {each.metric: makers.agreement_document(each, METRICS[each.metric]) for each in found}
 
     def scores_computed(self) -> dict[str, int]:
         """Return how many scores this process has computed, of each metric it was asked for."""

@@ -106,9 +106,7 @@ def score_images(
         yield from ((batch, ScoringOutcome()) for batch in batches)
         return
     scorer = metric.scorer or metric.name
-    fingerprint = work.fingerprint(scorer)
-    if metric.reads and metric.reads != scorer:
-        fingerprint = f"{work.fingerprint(metric.reads)}+{work.model(scorer).fingerprint}"
+    fingerprint = work.score_fingerprint(metric)
 
     def record(scores: Sequence[ScoredImage]) -> tuple[int, int]:
         with work.database.begin() as connection:
@@ -140,12 +138,13 @@ def _from_embeddings(work: Work, encoder: str, head: str | None) -> Callable[[Ch
         prompts = {row.image_id: row.prompt or "" for row, _ in chunk[1]}
         with work.database.begin(reading=True) as connection:
             vectors = embeddings.read_image_vectors(connection, fingerprint, prompts)
-            text_vectors = embeddings.read_text_vectors(connection, fingerprint, set(filter(None, prompts.values())))
             errors = embeddings.read_embedding_errors(connection, prompts.keys() - vectors.keys())
         # An image that was not tried yet is not a failure: its embedding is pending.
         scores = [ScoredImage(image, None, f"no embedding: {error}") for image, error in errors.items()]
         ids = [image for image in prompts if image in vectors]
         if head is None:
+            # Those of another column, or added since the images were embedded, have no vector yet.
+            text_vectors = work.embed_prompts(set(filter(None, prompts.values())), encoder)
             return scores + [_cosine(image, vectors[image], text_vectors.get(prompts[image])) for image in ids]
         if ids:
             values = work.slot.get(work.model(head)).score_embeddings(np.stack([vectors[image] for image in ids]))

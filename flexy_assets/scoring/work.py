@@ -56,7 +56,14 @@ class Work:
     def pending_scores(self, metric: Metric) -> PendingImages:
         """Return the images that still need a score of `metric`."""
         encoder = self.fingerprint(metric.reads) if metric.reads else None
-        return select_pending_scores(metric.name, self.settings, encoder)
+        return select_pending_scores(metric.name, self.settings, encoder, metric.prompts)
+
+    def score_fingerprint(self, metric: Metric) -> str:
+        """Return what scores of `metric` are recorded with: what it is computed by, and what that reads."""
+        scorer = metric.scorer or metric.name
+        if metric.reads and metric.reads != scorer:
+            return f"{self.fingerprint(metric.reads)}+{self.model(scorer).fingerprint}"
+        return self.fingerprint(scorer)
 
     def embed_prompts(self, prompts: Collection[str], encoder: str = "clip") -> dict[str, NDArray[np.float32]]:
         """Return each prompt's L2-normalised vector (width,), read from the table or computed and stored."""

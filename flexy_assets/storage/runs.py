@@ -93,16 +93,19 @@ def in_model_set(models: str) -> ColumnElement[bool]:
     return mini if models == "mini" else ~func.coalesce(mini, False)
 
 
-def prompt_column(settings: Settings) -> ColumnElement[str | None]:
-    """Return an image's prompt: from `prompt`, else from the column that the user names.
+def prompt_column(settings: Settings, only: str = "") -> ColumnElement[str | None]:
+    """Return an image's prompt: from `prompt`, else from the column that the user names; `only` is `TABLE.COLUMN`.
 
     An image whose prompt could not be recovered has none: FlexyFace's sweeps have a title in that column.
     """
-    if settings.prompt_column is None:
+    if only == f"{bench_run_results.name}.prompt" or not (only or settings.prompt_column):
         return bench_run_results.c.prompt
-    name, column = settings.prompt_column
+    name, column = only.split(".", 1) if only else settings.prompt_column or ("", "")
     # By a name of its own: the table may be the one that the statement reads already.
     theirs = sa.table(name, sa.column("id", Uuid), sa.column(column, Text)).alias("prompts")
     key = bench_run_results.c.run_id if name == bench_runs.name else bench_run_results.c.id
-    named = select(theirs.c[column]).where(theirs.c.id == key, bench_run_results.c.prompt_confidence.is_(None))
-    return func.coalesce(bench_run_results.c.prompt, named.scalar_subquery()).label("prompt")
+    named = select(theirs.c[column]).where(theirs.c.id == key)
+    if only:
+        return named.scalar_subquery().label("prompt")
+    not_recovered = named.where(bench_run_results.c.prompt_confidence.is_(None)).scalar_subquery()
+    return func.coalesce(bench_run_results.c.prompt, not_recovered).label("prompt")

@@ -111,19 +111,21 @@ class PendingImages:
         return connection.scalar(images.with_only_columns(func.count(bench_run_results.c.id))) or 0
 
 
-def select_scorable_images(settings: Settings) -> Select[Any]:
-    """Return the images that this model set may score."""
+def select_scorable_images(settings: Settings, prompts: str = "") -> Select[Any]:
+    """Return the images that this model set may score; their prompts from the column `prompts` alone, if given."""
     images = bench_run_results.c
-    images_of_set = select(images.id, prompt_column(settings), images.image_path, images.image_sha256)
+    images_of_set = select(images.id, prompt_column(settings, prompts), images.image_path, images.image_sha256)
     return images_of_set.where(in_model_set(settings.models)).order_by(images.created_at, images.id)
 
 
-def select_pending_scores(metric: str, settings: Settings, rests_on: str | None = None) -> PendingImages:
+def select_pending_scores(
+    metric: str, settings: Settings, rests_on: str | None = None, prompts: str = ""
+) -> PendingImages:
     """Return the images that need `metric`: without a score and with attempts left, or with a rescore requested.
 
     With `rests_on`, an encoder, only those that it has embedded or failed on: the others are still to come.
     """
-    pending = select_scorable_images(settings).where(is_pending(metric))
+    pending = select_scorable_images(settings, prompts).where(is_pending(metric))
     if rests_on:
         attempted = has_outcome(EMBEDDING_METRIC, image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
         pending = pending.where(or_(is_embedded(rests_on), attempted))

@@ -85,6 +85,28 @@ unsettled = or_(image_scores.c.value.is_(None), image_scores.c.rescore.is_not(No
 """Whether an outcome is a failure, or a value that is to be replaced."""
 _partial_index(image_scores, "unsettled", ("metric", "image_id"), unsettled)
 
+score_makers = Table(
+    "score_makers",
+    metadata,
+    Column("metric", String(50), primary_key=True),
+    Column("scorer", String(200), primary_key=True, comment="what would fill the column: model, weights' hash, …"),
+    Column(
+        "variant", Text, comment="JSON: reads, scorer and prompts of what computes the scores; NULL if nothing does"
+    ),
+    Column("sampled", Integer, nullable=False, comment="how many existing scores were computed again"),
+    Column("agreeing", Integer, nullable=False),
+    Column("mean_difference", Float),
+    Column("spread", Float, comment="standard deviation of the existing scores"),
+    Column("correlation", Float),
+    Column("tried", Text, nullable=False, comment="JSON: the figures of each variant, the best first"),
+    Column(
+        "sample", Text, nullable=False, comment="JSON: the ids of the images; the memory holds while they are as then"
+    ),
+    Column("digest", String(64), nullable=False, comment="of the scores and prompts of these images"),
+    Column("compared_at", TIMESTAMP, nullable=False),
+)
+"""Who made the scores that others wrote to a column of `bench_run_results`."""
+
 image_embeddings = Table(
     "image_embeddings",
     metadata,

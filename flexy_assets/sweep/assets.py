@@ -14,7 +14,7 @@ from flexy_assets.reporting import thumbnails
 from flexy_assets.reporting.columns import column_schema_metadata, plot_metadata
 from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.reporting.text_tables import format_markdown_table
-from flexy_assets.scoring import missing_scores
+from flexy_assets.scoring import agreement, makers, missing_scores
 from flexy_assets.scoring.missing_scores import ScoringOutcome
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import status
@@ -22,7 +22,7 @@ from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.flexyface import check_required_columns
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import list_sweeps, read_timings, save_sweep
-from flexy_assets.storage.scores import read_batch, read_scores, summarize_batch
+from flexy_assets.storage.scores import read_batch, read_scores, select_pending_scores, summarize_batch
 from flexy_assets.sweep import analysis, generation, plots
 from flexy_assets.sweep.generation import GenerationOutcome
 from flexy_assets.sweep.plan import MAX_IMAGES, PLAN_SCHEMA, SettingRange, Sweep, check_engine_settings, images_in_time
@@ -212,11 +212,31 @@ def embed_partitions(work: Work, batches: Sequence[str], report: Report, needed_
 
 
 def score_partitions(work: Work, metric: Metric, batches: Sequence[str], report: Report) -> None:
-    """Compute the partitions' missing scores of one metric."""
-    with work.slot, progress_bar(metric.name, work.count_pending(work.pending_scores(metric), batches)) as bar:
-        for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
-            work.record_partition(names.score_asset(metric.name), batch, outcome)
-            report(batch, _scores_metadata(work.database, metric, batch, outcome))
+    """Compute the partitions' missing scores of one metric, as the existing scores of its column were made.
+
+    Raises `UnknownMakerError` where it is unknown what made them.
+    """
+    with work.slot:
+        own, metric = metric, _maker_of_missing(work, metric, batches)
+        if metric.reads and metric.reads != own.reads:
+            for _ in missing_scores.embed_images(work, batches, lambda _: None, metric.reads, [metric.name]):
+                pass
+        with progress_bar(metric.name, work.count_pending(work.pending_scores(metric), batches)) as bar:
+            for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
+                work.record_partition(names.score_asset(metric.name), batch, outcome)
+                report(batch, _scores_metadata(work.database, metric, batch, outcome))
+
+
+def needs_clip_embeddings(work: Work, metric: Metric, batches: Sequence[str]) -> bool:
+    """Return whether the metric's missing scores in the partitions are computed from `clip_embeddings`."""
+    missing = work.count_pending(select_pending_scores(metric.name, work.settings), batches)
+    return bool(missing) and makers.reads_default_encoder(work, metric)
+
+
+def _maker_of_missing(work: Work, metric: Metric, batches: Sequence[str]) -> Metric:
+    """Return what computes the partitions' missing scores; the metric itself where none is missing."""
+    missing = select_pending_scores(metric.name, work.settings)
+    return makers.find_maker(work, metric) if work.count_pending(missing, batches) else metric
 
 
 def _score_asset(metric: Metric) -> dg.AssetsDefinition:
@@ -240,7 +260,9 @@ def _scores_metadata(database: Database, metric: Metric, batch: str, outcome: Sc
     with database.begin(reading=True) as connection:
         statistics = summarize_batch(connection, metric.name, batch)
     missing = statistics.pop("images") - statistics["scored"]
-    counts = {"scores computed": outcome.done, "scores failed": outcome.failed, "missing": missing}
+    counts: dict[str, Any] = {"scores computed": outcome.done, "scores failed": outcome.failed, "missing": missing}
+    if outcome.done:
+        counts["computed by"] = agreement.describe_variant(metric)
     return counts | {name: round(float(value), 4) for name, value in statistics.items() if value is not None}
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import dagster as dg
 
 from flexy_assets.reporting import text_tables
+from flexy_assets.scoring import makers
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import quality
+from flexy_assets.storage.makers import list_makers
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.quality import RunTally
 from flexy_assets.storage.scores import MAX_ATTEMPTS
@@ -165,11 +167,28 @@ def no_drift(scores: MetricScores) -> CheckOutcome:
     return CheckOutcome(error if real else None, {"compared": _table(rows)})
 
 
+def known_maker(scores: MetricScores) -> CheckOutcome:
+    """It is known what made the scores that were in the column before Flexy: one scorer, which fills the others too."""
+    with scores.database.begin(reading=True) as connection:
+        found = {maker.metric: maker for maker in list_makers(connection, scores.settings)}
+    maker = found.get(scores.metric.name)
+    if maker is None:
+        return CheckOutcome(None, {"made by": "Flexy"})
+    figures = makers.agreement_document(maker, scores.metric)
+    metadata = {"made by": makers.describe_maker(maker, scores.metric)} | {
+        name.replace("_", " "): figures[name]
+        for name in ("sampled", "agreeing", "mean_difference", "spread", "correlation")
+        if figures[name] is not None
+    }
+    metadata["tried"] = dg.MetadataValue.md("\n".join(f"- {each}" for each in maker.tried))
+    return CheckOutcome(makers.describe_refusal(maker) if maker.variant is None else None, metadata)
+
+
 Checks = Mapping[Callable[..., CheckOutcome], dg.AssetCheckSeverity]
 """Checks and how severe a failure of each is."""
 
 IMAGE_CHECKS: Checks = {files_as_recorded: ERROR, no_duplicates: WARN}
-SCORE_CHECKS: Checks = {in_range: ERROR, no_missing_scores: WARN, no_drift: WARN}
+SCORE_CHECKS: Checks = {known_maker: ERROR, in_range: ERROR, no_missing_scores: WARN, no_drift: WARN}
 
 
 def _specs(key: dg.AssetKey, checks: Checks) -> list[dg.AssetCheckSpec]:

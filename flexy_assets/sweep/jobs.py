@@ -13,10 +13,12 @@ from flexy_assets.dead_runs import end_dead_runs
 from flexy_assets.execution import batches_in_progress
 from flexy_assets.partitions import SEED_BATCHES
 from flexy_assets.reporting import text_tables, thumbnails
+from flexy_assets.scoring import makers
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import gallery, status
 from flexy_assets.storage.adoption import adopt_rows, batch_names
 from flexy_assets.storage.flexyface import check_required_columns
+from flexy_assets.storage.makers import record_maker
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import save_sweep
 from flexy_assets.storage.scores import count_missing_scores, request_rescore
@@ -29,6 +31,7 @@ from resources.images import ImageStore
 from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
 from resources.models import registry
+from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
 
@@ -56,7 +59,11 @@ def _report(context: dg.OpExecutionContext, key: dg.AssetKey, batch: str, metada
 
 
 def _embed(context: dg.OpExecutionContext, work: Work, batches: list[str], metrics: list[str]) -> None:
-    """Embed the images that the partitions' missing scores need."""
+    """Embed the images that the partitions' missing scores need, if these are computed from this encoder's vectors."""
+    with work.slot:
+        metrics = [name for name in metrics if assets.needs_clip_embeddings(work, METRICS[name], batches)]
+    if not metrics:
+        return
     assets.embed_partitions(work, batches, partial(_report, context, assets.clip_embeddings.key), metrics)
 
 
@@ -92,7 +99,12 @@ def _backfill_op(metric: Metric) -> dg.OpDefinition:
         pool="gpu",
     )
     def backfill(context: dg.OpExecutionContext, config: BackfillConfig, work: dg.ResourceParam[Work]) -> None:
-        _score(context, work, metric, _missing_batches(work, metric.name) if config.batches is None else config.batches)
+        batches = _missing_batches(work, metric.name) if config.batches is None else config.batches
+        try:
+            _score(context, work, metric, batches)
+        except makers.UnknownMakerError as error:
+            # The check of the metric fails in the results, which are made after a run that succeeds.
+            context.log.error(str(error))
 
     return backfill
 
@@ -133,12 +145,17 @@ def rescore(context: dg.OpExecutionContext, config: RescoreConfig, work: dg.Reso
         runs = [UUID(run) for run in config.runs]
     except ValueError:
         raise BadInputError(f"invalid sweep ids {config.runs}: flexy status --json lists them in full") from None
+    whole = not runs and not config.failed
+    if not whole:
+        makers.find_maker(work, metric)  # so that a column never has two makers
     with work.database.begin() as connection:
         request = request_rescore(connection, metric, runs, config.failed, work.settings)
         if request.replaced != config.replaces:
             raise BadInputError(
                 f"{request.replaced} scores would be replaced, not {config.replaces}: set replaces to that number"
             )
+        if whole:
+            record_maker(connection, makers.own_maker(work, metric), [])
     batches = _missing_batches(work, metric.name)
     if metric.reads:
         _embed(context, work, batches, [metric.name])
@@ -273,7 +290,12 @@ def request_backfill(
         missing = count_missing_scores(connection, settings)
         if not missing:
             return dg.SkipReason(status.nothing_missing_reason(connection, settings))
-    selected = backfill.select_partitions(missing, batches_in_progress(instance))
+    work = Work(database, images, ModelSlot(), settings)
+    refusals = makers.recall_refusals(work, [METRICS[name] for name in missing])
+    fillable = {name: batches for name, batches in missing.items() if name not in refusals}
+    selected = backfill.select_partitions(fillable, batches_in_progress(instance))
+    if not fillable:
+        return dg.SkipReason("; ".join(map(makers.describe_refusal, refusals.values())))
     if not selected:
         return dg.SkipReason("a backfill is already running for all missing scores")
     images.check()

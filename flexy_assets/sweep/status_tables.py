@@ -27,7 +27,13 @@ def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
         for root in counts.get("image_roots", ())
         if root["rows"]
     ]
-    tables = {"scores": counts["metrics"], "runs": runs, "by steps (means)": counts["steps"], "newest": newest}
+    makers = [
+        {"metric": metric, "made by": each["variant"] or "unknown: nothing is filled"}
+        | {name.replace("_", " "): each[name] for name in ("sampled", "agreeing", "mean_difference", "correlation")}
+        for metric, each in counts.get("agreement", {}).items()
+    ]
+    tables: dict[str, TableRows] = {"scores": counts["metrics"]} | ({"existing scores": makers} if makers else {})
+    tables |= {"runs": runs, "by steps (means)": counts["steps"], "newest": newest}
     return tables | {"image roots": roots}
 
 

@@ -31,7 +31,7 @@ class Metric:
     is computed from images. `scorer` is the registry entry that computes it, or a "module:callable" that needs no
     weights (of edits and inpainting: `resources.metrics.scoring`; by default, `score` of the declaring module). With
     `by_judge` it is computed one image at a time, and again after an error. Values that differ by at most `tie` are
-    equal. Tables show metrics by `order`.
+    equal. `prompts` is the column, `TABLE.COLUMN`, that alone its prompts come from. Tables show metrics by `order`.
     """
 
     name: str
@@ -47,7 +47,13 @@ class Metric:
     scorer: str | None = None
     by_judge: bool = False
     tie: float = 1e-9
+    prompts: str = ""
     order: int = 100
+
+    @property
+    def uses_prompt(self) -> bool:
+        """Whether a sweep's metric compares the image with its prompt."""
+        return self.reads is None or self.reads == self.scorer
 
 
 SelectingMetric = partial(Metric, role="selecting")

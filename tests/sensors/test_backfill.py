@@ -18,12 +18,15 @@ import sqlalchemy as sa
 
 from flexy_assets.dead_runs import PROCESS_TAG, process_tag
 from flexy_assets.execution import batches_in_progress, run_job, step_failures
+from flexy_assets.scoring import makers
 from flexy_assets.scoring.work import Work
+from flexy_assets.storage.makers import record_maker
 from flexy_assets.storage.tables import METRIC_COLUMNS
 from flexy_assets.sweep import jobs
 from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
+from resources.metrics.sweep import METRICS
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from sensors.failed_runs import failed_runs, post_failure
@@ -60,6 +63,13 @@ class Table:
         with self.database.begin(reading=True) as connection:
             return [dict(row) for row in connection.execute(statement).mappings()]
 
+    def trust(self) -> None:
+        """Let the values that a test writes pass for Flexy's own."""
+        work = Work(self.database, ImageStore(self.settings.images), ModelSlot(), self.settings)
+        with self.database.begin() as connection:
+            for metric in METRICS.values():
+                record_maker(connection, makers.own_maker(work, metric), [])
+
     def missing(self) -> dict[str, int]:
         rows = self.rows(", ".join(METRIC_COLUMNS))
         return {name: sum(row[name] is None for row in rows) for name in METRIC_COLUMNS}
@@ -95,6 +105,7 @@ def asked(request: dg.RunRequest | dg.SkipReason) -> dict[str, list[str]]:
 def test_missing_scores_in_forty_scattered_partitions_are_one_run(table: Callable[..., Table]) -> None:
     at = table((200, 200), 0, FLEXY_BATCH_SIZE="5")
     assert set(asked(at.request())) == {"backfill_clip_embeddings", *(f"backfill_{name}" for name in METRIC_COLUMNS)}
+    at.trust()
     at.execute(ALL)
     batches = sorted({row["batch"] for row in at.rows("batch")})
     assert len(batches) == 80
@@ -124,8 +135,12 @@ def test_missing_scores_in_forty_scattered_partitions_are_one_run(table: Callabl
 def test_only_images_with_missing_scores_are_opened(table: Callable[..., Table]) -> None:
     at = table((40,), 0)
     at.request()
+    at.trust()
     at.execute(ALL)
-    at.execute("UPDATE bench_run_results SET aes_v2_score = NULL WHERE image_path < '000005.png'")
+    at.execute(
+        "UPDATE bench_run_results SET aes_v2_score = NULL WHERE image_path < :fifth",
+        fifth=f"{at.settings.images}/000005.png",
+    )
     for picture in sorted((Path(at.settings.images)).iterdir())[5:]:
         picture.unlink()
     request = at.request()

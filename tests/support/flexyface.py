@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -14,6 +14,8 @@ from sqlalchemy import text
 
 from resources.database import Database
 from resources.mini import world
+from resources.models import registry
+from resources.settings import Settings
 
 TABLES = """
 CREATE TABLE bench_runs (
@@ -43,6 +45,19 @@ GOES = (600, 400, 143, 857)
 SCORED = 1_865
 """How many images, the oldest, have CLIP score and aesthetic V1."""
 
+
+class Maker(NamedTuple):
+    """What made the existing scores: scorers of the mini set; with `titles`, against the runs' titles."""
+
+    encoder: str = "clip"
+    head: str = "aesthetic_v1"
+    titles: bool = False
+
+
+OURS = Maker()
+OPEN_CLIP = Maker("clip_gelu")
+"""Who made FlexyFace's own: open_clip without QuickGELU, and LAION's MLP."""
+
 PROMPT_COLUMN = "bench_run_results.prompt"
 """Where the prompts are that somebody has added: FlexyFace keeps none of a sweep."""
 
@@ -54,10 +69,12 @@ def bring(
     scored: int = SCORED,
     seed: int = 0,
     side: int = world.SIDE,
+    made_by: Maker | None = OURS,
 ) -> None:
     """Make the tables in an empty database, their rows, and their pictures of `side` pixels under `images`.
 
-    A run is a sweep, whose `prompt` is a title; each row's prompt is in a column `prompt` that was added later.
+    A run is a sweep, whose `prompt` is a title; each row's prompt is in a column `prompt` that was added later. The
+    scores that are there were made by `made_by`, or are random: nothing reproduces them.
     """
     rng = np.random.default_rng(seed)
     postgres = database.url.get_backend_name() == "postgresql"
@@ -69,6 +86,13 @@ def bring(
     ]
     images.mkdir(parents=True, exist_ok=True)
     rows = list(_rows(images, runs, goes, scored, rng, side))
+    if made_by and scored:
+        titles = {run["id"]: run["prompt"] for run in runs}
+        key = made_by, *goes, scored, seed, side
+        if key not in _made:
+            _made[key] = _make_scores(made_by, rows[:scored], titles)
+        for row, values in zip(rows, _made[key], strict=False):
+            row |= values
     with database.begin() as connection:
         for statement in tables.split(";\n"):
             if statement.strip():
@@ -80,6 +104,23 @@ def bring(
         names = list(rows[0])
         values = ", ".join(f":{name}" for name in names)
         connection.execute(text(f"INSERT INTO bench_run_results ({', '.join(names)}) VALUES ({values})"), rows)
+
+
+_made: dict[Any, list[dict[str, float]]] = {}
+
+
+def _make_scores(made_by: Maker, rows: Sequence[dict[str, Any]], titles: dict[str, str]) -> list[dict[str, float]]:
+    settings = Settings.read({"FLEXY_MODELS": "mini"})
+    encoder, head = (registry.find_scorer(name, settings).load() for name in made_by[:2])
+    parts = [rows[start : start + 64] for start in range(0, len(rows), 64)]
+    seen = np.concatenate([encoder.embed([Image.open(row["image_path"]) for row in part]) for part in parts])
+    prompts = [titles[row["run_id"]] if made_by.titles else row["prompt"] for row in rows]
+    texts = {prompt: vector for prompt in set(prompts) for vector in encoder.texts([prompt])}
+    pairs = zip(seen, prompts, head.score_embeddings(seen), strict=True)
+    return [
+        {"clip_score": float(vector @ texts[prompt]), "aesthetic_score": float(aesthetic)}
+        for vector, prompt, aesthetic in pairs
+    ]
 
 
 def _title(count: int) -> str:
@@ -109,6 +150,7 @@ def _rows(
         for _ in range(count):
             name = f"{number:06d}.png"
             _picture(rng, side).save(images / name, compress_level=4)
+            random_scores = {"clip_score": float(rng.uniform(0.1, 0.4)), "aesthetic_score": float(rng.uniform(3, 7))}
             there = number < scored
             yield {
                 "id": _id(rng),
@@ -123,8 +165,7 @@ def _rows(
                 "tf32_enabled": True,
                 "image_path": str(images / name),
                 "prompt": scenes[number % len(scenes)].caption,
-                "clip_score": float(rng.uniform(0.1, 0.4)) if there else None,
-                "aesthetic_score": float(rng.uniform(3, 7)) if there else None,
+                **(random_scores if there else dict.fromkeys(random_scores)),
                 "metrics_status": "complete" if there else "pending",
                 "created_at": BEGAN + timedelta(seconds=number // 3),
             }

@@ -32,7 +32,7 @@ from resources.settings import Settings
 
 Adder = Callable[..., list[UUID]]
 SCORED = dict.fromkeys(METRIC_COLUMNS, 0.5)
-OF_SCORES = ("in_range", "no_missing_scores", "no_drift")
+OF_SCORES = ("known_maker", "in_range", "no_missing_scores", "no_drift")
 OF_IMAGES = ("generated_images:files_as_recorded", "generated_images:no_duplicates")
 ALL = {*OF_IMAGES, *(f"{metric}s:{check}" for metric in METRICS for check in OF_SCORES)}
 PATH = "4b7193fd_0000/000000.png"

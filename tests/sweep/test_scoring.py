@@ -314,7 +314,7 @@ def test_adding_a_metric_to_a_sweep_is_one_file(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["asset"] == "`sharpness` (Sharpness): how sharp the image is."
     assert found["column"] == "Sharpness: how sharp the image is (grey levels)"
-    assert {"in_range", "no_missing_scores", "no_drift"} == set(found["checks"])
+    assert {"known_maker", "in_range", "no_missing_scores", "no_drift"} == set(found["checks"])
     assert found["run"]["scores_computed"] == 4 * (len(METRICS) + 1)
     assert found["status"]["runs"][0]["sharpness"] == {"scored": 4, "missing": 0, "failed": 0}
     scores = pl.read_parquet(tmp_path / "home/assets/sweep_scores.parquet")["sharpness"]

@@ -1,0 +1,143 @@
+"""Scores that others wrote: their maker is recognised and fills the rest, or nothing is written to their column."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+
+from flexy_assets.scoring import makers
+from flexy_assets.scoring.work import Work
+from flexy_assets.storage.adoption import adopt_rows
+from flexy_assets.sweep import checks, jobs
+from resources.database import Database
+from resources.errors import BadInputError
+from resources.metrics.sweep import METRICS
+from resources.settings import Settings
+from tests.conftest import Flexy
+from tests.support import flexyface
+
+pytestmark = pytest.mark.slow(seconds=100)
+
+IMAGES, SCORED = (16, 8), 20
+OLD = ("clip_score", "aesthetic_score")
+Bring = Callable[..., Work]
+
+
+@pytest.fixture
+def bring(empty_database: Database, home: Path, monkeypatch: pytest.MonkeyPatch) -> Bring:
+    """`bring(made_by)` brings a FlexyFace database whose scores were made by it."""
+
+    def bring(made_by: flexyface.Maker | None, scored: int = SCORED, **environment: str) -> Work:
+        flexyface.bring(empty_database, home / "pictures", IMAGES, scored, made_by=made_by)
+        url = empty_database.url.render_as_string(hide_password=False)
+        variables = {"FLEXY_DATABASE_URL": url, "FLEXY_IMAGES": str(home / "pictures")} | environment
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return Work.from_settings(Settings.read())
+
+    return bring
+
+
+def columns(database: Database) -> dict[str, tuple[float | None, ...]]:
+    """The first two scores by image path."""
+    with database.begin(reading=True) as connection:
+        rows = connection.execute(sa.text(f"SELECT image_path, {', '.join(OLD)} FROM bench_run_results"))
+        return {path: tuple(scores) for path, *scores in rows}
+
+
+def check(work: Work, metric: str) -> checks.CheckOutcome:
+    return checks.known_maker(checks.MetricScores(METRICS[metric], work.database, work.settings))
+
+
+def test_the_variant_that_made_the_scores_is_recognised_and_fills_the_rest(
+    flexy: Flexy, bring: Bring, empty_database: Database, tmp_path: Path
+) -> None:
+    work = bring(flexyface.OPEN_CLIP)
+    before = columns(empty_database)
+    result = flexy("backfill", "--json")
+    assert result.exit_code == 0, result.output
+    answered = json.loads(result.stdout)
+    assert answered["filled"]["clip_score"] == answered["filled"]["aesthetic_score"] == 4
+    assert [answered["agreement"][name]["variant"] for name in OLD] == ["clip_gelu", "clip_gelu + aesthetic_v1"]
+    assert [answered["agreement"][name]["sampled"] for name in OLD] == [SCORED] * 2
+    after = columns(empty_database)
+    assert {path: after[path] for path, scores in before.items() if None not in scores} == {
+        path: scores for path, scores in before.items() if None not in scores
+    }
+    whole = Database(f"sqlite:///{tmp_path / 'whole.sqlite'}")
+    flexyface.bring(whole, tmp_path / "pictures", IMAGES, 24, made_by=flexyface.OPEN_CLIP)
+    for path, scores in columns(whole).items():
+        assert after[path] == pytest.approx(scores, abs=1e-5)
+    with empty_database.begin(reading=True) as connection:
+        scorers = set(connection.scalars(sa.text("SELECT scorer FROM image_scores WHERE metric = 'aesthetic_score'")))
+    assert len(scorers) == 1 and "mini_clip_gelu@" in scorers.pop()
+    passed = check(work, "aesthetic_score")
+    assert passed.error is None and passed.metadata["made by"] == "clip_gelu + aesthetic_v1"
+    assert "clip_gelu + aesthetic_v1" in flexy("status").stdout
+
+
+def test_scores_of_an_unknown_maker_are_left_and_reported_until_the_column_is_rescored(
+    flexy: Flexy, bring: Bring, empty_database: Database, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = bring(None)
+    before = columns(empty_database)
+    result = flexy("backfill", "--json")
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    for words in ("clip_score is not filled: 20 of its scores", "aesthetic_score is not filled", "clip_gelu + aes"):
+        assert words in line
+    assert "correlation" in line and "flexy rescore aesthetic_score" in line
+    answered = json.loads(result.stdout)
+    assert answered["filled"] == {"aes_v2_score": 24, "hps_v2_score": 24}
+    assert [answered["agreement"][name]["variant"] for name in OLD] == [None, None]
+    assert [answered["agreement"][name]["done"] for name in OLD] == ["nothing written"] * 2
+    assert columns(empty_database) == before
+    assert "no known scorer gives them" in (check(work, "clip_score").error or "")
+    assert check(work, "hps_v2_score").error is None
+
+    # The night does not ask again.
+    monkeypatch.setattr(makers, "_compare", None)
+    with dg.DagsterInstance.local_temp(str(home)) as instance:
+        request = jobs.request_backfill(instance, work.database, work.store, work.settings)
+    assert isinstance(request, dg.SkipReason) and "aesthetic_score is not filled" in str(request.skip_message)
+    again = flexy("backfill", "--json")
+    assert (again.exit_code, json.loads(again.stdout)["scores_computed"]) == (2, 0)
+    assert again.stderr == result.stderr
+    refused = flexy("rescore", "clip_score", "--failed")
+    assert refused.exit_code != 0 and "clip_score is not filled" in refused.stderr
+
+    for metric in OLD:
+        assert flexy("rescore", metric, "--replace", str(SCORED), "--json").exit_code == 0
+        assert check(work, metric).error is None
+    after = columns(empty_database)
+    assert not any(after[path] == scores for path, scores in before.items())
+    assert None not in {score for scores in after.values() for score in scores}
+    assert flexy("backfill").exit_code == 0
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_scores_against_the_runs_titles_and_by_the_linear_head_are_recognised(bring: Bring) -> None:
+    work = bring(flexyface.Maker("clip", "aesthetic_linear", titles=True))
+    adopt_rows(work.database, work.settings)
+    clip, aesthetic = (makers.find_maker(work, METRICS[name]) for name in OLD)
+    assert (clip.reads, clip.prompts) == ("clip", "bench_runs.prompt")
+    assert (aesthetic.reads, aesthetic.scorer) == ("clip", "aesthetic_linear")
+    assert makers.find_maker(work, METRICS["hps_v2_score"]) == METRICS["hps_v2_score"], "nobody has scored it"
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_images_that_cannot_be_read_tell_nothing_and_nothing_is_remembered(bring: Bring, home: Path) -> None:
+    work = bring(flexyface.OURS)
+    adopt_rows(work.database, work.settings)
+    (home / "pictures").rename(home / "elsewhere")
+    (home / "pictures").mkdir()
+    with pytest.raises(BadInputError, match=r"none of 20 images with an existing score can be read"):
+        makers.find_maker(work, METRICS["clip_score"])
+    (home / "pictures").rmdir()
+    (home / "elsewhere").rename(home / "pictures")
+    assert makers.find_maker(work, METRICS["clip_score"]) == METRICS["clip_score"]

@@ -1,7 +1,5 @@
 """Benchmarks: each runs by name (`python -m benchmarks.NAME`), prints a table and writes JSON."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ to their columns, with one message and exit status 2, and the asset check must f
 FLEXY_DATABASE_URL names. Prints a table and writes benchmarks/results/agreement.json.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

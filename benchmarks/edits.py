@@ -8,8 +8,6 @@ Also shown is the selector's share, by selecting among TTFLUX's own candidates a
 tuned on other edits. Resumes in --home. Prints a table and writes benchmarks/results/edits.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import tempfile

@@ -4,8 +4,6 @@ Clones this repository's HEAD into a temporary folder and runs `make demo` twice
 Prints each claim with its value and threshold and writes benchmarks/results/fresh_clone.json.
 """
 
-from __future__ import annotations
-
 import csv
 import subprocess
 import sys

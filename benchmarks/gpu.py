@@ -16,8 +16,6 @@ or takes too long does not stop the others; the exit status is 1 where one did o
 runs in a reduced form, which shows that it works and nothing else. Needs none of dagster, polars and alembic.
 """
 
-from __future__ import annotations
-
 import copy
 import gc
 import hashlib

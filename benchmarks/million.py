@@ -7,8 +7,6 @@ quarter of each score is missing, at random. Times are the worst of three; memor
 Prints a table and writes benchmarks/results/million.json.
 """
 
-from __future__ import annotations
-
 import resource
 import tempfile
 from collections.abc import Callable

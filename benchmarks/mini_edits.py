@@ -5,8 +5,6 @@ steps, guidances and seed; writes benchmarks/results/mini_edits.json, and ends w
 missed. Guidances are tuned on other edits and seeds than they are evaluated on.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import replace

@@ -5,8 +5,6 @@ with insightface's own classes and against the drawing with the right face. Prin
 threshold, writes benchmarks/results/mini_faces.json, and ends with status 1 where a threshold is missed.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict

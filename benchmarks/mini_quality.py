@@ -4,8 +4,6 @@ Prints each claim with its value and threshold, writes benchmarks/results/mini_q
 where a threshold is missed. Guidance is tuned on other scenes and seeds than it is evaluated on.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

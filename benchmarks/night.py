@@ -7,8 +7,6 @@ psql's. Uses the Postgres of FLEXY_DATABASE_URL, on which it creates temporary d
 table and writes benchmarks/results/night.json.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -9,8 +9,6 @@ of the medians. On a private Postgres where one is named by FLEXY_DATABASE_URL (
 dropped), else on SQLite. Prints a table and writes benchmarks/results/orchestration.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

@@ -7,8 +7,6 @@ share called sure, and the share of the sure that is right, without and with the
 1 where a threshold is missed.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -8,8 +8,6 @@ Targets: 2,000 rows within 60 s and 15 MB, opening within 2 s; 100,000 rows with
 Prints a table and writes benchmarks/results/report.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import resource

@@ -6,8 +6,6 @@ including loading the models. Prints tables and writes benchmarks/results/scorin
 runs in fp32, and once more in bf16; on a GPU in fp16, where `benchmarks.gpu` scores 2,000 images against the clock.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections.abc import Callable, Sequence

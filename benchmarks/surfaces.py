@@ -10,8 +10,6 @@ process. The analysis was tuned on seeds below 1,000 and from 1,000,000 on; thes
 Prints a table and writes benchmarks/results/surfaces.json.
 """
 
-from __future__ import annotations
-
 import json
 import resource
 from collections.abc import Callable

@@ -10,8 +10,6 @@ and no worse than many steps. Prints each claim with its value and writes benchm
 defaults it takes half an hour on one core.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

@@ -7,8 +7,6 @@ Postgres that FLEXY_DATABASE_URL names (an empty database on it is made and drop
 benchmarks/results/workers.json.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

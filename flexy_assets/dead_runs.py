@@ -1,7 +1,5 @@
 """Dagster runs whose process was killed: each run is tagged with its process, so that a dead one can be ended."""
 
-from __future__ import annotations
-
 import os
 import socket
 from pathlib import Path

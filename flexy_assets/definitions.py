@@ -1,7 +1,5 @@
 """Binds assets, jobs, schedules, sensors and resources; nothing else."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 import sensors

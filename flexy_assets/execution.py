@@ -1,7 +1,5 @@
 """Dagster runs in this process on the user's instance, so that what the command does shows in the UI."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence

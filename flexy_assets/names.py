@@ -1,7 +1,5 @@
 """Names of assets, jobs, ops and partitions that are built from other names. Only this module knows their form."""
 
-from __future__ import annotations
-
 from uuid import UUID
 
 BACKFILL_JOB = "backfill_scores"  # the job that computes missing scores

@@ -1,7 +1,5 @@
 """The partition definitions, and how an asset reports what it did to a partition."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Splits sequences into chunks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """The results database: SQLite in WAL mode by default, Postgres in production."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator

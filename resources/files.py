@@ -1,7 +1,5 @@
 """Local files: written whole or not at all, hashed, locked, and their errors described."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

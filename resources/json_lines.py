@@ -1,7 +1,5 @@
 """Reads JSON that others wrote: a bad line is reported with its reason, and the next one is read."""
 
-from __future__ import annotations
-
 import json
 import math
 import unicodedata

@@ -1,7 +1,5 @@
 """Keeps finished tables as Parquet, one file per asset, where users and notebooks find them by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import dagster as dg

@@ -1,7 +1,5 @@
 """Checks prompts, and reads files of them: text, JSON, JSON lines, CSV and TSV."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -5,8 +5,6 @@ loaded, and its import then fails on operators that it registers rules for. Decl
 avoids that; the operators themselves (non-maximum suppression) stay unusable, and Flexy does not use them.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder

@@ -1,7 +1,5 @@
 """Schedules and sensors: new rows, missing scores, new Label Studio tasks, failed and dead Dagster runs."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from resources.settings import Settings

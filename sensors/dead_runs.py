@@ -1,7 +1,5 @@
 """Dagster runs whose process was killed."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from flexy_assets.dead_runs import end_dead_runs

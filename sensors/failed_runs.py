@@ -1,7 +1,5 @@
 """Notices of failed Dagster runs: in the log, and at a URL the user sets."""
 
-from __future__ import annotations
-
 import dagster as dg
 import requests
 

@@ -1,7 +1,5 @@
 """Tables, CSV and report after a backfill."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from flexy_assets.sweep import jobs

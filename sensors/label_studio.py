@@ -1,7 +1,5 @@
 """New and changed tasks of a Label Studio project."""
 
-from __future__ import annotations
-
 import json
 from urllib.parse import quote
 

@@ -1,7 +1,5 @@
 """Rows that anybody added to the table of images."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from flexy_assets.scoring.work import Work

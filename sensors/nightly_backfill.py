@@ -1,7 +1,5 @@
 """The nightly backfill of missing scores."""
 
-from __future__ import annotations
-
 import dagster as dg
 
 from flexy_assets.scoring.work import Work

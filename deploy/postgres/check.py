@@ -1,7 +1,5 @@
 """Fail with one line if Dagster and the results would share a database: their tables would collide."""
 
-from __future__ import annotations
-
 import os
 import sys
 

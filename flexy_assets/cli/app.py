@@ -1,7 +1,5 @@
 """The entry point of `flexy`: the group of all commands and their deprecated names."""
 
-from __future__ import annotations
-
 import click
 
 from flexy_assets.cli import edits, inpaint, models, prompts, scores, sweep

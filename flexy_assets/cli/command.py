@@ -1,7 +1,5 @@
 """What all commands share: --json, errors in one line, the exit status, deprecated names."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

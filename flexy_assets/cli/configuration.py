@@ -1,7 +1,5 @@
 """Every variable with its value, source and purpose: the table of `flexy config` and the reference page."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`flexy compare` and `flexy select`: the best of N edits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`flexy inpaint`: correct the faces in the tasks of a Label Studio project."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

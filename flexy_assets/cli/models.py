@@ -1,7 +1,5 @@
 """`flexy models`, `gallery`, `example` and `config`."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path

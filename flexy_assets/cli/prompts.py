@@ -1,7 +1,5 @@
 """`flexy prompts`: find the prompts that images were made from."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`flexy status`, `backfill`, `rescore`, `export` and `report`: what the tables hold, and the scores they lack."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

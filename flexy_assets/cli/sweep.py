@@ -1,7 +1,5 @@
 """`flexy demo` and `flexy sweep`: plan a sweep, make and score its images."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,5 @@
 """`flexy compare`: a comparison from plan to report, on the user's Dagster instance."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from shutil import copyfile

@@ -4,8 +4,6 @@ Values are one row per winner and metric (`VALUES_SCHEMA`). A task without a val
 that metric and counted, never imputed. scipy is loaded where it is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 

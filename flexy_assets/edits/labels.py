@@ -1,7 +1,5 @@
 """Labels of methods, metrics and budgets."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from flexy_assets.reporting.formatting import format_count

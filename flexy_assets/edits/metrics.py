@@ -1,7 +1,5 @@
 """Scores edits by the metrics that `resources.metrics.edits` declares."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """The tables of edits as figures, for the report, the notebook and Dagster's UI."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 

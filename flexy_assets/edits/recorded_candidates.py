@@ -1,7 +1,5 @@
 """Reads recorded candidates: the JSON lines in which qwen3-score stores every candidate."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """Builds the tables of a comparison from its candidates."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence, Set
 from itertools import product

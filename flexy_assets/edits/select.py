@@ -1,7 +1,5 @@
 """`flexy select`: selects winners among recorded candidates, with any weights."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Copies the source images of an edit set below the image root, where all images of a comparison lie."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

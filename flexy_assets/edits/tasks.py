@@ -1,7 +1,5 @@
 """Reads an edit set: source images and instructions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Therefore it accepts only its own host names (against DNS rebinding) and trials 
 files by image id, never by a path from outside.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import socket

@@ -1,7 +1,5 @@
 """The queue of trials: each is a Dagster run of the job `try_image`, one at a time, first in, first out."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`flexy inpaint`: imports tasks, runs the assets on their partitions, and pushes predictions."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

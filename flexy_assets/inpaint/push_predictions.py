@@ -1,7 +1,5 @@
 """Pushes winners to Label Studio as predictions, each once, and stores the server's answers."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Takes tasks from the face swap to the selection: each step does what is missing, and commits as it goes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Agreement of scores with the people who reviewed the images."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

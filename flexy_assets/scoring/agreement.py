@@ -1,7 +1,5 @@
 """Whether the scores in a column are those of a scorer, from a sample that was computed again: plain arithmetic."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Scores the candidates of edits and inpainting; each chunk is committed before the next one starts."""
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Recognises who made the scores in a column before its missing ones are computed: as they were made, or not at all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

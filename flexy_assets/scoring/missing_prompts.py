@@ -1,7 +1,5 @@
 """Recover the prompts of images that have none from a list of candidates; see `prompt_recovery`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby

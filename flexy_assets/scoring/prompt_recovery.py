@@ -3,8 +3,6 @@
 The plan: a sweep of m prompts has each of them once in every m consecutive images. Plain functions of arrays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product

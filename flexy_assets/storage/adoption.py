@@ -1,7 +1,5 @@
 """Adoption of existing rows: they get a batch, and their prompts are read from the column the user names."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Sequence

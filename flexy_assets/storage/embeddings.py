@@ -1,7 +1,5 @@
 """Embeddings of images and prompts. Every function takes a connection in a transaction."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any

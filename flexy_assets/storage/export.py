@@ -1,7 +1,5 @@
 """FlexyFace's CSV, as `psql`'s COPY (…) TO STDOUT WITH CSV HEADER writes it."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Collection

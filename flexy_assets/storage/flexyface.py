@@ -1,7 +1,5 @@
 """FlexyFace's own columns: what its tables ask of the rows that Flexy adds, and what its pages read of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID

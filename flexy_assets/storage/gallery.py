@@ -1,7 +1,5 @@
 """Images one by one, as the gallery shows them: settings, scores, and the error of a missing score."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any

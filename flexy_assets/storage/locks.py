@@ -1,7 +1,5 @@
 """Locks that keep two workers from doing the same work at the same time."""
 
-from __future__ import annotations
-
 import fcntl
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """Who made the scores in a column, and the sample that told it. Every function takes a connection in a transaction."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Titles that stand where prompts should, images without a prompt, and the prompts that are found for them."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Missing scores, scores out of range, recorded files and duplicates, all counted by the database."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime

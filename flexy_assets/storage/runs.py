@@ -1,7 +1,5 @@
 """Sweeps and images: `bench_runs` and `bench_run_results`. Every function takes a connection in a transaction."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

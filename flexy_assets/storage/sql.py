@@ -1,7 +1,5 @@
 """SQL helpers: an upsert in each dialect, and the time as the tables hold it."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The state of the tables: progress, failures with their errors, the newest images."""
 
-from __future__ import annotations
-
 from typing import Any
 from uuid import UUID
 

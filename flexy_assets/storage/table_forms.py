@@ -1,7 +1,5 @@
 """The forms of table that can be adopted. Each other form is refused in one line before the table is touched."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from urllib.parse import quote

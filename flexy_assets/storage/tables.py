@@ -1,7 +1,5 @@
 """The tables. `bench_runs` and `bench_run_results` keep FlexyFace's names and types."""
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from sqlalchemy import TIMESTAMP, BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table, Text, Uuid, or_
 

@@ -1,7 +1,5 @@
 """FLUX.1: schnell generates images, Kontext edits them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

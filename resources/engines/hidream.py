@@ -1,7 +1,5 @@
 """HiDream-I1, whose fourth text encoder is a Llama published separately."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from diffusers import HiDreamImagePipeline

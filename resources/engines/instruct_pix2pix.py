@@ -1,7 +1,5 @@
 """InstructPix2Pix on Stable Diffusion XL: a UNet with the source as an additional input (Brooks et al. 2023)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

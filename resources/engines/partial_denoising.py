@@ -1,7 +1,5 @@
 """Partial denoising runs: from one step of a schedule to another, from any latents, every step counted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

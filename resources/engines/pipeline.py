@@ -1,7 +1,5 @@
 """Base classes of engines and editors: a diffusers pipeline that is loaded, placed on a device and called."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Qwen-Image-Edit and its successors (2509, 2511)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from diffusers import QwenImageEditInpaintPipeline, QwenImageEditPipeline, QwenImageEditPlusPipeline

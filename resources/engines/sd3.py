@@ -1,7 +1,5 @@
 """Stable Diffusion 3 and 3.5."""
 
-from __future__ import annotations
-
 from diffusers import StableDiffusion3Pipeline
 
 from resources.engines.pipeline import GuidedEngine

@@ -1,7 +1,5 @@
 """Stable Diffusion XL and its fine-tunes (RealVisXL), and the mini model of the same class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

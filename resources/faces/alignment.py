@@ -1,7 +1,5 @@
 """Crops an aligned face and pastes it back: pixels away from the face do not change."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import cv2

@@ -3,8 +3,6 @@
 insightface would download a missing pack: it is given only paths of files that exist.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import warnings

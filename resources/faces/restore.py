@@ -1,7 +1,5 @@
 """Restores a face after the swap with an ONNX face restorer such as GFPGAN or CodeFormer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

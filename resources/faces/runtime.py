@@ -1,7 +1,5 @@
 """Session options of ONNX models: the same device and threads as every other model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import onnxruntime

@@ -1,7 +1,5 @@
 """The HTTP client under the judges, Label Studio and the downloads: limits, retries, no redirects, secrets masked."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

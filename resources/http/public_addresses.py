@@ -3,8 +3,6 @@
 Stricter than `ipaddress.is_global`, which lets multicast, Azure's host and NAT64 prefixes through.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import re
 import socket

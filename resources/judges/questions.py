@@ -1,7 +1,5 @@
 """The questions to judges. A change of a question's text needs a higher version."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Reads Label Studio tasks, from an export file or from the list of its API."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

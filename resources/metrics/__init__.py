@@ -5,8 +5,6 @@ A new metric of a product is one file in the product's package here (`resources/
 importing the declarations loads no model library.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ An instruction is one of the world's captions. It specifies the result; an attri
 differs from it, and everything else stays exactly as it is.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from dataclasses import dataclass, replace

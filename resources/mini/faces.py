@@ -4,8 +4,6 @@ A `Person` is determined by a number and recognised by their `Features`; hair, c
 `FaceScene` has the position of each face, so that detection, recognition and swapping can be evaluated.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Reads an image of the drawn world by rule, without a model, as the ground truth for models."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Deprecated name of `resources.mini.training.train`; goes in the next release."""
 
-from __future__ import annotations
-
 import sys
 
 from resources.mini.training.train import run_training

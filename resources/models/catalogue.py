@@ -1,7 +1,5 @@
 """The list of models, with what is on this machine."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from resources.models import registry, weights

@@ -1,7 +1,5 @@
 """Downloads the published files of models from the Hugging Face hub into its cache on this machine."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -4,8 +4,6 @@ Nothing is downloaded and no code in a folder is run. A file from outside is hos
 that a library raises over it becomes one line with the path, the cause and the remedy.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

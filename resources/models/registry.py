@@ -4,8 +4,6 @@ A loader is named by its module, which is imported only when the model is loaded
 this registry and must not import torch. Licences, gating, hashes and sizes are those of the pinned commits.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Locations of the models' files on this machine, and their checks."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ simple-aesthetics-predictor (V2) publish it; `linear` is the older `sa_0_4_vit_l
 simple-aesthetics-predictor).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

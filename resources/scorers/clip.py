@@ -1,7 +1,5 @@
 """Image and text embeddings by CLIP ViT-L/14 or the mini CLIP."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The published checkpoint is in open_clip's form; its weights are converted to transformers' CLIPModel.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Layout agreement: whether two images have their edges in the same places, whatever their colours."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """LPIPS: the perceptual distance of two images by VGG16's features (Zhang et al. 2018, version 0.1)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -4,8 +4,6 @@ The file fetches nothing: Plotly is inlined, images are data URIs. Prompts, ids 
 treated as hostile: Jinja escapes them, and the page's policy lets only its own script run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Tasks as the report shows them: the source, each method's winner, and every candidate with its scores."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

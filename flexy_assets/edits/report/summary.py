@@ -3,8 +3,6 @@
 Only metrics that were not used for selection are evidence: the ground truth where it is known, or independent ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal

@@ -1,7 +1,5 @@
 """EACPS: a global stage over seeds, a local stage around the best; selection by a potential of several metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cache

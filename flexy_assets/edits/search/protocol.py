@@ -4,8 +4,6 @@ A search decides only by the observed scores. An interrupted search therefore co
 the searches of many tasks can run in step, with their candidates generated and scored together.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

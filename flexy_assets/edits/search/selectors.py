@@ -1,7 +1,5 @@
 """Selectors: how a search turns the scores of candidates into one value each."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

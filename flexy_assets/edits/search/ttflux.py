@@ -1,7 +1,5 @@
 """TTFLUX: best of N by one verifier, after tt-scale-flux (Ma et al. 2025, inference-time scaling)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """CLIP between the edited image, its instruction, its source and its parent."""
 
-from __future__ import annotations
-
 from resources.metrics import Metric, SelectingMetric
 from resources.metrics.scoring import BatchScores, CandidateBatch, cosine_similarities, map_rows
 

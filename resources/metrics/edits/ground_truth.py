@@ -1,7 +1,5 @@
 """The ground truth of edits in the drawn world, by its rules."""
 
-from __future__ import annotations
-
 from functools import partial
 from operator import attrgetter
 from typing import Any

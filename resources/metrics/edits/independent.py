@@ -1,7 +1,5 @@
 """The sweep's HPS v2.1 and aesthetic V2, which have no part in the selection of an edit."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from resources.metrics import Metric, sweep

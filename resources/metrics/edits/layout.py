@@ -1,7 +1,5 @@
 """Agreement of the edges of the edited image and its source."""
 
-from __future__ import annotations
-
 from resources.metrics import SelectingMetric
 from resources.metrics.scoring import PAIRS_PER_CALL, BatchScores, CandidateBatch, map_in_batches
 

@@ -1,7 +1,5 @@
 """LPIPS between the edited image, its source and its parent."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from resources.metrics import Metric

@@ -1,7 +1,5 @@
 """Quality of the surroundings of the mask, and their consistency with the original."""
 
-from __future__ import annotations
-
 from resources.metrics import Metric, SelectingMetric
 from resources.metrics.scoring import (
     BatchScores,

@@ -1,7 +1,5 @@
 """Identity of the face at the mask and the character's."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from resources import masks

@@ -1,7 +1,5 @@
 """Identity, quality and consistency by a vision-language judge, where one is configured."""
 
-from __future__ import annotations
-
 from operator import itemgetter
 from typing import Any
 

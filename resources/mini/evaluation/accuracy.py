@@ -1,7 +1,5 @@
 """Measures the shipped mini models against the ground truth, for training, tests and benchmarks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

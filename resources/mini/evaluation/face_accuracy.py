@@ -1,7 +1,5 @@
 """Measures the face models against the ground truth, for training, tests and the benchmark."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """The architectures of the mini models, untrained: production's own classes with small sizes."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import fields
 from typing import Any

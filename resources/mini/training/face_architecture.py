@@ -1,7 +1,5 @@
 """The architectures of the small face models, untrained, with insightface's inputs and outputs."""
 
-from __future__ import annotations
-
 import math
 
 import torch

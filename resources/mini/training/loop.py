@@ -1,7 +1,5 @@
 """The training loop: stages, workers, and checkpoints from which a killed run resumes."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -7,8 +7,6 @@ some and leaves the others unchanged. Every random number comes from (seed, stag
 resumes from its last checkpoint and ends with the same weights.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -4,8 +4,6 @@ The detector is independent; the swapper needs the recogniser, whose embeddings 
 process.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import fields, replace

@@ -127,5 +127,5 @@ def test_the_wheel_alone_runs_the_command_and_loads_the_definitions(wheel: Path,
     states = {row["name"]: row["state"] for row in json.loads(run("flexy", "models", "--json"))["models"]}
     assert states["mini_sdxl"] == states["mini_clip"] == "embedded"
     # Dagster's configuration comes with the wheel, and its files lie below FLEXY_HOME.
-    assert json.loads(run("flexy", "backfill", "--json")) == {"scores_computed": 0}
+    assert json.loads(run("flexy", "backfill", "--json"))["scores_computed"] == 0
     assert (tmp_path / ".flexy" / "dagster").is_dir()

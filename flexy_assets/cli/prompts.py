@@ -23,7 +23,7 @@ def prompts() -> None:
 @click.option("--dry-run", is_flag=True, help="Write no prompts; embeddings that are computed are kept.")
 @json_command
 def recover(candidates: Path, sweep_ids: tuple[str, ...], dry_run: bool) -> dict[str, Any]:
-    """Find each image's prompt among those of a file.
+    """Find each image's prompt among a file's.
 
     CANDIDATES holds the prompts of the sweep, each once: text, JSON, CSV or TSV. Without SWEEP, all sweeps are
     examined that lack prompts and have more than 16 images. A prompt is written where it is sure, and none is replaced.

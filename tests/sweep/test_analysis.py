@@ -76,6 +76,7 @@ def planted(images: int = 600, seed: int = 1, engine: str = "realvis_xl", prompt
             "seed": np.arange(images),
             "elapsed_ms": (200 + 50 * steps + rng.normal(0, 10, images)).astype(int),
             "image_path": [f"{index}.webp" for index in range(images)],
+            "weights": [None] * images,
             "clip_score": 0.25 + 0.01 * (surface + noise[0]),
             "aesthetic_score": 5.0 + 0.6 * noise[0] + 0.8 * noise[1],
             "aes_v2_score": 5.0 + noise[2],

@@ -36,6 +36,9 @@ gpu.main()
 """
 
 
+pytestmark = pytest.mark.slow(seconds=60)
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"

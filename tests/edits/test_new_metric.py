@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from resources.mini.edits import write_edit_example
 from tests.support.overlay import project_with_metric, run_python
@@ -41,6 +42,7 @@ print({column.name: column.description for column in metadata["dagster/column_sc
 """
 
 
+@pytest.mark.slow(seconds=30)
 def test_a_new_metric_is_in_table_columns_report_and_comparison(home: Path, tmp_path: Path) -> None:
     project = project_with_metric(tmp_path / "project", "edits", "brightness", METRIC)
     file = write_edit_example(tmp_path / "set", 2, seed=3)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from flexy_assets.edits.tasks import read_tasks
 from tests.conftest import Flexy
 from tests.support.tables import described_otherwise
+
+pytestmark = pytest.mark.slow(seconds=10)
 
 
 def test_every_task_of_the_example_has_a_winner_or_an_error(flexy: Flexy, home: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
 from flexy_assets.storage import labels
@@ -39,6 +40,7 @@ def score(batch):
 """
 
 
+@pytest.mark.slow(seconds=30)
 def test_a_new_metric_is_in_the_table_and_in_the_review(home: Path, tmp_path: Path) -> None:
     project = project_with_metric(tmp_path / "project", "inpaint", "darkness", METRIC)
     file = write_face_example(tmp_path / "example", 3, seed=1)

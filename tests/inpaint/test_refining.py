@@ -28,6 +28,8 @@ from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from tests.support.servers import FaceJudgeServer, running
 
+pytestmark = pytest.mark.slow(seconds=30)
+
 PLAN = InpaintPlan("mini_instruct", 2, 2.0, budget=2)
 TASKS = 6
 

@@ -32,6 +32,8 @@ from resources.models.registry import MODELS
 from resources.models.weights import PublishedWeights
 from resources.settings import Settings
 
+pytestmark = pytest.mark.slow(seconds=85)
+
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "hf_verySecretToken0123456789"
 COMMIT = "c0ffee" * 6 + "c0ff"

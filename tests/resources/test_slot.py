@@ -137,6 +137,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow(seconds=40)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="tells resident memory by /proc")
 def test_after_a_switch_the_memory_held_is_the_new_models_alone(tmp_path: Path) -> None:
     def megabytes(*names: str) -> dict[str, float]:

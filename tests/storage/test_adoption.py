@@ -720,6 +720,7 @@ def begin(process: forked.Popen) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.slow(seconds=30)
 def test_processes_that_adopt_at_once_make_the_batches_of_one(flexyface: Database) -> None:
     images = add_rows(flexyface, 1_000)
     processes = [adopter(flexyface, 3) for _ in range(2)]

@@ -48,6 +48,8 @@ from flexy_assets.sweep.analysis import (
 from flexy_assets.sweep.report.comparison_panels import comparison_panels
 from resources.errors import BadInputError
 
+pytestmark = pytest.mark.slow(seconds=120)
+
 BEST_STEPS, BEST_GUIDANCE = 24, 4.0
 
 

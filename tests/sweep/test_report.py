@@ -35,6 +35,8 @@ from flexy_assets.sweep.report.summary import describe_components, format_effect
 from resources.images import UnreadableImageError
 from tests.support.page import Page
 
+pytestmark = pytest.mark.slow(seconds=85)
+
 STATIC = Path(reporting.__file__).parent / "static"
 HOSTILE = "</script><script>window.pwned = 1</script><img src=http://evil.test/x onerror=alert(1)>\" onload='x"
 

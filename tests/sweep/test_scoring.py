@@ -293,6 +293,7 @@ json.dump(found, open("found.json", "w"))
 """
 
 
+@pytest.mark.slow(seconds=30)
 def test_adding_a_metric_to_a_sweep_is_one_file(tmp_path: Path) -> None:
     for package in ("flexy_assets", "resources"):
         shutil.copytree(PROJECT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))

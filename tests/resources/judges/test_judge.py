@@ -128,6 +128,7 @@ def test_a_kept_answer_that_cannot_be_used_is_asked_for_anew(
     assert world.judge().ask(question, pair, readings=1).cost.requests == 0
 
 
+@pytest.mark.slow(seconds=15)
 def test_a_killed_process_loses_no_answer(world: World) -> None:
     world.service.script = [JudgeReply('{"likeness": 2}'), JudgeReply('{"likeness": 4}'), JudgeReply(after=60)]
     killed = started(world)

@@ -38,7 +38,7 @@ def made_from(empty_database: Database, home: Path, monkeypatch: pytest.MonkeyPa
         for place, (path, scene) in enumerate(scenes.items()):
             Image.fromarray(world.draw_image(world.sketch_drawing(scene, rng), rng)).save(path)
             values = {"path": path, "at": flexyface.BEGAN + timedelta(milliseconds=place)}
-            values["prompt"] = "somebody's own" if place == 2 else None
+            values["prompt"] = "the user's own" if place == 2 else None
             statement = "UPDATE bench_run_results SET created_at = :at, prompt = :prompt WHERE image_path = :path"
             connection.execute(sa.text(statement).bindparams(sa.bindparam("at", type_=sa.TIMESTAMP)), values)
     monkeypatch.setenv("FLEXY_DATABASE_URL", empty_database.url.render_as_string(hide_password=False))
@@ -85,7 +85,7 @@ def test_prompts_are_recovered_and_what_becomes_rescorable_is_named(
     assert answer["recovered"] == len(named) > 0.5 * SWEEP_IMAGES
     assert all(row.prompt == made_from[row.image_path] and row.category in row.prompt for row in named)
     assert all((row.prompt is not None) == (row.prompt_confidence >= 0.9) for row in sweep if row.prompt_confidence)
-    assert (sweep[2].prompt, sweep[2].prompt_confidence) == ("somebody's own", None)
+    assert (sweep[2].prompt, sweep[2].prompt_confidence) == ("the user's own", None)
     assert all(row.prompt is None for path, row in rows.items() if path not in made_from)
 
     (entry,) = answer["rescorable"]
@@ -105,7 +105,7 @@ def test_a_file_that_fits_nothing_writes_no_prompt(
     assert result.exit_code == 1
     assert "no prompt is sure: is" in result.stderr
     rows = read_rows(empty_database).values()
-    assert {row.prompt for row in rows} == {None, "somebody's own"}
+    assert {row.prompt for row in rows} == {None, "the user's own"}
     assert {row.prompt_confidence for row in rows} == {None}
     others.write_text("a photograph of people")
     assert flexy("prompts", "recover", str(others)).exit_code == 2

@@ -1,4 +1,4 @@
-"""Who made the scores in a column, and the sample that told it. Every function takes a connection in a transaction."""
+"""What computed the existing scores of a column. Every function takes a connection in a transaction."""
 
 import hashlib
 import json
@@ -92,7 +92,7 @@ def sample_existing_scores(
 
 
 def record_maker(connection: Connection, maker: ScoreMaker, sample: Sequence[ExistingScore]) -> None:
-    """Remember who made a metric's column, with the sample that told it; without one it is remembered for good."""
+    """Record what computed a metric's column, with the sample it was recognised by; without one it holds for good."""
     row = {
         **{name: getattr(maker, name) for name in ("sampled", "agreeing", "mean_difference", "spread", "correlation")},
         "variant": json.dumps(maker.variant) if maker.variant else None,
@@ -108,7 +108,7 @@ def record_maker(connection: Connection, maker: ScoreMaker, sample: Sequence[Exi
 def read_maker(connection: Connection, metric: str, scorer: str, settings: Settings) -> ScoreMaker | None:
     """Return who made the metric's column as it is remembered for `scorer`.
 
-    None where nothing is, or where the images that it was told by have other scores or prompts by now.
+    None where nothing is, or where the sampled images have other scores or prompts by now.
     """
     rows = score_makers.c
     row = connection.execute(select(score_makers).where(rows.metric == metric, rows.scorer == scorer)).one_or_none()

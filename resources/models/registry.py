@@ -196,7 +196,7 @@ _ENTRIES = (
     _editor("qwen_image_edit_plus", "qwen_image_edit:QwenImageEditPlusEditor", "bf16", batch_size=2, memory=58),
     _editor("flux_kontext", "flux:KontextEditor", "bf16", batch_size=4, memory=34),
     _scorer("clip", "clip:ClipEncoder", "fp16", embedded="clip", memory=1),
-    # As open_clip computes ViT-L-14 with OpenAI's weights, unless it is told that they were trained with QuickGELU.
+    # As open_clip computes ViT-L-14 with OpenAI's weights, unless QuickGELU is asked for.
     _scorer(
         "clip_gelu",
         "clip:ClipEncoder",

@@ -1,4 +1,4 @@
-"""Who made a column is told from two lists of numbers: the same but for rounding, or not the same."""
+"""What computed a column is recognised from two lists of numbers: equal but for rounding, or not."""
 
 from __future__ import annotations
 

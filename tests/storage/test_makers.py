@@ -1,4 +1,4 @@
-"""Who made a column is remembered with the images that told it, and only for as long as these are as they were."""
+"""What computed a column is remembered with the sampled images, for as long as these are as they were."""
 
 from __future__ import annotations
 

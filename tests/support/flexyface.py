@@ -59,7 +59,7 @@ OPEN_CLIP = Maker("clip_gelu")
 """Who made FlexyFace's own: open_clip without QuickGELU, and LAION's MLP."""
 
 PROMPT_COLUMN = "bench_run_results.prompt"
-"""Where the prompts are that somebody has added: FlexyFace keeps none of a sweep."""
+"""The column of prompts that was added later: FlexyFace keeps none of a sweep."""
 
 
 def bring(

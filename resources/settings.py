@@ -179,6 +179,8 @@ class Settings(BaseSettings):
     """Model set: `mini`, which is embedded, or `full`, the published weights."""
     precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Precision of the models of `full`; `auto` is half precision on a GPU and fp32 on a CPU."""
+    scorers: Literal["own", "reference"] = "own"
+    """Code that scores: `own`, or `reference`, the packages hpsv2 and simple-aesthetics-predictor."""
     model_registry: Folder | None = None
     """TOML file that maps models to local folders."""
     hps_root: Folder | None = Field(None, alias="HPS_ROOT")

@@ -19,7 +19,7 @@ from resources.errors import BadInputError
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 from tests.conftest import Flexy
-from tests.support import flexyface
+from tests.support import flexyface, references
 
 pytestmark = pytest.mark.slow(seconds=100)
 
@@ -118,6 +118,25 @@ def test_scores_of_an_unknown_maker_are_left_and_reported_until_the_column_is_re
     assert not any(after[path] == scores for path, scores in before.items())
     assert None not in {score for scores in after.values() for score in scores}
     assert flexy("backfill").exit_code == 0
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_the_packages_own_code_fills_what_ours_began_and_says_so(
+    flexy: Flexy, bring: Bring, empty_database: Database
+) -> None:
+    references.install()
+    bring(flexyface.OURS, FLEXY_SCORERS="reference")
+    before = columns(empty_database)
+    answered = json.loads(flexy("backfill", "--json").stdout)
+    assert answered["filled"] == {"clip_score": 4, "aesthetic_score": 4, "aes_v2_score": 24, "hps_v2_score": 24}
+    assert {path: scores for path, scores in columns(empty_database).items() if None not in before[path]} == {
+        path: scores for path, scores in before.items() if None not in scores
+    }
+    with empty_database.begin(reading=True) as connection:
+        rows = connection.execute(sa.text("SELECT DISTINCT metric, scorer FROM image_scores"))
+        scorers = {metric: scorer.partition("@")[0] for metric, scorer in rows}
+    assert scorers["hps_v2_score"] == "mini_hps[hpsv2 1.2.0]"
+    assert scorers["clip_score"] == scorers["aesthetic_score"] == "mini_clip[simple-aesthetics-predictor 0.1.2]"
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)

@@ -24,7 +24,8 @@ class ModelEntry:
     `mini`; a model with neither needs no weights and belongs to both. `user_provided` are weights of the set `full`
     that only the user can supply. `required_models` maps the loader's arguments to other entries whose folder it takes;
     `optional_models` to those whose folder it takes if the user has named one. `weights_of` is another entry whose
-    files it reads, unless it has its own. `half_precision` is its precision on a
+    files it reads, unless it has its own. `reference` is the package that computes the same by its own code, and the
+    loader for it. `half_precision` is its precision on a
     GPU, `memory` the memory in GB that it then takes. For an engine,
     `ignored_settings` are the settings without effect, `prompts` a sweep's default prompts, `side` the default pixels
     along each side, a multiple of `multiple`. For an editor and for trying an engine, `steps` and `guidance` are those
@@ -41,6 +42,7 @@ class ModelEntry:
     required_models: Mapping[str, str] = field(default_factory=dict)
     optional_models: Mapping[str, str] = field(default_factory=dict)
     weights_of: str | None = None
+    reference: tuple[str, str] | None = None
     half_precision: Literal["fp16", "bf16"] | None = None
     memory: float = 0
     ignored_settings: frozenset[str] = frozenset()
@@ -76,6 +78,8 @@ class LocalModel:
     """The weights in the folder, where it is the hub's cache."""
     user_provided: UserProvidedWeights | None = None
     """The files that the user's folder must hold; `folder` is None where the user has named none."""
+    package: str = ""
+    """The package and its version by whose code it computes, where it is not ours."""
 
     @property
     def precision(self) -> str:
@@ -122,11 +126,11 @@ class LocalModel:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint recorded with scores: name, a short hash of the weights, and the precision.
+        """The fingerprint recorded with scores: name, package if not ours, short hash of the weights, precision.
 
         It includes the fingerprints of required models with user-provided files, which nothing else identifies.
         """
-        fingerprint = self.name
+        fingerprint = self.name + (f"[{self.package}]" if self.package else "")
         if self.folder:
             fingerprint += f"@{weights.weights_fingerprint(self.folder, self.published, self.user_provided)}"
         fingerprint += "" if self.precision == "fp32" else f"/{self.precision}"

@@ -4,7 +4,9 @@ A loader is named by its module, which is imported only when the model is loaded
 this registry and must not import torch. Licences, gating, hashes and sizes are those of the pinned commits.
 """
 
+from dataclasses import replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from resources.errors import BadInputError
@@ -140,6 +142,8 @@ def _model(
     """Return the entry of a model, with its weights; `embedded` is the folder of its mini weights."""
     if batch_size:
         fields["options"] = {"batch_size": batch_size}
+    if package_and_loader := fields.get("reference"):
+        fields["reference"] = (package_and_loader[0], f"{package}.references:{package_and_loader[1]}")
     published = _PUBLISHED.get(fields.get("weights_of", name))
     sources = (published, MINI_WEIGHTS / embedded if embedded else None, _USER_PROVIDED.get(name))
     return ModelEntry(name, kind, f"{package}.{loader}", *sources, half_precision=half_precision, **fields)
@@ -150,6 +154,10 @@ _editor = partial(_model, "editor", "resources.engines")
 _scorer = partial(_model, "scorer", "resources.scorers")
 _judge = partial(_model, "judge", "resources.judges")
 _face = partial(_model, "face", "resources.faces")
+
+_HPSV2, _AESTHETICS = "hpsv2", "simple-aesthetics-predictor"
+_REFERENCES = {_HPSV2: "1.2.0", _AESTHETICS: "0.1.2"}
+"""The packages that FLEXY_SCORERS=reference scores by, and the versions that ours are held against."""
 
 _ENTRIES = (
     _engine(
@@ -195,7 +203,7 @@ _ENTRIES = (
     _editor("qwen_image_edit", "qwen_image_edit:QwenImageEditor", "bf16", batch_size=2, memory=58, supports_faces=True),
     _editor("qwen_image_edit_plus", "qwen_image_edit:QwenImageEditPlusEditor", "bf16", batch_size=2, memory=58),
     _editor("flux_kontext", "flux:KontextEditor", "bf16", batch_size=4, memory=34),
-    _scorer("clip", "clip:ClipEncoder", "fp16", embedded="clip", memory=1),
+    _scorer("clip", "clip:ClipEncoder", "fp16", embedded="clip", memory=1, reference=(_AESTHETICS, "ReferenceClip")),
     # As open_clip computes ViT-L-14 with OpenAI's weights, unless QuickGELU is asked for.
     _scorer(
         "clip_gelu",
@@ -205,6 +213,7 @@ _ENTRIES = (
         weights_of="clip",
         memory=1,
         options={"activation": "gelu"},
+        reference=(_AESTHETICS, "ReferenceClip"),
     ),
     _scorer(
         "aesthetic_v1",
@@ -212,11 +221,32 @@ _ENTRIES = (
         embedded="aesthetic_v1",
         weights_of="aesthetic_v2",
         options={"form": "mlp"},
+        reference=(_AESTHETICS, "load_reference_aesthetic"),
     ),
-    _scorer("aesthetic_v2", "aesthetic:load_aesthetic", embedded="aesthetic_v2", options={"form": "mlp"}),
-    _scorer("aesthetic_linear", "aesthetic:load_aesthetic", embedded="aesthetic_linear", options={"form": "linear"}),
+    _scorer(
+        "aesthetic_v2",
+        "aesthetic:load_aesthetic",
+        embedded="aesthetic_v2",
+        options={"form": "mlp"},
+        reference=(_AESTHETICS, "load_reference_aesthetic"),
+    ),
+    _scorer(
+        "aesthetic_linear",
+        "aesthetic:load_aesthetic",
+        embedded="aesthetic_linear",
+        options={"form": "linear"},
+        reference=(_AESTHETICS, "load_reference_aesthetic"),
+    ),
     # The checkpoint of HPS has no vocabulary; CLIP's is the same.
-    _scorer("hps", "hps:HpsScorer", "fp16", embedded="hps", memory=2, required_models={"tokenizer": "clip"}),
+    _scorer(
+        "hps",
+        "hps:HpsScorer",
+        "fp16",
+        embedded="hps",
+        memory=2,
+        required_models={"tokenizer": "clip"},
+        reference=(_HPSV2, "ReferenceHps"),
+    ),
     _scorer("lpips", "perceptual:LpipsScorer", embedded="lpips", memory=0.1),
     _judge("qwen25_vl_7b", "local_vlm:VisionLanguageModel", "bf16", memory=19),
     _face(
@@ -292,7 +322,26 @@ def find_face_editor(settings: Settings) -> str | None:
 
 
 def find_scorer(name: str, settings: Settings) -> LocalModel:
-    """Return the scoring model called `name`, or the one without weights that "module:callable" makes."""
+    """Return the scoring model called `name`, or the one without weights that "module:callable" makes.
+
+    With FLEXY_SCORERS=reference it computes by the code of the package that has it. Raises `BadInputError` where that
+    is not installed.
+    """
     if ":" in name:
         return LocalModel(name.rpartition(":")[2], None, name)
-    return _find_local_model("scorer", name, settings)
+    entry = find_model(name, "scorer", settings)
+    model = local_model(entry, settings)
+    # The mini MLPs have fewer layers than simple-aesthetics-predictor's class.
+    if (
+        settings.scorers == "own"
+        or not entry.reference
+        or (settings.models, entry.options.get("form")) == ("mini", "mlp")
+    ):
+        return model
+    package, loader = entry.reference
+    try:
+        return replace(model, loader=loader, package=f"{package} {version(package)}")
+    except PackageNotFoundError:
+        needed = " ".join(f"{each}=={number}" for each, number in _REFERENCES.items())
+        remedy = f"pip install --no-deps {needed}, or set FLEXY_SCORERS=own"
+        raise BadInputError(f"FLEXY_SCORERS=reference: {package} is not installed: {remedy}") from None

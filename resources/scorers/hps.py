@@ -5,7 +5,7 @@ The published checkpoint is in open_clip's form; its weights are converted to tr
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import unescape
 from itertools import chain, starmap
 from pathlib import Path
@@ -125,6 +125,7 @@ _NAMES = {
     "visual.ln_post": "vision_model.post_layernorm",
     "visual.proj": "visual_projection.weight",
 }
+_TRANSPOSED = ("text_projection", "visual.proj")
 _LAYER_NAMES = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -136,7 +137,7 @@ _LAYER_NAMES = {
 
 def _convert(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and tensors in transformers' model of a tensor of open_clip's; query, key and value are split."""
-    if name in ("text_projection", "visual.proj"):
+    if name in _TRANSPOSED:
         tensor = tensor.T.contiguous()
     layer = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name)
     if not layer:
@@ -151,3 +152,14 @@ def _convert(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         return
     stem, _, ending = rest.rpartition(".")
     yield f"{layer_name}.{_LAYER_NAMES[stem]}.{ending}", tensor
+
+
+def to_open_clip(weights: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the weights of transformers' CLIPModel in open_clip's form: its tensors called `names`."""
+    state = {}
+    for name in names:
+        # A name says where its tensor goes in transformers' model, and in how many parts.
+        parts = [weights[part] for part, _ in _convert(name, torch.empty(3, 0))]
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        state[name] = tensor.T if name in _TRANSPOSED else tensor
+    return state

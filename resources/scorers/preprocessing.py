@@ -35,13 +35,18 @@ class Preprocessing:
         side = crop["height"] if isinstance(crop, dict) else crop
         return cls(side, tuple(config["image_mean"]), tuple(config["image_std"]))
 
-    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """Return an RGB image as float32 (3, side, side). Raises `FlexyError` for one too long and thin to resize."""
+    def resized_size(self, image: Image.Image) -> tuple[int, int]:
+        """Return width and height after the resize. Raises `FlexyError` for an image too long and thin for it."""
         # Lengths are truncated, not rounded, as in torchvision and transformers.
         short = min(image.size)
         width, height = (int(self.side * length / short) for length in image.size)
         if width * height > MAX_PIXELS:
             raise FlexyError(f"cannot score an image of {image.width}×{image.height}: it is too long and thin: crop it")
+        return width, height
+
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """Return an RGB image as float32 (3, side, side). Raises `FlexyError` for one too long and thin to resize."""
+        width, height = self.resized_size(image)
         if (width, height) != image.size:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.side) // 2, (height - self.side) // 2

@@ -11,11 +11,15 @@ import torch
 from PIL import Image
 
 from benchmarks import parity
+from resources.errors import FlexyError
 from resources.images import ImageStore
+from resources.mini import world
+from resources.models import registry
 from resources.scorers import aesthetic
 from resources.scorers.clip import ClipEncoder
 from resources.scorers.hps import HpsScorer
 from resources.scorers.preprocessing import Letterbox, Preprocessing
+from resources.settings import Settings
 from tests.support import references
 
 pytestmark = pytest.mark.slow(seconds=110)
@@ -84,6 +88,60 @@ def test_lpips_is_the_references(folder: Path, files: Sequence[Path], read: Sequ
     found = parity.compare_lpips(folder, files[:8], read[:8])
     assert found.spread > 100 * found.bar
     assert found.largest <= found.bar
+
+
+def scores_of(settings: Settings, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """The scores of the registry's scorers, by their fingerprints' names."""
+    scorers = {name: registry.find_scorer(name, settings) for name in ("clip", "clip_gelu", "hps")}
+    loaded = {name: model.load() for name, model in scorers.items()}
+    scores = {"hps": loaded["hps"].scores([loaded["hps"].prepare(image) for image in images], prompts)}
+    for name in ("clip", "clip_gelu"):
+        vectors = loaded[name].embed(images)
+        scores[name] = np.einsum("nd,nd->n", vectors, loaded[name].texts(prompts))
+        for head in ("aesthetic_v1", "aesthetic_v2", "aesthetic_linear"):
+            scorers[head] = registry.find_scorer(head, settings)
+            scores[f"{name} {head}"] = scorers[head].load().score_embeddings(vectors) / 9
+    by_package = {name for name, model in scorers.items() if model.package}
+    mlps = {"aesthetic_v1", "aesthetic_v2"} if settings.models == "mini" else set()
+    assert by_package == (scorers.keys() - mlps if settings.scorers == "reference" else set())
+    return scores
+
+
+@pytest.mark.parametrize("models", ["mini", "full"])
+def test_the_registrys_scorers_are_the_packages_own(
+    folder: Path, clip: Path, read: Sequence[Image.Image], tmp_path: Path, models: str
+) -> None:
+    images, prompts = read[:18], [references.PROMPTS[index % 3] for index in range(18)]
+    folders = {
+        "clip": clip,
+        "hps": references.save_hps(tmp_path / "hps", full=False).parent,
+        "aesthetic_v1": references.save_laion_head(tmp_path / "laion", 96).parent,
+        "aesthetic_v2": references.save_predictor(tmp_path / "v2", clip, 2),
+        "aesthetic_linear": references.save_predictor(tmp_path / "v1", clip, 1),
+    }
+    (tmp_path / "models.toml").write_text("[models]\n" + "\n".join(f'{n} = "{path}"' for n, path in folders.items()))
+    if models == "mini":
+        rng = np.random.default_rng(0)
+        scenes = [world.SCENES[number] for number in range(18)]
+        images = [Image.fromarray(world.draw_image(world.sketch_drawing(scene, rng), rng)) for scene in scenes]
+        prompts = [scene.caption for scene in scenes]
+    variables = {"FLEXY_MODELS": models, "FLEXY_MODEL_REGISTRY": str(tmp_path / "models.toml")}
+    own, theirs = (
+        scores_of(Settings.read(variables | {"FLEXY_SCORERS": each}), images, prompts) for each in ("own", "reference")
+    )
+    for name, scores in own.items():
+        assert scores.std() > 100 * parity.MAX_DIFFERENCE, name
+        np.testing.assert_allclose(theirs[name], scores, atol=parity.MAX_DIFFERENCE, err_msg=name)
+
+
+def test_an_image_that_a_package_fails_on_is_named(clip: Path, tmp_path: Path) -> None:
+    references.save_hps(tmp_path / "hps", full=False)
+    (tmp_path / "models.toml").write_text(f'[models]\nclip = "{clip}"\nhps = "hps"\n')
+    variables = {"FLEXY_MODELS": "full", "FLEXY_MODEL_REGISTRY": str(tmp_path / "models.toml")}
+    scorer = registry.find_scorer("hps", Settings.read(variables | {"FLEXY_SCORERS": "reference"})).load()
+    for size in ((224, 100), (1, 3000)):
+        with pytest.raises(FlexyError, match=rf"cannot (prepare|score) an image of {size[0]}×{size[1]}"):
+            scorer.prepare(Image.new("RGB", size))
 
 
 def test_half_precision_keeps_to_its_documented_tolerance(

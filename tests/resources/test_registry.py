@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,19 @@ def test_reading_the_registry_imports_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_reference_that_is_not_installed_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(registry, "version", missing)
+    for name, package in (("clip", "simple-aesthetics-predictor"), ("hps", "hpsv2")):
+        with pytest.raises(
+            BadInputError, match=f"{package} is not installed: pip install --no-deps hpsv2==1.2.0 "
+        ) as e:
+            registry.find_scorer(name, Settings.read({"FLEXY_SCORERS": "reference"}))
+        assert "\n" not in str(e.value)
+    assert registry.find_scorer("lpips", Settings.read({"FLEXY_SCORERS": "reference"})).package == ""
+    with pytest.raises(BadInputError, match="invalid FLEXY_SCORERS 'theirs': choose own or reference"):
+        Settings.read({"FLEXY_SCORERS": "theirs"})

@@ -221,7 +221,7 @@ class OpenClip:
         from open_clip import get_tokenizer, image_transform
         from open_clip.model import CLIP
 
-        from resources.scorers.hps import _convert
+        from resources.scorers.hps import to_open_clip
 
         source = CLIPModel.from_pretrained(folder).eval()
         vision, text = source.config.vision_config, source.config.text_config
@@ -238,12 +238,7 @@ class OpenClip:
             },
             quick_gelu=quick_gelu,
         ).eval()
-        weights, state = source.state_dict(), self.model.state_dict()
-        for name, tensor in state.items():
-            # Where each number of open_clip's tensor goes in transformers' tells where it comes from.
-            for place, origin in _convert(name, torch.arange(tensor.numel()).view(tensor.shape)):
-                tensor.view(-1)[origin.reshape(-1)] = weights[place].reshape(-1)
-        self.model.load_state_dict(state)
+        self.model.load_state_dict(to_open_clip(source.state_dict(), self.model.state_dict()))
         self.prepare = image_transform(vision.image_size, is_train=False)
         self.tokenize = get_tokenizer("ViT-L-14")
 

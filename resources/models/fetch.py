@@ -86,11 +86,14 @@ def _with_required_models(names: Sequence[str]) -> list[str]:
 def _fetch(name: str, published: PublishedWeights) -> int | None:
     """Download one model; return the bytes downloaded, None where it was complete."""
     folder = weights.hub_snapshot_folder(published)
-    if weights.list_files(folder, published) and not weights.missing_files(folder, published):
+    is_complete = published.url or weights.list_files(folder, published)
+    if is_complete and not weights.missing_files(folder, published):
         _verify(name, folder, published)
         return None
     if constants.is_offline_mode():
         raise BadInputError(f"cannot fetch {name}: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it")
+    if published.url:
+        return _fetch_file(name, folder, published)
     # For a branch, the recorded commit: a resumed download must not mix two commits.
     info = HfApi().model_info(
         published.repo, revision=folder.name, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
@@ -108,6 +111,20 @@ def _fetch(name: str, published: PublishedWeights) -> int | None:
     received = _download_files(name, folder, published.repo, [files[file] for file in needed])
     _verify(name, folder, published)
     return received
+
+
+def _fetch_file(name: str, folder: Path, published: PublishedWeights) -> int:
+    """Download the one file of a model that is not on the hub; return the bytes downloaded."""
+    ((file, sha256),) = published.sha256.items()
+    blob, size = folder.parent.parent / "blobs" / sha256, round(published.gigabytes * 1e9)
+    present = _present_bytes(blob)
+    with tqdm(total=size, initial=present, desc=name, unit="B", unit_scale=True, disable=None) as bar:
+        _download_blob(published.url, blob, size, bar, token=False)
+    if not blob.exists():
+        raise FlexyError(_damaged(name, file))
+    folder.mkdir(parents=True, exist_ok=True)
+    blob.replace(folder / file)
+    return size - present
 
 
 def _download_files(name: str, folder: Path, repo: str, files: Sequence[RepoSibling]) -> int:
@@ -133,8 +150,11 @@ def _download_files(name: str, folder: Path, repo: str, files: Sequence[RepoSibl
     return left
 
 
-def _download_blob(url: str, blob: Path, size: int, bar: tqdm) -> None:
-    """Download a file to `blob`, whose name is its SHA-256, resuming a partial one; delete it if damaged."""
+def _download_blob(url: str, blob: Path, size: int, bar: tqdm, token: bool | None = None) -> None:
+    """Download a file to `blob`, whose name is its SHA-256, resuming a partial one; delete it if damaged.
+
+    With `token` False the hub's token is not sent.
+    """
     lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"
     for folder in (lock.parent, blob.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +170,7 @@ def _download_blob(url: str, blob: Path, size: int, bar: tqdm) -> None:
                 file,
                 resume_size=file.tell(),
                 # The rest of a compressed response could not be requested.
-                headers=build_hf_headers(headers={"Accept-Encoding": "identity"}),
+                headers=build_hf_headers(token=token, headers={"Accept-Encoding": "identity"}),
                 expected_size=size,
                 tqdm_class=lambda **_: nullcontext(bar),  # type: ignore[arg-type]
             )
@@ -203,7 +223,7 @@ def _explain_error(error: Exception, published: PublishedWeights) -> str:
     while isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what it raises when it cannot fall back on the cache
     repo, page = published.repo, f"https://huggingface.co/{published.repo}"
-    hub = urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or "HF_ENDPOINT"
+    hub = urlsplit(published.url or constants.ENDPOINT).netloc.rpartition("@")[2] or "HF_ENDPOINT"
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code
         if status == 401 and get_token():

@@ -23,6 +23,8 @@ _PIPELINE = ("model_index.json", "*/*.json", "*/*.safetensors", "tokenizer*/*")
 _FP16 = ("*/*.fp16.*",)
 """The half-precision copies that some repositories add to the full ones."""
 _HPS_FILE = "HPS_v2.1_compressed.pt"
+_LAION_FILE = "sac+logos+ava1-l14-linearMSE.pth"
+_LAION_COMMIT = "6934dd81792f086e613a121dbce43082cb8be85e"
 
 _REVISIONS = {
     "SG161222/RealVisXL_V5.0": "ac93e0dda1f6d448cae19bbfab8c5e720a5e48bc",
@@ -104,8 +106,19 @@ _PUBLISHED = {
     "aesthetic_linear": _hub(
         "shunk031/aesthetics-predictor-v1-vit-large-patch14", ("model.safetensors",), "none stated", 1.2
     ),
-    # The head is LAION's sac+logos+ava1-l14-linearMSE.pth, which no repository of its authors has on the hub. At this
-    # commit there are no safetensors; the file is read as tensors only.
+    # LAION's own file, which no repository of its authors has on the hub; read as tensors only.
+    "aesthetic_v1": PublishedWeights(
+        "christophschuhmann/improved-aesthetic-predictor",
+        _LAION_COMMIT,
+        (_LAION_FILE,),
+        "none stated",
+        0.003714759,
+        sha256={_LAION_FILE: "21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"},
+        commercial=None,
+        url=f"https://raw.githubusercontent.com/christophschuhmann/improved-aesthetic-predictor/{_LAION_COMMIT}/"
+        + _LAION_FILE.replace("+", "%2B"),
+    ),
+    # The same head. At this commit there are no safetensors; the file is read as tensors only.
     "aesthetic_v2": _hub(
         "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE", ("pytorch_model.bin",), "none stated", 1.2
     ),
@@ -144,7 +157,7 @@ def _model(
         fields["options"] = {"batch_size": batch_size}
     if package_and_loader := fields.get("reference"):
         fields["reference"] = (package_and_loader[0], f"{package}.references:{package_and_loader[1]}")
-    published = _PUBLISHED.get(fields.get("weights_of", name))
+    published = _PUBLISHED.get(name) or _PUBLISHED.get(fields.get("weights_of", ""))
     sources = (published, MINI_WEIGHTS / embedded if embedded else None, _USER_PROVIDED.get(name))
     return ModelEntry(name, kind, f"{package}.{loader}", *sources, half_precision=half_precision, **fields)
 

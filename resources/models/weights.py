@@ -24,7 +24,7 @@ _RESTORE = "restore it with git, or train it with python -m resources.mini.train
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A model's published files: a repository of the Hugging Face hub at one commit.
+    """A model's published files: a repository of the Hugging Face hub at one commit, or one file of GitHub's at `url`.
 
     `files` are names or patterns of the needed files, except those that `without` matches; `sha256` holds known
     hashes. `gigabytes` is their size on disk. `gated` repositories require accepting their licence and a token;
@@ -40,6 +40,7 @@ class PublishedWeights:
     without: tuple[str, ...] = ()
     gated: bool = False
     commercial: bool | None = True
+    url: str = ""
 
 
 @dataclass(frozen=True)

@@ -326,6 +326,20 @@ def publish_small(world: World, name: str = "small", **published: Any) -> None:
 # What comes
 
 
+def test_a_file_that_is_not_on_the_hub_is_fetched_by_its_hash_and_without_the_token(world: World) -> None:
+    file = "sac+logos.pth"
+    size = {"gigabytes": len(HEAD) / 1e9, "sha256": {file: sha256(HEAD)}}
+    world.publish("head", Repo({file: HEAD}), file, url=f"{world.hub.url}/cdn/us/head/sac%2Blogos.pth", **size)
+    assert world.states() == {"head": "missing"}
+    world.hub.changed[file] = b"tail" * 1000
+    assert "another SHA-256" in world.refused("head", HF_TOKEN=TOKEN)
+    world.hub.changed.clear()
+    assert world.fetched("head", HF_TOKEN=TOKEN) == {"fetched": ["head"], "already": [], "bytes": len(HEAD)}
+    assert world.fetched("head", HF_HUB_OFFLINE="1")["already"] == ["head"]
+    assert world.content("head") == {file: HEAD} and world.states() == {"head": "present"}
+    assert {request.token for request in world.hub.requests} == {None}
+
+
 def test_a_fetch_brings_the_needed_files_only_and_once(world: World) -> None:
     publish_small(world, sha256={"config.json": sha256(SMALL["config.json"]), "model.safetensors": sha256(HEAD)})
     assert world.states() == {"small": "missing"}

@@ -124,10 +124,19 @@ def test_a_model_that_the_user_must_supply_says_which_files_and_is_found_where_t
     assert (after["state"], after["folder"], after["gigabytes"]) == ("your folder", str(folder), 4e-6)
 
 
+def test_an_alias_says_which_engine_it_is(flexy: Flexy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXY_MODELS", "full")
+    result = flexy("sweep", "new", "--engine", "flux_dev", "--images", "3", "--steps", "60")
+    alias, error = result.stderr.splitlines()
+    assert (result.exit_code, alias) == (2, "flux_dev is FlexyFace's name of flux_schnell")
+    assert error.startswith("flexy: invalid steps '60' for flux_schnell: it is made for 1:8: use steps 1:8")
+
+
 def test_the_table_fits_its_width_and_lists_the_same(flexy: Flexy, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = flexy("models")
     assert shown.exit_code == 0, shown.output
-    heading, *lines, last = shown.stdout.splitlines()
+    heading, *lines, aliases, last = shown.stdout.splitlines()
+    assert aliases == "FlexyFace's names: flux_dev is flux_schnell, sd3_medium is sd3"
     titles = ["name", "kind", "set", "state", "GB", "memory", "commercial", "licence", "repository@revision"]
     assert heading.split() == titles
     assert [line.split()[0] for line in lines] == list(rows(flexy("models", "--json")))

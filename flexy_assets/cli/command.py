@@ -60,6 +60,14 @@ def fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def echo_alias(name: str) -> None:
+    """Say on standard error which model it is, if FlexyFace's name of one was given."""
+    from resources.models.registry import ALIASES
+
+    if name in ALIASES:
+        click.echo(f"{name} is FlexyFace's name of {ALIASES[name]}", err=True)
+
+
 class OneLineGroup(click.Group):
     """A group that reports a usage error in one line; click itself prints four."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flexy_assets.cli.command import json_command
+from flexy_assets.cli.command import echo_alias, json_command
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError
 
@@ -30,12 +30,15 @@ def models_list() -> dict[str, Any]:
     """
     from flexy_assets.reporting.text_tables import format_text_table
     from resources.models.catalogue import list_models
+    from resources.models.registry import ALIASES
 
     rows = list_models(Session().settings)
     remedy = (
         "fetch a missing model: flexy models fetch NAME; supply one yourself: set its folder in FLEXY_MODEL_REGISTRY"
     )
-    return {"models": rows, "text": f"{format_text_table(_model_table(rows))}\n{remedy}"}
+    aliases = f"FlexyFace's names: {', '.join(f'{alias} is {name}' for alias, name in ALIASES.items())}"
+    text = "\n".join([format_text_table(_model_table(rows)), aliases, remedy])
+    return {"models": rows, "aliases": ALIASES, "text": text}
 
 
 def _model_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -82,6 +85,8 @@ def models_fetch(names: tuple[str, ...]) -> dict[str, Any]:
     """
     from resources.models.fetch import fetch_models
 
+    for name in names:
+        echo_alias(name)
     fetched = list(fetch_models(names, Session().settings))
     received = {model.name: model.received_bytes for model in fetched if model.received_bytes is not None}
     return {

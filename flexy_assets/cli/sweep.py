@@ -7,7 +7,7 @@ from uuid import UUID
 
 import click
 
-from flexy_assets.cli.command import json_command
+from flexy_assets.cli.command import echo_alias, json_command
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError, FlexyError
 from resources.metrics.sweep import METRICS
@@ -38,8 +38,8 @@ def sweep() -> None:
 @click.option("--engine", required=True, help="The model that makes the images.")
 @click.option("--images", type=int, help="Number of images the sweep is to have.")
 @click.option("--hours", type=float, help="Hours to make images in, instead of --images.")
-@click.option("--steps", default="4:60", show_default=True, help="LOW:HIGH or LOW:HIGH:STRIDE.")
-@click.option("--guidance", default="", show_default="0.5:12", help="LOW:HIGH or LOW:HIGH:STRIDE.")
+@click.option("--steps", default="", show_default="the engine's, or 4:60", help="LOW:HIGH or LOW:HIGH:STRIDE.")
+@click.option("--guidance", default="", show_default="the engine's, or 0.5:12", help="LOW:HIGH or LOW:HIGH:STRIDE.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A file of prompts: text, JSON, CSV, TSV.")
 @click.option("--negative-prompt", help="What the images should not show.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed plans the same images.")
@@ -56,6 +56,7 @@ def sweep_new(
     """
     if (images is None) == (hours is None):
         raise BadInputError("cannot plan a sweep: give either --images or --hours")
+    echo_alias(options["engine"])
     options |= {"images": images} if hours is None else {"hours": hours}
     config = options | {"prompts_file": str(prompts) if prompts else "", "width": size, "height": size}
     plan = _plan_sweep(Session(), config)

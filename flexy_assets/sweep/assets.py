@@ -25,7 +25,16 @@ from flexy_assets.storage.runs import list_sweeps, read_timings, save_sweep
 from flexy_assets.storage.scores import read_batch, read_scores, select_pending_scores, summarize_batch
 from flexy_assets.sweep import analysis, generation, plots
 from flexy_assets.sweep.generation import GenerationOutcome
-from flexy_assets.sweep.plan import MAX_IMAGES, PLAN_SCHEMA, SettingRange, Sweep, check_engine_settings, images_in_time
+from flexy_assets.sweep.plan import (
+    MAX_IMAGES,
+    PLAN_SCHEMA,
+    SettingRange,
+    Sweep,
+    check_engine_ranges,
+    check_engine_settings,
+    default_range,
+    images_in_time,
+)
 from flexy_assets.sweep.report import build
 from flexy_assets.sweep.status_tables import status_summary, status_tables
 from resources.database import Database
@@ -55,7 +64,7 @@ class SweepConfig(dg.Config):
     """A new sweep, or more images for one: the same settings name the same sweep.
 
     `steps` and `guidance` are "LOW:HIGH" or "LOW:HIGH:STRIDE", in quotes: YAML reads 4:40 as a number to the
-    base 60. The default steps are 4:60, the default guidance 0.5:12, or none for an engine without it. Prompts come
+    base 60. By default they are the engine's ranges, else 4:60 and 0.5:12; without guidance there is none. Prompts come
     from the list, the file (text, JSON, JSON lines, CSV or TSV) or, without either, the engine's own. With `hours`
     above 0 the sweep has as many images as the engine makes in that time, by its images so far, and not `images`.
     """
@@ -88,13 +97,16 @@ class SweepConfig(dg.Config):
         categories, complexities = (
             tuple(getattr(prompt, group) or "" for prompt in prompts) for group in ("category", "complexity")
         )
+        steps = SettingRange.parse(self.steps or default_range(entry.steps_range, "4:60"), "steps")
+        guidance = SettingRange.parse(self.guidance or default_range(entry.guidance_range, "0.5:12"), "guidance")
+        check_engine_ranges(entry, steps, guidance)
         return Sweep(
             engine=entry.name,
             prompts=tuple(prompt.text for prompt in prompts),
             categories=categories if any(categories) else (),
             complexities=complexities if any(complexities) else (),
-            steps=SettingRange.parse(self.steps or "4:60", "steps"),
-            guidance=SettingRange.parse(self.guidance or "0.5:12", "guidance") if guided else None,
+            steps=steps,
+            guidance=guidance if guided else None,
             seed=self.seed,
             sampling=self.sampling,
             negative_prompt=self.negative_prompt,

@@ -222,3 +222,18 @@ def check_engine_settings(engine: ModelEntry, seed: int, width: int, height: int
     for side in (width, height):
         if side % engine.multiple:
             raise BadInputError(f"invalid image side {side} for {engine.name}: must be a multiple of {engine.multiple}")
+
+
+def default_range(bounds: tuple[float, float] | None, otherwise: str) -> str:
+    """Return the range of a setting where none is given: the one that the engine is made for, if it is for one."""
+    return f"{bounds[0]:g}:{bounds[1]:g}" if bounds else otherwise
+
+
+def check_engine_ranges(engine: ModelEntry, steps: SettingRange, guidance: SettingRange | None) -> None:
+    """Raise `BadInputError` naming steps or guidance that the engine is not made for."""
+    ranges = {"steps": (steps, engine.steps_range), "guidance": (guidance, engine.guidance_range)}
+    for name, (given, bounds) in ranges.items():
+        if given and bounds and not bounds[0] <= given.low <= given.high <= bounds[1]:
+            made_for = SettingRange(*bounds)
+            remedy = f"use {name} {made_for}, or another engine"
+            raise BadInputError(f"invalid {name} '{given}' for {engine.name}: it is made for {made_for}: {remedy}")

@@ -7,7 +7,14 @@ from uuid import UUID, uuid5
 
 import polars as pl
 
-from flexy_assets.sweep.plan import NAMESPACE, PLAN_SCHEMA, SettingRange, check_engine_settings, check_settings
+from flexy_assets.sweep.plan import (
+    NAMESPACE,
+    PLAN_SCHEMA,
+    SettingRange,
+    check_engine_ranges,
+    check_engine_settings,
+    check_settings,
+)
 from resources.errors import BadInputError
 from resources.models import registry
 from resources.prompts import check_prompt
@@ -63,11 +70,14 @@ class Trial:
         check_engine_settings(entry, seed, width or 0, height or 0, given)
         if guidance is None and "guidance" not in entry.ignored_settings:
             guidance = entry.guidance
+        steps = entry.steps if steps is None else steps
+        guidance_range = None if guidance is None else SettingRange(guidance, guidance)
+        check_engine_ranges(entry, SettingRange(steps, steps), guidance_range)
         return cls(
             engine=entry.name,
             prompt=prompt.strip(),
             negative_prompt=(negative_prompt or "").strip() or None,
-            steps=entry.steps if steps is None else steps,
+            steps=steps,
             guidance=None if guidance is None else float(guidance),
             seed=seed,
             width=entry.side if width is None else width,

@@ -1,4 +1,4 @@
-"""FLUX.1: schnell generates images, Kontext edits them."""
+"""FLUX.1: schnell and dev generate images, Kontext edits them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from diffusers import FluxKontextInpaintPipeline, FluxKontextPipeline, FluxPipeline
 
 from resources.engines import EditRequest, ImageRequest
-from resources.engines.pipeline import InpaintingEditor, PipelineEngine
+from resources.engines.pipeline import DistilledGuidanceEngine, InpaintingEditor, PipelineEngine
 
 
 class FluxEngine(PipelineEngine):
@@ -17,6 +17,12 @@ class FluxEngine(PipelineEngine):
     def pipeline_arguments(self, requests: Sequence[ImageRequest]) -> dict[str, Any]:
         """Return the maximum number of tokens, as schnell was trained; a longer prompt is truncated."""
         return {"guidance_scale": 0.0, "max_sequence_length": 256}
+
+
+class FluxDevEngine(DistilledGuidanceEngine):
+    """FLUX.1-dev."""
+
+    kind = FluxPipeline
 
 
 class KontextEditor(InpaintingEditor):

@@ -1,30 +1,35 @@
 """FLUX.2."""
 
-from collections.abc import Sequence
-from typing import Any
+import json
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from diffusers import Flux2Pipeline
-from PIL.Image import Image
 
-from resources.engines import ImageRequest
-from resources.engines.pipeline import PipelineEngine
+from resources.engines.pipeline import DistilledGuidanceEngine
+from resources.errors import FlexyError
+from resources.models.loading import load_error, named_loading_errors
 
 
-class Flux2Engine(PipelineEngine):
-    """FLUX.2-dev, which takes guidance as an input of its network and ignores negative prompts."""
+class Flux2Engine(DistilledGuidanceEngine):
+    """FLUX.2-dev."""
 
     kind = Flux2Pipeline
 
-    def generate_batch(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        """Return the images, each with its guidance: the pipeline takes one number, its network one per image."""
-        guidances = [request.guidance or 0.0 for request in requests]
 
-        def set_guidance(network: torch.nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, inputs | {"guidance": inputs["guidance"].new_tensor(guidances)}
+class Flux2FourBitEngine(Flux2Engine):
+    """FLUX.2-dev whose transformer and text encoder are stored in 4 bit (bitsandbytes' NF4)."""
 
-        hook = self.pipeline.transformer.register_forward_pre_hook(set_guidance, with_kwargs=True)
-        try:
-            return super().generate_batch(requests)
-        finally:
-            hook.remove()
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32") -> None:
+        """Load a folder in diffusers' form. Raises `FlexyError` without bitsandbytes or a GPU, or for other weights."""
+        if not find_spec("bitsandbytes"):
+            raise FlexyError("cannot load FLUX.2-dev in 4 bit: bitsandbytes is missing: pip install 'flexy[four-bit]'")
+        if not torch.cuda.is_available():
+            raise FlexyError("cannot load FLUX.2-dev in 4 bit: there is no GPU: use flux2_dev, or a machine with one")
+        for name in ("transformer", "text_encoder"):
+            with named_loading_errors(folder / name):
+                config = json.loads((folder / name / "config.json").read_text("utf-8"))
+                if not (config.get("quantization_config") or {}).get("load_in_4bit"):
+                    raise load_error(folder / name, "its weights are not in 4 bit")
+        super().__init__(folder, batch_size, precision)

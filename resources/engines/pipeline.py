@@ -12,7 +12,7 @@ from resources.engines import Edit, EditRequest, ImageRequest, PartialEdit
 from resources.engines.partial_denoising import PartialPipeline, cpu_generator, partial_scheduler
 from resources.errors import FlexyError
 from resources.models import compute
-from resources.models.loading import load_pipeline
+from resources.models.loading import load_error, load_pipeline
 
 # Bytes to leave free beyond the weights, for a few images of a megapixel; the second where the VAE works in tiles.
 ACTIVATION_BYTES = 4 * 2**30
@@ -140,6 +140,29 @@ class GuidedEngine(PipelineEngine):
             "guidance_scale": guidance.to(self.device, self.dtype),
             "negative_prompt": [request.negative_prompt or "" for request in requests],
         }
+
+
+class DistilledGuidanceEngine(PipelineEngine):
+    """An engine whose network takes the guidance as an input, and which ignores negative prompts."""
+
+    def __init__(self, folder: Path, batch_size: int = 4, precision: str = "fp32", **components: Any) -> None:
+        """Load a folder in diffusers' form; see `load_pipeline`."""
+        super().__init__(folder, batch_size, precision, **components)
+        if not self.pipeline.transformer.config.get("guidance_embeds", True):
+            raise load_error(folder / "transformer", "it is another model's, it takes no guidance")
+
+    def generate_batch(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        """Return the images, each with its guidance: the pipeline takes one number, its network one per image."""
+        guidances = [request.guidance or 0.0 for request in requests]
+
+        def set_guidance(network: torch.nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, inputs | {"guidance": inputs["guidance"].new_tensor(guidances)}
+
+        hook = self.pipeline.transformer.register_forward_pre_hook(set_guidance, with_kwargs=True)
+        try:
+            return super().generate_batch(requests)
+        finally:
+            hook.remove()
 
 
 class PipelineEditor(PipelineModel):

@@ -71,7 +71,7 @@ def _with_required_models(names: Sequence[str]) -> list[str]:
     """Return the names, each after those of its required models, and each once."""
     fetchable = [name for name, entry in registry.MODELS.items() if entry.published]
     ordered: dict[str, None] = {}
-    for name in names:
+    for name in (registry.ALIASES.get(name, name) for name in names):
         if name not in fetchable:
             if (entry := registry.MODELS.get(name)) and entry.user_provided:
                 remedy = weights.describe_user_provided(name, entry.user_provided)

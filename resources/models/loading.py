@@ -116,6 +116,19 @@ def load_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     return network
 
 
+def load_weight_file(kind: Any, config_folder: Path, file: Path, dtype: torch.dtype) -> Any:
+    """Return the diffusers network of class `kind` as configured in `config_folder`, with every weight from `file`.
+
+    Raises `FlexyError` for a configuration or a file that cannot be read, and for weights that are not the network's.
+    """
+    with named_loading_errors(config_folder), torch.device("meta"):
+        network = kind.from_config(kind.load_config(config_folder, local_files_only=True))
+    tensors = read_tensors(file.parent, [file.name])
+    with named_loading_errors(file):
+        network.load_state_dict(tensors, assign=True)
+    return network.to(dtype).eval()
+
+
 def load_tokenizer(kind: Any, folder: Path) -> Any:
     """Return the tokenizer, or the processor with one, of class `kind` in `folder`.
 

@@ -22,18 +22,27 @@ _PIPELINE = ("model_index.json", "*/*.json", "*/*.safetensors", "tokenizer*/*")
 """The files of a pipeline in diffusers' form, without the single-file copies some repositories add."""
 _FP16 = ("*/*.fp16.*",)
 """The half-precision copies that some repositories add to the full ones."""
+_SDXL = ("model_index.json", "*/*.json", "*/*.fp16.safetensors", "tokenizer*/*")
+_SDXL_OTHER_VAES = ("vae_*/*",)
 _HPS_FILE = "HPS_v2.1_compressed.pt"
 _LAION_FILE = "sac+logos+ava1-l14-linearMSE.pth"
 _LAION_COMMIT = "6934dd81792f086e613a121dbce43082cb8be85e"
 
 _REVISIONS = {
     "SG161222/RealVisXL_V5.0": "ac93e0dda1f6d448cae19bbfab8c5e720a5e48bc",
+    "SG161222/RealVisXL_V4.0": "26dfe44930964cd70d0a817b6d1cc945c130e38d",
+    "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
+    "stabilityai/sdxl-turbo": "71153311d3dbb46851df1931d3ca6e939de83304",
+    "ByteDance/SDXL-Lightning": "c9a24f48e1c025556787b0c58dd67a091ece2e44",
     "black-forest-labs/FLUX.1-schnell": "741f7c3ce8b383c54771c7003378a50191e9efe9",
+    "black-forest-labs/FLUX.1-dev": "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
     "stabilityai/stable-diffusion-3-medium-diffusers": "ea42f8cef0f178587cf766dc8129abd379c90671",
     "stabilityai/stable-diffusion-3.5-medium": "b940f670f0eda2d07fbb75229e779da1ad11eb80",
     # No public source states this repository's commit, so the branch is fetched and its commit recorded.
     "HiDream-ai/HiDream-I1-Full": "main",
+    "HiDream-ai/HiDream-I1-Dev": "e2447070a9a4fe4cf1b9299066d42e1347a4e2dd",
     "black-forest-labs/FLUX.2-dev": "26afe3a78bb242c0a8bb181dcc8937bb16e5c66c",
+    "diffusers/FLUX.2-dev-bnb-4bit": "c30ad107542e63f222f864a8de510204394fb18a",
     "Qwen/Qwen-Image-Edit": "ac7f9318f633fc4b5778c59367c8128225f1e3de",
     "Qwen/Qwen-Image-Edit-2511": "6f3ccc0b56e431dc6a0c2b2039706d7d26f22cb9",
     "black-forest-labs/FLUX.1-Kontext-dev": "24e9dedc4ef646698dc8eb4e18ae2cec3c9fea0d",
@@ -49,6 +58,7 @@ _REVISIONS = {
 
 _COMMERCIAL = {
     "none stated": None,
+    "sai-nc-community": False,
     "stabilityai-nc-research-community": False,
     "flux-dev-non-commercial-license": False,
     "flux-1-dev-non-commercial-license": False,
@@ -65,6 +75,12 @@ _CLIP_SHA256 = {
     "tokenizer_config.json": "deef455e52fa5e8151e339add0582e4235f066009601360999d3a9cda83b1129",
     "vocab.json": "3f0c4f7d2086b61b38487075278ea9ed04edb53a03cbb045b86c27190fa8fb69",
 }
+_LIGHTNING_SHA256 = {
+    2: "15a96a3b213b8b4d6ea720b4fa5bf6723cd877170bd1a90f58e34da2968ef854",
+    4: "39a90a8a2a25c1372633c1e8eb1a96f85eab937bcb58cfc6ec9baf66242ec23c",
+    8: "471d8260fda0b17b8906feb24573ce64933d4b6b99ba7a1fa43ca051b994e869",
+}
+"""Of SDXL-Lightning's UNets, by the number of steps that each was distilled to."""
 _UNET_SHA256 = "ea10386073d39ffdde9fda426745b3f5e9dcd2af204c128ece0f4ea84570ffee"
 _HPS_SHA256 = "c57a38fb4a2f7e7c15bf00da2ea377cdf165448b4dd1052a484c215a998c9837"
 _VGG_SHA256 = "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8"
@@ -75,13 +91,33 @@ def _hub(repo: str, files: tuple[str, ...], licence: str, gigabytes: float, **op
     return PublishedWeights(repo, _REVISIONS[repo], files, licence, gigabytes, commercial=commercial, **options)
 
 
+def _lightning_file(steps: int) -> str:
+    return f"sdxl_lightning_{steps}step_unet.safetensors"
+
+
 _PUBLISHED = {
     "realvis_xl": _hub(
         "SG161222/RealVisXL_V5.0",
-        ("model_index.json", "*/*.json", "*/*.fp16.safetensors", "tokenizer*/*"),
+        _SDXL,
         "openrail++",
         6.9,
         sha256={"unet/diffusion_pytorch_model.fp16.safetensors": _UNET_SHA256},
+    ),
+    "realvis_xl_v4": _hub("SG161222/RealVisXL_V4.0", _SDXL, "openrail++", 6.9),
+    "sdxl": _hub("stabilityai/stable-diffusion-xl-base-1.0", _SDXL, "openrail++", 6.9, without=_SDXL_OTHER_VAES),
+    "sdxl_turbo": _hub("stabilityai/sdxl-turbo", _SDXL, "sai-nc-community", 6.9, without=_SDXL_OTHER_VAES),
+    **{
+        f"sdxl_lightning_{steps}": _hub(
+            "ByteDance/SDXL-Lightning",
+            (_lightning_file(steps),),
+            "openrail++",
+            5.1,
+            sha256={_lightning_file(steps): sha256},
+        )
+        for steps, sha256 in _LIGHTNING_SHA256.items()
+    },
+    "flux_1_dev": _hub(
+        "black-forest-labs/FLUX.1-dev", _PIPELINE, "flux-1-dev-non-commercial-license", 33.7, gated=True
     ),
     "flux_schnell": _hub("black-forest-labs/FLUX.1-schnell", _PIPELINE, "apache-2.0", 33.7, gated=True),
     "sd3": _hub(
@@ -96,7 +132,11 @@ _PUBLISHED = {
         "stabilityai/stable-diffusion-3.5-medium", _PIPELINE, "stabilityai-ai-community", 16, without=_FP16, gated=True
     ),
     "hidream": _hub("HiDream-ai/HiDream-I1-Full", _PIPELINE, "mit", 47.2),
+    # Of the same components as Full.
+    "hidream_dev": _hub("HiDream-ai/HiDream-I1-Dev", _PIPELINE, "mit", 47.2),
     "flux2_dev": _hub("black-forest-labs/FLUX.2-dev", _PIPELINE, "flux-dev-non-commercial-license", 112, gated=True),
+    # No public source lists its files' sizes; those who use it speak of 32 to 34 GB.
+    "flux2_dev_4bit": _hub("diffusers/FLUX.2-dev-bnb-4bit", _PIPELINE, "flux-dev-non-commercial-license", 34),
     "qwen_image_edit": _hub("Qwen/Qwen-Image-Edit", (*_PIPELINE, "processor/*"), "apache-2.0", 57.7),
     "qwen_image_edit_plus": _hub("Qwen/Qwen-Image-Edit-2511", (*_PIPELINE, "processor/*"), "apache-2.0", 57.7),
     "flux_kontext": _hub(
@@ -154,7 +194,7 @@ def _model(
 ) -> ModelEntry:
     """Return the entry of a model, with its weights; `embedded` is the folder of its mini weights."""
     if batch_size:
-        fields["options"] = {"batch_size": batch_size}
+        fields["options"] = {"batch_size": batch_size, **fields.get("options", {})}
     if package_and_loader := fields.get("reference"):
         fields["reference"] = (package_and_loader[0], f"{package}.references:{package_and_loader[1]}")
     published = _PUBLISHED.get(name) or _PUBLISHED.get(fields.get("weights_of", ""))
@@ -163,6 +203,25 @@ def _model(
 
 
 _engine = partial(_model, "engine", "resources.engines")
+_sdxl = partial(_engine, loader="sdxl:SdxlEngine", half_precision="fp16", batch_size=8, memory=7, multiple=8)
+# HiDream works at a megapixel whatever the requested size.
+_hidream = partial(
+    _engine,
+    half_precision="bf16",
+    batch_size=2,
+    memory=63,
+    side=1024,
+    required_models={"llama": "llama_31_8b"},
+)
+_flux2 = partial(
+    _engine,
+    half_precision="bf16",
+    batch_size=2,
+    steps=50,
+    steps_range=(1, 50),
+    guidance_range=(1, 10),
+    ignored_settings=_NO_NEGATIVE,
+)
 _editor = partial(_model, "editor", "resources.engines")
 _scorer = partial(_model, "scorer", "resources.scorers")
 _judge = partial(_model, "judge", "resources.judges")
@@ -183,25 +242,51 @@ _ENTRIES = (
         multiple=8,
         guidance=2.0,
     ),
-    _engine("realvis_xl", "sdxl:SdxlEngine", "fp16", batch_size=8, memory=7, multiple=8, steps=30, guidance=5.0),
-    _engine("flux_schnell", "flux:FluxEngine", "bf16", batch_size=4, memory=34, steps=4, ignored_settings=_UNGUIDED),
+    _sdxl("realvis_xl", steps=30, guidance=5.0),
+    _sdxl("realvis_xl_v4", steps=30, guidance=5.0),
+    _sdxl("sdxl", side=1024, steps=40, guidance=5.0),
+    _sdxl("sdxl_turbo", loader="sdxl:DistilledSdxlEngine", steps=4, steps_range=(1, 4), ignored_settings=_UNGUIDED),
+    *(
+        _sdxl(
+            f"sdxl_lightning_{steps}",
+            loader="sdxl:LightningEngine",
+            side=1024,
+            steps=steps,
+            steps_range=(steps, steps),
+            ignored_settings=_UNGUIDED,
+            required_models={"base": "sdxl"},
+            options={"file": _lightning_file(steps)},
+        )
+        for steps in _LIGHTNING_SHA256
+    ),
+    _engine(
+        "flux_schnell",
+        "flux:FluxEngine",
+        "bf16",
+        batch_size=4,
+        memory=34,
+        steps=4,
+        steps_range=(1, 8),
+        ignored_settings=_UNGUIDED,
+    ),
+    _engine(
+        "flux_1_dev",
+        "flux:FluxDevEngine",
+        "bf16",
+        batch_size=4,
+        memory=34,
+        steps=50,
+        guidance=3.5,
+        steps_range=(1, 50),
+        guidance_range=(1, 10),
+        ignored_settings=_NO_NEGATIVE,
+    ),
     _engine("sd3", "sd3:Sd3Engine", "fp16", batch_size=8, memory=16, steps=28, guidance=7.0),
     _engine("sd35", "sd3:Sd3Engine", "bf16", batch_size=8, memory=17, steps=40, guidance=4.5),
-    # HiDream works at a megapixel whatever the requested size.
-    _engine(
-        "hidream",
-        "hidream:HiDreamEngine",
-        "bf16",
-        batch_size=2,
-        memory=63,
-        side=1024,
-        steps=50,
-        guidance=5.0,
-        required_models={"llama": "llama_31_8b"},
-    ),
-    _engine(
-        "flux2_dev", "flux2:Flux2Engine", "bf16", batch_size=2, memory=112, steps=50, ignored_settings=_NO_NEGATIVE
-    ),
+    _hidream("hidream", "hidream:HiDreamEngine", steps=50, guidance=5.0),
+    _hidream("hidream_dev", "hidream:HiDreamDevEngine", steps=28, steps_range=(1, 50), ignored_settings=_UNGUIDED),
+    _flux2("flux2_dev", "flux2:Flux2Engine", memory=112),
+    _flux2("flux2_dev_4bit", "flux2:Flux2FourBitEngine", memory=35),
     # With more steps nearly every edit of the mini editor succeeds, and a search has little to gain.
     _editor(
         "mini_instruct",
@@ -277,6 +362,9 @@ _ENTRIES = (
 
 MODELS = {entry.name: entry for entry in _ENTRIES}
 
+ALIASES = {"flux_dev": "flux_schnell", "sd3_medium": "sd3"}
+"""FlexyFace's names of engines: its `flux_dev` loads FLUX.1-schnell."""
+
 
 def model_names(kind: Kind, settings: Settings) -> list[str]:
     """Return the names of the set's models of one kind, the default first."""
@@ -284,7 +372,8 @@ def model_names(kind: Kind, settings: Settings) -> list[str]:
 
 
 def find_model(name: str, kind: Kind, settings: Settings) -> ModelEntry:
-    """Return the set's model called `name`. Raises `BadInputError` with the known names."""
+    """Return the set's model called `name`, or of which it is an alias. Raises `BadInputError` with the known names."""
+    name = ALIASES.get(name, name)
     known = model_names(kind, settings)
     if name not in known:
         other = next((m for m in MODEL_SETS if name in MODELS and MODELS[name].in_set(m)), None)
@@ -300,7 +389,8 @@ def local_model(entry: ModelEntry, settings: Settings) -> LocalModel:
         # So small a model gains a quarter from a second thread, and is many times slower with it where another
         # process uses that core: one thread is the better default.
         return LocalModel(name, entry.embedded, entry.loader, entry.options, threads=1)
-    folders = weights.read_user_folders(settings, MODELS.keys())
+    folders = weights.read_user_folders(settings, [*MODELS, *ALIASES])
+    folders = {ALIASES.get(name, name): folder for name, folder in folders.items()}
     folder = folders.get(entry.name) or folders.get(entry.weights_of or "")
     published = None if folder else entry.published
     optional = {argument: name for argument, name in entry.optional_models.items() if name in folders}

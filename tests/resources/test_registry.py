@@ -89,7 +89,7 @@ def test_the_fingerprint_follows_the_weights_and_only_its_own(model: LocalModel,
         assert (model.fingerprint == before) is same
 
 
-@pytest.mark.parametrize(("models", "remedy"), [("mini", "use mini_sdxl"), ("full", "use realvis_xl, flux_schnell")])
+@pytest.mark.parametrize(("models", "remedy"), [("mini", "use mini_sdxl"), ("full", "use realvis_xl, realvis_xl_v4")])
 def test_an_engine_nobody_knows_is_answered_with_those_there_are(models: str, remedy: str) -> None:
     with pytest.raises(BadInputError, match=f"unknown engine 'nosuch' with FLEXY_MODELS={models}: {remedy}"):
         registry.find_engine("nosuch", settings(models))
@@ -98,6 +98,24 @@ def test_an_engine_nobody_knows_is_answered_with_those_there_are(models: str, re
 def test_a_scorer_nobody_knows_is_answered_with_those_there_are() -> None:
     with pytest.raises(BadInputError, match="unknown scorer 'nosuch' with FLEXY_MODELS=mini: use clip, "):
         registry.find_scorer("nosuch", settings("mini"))
+
+
+@pytest.mark.parametrize(("alias", "name"), registry.ALIASES.items())
+def test_flexyface_names_are_aliases(alias: str, name: str) -> None:
+    assert alias not in MODELS
+    assert registry.find_engine(alias, settings("full")) == registry.find_engine(name, settings("full"))
+
+
+def test_a_folder_is_named_by_an_alias_too(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text('[models]\nflux_dev = "schnell"\n')
+    asked = Settings.read({"FLEXY_MODELS": "full", "FLEXY_MODEL_REGISTRY": str(tmp_path / "models.toml")})
+    assert registry.find_engine("flux_schnell", asked).folder == tmp_path / "schnell"
+
+
+def test_what_an_engine_is_made_for_holds_its_own_defaults() -> None:
+    for entry in MODELS.values():
+        for value, bounds in ((entry.steps, entry.steps_range), (entry.guidance, entry.guidance_range)):
+            assert bounds is None or bounds[0] <= value <= bounds[1], entry.name
 
 
 def test_mini_engines_are_known_by_their_name() -> None:

@@ -13,6 +13,7 @@ from scipy.stats import chisquare, kstest, qmc
 
 from flexy_assets.sweep.assets import SweepConfig
 from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep, images_in_time
+from flexy_assets.sweep.try_image import Trial
 from resources.errors import BadInputError
 from resources.settings import Settings
 
@@ -238,6 +239,39 @@ def test_a_sweep_of_an_engine_without_guidance_has_none() -> None:
 def test_a_setting_the_engine_ignores_is_refused(engine: str, setting: dict[str, str], words: str) -> None:
     config = SweepConfig(engine=engine, prompts=["a fox"], **setting)
     assert complaint(config.sweep, FULL) == words
+
+
+@pytest.mark.parametrize(
+    ("engine", "setting", "words"),
+    [
+        ("flux_schnell", {"steps": "4:60"}, "invalid steps '4:60' for flux_schnell: it is made for 1:8: use steps 1:8"),
+        ("sdxl_lightning_4", {"steps": "8"}, "invalid steps '8' for sdxl_lightning_4: it is made for 4: use steps 4"),
+        ("flux_1_dev", {"guidance": "0.5:12"}, "invalid guidance '0.5:12' for flux_1_dev: it is made for 1:10: use"),
+    ],
+)
+def test_what_an_engine_is_not_made_for_is_refused_in_a_sweep_and_a_trial(
+    engine: str, setting: dict[str, str], words: str
+) -> None:
+    line = complaint(SweepConfig(engine=engine, prompts=["a fox"], **setting).sweep, FULL)
+    assert line.startswith(words) and line.endswith(", or another engine")
+    if "steps" in setting:
+        outside = complaint(lambda: Trial.of(FULL, "a fox", engine, steps=60))
+        assert outside.startswith(f"invalid steps '60' for {engine}: it is made for ")
+
+
+@pytest.mark.parametrize(
+    ("engine", "steps", "guidance"),
+    [
+        ("realvis_xl_v4", "4:60", "0.5:12"),
+        ("sdxl_turbo", "1:4", "None"),
+        ("sdxl_lightning_8", "8", "None"),
+        ("flux_1_dev", "1:50", "1:10"),
+        ("flux_dev", "1:8", "None"),
+    ],
+)
+def test_a_sweeps_default_ranges_are_what_its_engine_is_made_for(engine: str, steps: str, guidance: str) -> None:
+    sweep = SweepConfig(engine=engine, prompts=["a fox"]).sweep(FULL)
+    assert (str(sweep.steps), str(sweep.guidance)) == (steps, guidance)
 
 
 # A budget in hours

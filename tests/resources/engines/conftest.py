@@ -9,22 +9,25 @@ from typing import Any
 
 import pytest
 
-from resources.engines.flux import FluxEngine, KontextEditor
+from resources.engines.flux import FluxDevEngine, FluxEngine, KontextEditor
 from resources.engines.flux2 import Flux2Engine
-from resources.engines.hidream import HiDreamEngine
+from resources.engines.hidream import HiDreamDevEngine, HiDreamEngine
 from resources.engines.instruct_pix2pix import InstructPix2PixEditor
 from resources.engines.qwen_image_edit import QwenImageEditor, QwenImageEditPlusEditor
 from resources.engines.sd3 import Sd3Engine
-from resources.engines.sdxl import SdxlEngine
+from resources.engines.sdxl import LightningEngine, SdxlEngine
 
-from .tiny_models import save
+from .tiny_models import LIGHTNING_FILE, save
 
 LOADERS: dict[str, Any] = {
     "sdxl": SdxlEngine,
     "sd3": Sd3Engine,
+    "lightning": LightningEngine,
     "flux_schnell": FluxEngine,
+    "flux_1_dev": FluxDevEngine,
     "flux2": Flux2Engine,
     "hidream": HiDreamEngine,
+    "hidream_dev": HiDreamDevEngine,
     "flux_kontext": KontextEditor,
     "qwen_image_edit": QwenImageEditor,
     "qwen_image_edit_plus": QwenImageEditPlusEditor,
@@ -47,7 +50,9 @@ def loaded(tiny: Folders) -> Loaded:
     """`loaded(name, **options)` returns the engine or editor of the tiny pipeline of that name."""
 
     def load(name: str, **options: Any) -> Any:
-        folders = {"llama": tiny("llama")} if name == "hidream" else {}
-        return LOADERS[name](tiny(name), **folders, **options)
+        folder = tiny("hidream" if name == "hidream_dev" else name)
+        needed = {"llama": tiny("llama")} if name.startswith("hidream") else {}
+        needed |= {"base": tiny("sdxl"), "file": LIGHTNING_FILE} if name == "lightning" else {}
+        return LOADERS[name](folder, **needed, **options)
 
     return cache(load)

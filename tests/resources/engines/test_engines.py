@@ -10,27 +10,35 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
+from diffusers import FlowMatchLCMScheduler, Flux2Transformer2DModel
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
+from transformers import Mistral3ForConditionalGeneration
 
-from resources.engines import ImageRequest
+from resources.engines import ImageRequest, flux2
+from resources.engines.flux import FluxDevEngine
+from resources.engines.flux2 import Flux2FourBitEngine
 from resources.engines.hidream import HiDreamEngine
 from resources.engines.pipeline import choose_placement, place_pipeline
 from resources.engines.sd3 import Sd3Engine
-from resources.engines.sdxl import SdxlEngine
+from resources.engines.sdxl import LightningEngine, SdxlEngine
 from resources.errors import FlexyError
 
-pytestmark = pytest.mark.slow(seconds=40)
+from .tiny_models import LIGHTNING_FILE
+
+pytestmark = pytest.mark.slow(seconds=60)
 
 Folders = Callable[[str], Path]
 Loaded = Callable[..., Any]
 
-ENGINES = ["sdxl", "sd3", "flux_schnell", "flux2", "hidream"]
+ENGINES = ["sdxl", "sd3", "lightning", "flux_schnell", "flux_1_dev", "flux2", "hidream", "hidream_dev"]
 WITH_NEGATIVE_PROMPT = ["sdxl", "sd3", "hidream"]
-WITH_GUIDANCE = [*WITH_NEGATIVE_PROMPT, "flux2"]
+WITH_GUIDANCE = [*WITH_NEGATIVE_PROMPT, "flux_1_dev", "flux2"]
 
 GB = 10**9
 
@@ -259,3 +267,85 @@ def test_llama_is_looked_for_in_its_own_folder(tiny: Folders, tmp_path: Path) ->
     folder = Path(shutil.copytree(tiny("llama"), tmp_path / "llama"))
     (folder / "model.safetensors").unlink()
     assert "model.safetensors" in load_error_of(folder, lambda llama: HiDreamEngine(tiny("hidream"), llama))
+
+
+def test_lightning_is_the_base_with_its_own_unet_and_trailing_steps(loaded: Loaded) -> None:
+    base, lightning = loaded("sdxl").pipeline, loaded("lightning").pipeline
+    assert lightning.scheduler.config.timestep_spacing == "trailing"
+    lightning.scheduler.set_timesteps(4)
+    assert lightning.scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    for component, same in (("vae", True), ("text_encoder_2", True), ("unet", False)):
+        one, other = (dict(getattr(pipeline, component).named_parameters()) for pipeline in (base, lightning))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(weight, other[name]) for name, weight in one.items()) is same
+    assert not any(weight.is_meta for weight in (*lightning.unet.parameters(), *lightning.unet.buffers()))
+
+
+@pytest.mark.parametrize("damage", ["none", "truncated", "another's"])
+def test_a_unet_file_that_is_not_lightnings_is_rejected(damage: str, tiny: Folders, tmp_path: Path) -> None:
+    file = tmp_path / LIGHTNING_FILE
+    whole = (tiny("lightning") / LIGHTNING_FILE).read_bytes()
+    if damage == "truncated":
+        file.write_bytes(whole[:-100])
+    elif damage == "another's":
+        save_file({"weight": torch.ones(1)}, file)
+    with pytest.raises(FlexyError) as caught:
+        LightningEngine(tmp_path, tiny("sdxl"), LIGHTNING_FILE)
+    assert LIGHTNING_FILE in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_hidream_dev_samples_with_its_own_shift_and_each_images_noise(loaded: Loaded) -> None:
+    engine = loaded("hidream_dev")
+    scheduler = engine.pipeline.scheduler
+    assert isinstance(scheduler, FlowMatchLCMScheduler) and scheduler.config.shift == 6.0
+    # Noise is added after each step but the last: drawn from the process's own generator, it would be another.
+    first, _ = (engine.generate([request("hidream_dev", steps=3)])[0], torch.manual_seed(5))
+    assert engine.generate([request("hidream_dev", steps=3)])[0] == first
+
+
+def test_a_network_without_guidance_is_not_flux_dev(tiny: Folders) -> None:
+    line = load_error_of(tiny("flux_schnell"), FluxDevEngine)
+    assert "it takes no guidance" in line
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "cause"),
+    [
+        (False, True, "bitsandbytes is missing: pip install"),
+        (True, False, "there is no GPU"),
+        (True, True, "not in 4 bit"),
+    ],
+)
+def test_four_bits_without_what_they_take_are_refused_in_one_line(
+    installed: bool, gpu: bool, cause: str, tiny: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flux2, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with pytest.raises(FlexyError, match=cause) as caught:
+        Flux2FourBitEngine(tiny("flux2"))
+    assert "\n" not in str(caught.value)
+
+
+def test_four_bit_weights_are_loaded_as_such(tiny: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where bitsandbytes is installed, and with diffusers' demand for a GPU lifted: on a CPU it computes too."""
+    pytest.importorskip("bitsandbytes")
+    from diffusers.quantizers.bitsandbytes.bnb_quantizer import BnB4BitDiffusersQuantizer as Quantizer
+
+    monkeypatch.setattr(Quantizer, "validate_environment", lambda *_, **__: None)
+    monkeypatch.setattr(Quantizer, "update_device_map", lambda _, device_map: device_map or {"": "cpu"})
+    folder = Path(shutil.copytree(tiny("flux2"), tmp_path / "flux2"))
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    for kind, name, config in (
+        (Flux2Transformer2DModel, "transformer", diffusers.BitsAndBytesConfig(**nf4)),
+        (Mistral3ForConditionalGeneration, "text_encoder", transformers.BitsAndBytesConfig(**nf4)),
+    ):
+        options = {"quantization_config": config, "device_map": {"": "cpu"}, "dtype": torch.bfloat16}
+        kind.from_pretrained(folder / name, **options).save_pretrained(folder / name)
+    engine = flux2.Flux2Engine(folder, precision="bf16")
+    for name in ("transformer", "text_encoder"):
+        modules = getattr(engine.pipeline, name).modules()
+        assert any(type(module).__name__ == "Linear4bit" for module in modules)
+    low, high = (
+        np.asarray(image, int) for image in engine.generate([request("flux2"), request("flux2", guidance=9.0)])
+    )
+    assert low.std() > 5 and np.abs(low - high).max() > 5

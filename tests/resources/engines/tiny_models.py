@@ -31,6 +31,7 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
@@ -57,6 +58,8 @@ from transformers import (
 
 WIDTH = 16
 """Of every text encoder."""
+
+LIGHTNING_FILE = "sdxl_lightning_4step_unet.safetensors"
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 
@@ -241,6 +244,10 @@ def flux_parts(levels: int, guidance: bool) -> dict[str, Any]:
 
 def flux_schnell() -> FluxPipeline:
     return FluxPipeline(**flux_parts(3, guidance=False))
+
+
+def flux_1_dev() -> FluxPipeline:
+    return FluxPipeline(**flux_parts(3, guidance=True))
 
 
 def flux_kontext() -> FluxKontextPipeline:
@@ -454,6 +461,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
         sdxl,
         sd3,
         flux_schnell,
+        flux_1_dev,
         flux2,
         hidream,
         flux_kontext,
@@ -465,11 +473,15 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 
 
 def save(name: str, folder: Path) -> Path:
-    """Write the pipeline called `name`, or Llama, and return `folder`."""
-    torch.manual_seed(0)
+    """Write the pipeline called `name`, or Llama, or a UNet of SDXL's alone, and return `folder`."""
+    torch.manual_seed(1 if name == "lightning" else 0)
     if name == "llama":
         for part in llama():
             part.save_pretrained(folder)
+        return folder
+    if name == "lightning":
+        folder.mkdir()
+        save_file(sdxl().unet.state_dict(), folder / LIGHTNING_FILE)
         return folder
     PIPELINES[name]().save_pretrained(folder)
     if name == "hidream":

@@ -24,7 +24,14 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         asset_checks=dg.load_asset_checks_from_modules([checks]),
         jobs=[
-            *(jobs.backfill_scores, jobs.rescore_scores, jobs.heal_scores, jobs.try_image, jobs.results),
+            *(
+                jobs.backfill_scores,
+                jobs.rescore_scores,
+                jobs.backfill_beside,
+                jobs.heal_scores,
+                jobs.try_image,
+                jobs.results,
+            ),
             inpaint_tasks,
         ],
         schedules=sensors.schedules(settings),

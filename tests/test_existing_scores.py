@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pytest
 import sqlalchemy as sa
 
@@ -118,6 +119,32 @@ def test_scores_of_an_unknown_maker_are_left_and_reported_until_the_column_is_re
     assert not any(after[path] == scores for path, scores in before.items())
     assert None not in {score for scores in after.values() for score in scores}
     assert flexy("backfill").exit_code == 0
+
+
+def test_our_scores_are_kept_beside_a_column_of_an_unknown_maker(
+    flexy: Flexy, bring: Bring, empty_database: Database, tmp_path: Path
+) -> None:
+    bring(None)
+    assert flexy("backfill").exit_code == 2
+    before = columns(empty_database)
+    result = flexy("backfill", "--beside", "clip_score", "--beside", "aesthetic_score", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["filled"] == {"clip_score_flexy": 24, "aesthetic_score_flexy": 24}
+    assert columns(empty_database) == before
+    status = json.loads(flexy("status", "--json").stdout)
+    beside = {"aesthetic_score_flexy": 24, "clip_score_flexy": 24}
+    assert {row["metric"]: row["scored"] for row in status["beside"]} == beside
+    assert set(status["agreement"]) == set(OLD) and "clip_score_flexy" in flexy("status").stdout
+    assert flexy("export", "--out", str(tmp_path / "scores.csv")).exit_code == 0
+    exported = pl.read_csv(tmp_path / "scores.csv")
+    assert exported.columns[-3:] == ["seed", "aesthetic_score_flexy", "clip_score_flexy"]
+    assert exported.height == SCORED and exported.select(*beside).null_count().row(0) == (0, 0)
+    ours = Database(f"sqlite:///{tmp_path / 'ours.sqlite'}")
+    flexyface.bring(ours, tmp_path / "pictures", IMAGES, SCORED)
+    expected = sorted(scores[0] for scores in columns(ours).values() if scores[0] is not None)
+    assert sorted(exported["clip_score_flexy"]) == pytest.approx(expected, abs=1e-5)
+    refused = flexy("backfill", "--beside", "beauty")
+    assert refused.exit_code == 2 and "unknown column 'beauty': choose from clip_score" in refused.stderr
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)

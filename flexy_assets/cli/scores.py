@@ -39,12 +39,18 @@ def status(failed: bool) -> dict[str, Any]:
 
 
 @click.command()
+@click.option(
+    "--beside", multiple=True, metavar="METRIC", help="Keep Flexy's scores beside this column instead; repeatable."
+)
 @json_command
-def backfill() -> dict[str, Any]:
+def backfill(beside: tuple[str, ...]) -> dict[str, Any]:
     """Compute every missing score.
 
     The nightly schedule does the same. The tables and the report are made at the end. A column whose existing scores
     none of the scorers computes is left as it is, with status 2.
+
+    With --beside METRIC, nothing is written to the table: Flexy's own scores of all images are kept in image_scores, as
+    METRIC_flexy, and are exported as a column of their own.
     """
     import dagster as dg
 
@@ -53,6 +59,10 @@ def backfill() -> dict[str, Any]:
 
     session = Session()
     with dagster_instance(session.settings) as instance:
+        if beside:
+            jobs.check_columns(beside)
+            config = {"ops": {"score_beside": {"config": {"metrics": list(beside)}}}}
+            return _run_scoring_job(session, instance, jobs.backfill_beside.name, config)
         request = jobs.request_backfill(instance, session.database, session.store, session.settings)
         if isinstance(request, dg.RunRequest):
             answer = _run_scoring_job(session, instance, jobs.backfill_scores.name, request.run_config)

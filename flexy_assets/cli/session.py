@@ -96,5 +96,6 @@ class Session:
         from flexy_assets import names
         from resources.metrics.sweep import METRICS
 
-        outcomes = {metric: self.work.results.get(names.score_asset(metric)) for metric in METRICS}
+        computed = [name for metric in METRICS.values() for name in (metric.name, metric.beside.name)]
+        outcomes = {name: self.work.results.get(names.score_asset(name)) for name in computed}
         return {metric: sum(each.done for each in some.values()) for metric, some in outcomes.items() if some}

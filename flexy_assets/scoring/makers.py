@@ -179,10 +179,11 @@ def _score_pairs(model: Any) -> Any:
 def describe_refusal(maker: ScoreMaker) -> str:
     """Return why nothing is written to a column, by how much its scores differ, and what to do."""
     tried = "; ".join(" ".join(each.split()) for each in maker.tried)
-    remedy = f"compute the whole column again with flexy rescore {maker.metric}"
+    remedy = f"keep ours beside it with flexy backfill --beside {maker.metric}, or"
+    remedy += f" compute the whole column again with flexy rescore {maker.metric}"
     if METRICS[maker.metric].uses_prompt:
         recovery = "recover the prompts with flexy prompts recover FILE"
-        remedy = f"{recovery}, name the column of the right ones in FLEXY_PROMPT_COLUMN, or {remedy}"
+        remedy = f"{recovery}, name the column of the right ones in FLEXY_PROMPT_COLUMN, {remedy}"
     return (
         f"{maker.metric} is not filled: {maker.sampled} of its scores were computed again, and no known scorer gives"
         f" them ({tried}): {remedy}"

@@ -9,7 +9,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Select, select
 
-from flexy_assets.storage.scores import score_value
+from flexy_assets.storage.makers import list_beside
+from flexy_assets.storage.scores import metric_value, score_value
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results
 from resources.database import Database
 from resources.errors import FlexyError
@@ -23,21 +24,22 @@ _UNBOUNDED = {"inf": "Infinity", "-inf": "-Infinity"}
 def export_csv(database: Database, path: Path, run_ids: Collection[UUID] = ()) -> int:
     """Write the images that have all four scores, of these sweeps or of all, by steps and guidance; return how many.
 
+    After FlexyFace's columns come those of Flexy's scores that are kept beside one.
     The file is written whole or not at all. On Postgres the server writes it, so that the rows and every digit are
     those of its COPY. Raises `FlexyError` where it cannot be written.
     """
     try:
         with replacing(path) as temporary, temporary.open("wb") as file, database.begin(reading=True) as connection:
             if connection.dialect.name == "postgresql":
-                return _copy_from_postgres(connection, file, _query(run_ids))
-            return _write_rows(connection, file, _query(run_ids))
+                return _copy_from_postgres(connection, file, _query(connection, run_ids))
+            return _write_rows(connection, file, _query(connection, run_ids))
     except OSError as error:
         raise FlexyError(f"cannot write {path}: {describe_os_error(error)}") from error
 
 
-def _query(run_ids: Collection[UUID]) -> Select[Any]:
+def _query(connection: Connection, run_ids: Collection[UUID]) -> Select[Any]:
     images = bench_run_results.c
-    statement = select(*(images[name] for name in CSV_COLUMNS))
+    statement = select(*(images[name] for name in CSV_COLUMNS), *map(metric_value, list_beside(connection)))
     statement = statement.where(*(score_value(name).is_not(None) for name in METRIC_COLUMNS))
     if run_ids:
         statement = statement.where(images.run_id.in_(list(run_ids)))
@@ -58,7 +60,7 @@ def _write_rows(connection: Connection, file: BinaryIO, query: Select[Any]) -> i
     last = query.order_by(None).order_by(images.steps.nulls_last(), images.guidance.nulls_last(), images.id)
     lines = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer, count = csv.writer(lines, lineterminator="\n"), 0
-    writer.writerow(CSV_COLUMNS)
+    writer.writerow(query.selected_columns.keys())
     for row in connection.execute(last):
         writer.writerow(map(_field, row))
         count += 1

@@ -15,6 +15,7 @@ from flexy_assets.storage.runs import in_model_set, prompt_column
 from flexy_assets.storage.scores import has_outcome
 from flexy_assets.storage.sql import upsert, utc_now
 from flexy_assets.storage.tables import bench_run_results, image_scores, score_makers
+from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 
 _images = bench_run_results.c
@@ -123,11 +124,19 @@ def read_maker(connection: Connection, metric: str, scorer: str, settings: Setti
 
 
 def list_makers(connection: Connection, settings: Settings) -> list[ScoreMaker]:
-    """Return the makers of the columns as they were last compared or chosen, for this model set."""
+    """Return the makers of the metrics as they were last compared or chosen, for this model set."""
     mini = score_makers.c.scorer.startswith("mini_", autoescape=True)
     statement = select(score_makers).where(mini if settings.models == "mini" else ~mini)
+    statement = statement.where(score_makers.c.metric.in_(METRICS))
     rows = connection.execute(statement.order_by(score_makers.c.compared_at))
     return list({row.metric: _score_maker(row) for row in rows}.values())
+
+
+def list_beside(connection: Connection) -> list[str]:
+    """Return the names of the metrics whose scores by Flexy are kept beside their column."""
+    names = score_makers.c.metric
+    beside = [metric.beside.name for metric in METRICS.values()]
+    return list(connection.scalars(select(names).where(names.in_(beside)).distinct().order_by(names)))
 
 
 def _score_maker(row: sa.Row[Any]) -> ScoreMaker:

@@ -280,6 +280,16 @@ def request_rescore(
     return answer
 
 
+def replace_other_scores(connection: Connection, metric: str, scorer: str, settings: Settings) -> None:
+    """Request that scores of a metric without a column that another scorer made are computed again."""
+    outcome = image_scores.c
+    images = select(bench_run_results.c.id).where(in_model_set(settings.models))
+    others = update(image_scores).where(
+        outcome.metric == metric, outcome.scorer != scorer, outcome.image_id.in_(images)
+    )
+    connection.execute(others.values(rescore=utc_now(), attempts=0))
+
+
 LABEL_MARK = " ["
 """Between an engine's name and its weights."""
 

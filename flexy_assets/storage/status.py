@@ -5,6 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Integer, and_, case, exists, func, or_, select
 
+from flexy_assets.storage.makers import list_beside
 from flexy_assets.storage.quality import missing_scores_of
 from flexy_assets.storage.runs import in_model_set, list_sweeps
 from flexy_assets.storage.scores import EMBEDDING_METRIC, MAX_ATTEMPTS, score_value
@@ -25,7 +26,8 @@ def read_status(connection: Connection, settings: Settings) -> dict[str, Any]:
     """Return the whole status: `totals`, by metric, by sweep and engine, by steps, and the newest rows.
 
     `runs` holds, per run and engine, `images`, `target` and per metric `scored`, `missing` and `failed`;
-    `left_alone` counts, by engine, the images whose scores are missing but not for this set of models to fill.
+    `left_alone` counts, by engine, the images whose scores are missing but not for this set of models to fill;
+    `beside` the scores of Flexy that are kept beside a column.
     """
     runs, kinds = status_by_sweep(connection), ("scored", "missing", "failed")
     return {
@@ -37,7 +39,13 @@ def read_status(connection: Connection, settings: Settings) -> dict[str, Any]:
         "steps": status_by_steps(connection),
         "newest": newest_images(connection),
         "left_alone": images_of_other_model_set(connection, settings),
+        "beside": [{"metric": name, "scored": count_scores(connection, name)} for name in list_beside(connection)],
     }
+
+
+def count_scores(connection: Connection, metric: str) -> int:
+    """Return how many scores `image_scores` has of a metric."""
+    return connection.scalar(select(func.count(image_scores.c.value)).where(image_scores.c.metric == metric)) or 0
 
 
 def last_failure(connection: Connection, run_id: UUID) -> str | None:

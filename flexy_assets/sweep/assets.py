@@ -20,9 +20,16 @@ from flexy_assets.scoring.work import Work
 from flexy_assets.storage import status
 from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.flexyface import check_required_columns
+from flexy_assets.storage.makers import record_maker
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import list_sweeps, read_timings, save_sweep
-from flexy_assets.storage.scores import read_batch, read_scores, select_pending_scores, summarize_batch
+from flexy_assets.storage.scores import (
+    read_batch,
+    read_scores,
+    replace_other_scores,
+    select_pending_scores,
+    summarize_batch,
+)
 from flexy_assets.sweep import analysis, generation, plots
 from flexy_assets.sweep.generation import GenerationOutcome
 from flexy_assets.sweep.plan import (
@@ -237,6 +244,21 @@ def score_partitions(work: Work, metric: Metric, batches: Sequence[str], report:
             for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
                 work.record_partition(names.score_asset(metric.name), batch, outcome)
                 report(batch, _scores_metadata(work.database, metric, batch, outcome))
+
+
+def score_beside(work: Work, metric: Metric, batches: Sequence[str]) -> None:
+    """Compute Flexy's scores of a metric for all images of the partitions and keep them beside its column."""
+    metric = metric.beside
+    with work.database.begin() as connection:
+        record_maker(connection, makers.own_maker(work, metric), [])
+        replace_other_scores(connection, metric.name, work.score_fingerprint(metric), work.settings)
+    with work.slot:
+        if metric.reads:
+            for _ in missing_scores.embed_images(work, batches, lambda _: None, metric.reads, [metric.name]):
+                pass
+        with progress_bar(metric.name, work.count_pending(work.pending_scores(metric), batches)) as bar:
+            for batch, outcome in missing_scores.score_images(work, metric, batches, bar.update):
+                work.record_partition(names.score_asset(metric.name), batch, outcome)
 
 
 def needs_clip_embeddings(work: Work, metric: Metric, batches: Sequence[str]) -> bool:

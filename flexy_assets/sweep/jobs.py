@@ -23,6 +23,7 @@ from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import save_sweep
 from flexy_assets.storage.scores import count_missing_scores, request_rescore
 from flexy_assets.storage.table_forms import check_numbers
+from flexy_assets.storage.tables import METRIC_COLUMNS
 from flexy_assets.sweep import assets, backfill, checks, generation
 from flexy_assets.sweep.try_image import Trial
 from resources.database import Database
@@ -165,6 +166,35 @@ def rescore(context: dg.OpExecutionContext, config: RescoreConfig, work: dg.Reso
 @dg.job(description="Compute scores again, replacing exactly the number given.")
 def rescore_scores() -> None:
     rescore()
+
+
+class BesideConfig(dg.Config):
+    """The metrics whose column stays as it is, while Flexy's own scores are kept beside it."""
+
+    metrics: list[str]
+
+
+def check_columns(metrics: Sequence[str]) -> None:
+    """Raise `BadInputError` for a metric that has no column."""
+    for name in metrics:
+        if name not in METRIC_COLUMNS:
+            raise BadInputError(f"unknown column {name!r}: choose from {', '.join(METRIC_COLUMNS)}")
+
+
+@dg.op(pool="gpu", out=dg.Out(dg.Nothing))
+def score_beside(config: BesideConfig, work: dg.ResourceParam[Work]) -> None:
+    """Compute Flexy's own scores of every image, and write them to `image_scores` alone."""
+    check_columns(config.metrics)
+    adopt_rows(work.database, work.settings)
+    with work.database.begin(reading=True) as connection:
+        batches = batch_names(connection)
+    for name in config.metrics:
+        assets.score_beside(work, METRICS[name], batches)
+
+
+@dg.job(description="Compute Flexy's own scores beside columns that stay as they are.")
+def backfill_beside() -> None:
+    score_beside()
 
 
 class TrialConfig(dg.Config):

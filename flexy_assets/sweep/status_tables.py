@@ -34,7 +34,7 @@ def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
     ]
     tables: dict[str, TableRows] = {"scores": counts["metrics"]} | ({"existing scores": makers} if makers else {})
     tables |= {"runs": runs, "by steps (means)": counts["steps"], "newest": newest}
-    return tables | {"image roots": roots}
+    return tables | {"beside the columns": counts.get("beside", []), "image roots": roots}
 
 
 def _progress(images: int, metric: Mapping[str, int]) -> str:

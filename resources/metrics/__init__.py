@@ -5,6 +5,8 @@ A new metric of a product is one file in the product's package here (`resources/
 importing the declarations loads no model library.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -52,6 +54,11 @@ class Metric:
     def uses_prompt(self) -> bool:
         """Whether a sweep's metric compares the image with its prompt."""
         return self.reads is None or self.reads == self.scorer
+
+    @property
+    def beside(self) -> Metric:
+        """The same metric as Flexy computes it, kept beside its column: in `image_scores` alone."""
+        return replace(self, name=f"{self.name}_flexy", column=False)
 
 
 SelectingMetric = partial(Metric, role="selecting")

@@ -43,7 +43,6 @@ RUNS = _extended(
 )
 RESULTS = _extended(
     bench_run_results,
-    Column("tf32_enabled", Boolean),
     Column("metrics_status", String(20)),
     Column("metrics_updated_at", TIMESTAMP),
 )

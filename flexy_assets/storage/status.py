@@ -26,8 +26,9 @@ def read_status(connection: Connection, settings: Settings) -> dict[str, Any]:
     """Return the whole status: `totals`, by metric, by sweep and engine, by steps, and the newest rows.
 
     `runs` holds, per run and engine, `images`, `target` and per metric `scored`, `missing` and `failed`;
-    `left_alone` counts, by engine, the images whose scores are missing but not for this set of models to fill;
-    `beside` the scores of Flexy that are kept beside a column.
+    `left_alone` counts, by engine, the images whose scores are missing but not for this set of models to fill, and
+    `unknown_weights` those of which no row says which weights made them; `beside` the scores of Flexy that are kept
+    beside a column.
     """
     runs, kinds = status_by_sweep(connection), ("scored", "missing", "failed")
     return {
@@ -40,6 +41,7 @@ def read_status(connection: Connection, settings: Settings) -> dict[str, Any]:
         "newest": newest_images(connection),
         "left_alone": images_of_other_model_set(connection, settings),
         "beside": [{"metric": name, "scored": count_scores(connection, name)} for name in list_beside(connection)],
+        "unknown_weights": images_of_unknown_weights(connection),
     }
 
 
@@ -167,6 +169,14 @@ def images_of_other_model_set(connection: Connection, settings: Settings) -> dic
     others = ~func.coalesce(in_model_set(settings.models), False)
     counts = select(images.engine, func.count()).where(lacks_any_score, others).group_by(images.engine)
     return {engine or "unknown": count for engine, count in connection.execute(counts)}
+
+
+def images_of_unknown_weights(connection: Connection) -> dict[str, int]:
+    """Return by engine the images whose weights nobody has recorded."""
+    images = bench_run_results.c
+    unknown = images.engine.is_not(None), images.weights.is_(None)
+    counts = select(images.engine, func.count()).where(*unknown).group_by(images.engine).order_by(images.engine)
+    return dict(connection.execute(counts).tuples().all())
 
 
 def nothing_missing_reason(connection: Connection, settings: Settings) -> str:

@@ -19,6 +19,7 @@ FILLABLE_COLUMNS = {"batch": 20, "image_sha256": 64}
 
 _TYPE_FAMILIES: dict[type, tuple[type, ...]] = {
     **{sa.Uuid: (sa.Uuid,), sa.Integer: (sa.Integer,), sa.Float: (sa.Numeric,), sa.TIMESTAMP: (sa.DateTime,)},
+    sa.Boolean: (sa.Boolean,),
     sa.String: (sa.VARCHAR, sa.Text),  # not CHAR, whose blanks would be part of every name
 }
 """Flexy's column types, and the types of existing columns that are compatible with them."""

@@ -1,7 +1,21 @@
 """The tables. `bench_runs` and `bench_run_results` keep FlexyFace's names and types."""
 
 import sqlalchemy as sa
-from sqlalchemy import TIMESTAMP, BigInteger, Column, Float, ForeignKey, Index, Integer, String, Table, Text, Uuid, or_
+from sqlalchemy import (
+    TIMESTAMP,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    Uuid,
+    or_,
+)
 
 from resources.metrics.sweep import METRICS
 
@@ -50,6 +64,11 @@ bench_run_results = Table(
     Column("images_in_call", Integer, comment="how many images the pipeline call made"),
     Column("image_sha256", String(64)),
     Column("prompt_confidence", Float, comment="0-1: of a recovered prompt; with prompt NULL, too low to name one"),
+    Column("tf32_enabled", Boolean),
+    Column("gpu_name", String(100)),
+    Column("gpu_mem_peak_mb", Integer, comment="of the GPU's memory, at most, during the pipeline call"),
+    Column("model_load_ms", Integer),
+    *(Column(f"{library}_version", String(50)) for library in ("torch", "diffusers", "transformers")),
     Index("ix_bench_run_results_batch", "batch"),
 )
 

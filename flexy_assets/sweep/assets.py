@@ -175,8 +175,9 @@ def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[W
             outcome = GenerationOutcome()
             if len(plan):
                 model = registry.find_engine(plan["engine"][0], work.settings)
-                engine, weights = work.slot.get(model), model.fingerprint
-                outcome = generation.generate_images(work.database, work.store, engine, plan, bar.update, weights)
+                engine = work.slot.get(model)
+                made_on = generation.describe_provenance(model, work.slot)
+                outcome = generation.generate_images(work.database, work.store, engine, plan, bar.update, made_on)
             work.record_partition("generated_images", batch, outcome)
             report_partition(context, batch, _images_metadata(work.database, work.store, batch, outcome))
 

@@ -1,10 +1,11 @@
 """Generate the images a plan lacks, chunk by chunk; each chunk's rows are committed before the next starts."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from uuid import UUID
+from weakref import WeakSet
 
 import polars as pl
 
@@ -14,7 +15,14 @@ from resources.database import Database
 from resources.engines import Engine, ImageRequest
 from resources.errors import FlexyError
 from resources.images import ImageStore
-from resources.models.compute import HalvingBatches, uses_tf32
+from resources.models.compute import HalvingBatches, describe_runtime, take_peak_memory_mb, uses_tf32
+from resources.models.entry import LocalModel
+from resources.models.slot import ModelSlot
+
+WARM_UP_STEPS = 2
+
+_warm_engines: WeakSet[Any] = WeakSet()
+"""Engines that have made a call: their first is several times as long as the next."""
 
 
 def images_to_generate(database: Database, plan: pl.DataFrame) -> pl.DataFrame:
@@ -40,32 +48,42 @@ class GenerationOutcome:
     failed: tuple[str, ...] = ()
 
 
+def describe_provenance(model: LocalModel, slot: ModelSlot) -> dict[str, Any]:
+    """Return on what the slot's loaded engine makes images, in columns of their rows."""
+    return {"weights": model.fingerprint, "model_load_ms": slot.load_ms, **describe_runtime()}
+
+
 def generate_images(
     database: Database,
     store: ImageStore,
     engine: Engine,
     plan: pl.DataFrame,
     on_progress: Callable[[int], Any],
-    weights: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> GenerationOutcome:
     """Make the images of `plan`: file first, then row, so that a row never lacks its file.
 
     A kill costs at most the chunk under way; its files are written over when it is made again. An image that
     alone is too much for the memory fails alone and has no row, so that the next run tries it again. `on_progress`
-    hears how many images each chunk added; `weights` is the engine's fingerprint. Raises `FlexyError` where a file
-    cannot be written.
+    hears how many images each chunk added; `provenance` are columns of every row. The first call of an engine is made
+    twice, with few steps the first time, so that no row holds a time that is not the image's. Raises `FlexyError`
+    where a file cannot be written.
     """
     for batch in plan["batch"].unique():
         store.discard_unfinished(batch)
     made, failed = 0, []
     halving = HalvingBatches(engine.batch_size)
 
-    def timed(requests: Sequence[ImageRequest]) -> list[tuple[Any, dict[str, int]]]:
+    def timed(requests: Sequence[ImageRequest]) -> list[tuple[Any, dict[str, Any]]]:
+        if engine not in _warm_engines:
+            engine.generate([replace(request, steps=min(request.steps, WARM_UP_STEPS)) for request in requests])
+            _warm_engines.add(engine)
+        take_peak_memory_mb()
         began = time.perf_counter()
         images = engine.generate(requests)
         elapsed_ms = round(1000 * (time.perf_counter() - began) / len(requests))
-        timing = {"elapsed_ms": elapsed_ms, "images_in_call": len(requests), "tf32_enabled": uses_tf32()}
-        return [(image, timing) for image in images]
+        call = {"elapsed_ms": elapsed_ms, "images_in_call": len(requests), "tf32_enabled": uses_tf32()}
+        return [(image, call | {"gpu_mem_peak_mb": take_peak_memory_mb()}) for image in images]
 
     for chunk in chunk_plan(plan, engine.batch_size):
         written, settings = [], [field.name for field in fields(ImageRequest)]
@@ -74,12 +92,13 @@ def generate_images(
             if isinstance(result, FlexyError):
                 failed.append(f"image {row['index']} ({row['width']}×{row['height']}): {result}")
                 continue
-            image, timing = result
+            image, call = result
             written.append(
                 {name: value for name, value in row.items() if name not in ("image_id", "run_id", "index")}
                 | {"id": UUID(row["image_id"]), "run_id": UUID(row["run_id"])}
-                | {"image_sha256": store.write(row["image_path"], image), "weights": weights}
-                | timing
+                | {"image_sha256": store.write(row["image_path"], image)}
+                | call
+                | dict(provenance or {})
             )
         with database.begin() as connection:
             add_images(connection, written)

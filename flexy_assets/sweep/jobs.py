@@ -248,7 +248,8 @@ def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) ->
     with work.slot:
         model = registry.find_engine(trial.engine, work.settings)
         engine, row = work.slot.get(model), trial.row()
-        outcome = generation.generate_images(work.database, work.store, engine, row, lambda _: None, model.fingerprint)
+        made_on = generation.describe_provenance(model, work.slot)
+        outcome = generation.generate_images(work.database, work.store, engine, row, lambda _: None, made_on)
     if outcome.failed:
         raise FlexyError(outcome.failed[0])
     # Only now: a partition without an image belongs to no sweep.

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from shlex import quote
 from typing import Any
 
 from flexy_assets.reporting.text_tables import TableRows
@@ -52,6 +53,9 @@ def status_summary(counts: Mapping[str, Any]) -> str:
     if counts["left_alone"]:
         others = ", ".join(f"{count:,} of {engine}" for engine, count in sorted(counts["left_alone"].items()))
         lines.append(f"left alone, because this set of models is not for their engines: {others}")
+    for engine, count in counts.get("unknown_weights", {}).items():
+        remedy = f"name them with flexy sweep weights {quote(engine)} NAME"
+        lines.append(f"images of {engine} ({count:,}) were made by unknown weights: {remedy}")
     for root in counts.get("image_roots", ()):
         if root["rows"] and not root["folder"]:
             lines.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -33,6 +34,26 @@ def uses_tf32() -> bool:
     import torch
 
     return torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32
+
+
+def describe_runtime() -> dict[str, str | None]:
+    """Return the `gpu_name`, None without a GPU, and the versions of the libraries that make images."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    libraries = ("torch", "diffusers", "transformers")
+    return {"gpu_name": gpu} | {f"{name}_version": importlib.metadata.version(name) for name in libraries}
+
+
+def take_peak_memory_mb() -> int | None:
+    """Return the most MB of the GPU's memory that were in use since the last call; None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    peak = torch.cuda.max_memory_allocated() // 2**20
+    torch.cuda.reset_peak_memory_stats()
+    return peak
 
 
 def torch_dtype(precision: str) -> torch.dtype:

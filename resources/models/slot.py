@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from resources.models import compute
@@ -18,6 +19,8 @@ class ModelSlot:
     def __init__(self) -> None:
         self._held: LocalModel | None = None
         self._model: Any = None
+        self.load_ms: int | None = None
+        """Milliseconds that loading the model took."""
 
     def __enter__(self) -> ModelSlot:
         return self
@@ -29,7 +32,9 @@ class ModelSlot:
         """Return the loaded `model`; if it is not in memory, free any other one and load it."""
         if self._held != model:
             self.free()
+            began = time.perf_counter()
             self._model = model.load()
+            self.load_ms = round(1000 * (time.perf_counter() - began))
             self._held = model
         return self._model
 

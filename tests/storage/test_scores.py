@@ -32,6 +32,7 @@ from flexy_assets.storage.runs import (
 )
 from flexy_assets.storage.scores import MAX_ATTEMPTS, ScoredImage, read_scores, record_scores, select_pending_scores
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_scores
+from flexy_assets.sweep.status_tables import status_summary
 from resources.database import Database
 from resources.settings import Settings
 
@@ -314,6 +315,13 @@ def test_two_processes_write_while_a_third_reads(database: Database) -> None:
         assert read_scores(connection, chosen("mini"))["clip_score"].to_list() == [0.5] * 80
 
 
+def test_adopted_rows_keep_flexyfaces_name_of_their_engine(database: Database, add: Adder) -> None:
+    add(1, engine="flux_dev", weights="black-forest-labs/FLUX.1-schnell")
+    add(1, engine="flux_schnell", weights="flux_schnell@741f7c3ce8b3/bf16")
+    with database.begin(reading=True) as connection:
+        assert set(read_scores(connection, chosen("full"))["engine"]) == {"flux_dev", "flux_schnell"}
+
+
 def test_two_sets_of_weights_of_one_engine_are_never_pooled(database: Database, add: Adder) -> None:
     made_by = {"a": "realvis_xl@ac93e0dda1f6/fp16", "b": "realvis_xl@ac93e0dda1f6", "c": None, "d": None}
     for name, weights in made_by.items():
@@ -323,9 +331,17 @@ def test_two_sets_of_weights_of_one_engine_are_never_pooled(database: Database, 
         with database.begin(reading=True) as connection:
             return dict(read_scores(connection, chosen("full")).select("image_path", "engine").iter_rows())
 
+    def question() -> str:
+        with database.begin(reading=True) as connection:
+            counts = status.read_status(connection, chosen("full"))
+        return "".join(line for line in status_summary(counts).splitlines() if "realvis" in line)
+
+    asked = "images of realvis_xl (1) were made by unknown weights: name them with flexy sweep weights realvis_xl NAME"
+    assert question() == asked
     ours = "realvis_xl [ac93e0dd]"
     assert engines() == {"a": ours, "b": ours, "c": "realvis_xl [weights unknown]", "d": "sd3"}
     with database.begin() as connection:
         assert record_weights(connection, "realvis_xl", "SG161222/RealVisXL_V4.0") == 1
+    assert question() == ""
     assert engines()["c"] == "realvis_xl [SG161222/RealVisXL_V4.0]"
     assert engines()["a"] == ours

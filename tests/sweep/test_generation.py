@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,13 @@ from flexy_assets.cli.app import main
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import save_sweep
 from flexy_assets.storage.tables import bench_run_results
-from flexy_assets.sweep.generation import GenerationOutcome, chunk_plan, generate_images, images_to_generate
+from flexy_assets.sweep.generation import (
+    GenerationOutcome,
+    chunk_plan,
+    describe_provenance,
+    generate_images,
+    images_to_generate,
+)
 from flexy_assets.sweep.plan import SettingRange, Sweep
 from resources.database import Database
 from resources.engines import ImageRequest
@@ -27,6 +35,7 @@ from resources.images import ImageStore
 from resources.metrics.sweep import METRICS
 from resources.models import registry
 from resources.models.entry import ModelEntry
+from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,8 +46,8 @@ SWEEP = Sweep("mini_painter", PROMPTS, SettingRange(4, 4), SettingRange(1, 12), 
 class Painter:
     """Draws plain pictures; more than `room` in a call, or a giant without room for `giants`, is too much memory."""
 
-    def __init__(self, room: int = 8, giants: bool = False) -> None:
-        self.batch_size = 8
+    def __init__(self, room: int = 8, giants: bool = False, slow_start: bool = False) -> None:
+        self.batch_size, self.slow_start = 8, slow_start
         self.room, self.giants = room, giants
         self.made: list[Sequence[ImageRequest]] = []
 
@@ -46,6 +55,8 @@ class Painter:
         if len(requests) > self.room or (not self.giants and "a giant" in {r.prompt for r in requests}):
             torch.empty(10**18, dtype=torch.uint8)
         self.made.append(requests)
+        if self.slow_start and len(self.made) == 1:
+            time.sleep(0.2)
         return [drawn(request.seed, request.width, request.height) for request in requests]
 
 
@@ -91,7 +102,8 @@ def test_a_batch_too_large_for_the_memory_is_made_in_halves_and_every_image_is_t
 ) -> None:
     plan, engine = planned(database, SWEEP, 10), Painter(room=3, giants=True)
     assert made(database, store, engine, plan) == GenerationOutcome(10)
-    assert [len(call) for call in engine.made] == [2] * 5
+    # The first is the warm-up.
+    assert [(len(call), call[0].steps) for call in engine.made] == [(2, 2), *[(2, 4)] * 5]
     found = rows(database)
     assert found.keys() == set(plan["image_path"])
     for wanted in plan.iter_rows(named=True):
@@ -116,7 +128,7 @@ def test_an_image_that_alone_is_too_much_fails_alone_and_is_tried_again_by_itsel
     assert made(database, store, Painter(), plan) == GenerationOutcome(0, (reason,))
     engine = Painter(giants=True)
     assert made(database, store, engine, plan) == GenerationOutcome(1)
-    assert [[request.prompt for request in call] for call in engine.made] == [["a giant"]]
+    assert [[request.prompt for request in call] for call in engine.made] == [["a giant"]] * 2
     assert {path: row for path, row in rows(database).items() if path != giant["image_path"]} == there
     assert images_to_generate(database, plan).is_empty()
 
@@ -124,8 +136,32 @@ def test_an_image_that_alone_is_too_much_fails_alone_and_is_tried_again_by_itsel
 def test_no_guidance_reaches_the_engine_as_none_and_stays_null(database: Database, store: ImageStore) -> None:
     engine = Painter(giants=True)
     made(database, store, engine, planned(database, replace(SWEEP, guidance=None), 4))
-    assert [request.guidance for call in engine.made for request in call] == [None] * 4
+    assert {request.guidance for call in engine.made for request in call} == {None}
     assert [row["guidance"] for row in rows(database).values()] == [None] * 4
+
+
+def test_an_engines_first_call_is_in_no_images_time_and_rows_say_what_made_them(
+    database: Database, store: ImageStore
+) -> None:
+    plan, engine = planned(database, SWEEP, 6), Painter(giants=True, slow_start=True)
+    slot = ModelSlot()
+    with slot:
+        slot.get(registry.find_scorer("aesthetic_v1", Settings.read({})))
+        made_on = describe_provenance(registry.find_scorer("aesthetic_v1", Settings.read({})), slot)
+    generate_images(database, store, engine, plan.head(3), lambda _: None, made_on)
+    generate_images(database, store, engine, plan.tail(3), lambda _: None, made_on)
+    # Only the first pass warms it up.
+    assert [request.steps for call in engine.made for request in call] == [2] * 3 + [4] * 6
+    found = list(rows(database).values())
+    assert max(row["elapsed_ms"] for row in found) < 60
+    versions = {f"{name}_version": version(name) for name in ("torch", "diffusers", "transformers")}
+    assert all(versions.items() <= row.items() for row in found)
+    assert {(row["weights"], row["model_load_ms"], row["tf32_enabled"]) for row in found} == {
+        (made_on["weights"], slot.load_ms, False)
+    }
+    assert slot.load_ms is not None and slot.load_ms > 0
+    # Measured or missing: without a GPU there is none.
+    assert {(row["gpu_name"], row["gpu_mem_peak_mb"]) for row in found} == {(None, None)}
 
 
 def test_what_is_made_in_one_call_has_the_same_steps_and_size() -> None:

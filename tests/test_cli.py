@@ -414,8 +414,8 @@ def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, 
 
     status = flexy("status", "--json")
     found = json.loads(status.stdout)
-    keys = {"totals", "metrics", "runs", "steps", "newest", "left_alone", "unknown_weights", "image_roots", "agreement"}
-    assert (set(found), found["unknown_weights"]) == (keys, {})
+    tables = {"totals", "metrics", "runs", "steps", "newest", "left_alone", "beside", "image_roots", "agreement"}
+    assert (set(found), found["unknown_weights"]) == (tables | {"unknown_weights"}, {})
     assert [(root["rows"], root["found"]) for root in found["image_roots"]] == [(2, 2), (0, 0)]
     assert (found["totals"], found["runs"]) == ({"images": 2, "runs": 1, "complete": 2}, [entry])
 

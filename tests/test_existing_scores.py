@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import dagster as dg
@@ -14,9 +14,11 @@ import sqlalchemy as sa
 from flexy_assets.scoring import makers
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage.adoption import adopt_rows
+from flexy_assets.storage.scores import ScoredImage, record_scores, replace_other_scores, select_pending_scores
 from flexy_assets.sweep import checks, jobs
 from resources.database import Database
 from resources.errors import BadInputError
+from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
 from tests.conftest import Flexy
@@ -174,6 +176,33 @@ def test_scores_against_the_runs_titles_and_by_the_linear_head_are_recognised(br
     assert (clip.reads, clip.prompts) == ("clip", "bench_runs.prompt")
     assert (aesthetic.reads, aesthetic.scorer) == ("clip", "aesthetic_linear")
     assert makers.find_maker(work, METRICS["hps_v2_score"]) == METRICS["hps_v2_score"], "nobody has scored it"
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_scores_of_a_metric_without_a_column_are_compared_too(bring: Bring, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = Metric("liking", "Liking", "of a user", low=-1, high=1, scorer="hps")
+    monkeypatch.setitem(METRICS, metric.name, metric)
+    work = bring(flexyface.OURS)
+    adopt_rows(work.database, work.settings)
+    with work.database.begin(reading=True) as connection:
+        images = select_pending_scores(metric.name, work.settings).images
+        rows = list(connection.execute(images.limit(12)))
+    hps = work.slot.get(work.model("hps"))
+    scores = hps.scores([hps.prepare(work.store.read(row.image_path)) for row in rows], [row.prompt for row in rows])
+
+    def record(values: Iterable[float]) -> None:
+        with work.database.begin() as connection:
+            replace_other_scores(connection, metric.name, "", work.settings)
+            outcomes = [ScoredImage(row.id, float(value)) for row, value in zip(rows, values, strict=True)]
+            record_scores(connection, metric.name, "another@1", outcomes)
+
+    record(scores)
+    assert makers.find_maker(work, metric) == metric
+    record(scores[::-1])
+    with pytest.raises(makers.UnknownMakerError, match="liking is not filled: 12 of its") as refused:
+        makers.find_maker(work, metric)
+    assert "or compute all of them again with flexy rescore liking" in str(refused.value)
+    assert "beside" not in str(refused.value)
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)

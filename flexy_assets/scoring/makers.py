@@ -1,4 +1,4 @@
-"""Recognises who made the scores in a column before its missing ones are computed: as they were made, or not at all."""
+"""Recognises who made a metric's scores before its missing ones are computed: as they were made, or not at all."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,13 +55,11 @@ def recall_refusals(work: Work, metrics: Sequence[Metric]) -> dict[str, ScoreMak
 
 
 def learn_maker(work: Work, metric: Metric) -> ScoreMaker | None:
-    """Return who made the column's existing scores, as it is remembered or by computing a sample of them again.
+    """Return who made the metric's existing scores, as it is remembered or by computing a sample of them again.
 
     None where Flexy's scorer made them all. Raises `BadInputError` where no sampled image can be read, and
     `FlexyError` where the scorer cannot be loaded.
     """
-    if not metric.column:
-        return None
     fingerprint, settings = work.score_fingerprint(metric), work.settings
     with work.database.begin(reading=True) as connection:
         if remembered := makers.read_maker(connection, metric.name, fingerprint, settings):
@@ -179,11 +177,14 @@ def _score_pairs(model: Any) -> Any:
 def describe_refusal(maker: ScoreMaker) -> str:
     """Return why nothing is written to a column, by how much its scores differ, and what to do."""
     tried = "; ".join(" ".join(each.split()) for each in maker.tried)
-    remedy = f"keep ours beside it with flexy backfill --beside {maker.metric}, or"
-    remedy += f" compute the whole column again with flexy rescore {maker.metric}"
-    if METRICS[maker.metric].uses_prompt:
+    metric = METRICS[maker.metric]
+    beside = f"keep ours beside it with flexy backfill --beside {metric.name}, or " if metric.column else ""
+    remedy = f"{beside}compute all of them again with flexy rescore {metric.name}"
+    if metric.uses_prompt:
         recovery = "recover the prompts with flexy prompts recover FILE"
-        remedy = f"{recovery}, name the column of the right ones in FLEXY_PROMPT_COLUMN, {remedy}"
+        remedy = (
+            f"{recovery}, name the column of the right ones in FLEXY_PROMPT_COLUMN,{'' if beside else ' or'} {remedy}"
+        )
     return (
         f"{maker.metric} is not filled: {maker.sampled} of its scores were computed again, and no known scorer gives"
         f" them ({tried}): {remedy}"

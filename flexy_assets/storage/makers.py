@@ -1,4 +1,4 @@
-"""What computed the existing scores of a column. Every function takes a connection in a transaction."""
+"""What computed the existing scores of a metric. Every function takes a connection in a transaction."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, select
 
 from flexy_assets.storage.flexyface import RUNS, existing_columns
 from flexy_assets.storage.runs import in_model_set, prompt_column
-from flexy_assets.storage.scores import has_outcome
+from flexy_assets.storage.scores import has_outcome, metric_value
 from flexy_assets.storage.sql import upsert, utc_now
 from flexy_assets.storage.tables import bench_run_results, image_scores, score_makers
 from resources.metrics.sweep import METRICS
@@ -62,7 +62,7 @@ def prompt_columns(connection: Connection, settings: Settings) -> list[str]:
 def _select_existing(connection: Connection, metric: str, settings: Settings) -> sa.Select[Any]:
     prompts = [prompt_column(settings, column) for column in prompt_columns(connection, settings)]
     labelled = (prompt.label(f"prompt_{index}") for index, prompt in enumerate(prompts))
-    return select(_images.id, _images.image_path, _images.image_sha256, _images[metric], *labelled)
+    return select(_images.id, _images.image_path, _images.image_sha256, metric_value(metric), *labelled)
 
 
 def _read_existing(connection: Connection, statement: sa.Select[Any], settings: Settings) -> list[ExistingScore]:
@@ -79,7 +79,7 @@ def sample_existing_scores(
     connection: Connection, metric: str, scorer: str, settings: Settings, size: int
 ) -> list[ExistingScore]:
     """Return at most `size` images with a score of `metric` that `scorer` did not make, evenly over the table."""
-    value = _images[metric]
+    value = metric_value(metric)
     ours = has_outcome(metric, image_scores.c.value.is_not(None), image_scores.c.scorer == scorer)
     place = func.row_number().over(order_by=(_images.created_at, _images.id))
     # NaN is above every number in Postgres.

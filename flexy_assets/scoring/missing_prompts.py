@@ -44,7 +44,7 @@ def recover_missing_prompts(
     """
     texts = [candidate.text for candidate in candidates]
     index = {text: number for number, text in enumerate(texts)}
-    places = np.array([place for _, run in groupby(images, lambda image: image.run_id) for place, _ in enumerate(run)])
+    places, last_places = _places(images)
     runs = np.unique([image.run_id.hex for image in images], return_inverse=True)[1]
     recorded = np.array([image.scores["clip_score"] for image in images], np.float64)  # None is NaN
     cosines = [_cosines(work, images, texts, ENCODERS[0])]
@@ -60,7 +60,9 @@ def recover_missing_prompts(
         return []
     known = np.array([index.get(images[row].prompt or "", -1) for row in rows])
     by_encoder = [each[rows] for each in cosines]
-    found = recover_prompts(by_encoder[0], runs[rows], places[rows], known, recorded[rows], by_encoder)
+    found = recover_prompts(
+        by_encoder[0], runs[rows], places[rows], known, recorded[rows], by_encoder, last_places=last_places[rows]
+    )
     equal = reproduced_scores(recorded[rows], by_encoder)
     return [
         RecoveredPrompt(
@@ -72,6 +74,19 @@ def recover_missing_prompts(
         for place, row in enumerate(rows)
         if images[row].prompt is None
     ]
+
+
+def _places(images: Sequence[RunImage]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the first and the last place that each image may have in its run: those of one time share them."""
+    first, last = [], []
+    for _, run in groupby(images, lambda image: image.run_id):
+        place = 0
+        for _, tied in groupby(run, lambda image: image.created_at):
+            count = len(list(tied))
+            first += [place] * count
+            last += [place + count - 1] * count
+            place += count
+    return np.array(first), np.array(last)
 
 
 def _cosines(work: Work, images: Sequence[RunImage], texts: Sequence[str], encoder: str) -> NDArray[np.float64]:

@@ -27,6 +27,9 @@ LEAST_REPRODUCED = 0.25
 SCALES = np.geomspace(4, 100, 16)
 """What cosines may be multiplied with to be logarithms of likelihoods; CLIP itself was trained with 100."""
 
+MAX_UNORDERED = 4_000
+"""Images in joined cycles, at most: of more that share a time, each is taken for itself."""
+
 _CERTAIN = 50.0  # logarithm of a likelihood ratio
 _SIGNIFICANT = 1.92  # difference of log-likelihoods: half of chi-square's 95 % point
 _ITERATIONS = 100
@@ -52,11 +55,13 @@ def recover_prompts(
     recorded: Floats | None = None,
     encoders: Sequence[Floats] = (),
     tolerances: Sequence[float] = TOLERANCES,
+    last_places: Integers | None = None,
 ) -> Recovery:
     """Return the prompt of each of n images among m candidates.
 
     `cosines` (n, m) are those of image and text embeddings. `runs` (n,) number the images' runs and `places` (n,)
-    their places in them, from 0. `known` (n,) are the prompts that are known, -1 for the others. `recorded` (n,) are
+    their places in them, from 0; an image whose order among others is unknown may have any up to `last_places` (n,).
+    `known` (n,) are the prompts that are known, -1 for the others. `recorded` (n,) are
     the recorded CLIP scores, NaN where there is none, and `encoders` the cosines (n, m) by each encoder that may have
     made them, without it `cosines`.
 
@@ -72,23 +77,36 @@ def recover_prompts(
         evidence += _reproduce(recorded, encoders or [cosines], tolerances)
     if known is not None:
         evidence[known >= 0, known[known >= 0]] += _CERTAIN
-    cycles = [np.flatnonzero((runs == run) & (places // count == cycle)) for run, cycle in _cycles(runs, places, count)]
+    cycles = _cycles(runs, places // count, (places if last_places is None else last_places) // count)
     prompts, confidence = np.zeros(len(runs), np.intp), np.zeros(len(runs))
     overall = _fit_scale(centred, evidence, cycles)
     for run in np.unique(runs):
-        of_run = [cycle for cycle in cycles if runs[cycle[0]] == run]
+        of_run = [(cycle, repeats) for cycle, repeats in cycles if runs[cycle[0]] == run]
         # A run of few images says little of the scale.
         scale = min(overall, _fit_scale(centred, evidence, of_run)) if len(np.unique(runs)) > 1 else overall
-        for cycle in of_run:
-            shares, _ = _share_assignments(_likelihoods(centred[cycle], evidence[cycle], scale))
-            images, prompts_of_images = linear_sum_assignment(np.log(shares + 1e-300), maximize=True)
-            prompts[cycle[images]] = prompts_of_images
-            confidence[cycle[images]] = shares[images, prompts_of_images]
+        for cycle, repeats in of_run:
+            shares, _ = _share_assignments(_likelihoods(centred[cycle], evidence[cycle], scale), repeats)
+            if len(cycle) > MAX_UNORDERED:
+                images, found = np.arange(len(cycle)), shares.argmax(axis=1)
+            else:
+                images, found = linear_sum_assignment(np.log(np.tile(shares, repeats) + 1e-300), maximize=True)
+            prompts[cycle[images]] = found % count
+            confidence[cycle[images]] = shares[images, found % count]
     return Recovery(prompts, confidence)
 
 
-def _cycles(runs: Integers, places: Integers, count: int) -> list[tuple[int, int]]:
-    return sorted(set(zip(runs.tolist(), (places // count).tolist(), strict=True)))
+def _cycles(runs: Integers, first: Integers, last: Integers) -> list[tuple[Integers, int]]:
+    """Return the images of each cycle and how often it holds each prompt: those that an image may be in are one."""
+    cycles = []
+    for run in np.unique(runs):
+        images = np.flatnonzero(runs == run)
+        joined = np.zeros(last[images].max() + 1, bool)  # with the cycle before it
+        for image in images[first[images] < last[images]]:
+            joined[first[image] + 1 : last[image] + 1] = True
+        numbers = np.cumsum(~joined)
+        for number in np.unique(numbers[first[images]]):
+            cycles.append((images[numbers[first[images]] == number], int((numbers == number).sum())))
+    return cycles
 
 
 def reproduced_scores(
@@ -123,11 +141,15 @@ def _likelihoods(centred: Floats, evidence: Floats, scale: float) -> Floats:
     return likelihoods
 
 
-def _share_assignments(likelihoods: Floats) -> tuple[Floats, float]:
+def _share_assignments(likelihoods: Floats, repeats: int = 1) -> tuple[Floats, float]:
     """Return each pair's share (k, m) in the assignments of m prompts to k images, and the logarithm of their sum.
 
+    Each prompt is there `repeats` times.
     By Sinkhorn's scaling of rows and columns, which understates what is nearly certain; the sum by Schrijver's bound.
     """
+    if len(likelihoods) > MAX_UNORDERED:
+        return likelihoods, 0.0
+    likelihoods = np.tile(likelihoods, repeats)
     images, prompts = likelihoods.shape
     if images > prompts:
         raise ValueError(f"{images} images in a cycle of {prompts} prompts")
@@ -139,15 +161,16 @@ def _share_assignments(likelihoods: Floats) -> tuple[Floats, float]:
     rows = 1 / (weights @ columns)
     shares = np.minimum(rows[:, None] * weights * columns, 1)
     total = xlog1py(1 - shares, -np.minimum(shares, 1 - 1e-12)).sum() - np.log(rows).sum() - np.log(columns).sum()
-    return shares[:images], float(total)
+    return shares[:images].reshape(images, repeats, -1).sum(axis=1), float(total)
 
 
-def _fit_scale(centred: Floats, evidence: Floats, cycles: Sequence[Integers]) -> float:
+def _fit_scale(centred: Floats, evidence: Floats, cycles: Sequence[tuple[Integers, int]]) -> float:
     """Return the scale at which images that each draw a prompt by their likelihoods most probably follow the plan.
 
     Of those that are not significantly less probable (95 %) it is the least: of a few images little is certain.
     """
     totals = np.zeros(len(SCALES))
-    for cycle in cycles:
-        totals += [_share_assignments(_likelihoods(centred[cycle], evidence[cycle], scale))[1] for scale in SCALES]
+    for cycle, repeats in cycles:
+        likelihoods = (_likelihoods(centred[cycle], evidence[cycle], scale) for scale in SCALES)
+        totals += [_share_assignments(each, repeats)[1] for each in likelihoods]
     return float(SCALES[np.flatnonzero(totals >= totals.max() - _SIGNIFICANT)[0]])

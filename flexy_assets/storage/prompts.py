@@ -3,15 +3,17 @@
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, and_, case, func, select, update
 
 from flexy_assets.storage.runs import in_model_set, prompt_column
-from flexy_assets.storage.tables import bench_run_results, bench_runs
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, bench_runs
 from resources.chunks import split_chunks
 from resources.errors import FlexyError
+from resources.metrics.sweep import METRICS
 from resources.prompts import Prompt
 from resources.settings import Settings
 
@@ -20,7 +22,7 @@ MAX_IMAGES_OF_PROMPT = 16
 
 LARGEST_RUNS = 20
 
-PROMPT_METRICS = ("clip_score", "hps_v2_score")
+PROMPT_METRICS = tuple(name for name in METRIC_COLUMNS if METRICS[name].uses_prompt)
 """The columns of scores that depend on the prompt."""
 
 _images = bench_run_results.c
@@ -35,24 +37,25 @@ class RunImage:
     batch: str
     prompt: str | None
     scores: Mapping[str, float | None]
+    created_at: datetime | None
 
 
 def read_run_images(connection: Connection, settings: Settings, run_ids: Collection[UUID]) -> list[RunImage]:
     """Return all images of these runs, or of all that may have a title, where some image has no prompt.
 
-    By run, and in a run in the order in which they were made.
+    By run, and in a run in the order in which they were made: of equal `created_at` it is unknown.
     """
     prompt = prompt_column(settings)
     runs = select(_images.run_id).where(_images.run_id.is_not(None), in_model_set(settings.models))
     runs = runs.group_by(_images.run_id).having(func.count(prompt) < func.count())
     runs = runs.where(_images.run_id.in_(run_ids)) if run_ids else runs.having(func.count() > MAX_IMAGES_OF_PROMPT)
     scores = [_images[name] for name in PROMPT_METRICS]
-    rows = select(_images.id, _images.run_id, _images.batch, prompt, *scores)
+    rows = select(_images.id, _images.run_id, _images.batch, prompt, _images.created_at, *scores)
     rows = rows.where(_images.run_id.in_(runs), in_model_set(settings.models))
     rows = rows.order_by(_images.run_id, _images.created_at, _images.id)
     return [
-        RunImage(image_id, run_id, batch, text, dict(zip(PROMPT_METRICS, values, strict=True)))
-        for image_id, run_id, batch, text, *values in connection.execute(rows)
+        RunImage(image_id, run_id, batch, text, dict(zip(PROMPT_METRICS, values, strict=True)), created_at)
+        for image_id, run_id, batch, text, created_at, *values in connection.execute(rows)
     ]
 
 

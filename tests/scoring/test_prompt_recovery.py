@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from flexy_assets.scoring import prompt_recovery
 from flexy_assets.scoring.prompt_recovery import Recovery, recover_prompts, reproduced_scores
 
 IMAGES, PROMPTS, WIDTH = 1_000, 100, 64
@@ -124,3 +125,28 @@ def test_a_known_prompt_is_taken_from_the_others(sweep: Sweep) -> None:
     found = sweep.recover(known=known)
     assert (found.prompts == sweep.made_from)[known >= 0].all()
     assert (found.prompts == sweep.made_from)[known < 0].mean() > (sweep.recover().prompts == sweep.made_from).mean()
+
+
+def test_images_of_one_time_are_not_taken_for_ordered(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = np.random.default_rng(3).permutation(IMAGES)
+    # Those of places 60 to 139 share a time, and so do all after 700: which cycle they are of is unknown.
+    tied = np.arange(IMAGES)
+    first, last = tied.copy(), tied.copy()
+    for start, end in ((60, 140), (700, IMAGES)):
+        first[start:end], last[start:end] = start, end - 1
+        tied[start:end] = order[(order >= start) & (order < end)]
+    shuffled = Sweep(sweep.cosines[tied], sweep.made_from[tied])
+    runs = np.zeros(IMAGES, int)
+    found = recover_prompts(shuffled.cosines, runs, first, last_places=last)
+    right = found.prompts == shuffled.made_from
+    assert right.mean() > 0.93 and right[found.sure].mean() > 0.99
+    assert np.bincount(found.prompts[:200], minlength=PROMPTS).max() == 2
+    trusted = recover_prompts(shuffled.cosines, runs, np.arange(IMAGES))
+    assert right.mean() > (trusted.prompts == shuffled.made_from).mean()
+    monkeypatch.setattr(prompt_recovery, "MAX_UNORDERED", 50)
+    alone = recover_prompts(shuffled.cosines, runs, first, last_places=last, recorded=shuffled.recorded)
+    right = alone.prompts == shuffled.made_from
+    assert right.mean() > 0.99 and alone.sure.mean() > 0.95 and right[alone.sure].all()
+    monkeypatch.undo()
+    untied = recover_prompts(sweep.cosines, runs, np.arange(IMAGES), last_places=np.arange(IMAGES))
+    assert np.array_equal(untied.confidence, sweep.recover().confidence)

@@ -1,4 +1,4 @@
-"""A FlexyFace database is taken as it is: what it lacks is added, what it has stays, what cannot be is named."""
+"""A FlexyFace database is adopted: missing columns are added, the rest stays, and what cannot be adopted is named."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ from flexy_assets.storage.scores import (
     request_rescore,
     select_pending_scores,
 )
-from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, bench_runs
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
+from tests.support import flexyface as flexyface_tables
 from tests.support import forked
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ if TYPE_CHECKING:
 Adder = Callable[..., list[UUID]]
 Roles = Callable[..., Database]
 
-FLEXYFACE = """CREATE TABLE bench_run_results (
-    id UUID PRIMARY KEY, run_id UUID, engine VARCHAR(50), steps INTEGER, guidance FLOAT, seed INTEGER,
-    elapsed_ms INTEGER, image_path TEXT, clip_score FLOAT, aesthetic_score FLOAT, created_at TIMESTAMP)"""
-"""FlexyFace's table before its last two score columns came."""
+FLEXYFACE = flexyface_tables.table_statements("postgresql")
+REFERENCE = " REFERENCES bench_runs ON DELETE CASCADE"
+RESULTS = FLEXYFACE[1].replace(REFERENCE, "")
+"""The table of images alone."""
 
 RUN = UUID("4b7193fd-0000-4000-8000-000000000000")
 IMAGE = UUID("0a4ce1e1-0000-4000-8000-000000000000")
@@ -116,15 +117,12 @@ def refusal(database: Database, chosen: Settings | None = None) -> str:
 # What is there stays
 
 OTHERS_WORK_IN_IT = (
-    "CREATE TABLE bench_runs (id UUID PRIMARY KEY, title TEXT NOT NULL, created_at TIMESTAMPTZ DEFAULT now())",
-    """CREATE TABLE bench_run_results (
-        id UUID DEFAULT gen_random_uuid() CONSTRAINT results_key PRIMARY KEY,
-        run_id UUID NOT NULL REFERENCES bench_runs (id) ON DELETE CASCADE,
-        engine VARCHAR(50) NOT NULL, steps INTEGER CHECK (steps BETWEEN 1 AND 200), guidance FLOAT, seed INTEGER,
-        elapsed_ms INTEGER, image_path TEXT UNIQUE, clip_score FLOAT CHECK (clip_score BETWEEN 0 AND 1),
-        aesthetic_score FLOAT, created_at TIMESTAMP NOT NULL DEFAULT now(),
-        reviewer VARCHAR(20) NOT NULL, tags TEXT[] NOT NULL DEFAULT '{}', extra JSONB NOT NULL DEFAULT '{}',
-        "Mixed Case" INTEGER, cost NUMERIC(8, 4) GENERATED ALWAYS AS (steps * 0.01) STORED)""",
+    *FLEXYFACE,
+    """ALTER TABLE bench_run_results ALTER id SET DEFAULT gen_random_uuid(), ADD UNIQUE (image_path),
+        ADD CHECK (steps BETWEEN 1 AND 200), ADD CHECK (clip_score BETWEEN 0 AND 1),
+        ADD reviewer VARCHAR(20) NOT NULL, ADD tags TEXT[] NOT NULL DEFAULT '{}',
+        ADD extra JSONB NOT NULL DEFAULT '{}', ADD "Mixed Case" INTEGER,
+        ADD cost NUMERIC(8, 4) GENERATED ALWAYS AS (steps * 0.01) STORED""",
     "CREATE TABLE remarks (id SERIAL PRIMARY KEY, image UUID NOT NULL REFERENCES bench_run_results (id), remark TEXT)",
     "CREATE INDEX by_steps ON bench_run_results (steps DESC, guidance) INCLUDE (seed) WHERE clip_score > 0.2",
     "CREATE VIEW best AS SELECT * FROM bench_run_results WHERE clip_score > 0.2",
@@ -136,9 +134,10 @@ OTHERS_WORK_IN_IT = (
         'BEGIN INSERT INTO changes VALUES (NEW.id, NEW.reviewer); RETURN NEW; END'""",
     """CREATE TRIGGER noted AFTER UPDATE OF reviewer, image_path ON bench_run_results
         FOR EACH ROW EXECUTE FUNCTION note()""",
-    f"INSERT INTO bench_runs VALUES ('{RUN}', 'steps against time')",
-    f"""INSERT INTO bench_run_results (run_id, engine, steps, guidance, image_path, clip_score, reviewer)
-        SELECT '{RUN}', 'realvis_xl', 4 + n % 40, n / 7.0, n || '.png',
+    f"INSERT INTO bench_runs (id, prompt, prompt_length, status) VALUES ('{RUN}', 'steps against time', 18, 'done')",
+    f"""INSERT INTO bench_run_results (run_id, engine, steps, guidance, width, height, seed, elapsed_ms, tf32_enabled,
+            image_path, clip_score, reviewer)
+        SELECT '{RUN}', 'realvis_xl', 4 + n % 40, n / 7.0, 512, 512, n, 2000, true, n || '.png',
             CASE WHEN n % 3 > 0 THEN n / 1000.0 END, 'ann' FROM generate_series(1, 600) AS n""",
     "INSERT INTO remarks (image, remark) SELECT id, 'odd hands' FROM bench_run_results LIMIT 5",
 )
@@ -146,13 +145,13 @@ OTHERS_WORK_IN_IT = (
 
 
 @on_postgres
-def test_a_table_that_others_work_in_keeps_all_it_has(empty_database: Database) -> None:
+def test_a_table_in_use_by_others_keeps_all_it_has(empty_database: Database) -> None:
     execute(empty_database, *OTHERS_WORK_IN_IT)
     theirs = columns_of(empty_database, "bench_run_results")
     quoted = ", ".join(f'"{name}"' for name in theirs)
     everything = [
         f"SELECT {quoted} FROM bench_run_results ORDER BY id",
-        "SELECT id, title, created_at FROM bench_runs",
+        "SELECT id, prompt, created_at FROM bench_runs",
         "SELECT * FROM best ORDER BY id",
         "SELECT * FROM means ORDER BY steps",
         "SELECT * FROM remarks ORDER BY id",
@@ -173,7 +172,9 @@ def test_a_table_that_others_work_in_keeps_all_it_has(empty_database: Database) 
     # It goes on as theirs: rows are added and taken away as before.
     execute(
         empty_database,
-        f"INSERT INTO bench_run_results (run_id, engine, reviewer) VALUES ('{RUN}', 'sd3', 'bob')",
+        f"""INSERT INTO bench_run_results (run_id, engine, steps, guidance, width, height, seed, elapsed_ms,
+            tf32_enabled, image_path, reviewer)
+        VALUES ('{RUN}', 'sd3', 20, 7, 512, 512, 1, 2000, true, 'new.png', 'bob')""",
         "DELETE FROM remarks",
         "DELETE FROM bench_runs",
     )
@@ -212,13 +213,11 @@ def test_a_table_with_types_of_its_own_is_scored_and_read_in_them(empty_database
 
 
 @on_postgres
-def test_a_table_whose_owner_is_at_it_is_not_waited_for_for_long(
-    empty_database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever waits for a lock on a table keeps all who come later from it, too."""
+def test_a_locked_table_is_waited_for_briefly(empty_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that waits for a lock on a table blocks all later ones."""
     for module in (migrate_module, adoption):
         monkeypatch.setattr(module, "SET_LOCK_TIMEOUT", "SET LOCAL lock_timeout = '100ms'")
-    execute(empty_database, FLEXYFACE)
+    execute(empty_database, *FLEXYFACE)
     add_image(empty_database)
     before = catalogue(empty_database)
     with empty_database.begin() as reading:
@@ -235,55 +234,59 @@ def test_a_table_whose_owner_is_at_it_is_not_waited_for_for_long(
 
 
 @on_postgres
-def test_what_their_bench_runs_calls_a_plan_is_no_plan_of_ours(empty_database: Database) -> None:
+def test_a_plan_column_of_another_program_is_no_sweeps_plan(empty_database: Database) -> None:
     plans = ("basic", '["basic"]', '{"name": "basic"}', "")
-    execute(empty_database, FLEXYFACE, "CREATE TABLE bench_runs (id UUID PRIMARY KEY, plan VARCHAR(20))")
+    execute(empty_database, *FLEXYFACE, "ALTER TABLE bench_runs ADD COLUMN plan VARCHAR(20)")
     for plan in plans:
-        execute(empty_database, f"INSERT INTO bench_runs VALUES ('{uuid4()}', '{plan.replace(':', chr(92) + ':')}')")
+        values = f"'{uuid4()}', 'a title', 7, 'done', '{plan.replace(':', chr(92) + ':')}'"
+        execute(empty_database, f"INSERT INTO bench_runs (id, prompt, prompt_length, status, plan) VALUES ({values})")
     add_image(empty_database)
     adoption.adopt_rows(empty_database, settings())
     with empty_database.begin(reading=True) as connection:
-        assert [run.plan for run in list_sweeps(connection)] == [None] * len(plans)
+        assert [run.plan for run in list_sweeps(connection)] == [None] * (len(plans) + 1)
         assert len(status.status_by_sweep(connection)) == len(plans) + 1
 
 
 # What cannot be FlexyFace's
 
-WITHOUT_A_KEY = FLEXYFACE.replace("id UUID PRIMARY KEY", "id UUID NOT NULL", 1)
+WITHOUT_A_KEY = RESULTS.replace("id UUID PRIMARY KEY", "id UUID NOT NULL", 1)
 NOT_FLEXYFACES = {
     "another program's table": (
         "CREATE TABLE bench_run_results (id UUID PRIMARY KEY, name TEXT)",
         "the table bench_run_results has no column engine, steps, guidance, seed, image_path",
     ),
-    "no id": (FLEXYFACE.replace("id UUID PRIMARY KEY, ", "", 1), "the table bench_run_results has no column id"),
-    "no engine": (FLEXYFACE.replace(" engine VARCHAR(50),", ""), "the table bench_run_results has no column engine"),
+    "no id": (RESULTS.replace("id UUID PRIMARY KEY, ", "", 1), "the table bench_run_results has no column id"),
+    "no engine": (
+        RESULTS.replace(" engine VARCHAR(50) NOT NULL,", ""),
+        "the table bench_run_results has no column engine",
+    ),
     "ids that may repeat": (WITHOUT_A_KEY, "make id its primary key"),
     "ids unique with another column": (WITHOUT_A_KEY[:-1] + ", PRIMARY KEY (id, engine))", "make id its primary key"),
     "ids unique in part": (
         f"{WITHOUT_A_KEY}; CREATE UNIQUE INDEX u ON bench_run_results (id) WHERE steps > 4",
         "make id its primary key",
     ),
-    "ids that may be missing": (WITHOUT_A_KEY.replace("NOT NULL", "UNIQUE"), "make id its primary key"),
+    "ids that may be missing": (WITHOUT_A_KEY.replace("NOT NULL", "UNIQUE", 1), "make id its primary key"),
     "a view": (
-        f"{FLEXYFACE.replace('_results', '')}; CREATE VIEW bench_run_results AS SELECT * FROM bench_run",
+        f"{RESULTS.replace('_results', '')}; CREATE VIEW bench_run_results AS SELECT * FROM bench_run",
         "bench_run_results is not a table but a view",
     ),
 }
 """Tables on either database, and what is said of each."""
 
 OTHER_TYPES = {
-    "id is INTEGER, where Flexy keeps UUID": FLEXYFACE.replace("id UUID", "id SERIAL", 1),
-    "id is TEXT, where Flexy keeps UUID": FLEXYFACE.replace("id UUID", "id TEXT", 1),
-    "run_id is INTEGER, where Flexy keeps UUID": FLEXYFACE.replace("run_id UUID", "run_id INTEGER"),
-    "clip_score is TEXT, where Flexy keeps FLOAT": FLEXYFACE.replace("clip_score FLOAT", "clip_score TEXT"),
-    "guidance is VARCHAR(10), where": FLEXYFACE.replace("guidance FLOAT", "guidance VARCHAR(10)"),
-    "created_at is DATE, where": FLEXYFACE.replace("created_at TIMESTAMP", "created_at DATE"),
-    "batch is INTEGER, where Flexy keeps VARCHAR(50)": FLEXYFACE[:-1] + ", batch INTEGER)",
-    "batch is VARCHAR(5), where Flexy keeps VARCHAR(50)": FLEXYFACE[:-1] + ", batch VARCHAR(5))",
+    "id is INTEGER, where Flexy keeps UUID": RESULTS.replace("id UUID", "id SERIAL", 1),
+    "id is TEXT, where Flexy keeps UUID": RESULTS.replace("id UUID", "id TEXT", 1),
+    "run_id is INTEGER, where Flexy keeps UUID": RESULTS.replace("run_id UUID", "run_id INTEGER"),
+    "clip_score is TEXT, where Flexy keeps FLOAT": RESULTS.replace("clip_score FLOAT", "clip_score TEXT"),
+    "guidance is VARCHAR(10), where": RESULTS.replace("guidance FLOAT", "guidance VARCHAR(10)"),
+    "created_at is DATE, where": RESULTS.replace("created_at TIMESTAMPTZ", "created_at DATE"),
+    "batch is INTEGER, where Flexy keeps VARCHAR(50)": RESULTS[:-1] + ", batch INTEGER)",
+    "batch is VARCHAR(5), where Flexy keeps VARCHAR(50)": RESULTS[:-1] + ", batch VARCHAR(5))",
     # Padded with blanks, which would be part of every key.
-    "batch is CHAR(50), where Flexy keeps VARCHAR(50)": FLEXYFACE[:-1] + ", batch CHAR(50))",
-    "engine is engines, where": f"CREATE TYPE engines AS ENUM ('sd3'); {FLEXYFACE.replace('VARCHAR(50)', 'engines')}",
-    "bench_runs.id is INTEGER, where": f"CREATE TABLE bench_runs (id SERIAL PRIMARY KEY); {FLEXYFACE}",
+    "batch is CHAR(50), where Flexy keeps VARCHAR(50)": RESULTS[:-1] + ", batch CHAR(50))",
+    "engine is engines, where": f"CREATE TYPE engines AS ENUM ('sd3'); {RESULTS.replace('VARCHAR(50)', 'engines')}",
+    "bench_runs.id is INTEGER, where": f"CREATE TABLE bench_runs (id SERIAL PRIMARY KEY); {RESULTS}",
 }
 """What is said of a column, and a table that has it so."""
 
@@ -297,7 +300,7 @@ def cleared(database: Database) -> None:
             connection.exec_driver_sql(f"DROP TABLE {table}")
 
 
-def test_a_table_that_is_not_flexyfaces_is_named_and_left_alone(empty_database: Database) -> None:
+def test_a_table_of_another_form_is_refused_and_unchanged(empty_database: Database) -> None:
     for what, (made, complaint) in NOT_FLEXYFACES.items():
         execute(empty_database, *made.split("; "))
         with empty_database.begin(reading=True) as connection:
@@ -310,7 +313,7 @@ def test_a_table_that_is_not_flexyfaces_is_named_and_left_alone(empty_database: 
 
 
 @on_postgres
-def test_a_column_of_another_type_is_named_and_left_alone(empty_database: Database) -> None:
+def test_a_column_of_another_type_is_refused_and_unchanged(empty_database: Database) -> None:
     for complaint, made in OTHER_TYPES.items():
         execute(empty_database, made)
         before = catalogue(empty_database)
@@ -397,20 +400,17 @@ def work(database: Database) -> None:
 
 
 def add_image(database: Database) -> None:
-    execute(database, f"INSERT INTO bench_run_results (id, engine, image_path) VALUES ('{IMAGE}', 'sd3', 'a.png')")
+    with database.begin() as connection:
+        flexyface_tables.add_images(connection, {"id": IMAGE, "run_id": RUN})
 
 
 @on_postgres
-@pytest.mark.parametrize(
-    ("role", "runs"), [("scorer", True), ("Night Scorer-7", False), ('50% "of" it', True), ("user", False)]
-)
-def test_what_the_owner_is_asked_to_run_is_all_a_role_without_alter_needs(
-    empty_database: Database, postgres_server: PostgresServer, roles: Roles, role: str, runs: bool
+@pytest.mark.parametrize("role", ["scorer", "Night Scorer-7", '50% "of" it', "user"])
+def test_the_owners_statements_are_all_a_role_without_alter_needs(
+    empty_database: Database, postgres_server: PostgresServer, roles: Roles, role: str
 ) -> None:
     owner, scorer = roles("keeper", owns_the_database=True), roles(role)
-    execute(owner, FLEXYFACE, f"GRANT SELECT, UPDATE ON bench_run_results TO {quoted(role)}")
-    if runs:
-        execute(owner, "CREATE TABLE bench_runs (id UUID PRIMARY KEY, title TEXT NOT NULL)")
+    execute(owner, *FLEXYFACE, f"GRANT SELECT, UPDATE ON bench_run_results TO {quoted(role)}")
     add_image(owner)
     before = catalogue(empty_database)
 
@@ -427,11 +427,12 @@ def test_what_the_owner_is_asked_to_run_is_all_a_role_without_alter_needs(
 
 
 @on_postgres
-def test_a_role_that_owns_the_table_but_may_not_make_another_needs_the_same_statements(
+def test_an_owner_without_create_needs_the_same_statements(
     empty_database: Database, postgres_server: PostgresServer, roles: Roles
 ) -> None:
     role = roles("flexyface")
-    execute(empty_database, FLEXYFACE, "ALTER TABLE bench_run_results OWNER TO flexyface")
+    owned = [f"ALTER TABLE {table} OWNER TO flexyface" for table in ("bench_runs", "bench_run_results")]
+    execute(empty_database, *FLEXYFACE, *owned)
     add_image(role)
     before = catalogue(empty_database)
     message = refusal(role)
@@ -443,11 +444,11 @@ def test_a_role_that_owns_the_table_but_may_not_make_another_needs_the_same_stat
 
 @on_postgres
 @pytest.mark.parametrize("granted", ["", "SELECT", "UPDATE"])
-def test_a_role_with_fewer_rights_is_told_what_to_have_run(
+def test_a_role_with_fewer_rights_gets_the_statements_it_needs(
     empty_database: Database, postgres_server: PostgresServer, roles: Roles, granted: str
 ) -> None:
     owner, role = roles("keeper", owns_the_database=True), roles("guest")
-    execute(owner, FLEXYFACE, *([f"GRANT {granted} ON bench_run_results TO guest"] if granted else []))
+    execute(owner, *FLEXYFACE, *([f"GRANT {granted} ON bench_run_results TO guest"] if granted else []))
     add_image(owner)
     before = catalogue(empty_database)
     message = refusal(role)
@@ -458,11 +459,11 @@ def test_a_role_with_fewer_rights_is_told_what_to_have_run(
 
 @on_postgres
 @pytest.mark.parametrize("granted", ["", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO guest"])
-def test_a_role_that_comes_to_an_adopted_table_without_rights_is_told_which_to_have_granted(
+def test_a_role_without_rights_on_an_adopted_table_gets_the_grants(
     empty_database: Database, postgres_server: PostgresServer, roles: Roles, granted: str
 ) -> None:
     owner, role = roles("keeper", owns_the_database=True), roles("guest")
-    execute(owner, FLEXYFACE)
+    execute(owner, *FLEXYFACE)
     add_image(owner)
     migrate(owner)
     execute(owner, *([granted] if granted else []))
@@ -486,11 +487,11 @@ def test_a_role_that_may_only_read_an_adopted_table_sees_its_status(empty_databa
 
 
 @on_postgres
-def test_a_role_that_may_not_use_the_schema_is_told_so(
+def test_a_role_without_usage_of_the_schema_gets_the_grant(
     empty_database: Database, postgres_server: PostgresServer, roles: Roles
 ) -> None:
     owner, role = roles("keeper", owns_the_database=True), roles("guest")
-    execute(owner, FLEXYFACE)
+    execute(owner, *FLEXYFACE)
     add_image(owner)
     execute(empty_database, "REVOKE ALL ON SCHEMA public FROM PUBLIC", "GRANT ALL ON SCHEMA public TO keeper")
     before = catalogue(empty_database)
@@ -507,8 +508,10 @@ def test_tables_in_a_schema_of_their_own_are_found_where_the_role_looks(
     empty_database: Database, postgres_server: PostgresServer, roles: Roles
 ) -> None:
     owner, scorer = roles("keeper", owns_the_database=True), roles("scorer")
-    execute(owner, "CREATE SCHEMA bench", "SET search_path TO bench", FLEXYFACE)
-    execute(owner, f"INSERT INTO bench.bench_run_results (id, engine, image_path) VALUES ('{IMAGE}', 'sd3', 'a.png')")
+    execute(owner, "CREATE SCHEMA bench", "SET search_path TO bench", *FLEXYFACE)
+    with owner.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL search_path TO bench")
+        flexyface_tables.add_images(connection, {"id": IMAGE, "run_id": RUN})
     execute(owner, "GRANT SELECT, UPDATE ON bench.bench_run_results TO scorer")
     execute(empty_database, "ALTER ROLE scorer SET search_path = bench, public")
     message = refusal(scorer)
@@ -535,11 +538,11 @@ def test_a_database_that_refuses_the_login_is_named(empty_database: Database, ro
 
 
 @on_postgres
-def test_an_older_version_of_ours_is_brought_up_by_what_it_lacks(
+def test_an_older_version_is_migrated_by_what_it_lacks(
     empty_database: Database, postgres_server: PostgresServer, roles: Roles
 ) -> None:
     owner, scorer = roles("keeper", owns_the_database=True), roles("scorer")
-    execute(owner, FLEXYFACE, "GRANT SELECT, UPDATE ON bench_run_results TO scorer")
+    execute(owner, *FLEXYFACE, "GRANT SELECT, UPDATE ON bench_run_results TO scorer")
     with owner.begin() as connection:
         config = migrate_module._config()
         config.attributes["connection"] = connection
@@ -552,7 +555,7 @@ def test_an_older_version_of_ours_is_brought_up_by_what_it_lacks(
     work(scorer)
 
 
-def test_a_newer_version_of_ours_is_left_to_it(database: Database) -> None:
+def test_a_database_of_a_newer_version_is_refused(database: Database) -> None:
     execute(database, "UPDATE flexy_alembic_version SET version_num = '9999'")
     assert "a newer Flexy has brought this database to version 9999" in refusal(database)
 
@@ -562,8 +565,8 @@ def test_a_newer_version_of_ours_is_left_to_it(database: Database) -> None:
 
 @pytest.fixture
 def flexyface(empty_database: Database) -> Database:
-    """FlexyFace's table, with the columns it lacked."""
-    execute(empty_database, FLEXYFACE)
+    """FlexyFace's tables, with the columns they lacked."""
+    execute(empty_database, *flexyface_tables.table_statements(empty_database.url.get_backend_name()))
     migrate(empty_database)
     return empty_database
 
@@ -571,10 +574,9 @@ def flexyface(empty_database: Database) -> Database:
 def add_rows(database: Database, count: int = 1, **columns: Any) -> list[UUID]:
     """Add rows as FlexyFace does: no batch, and by default of `RUN`, a second apart."""
     ids = [uuid4() for _ in range(count)]
-    fixed = {"run_id": RUN, "engine": "realvis_xl"} | columns
-    rows = [{"id": i, "created_at": BEGAN + timedelta(seconds=n)} | fixed for n, i in enumerate(ids)]
+    rows = [{"id": i, "run_id": RUN, "created_at": BEGAN + timedelta(seconds=n)} | columns for n, i in enumerate(ids)]
     with database.begin() as connection:
-        connection.execute(sa.insert(bench_run_results), rows)
+        flexyface_tables.add_images(connection, *rows)
     return ids
 
 
@@ -602,7 +604,7 @@ def test_a_runs_rows_are_batched_in_the_order_of_their_time_and_id(flexyface: Da
     assert batches(flexyface) == [key(0), key(1), key(2)]
 
 
-def test_what_is_appended_comes_after_what_is_there_however_it_is_dated(flexyface: Database) -> None:
+def test_appended_rows_come_after_earlier_ones_whatever_their_date(flexyface: Database) -> None:
     first = add_rows(flexyface, 70)
     adoption.adopt_rows(flexyface, settings(BATCH_SIZE=50))
     before = batch_of(flexyface)
@@ -613,12 +615,12 @@ def test_what_is_appended_comes_after_what_is_there_however_it_is_dated(flexyfac
     assert [after[image] for image in sorted(second)] == [key(1)] * 30 + [key(2)] * 10
 
 
-def test_each_run_has_batches_of_its_own_and_rows_without_a_run_theirs(flexyface: Database) -> None:
+def test_each_run_has_its_own_batches_and_so_have_rows_without_a_run(database: Database) -> None:
     other = uuid4()
     for run_id in (RUN, other, None):
-        add_rows(flexyface, 3, run_id=run_id)
-    adoption.adopt_rows(flexyface, settings(BATCH_SIZE=2))
-    assert batches(flexyface) == sorted(key(index, run_id) for run_id in (RUN, other, None) for index in (0, 1))
+        add_rows(database, 3, run_id=run_id)
+    adoption.adopt_rows(database, settings(BATCH_SIZE=2))
+    assert batches(database) == sorted(key(index, run_id) for run_id in (RUN, other, None) for index in (0, 1))
 
 
 def test_runs_whose_ids_begin_alike_share_batches_that_are_no_larger(flexyface: Database) -> None:
@@ -629,7 +631,7 @@ def test_runs_whose_ids_begin_alike_share_batches_that_are_no_larger(flexyface: 
     assert {batch: found.count(batch) for batch in found} == {key(0): 10, key(1): 10, key(2): 10, key(3): 5}
 
 
-def test_another_size_later_leaves_the_batches_there_are(flexyface: Database) -> None:
+def test_another_batch_size_leaves_existing_batches(flexyface: Database) -> None:
     sizes = []
     for size in (4, 10, 3):
         before = batch_of(flexyface)
@@ -642,7 +644,7 @@ def test_another_size_later_leaves_the_batches_there_are(flexyface: Database) ->
     assert sizes == [[4, 4, 3], [4, 4, 10, 4], [4, 4, 10, 4, 3, 3, 3, 2]]
 
 
-def test_rows_that_have_a_batch_keep_it_whoever_gave_it(database: Database, add: Adder) -> None:
+def test_rows_with_a_batch_keep_it(database: Database, add: Adder) -> None:
     """A sweep of ours that is not full yet, and a table whose batches were named by its owner."""
     ours, theirs = add(3), add(2, batch="Tuesday")
     before = batch_of(database)
@@ -662,10 +664,10 @@ def test_a_run_of_more_than_ten_thousand_batches_goes_on_in_order(flexyface: Dat
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_is_appended_the_batches_are_as_counted_by_hand(flexyface: Database, seed: int) -> None:
+def test_batches_are_as_counted_by_hand(database: Database, seed: int) -> None:
     draw = random.Random(seed)
     # NULL comes last on Postgres and first on SQLite, as in every other query.
-    nulls_last = flexyface.url.get_backend_name() == "postgresql"
+    nulls_last = database.url.get_backend_name() == "postgresql"
     expected: dict[UUID, str] = {}
     runs = [RUN, uuid4(), uuid4(), None]
     for _ in range(4):
@@ -674,7 +676,7 @@ def test_whatever_is_appended_the_batches_are_as_counted_by_hand(flexyface: Data
             new: dict[UUID, datetime | None] = {}
             for _ in range(draw.randrange(30)):
                 created_at = draw.choice([BEGAN, BEGAN + timedelta(seconds=1), None])
-                new[add_rows(flexyface, run_id=run_id, created_at=created_at)[0]] = created_at
+                new[add_rows(database, run_id=run_id, created_at=created_at)[0]] = created_at
             order = sorted(new, key=lambda image: ((new[image] is None) == nulls_last, new[image] or BEGAN, image))
             for image in order:
                 prefix = key(0, run_id)[:-4]
@@ -682,12 +684,12 @@ def test_whatever_is_appended_the_batches_are_as_counted_by_hand(flexyface: Data
                 last = max(there, default=0)
                 expected[image] = key(last + (there.count(last) >= size), run_id)
             added += len(new)
-        assert adoption.adopt_rows(flexyface, settings(BATCH_SIZE=size)) == added
-        assert batch_of(flexyface) == expected
-        assert batches(flexyface) == sorted(set(expected.values()))
+        assert adoption.adopt_rows(database, settings(BATCH_SIZE=size)) == added
+        assert batch_of(database) == expected
+        assert batches(database) == sorted(set(expected.values()))
 
 
-def test_no_time_is_no_batch_and_the_next_call_goes_on(flexyface: Database) -> None:
+def test_adoption_stops_when_its_time_is_up_and_is_resumed(flexyface: Database) -> None:
     add_rows(flexyface, 30)
     assert adoption.adopt_rows(flexyface, settings(BATCH_SIZE=10), seconds=0) == 0
     assert set(batch_of(flexyface).values()) == {None}
@@ -706,7 +708,7 @@ print(adoption.adopt_rows(Database(sys.argv[1]), Settings.read({"FLEXY_BATCH_SIZ
 
 
 def adopter(database: Database, size: int) -> forked.Popen:
-    """A process that is about to adopt; it begins when it is told so."""
+    """Start a process that adopts the rows once `begin` is called with it."""
     url = database.url.render_as_string(hide_password=False)
     command = [sys.executable, "-c", ADOPTER, url, str(size)]
     process = forked.Popen(command, stdin=forked.PIPE, stdout=forked.PIPE, text=True)
@@ -731,7 +733,7 @@ def test_processes_that_adopt_at_once_make_the_batches_of_one(flexyface: Databas
     assert batch_of(flexyface) == {image: key(place // 3) for place, image in enumerate(images)}
 
 
-def test_a_killed_adoption_goes_on_as_if_it_had_not_been_killed(flexyface: Database) -> None:
+def test_a_killed_adoption_is_resumed(flexyface: Database) -> None:
     images = add_rows(flexyface, 2_000)
     process = adopter(flexyface, 2)
     begin(process)
@@ -775,14 +777,13 @@ HARD_NAMES = (
 
 
 @pytest.mark.parametrize("table", ["bench_run_results", "bench_runs"])
-def test_prompts_are_read_from_the_column_the_user_names(flexyface: Database, table: str) -> None:
-    add_rows(flexyface, batch="b_0000")
-    # The second has a prompt of its own only, the third none; neither has a run that is in the table.
-    add_rows(flexyface, batch="b_0000", prompt="a blue disc", run_id=uuid4(), created_at=BEGAN + timedelta(hours=1))
-    add_rows(flexyface, batch="b_0000", run_id=None, created_at=BEGAN + timedelta(hours=2))
-    quote = flexyface.engine.dialect.identifier_preparer.quote_identifier
-    with flexyface.begin() as connection:
-        connection.execute(sa.insert(bench_runs), {"id": RUN})
+def test_prompts_are_read_from_the_column_the_user_names(database: Database, table: str) -> None:
+    add_rows(database, batch="b_0000")
+    # The second has a prompt of its own only, the third none and no run.
+    add_rows(database, batch="b_0000", prompt="a blue disc", run_id=uuid4(), created_at=BEGAN + timedelta(hours=1))
+    add_rows(database, batch="b_0000", run_id=None, created_at=BEGAN + timedelta(hours=2))
+    quote = database.engine.dialect.identifier_preparer.quote_identifier
+    with database.begin() as connection:
         for name in HARD_NAMES:
             column = sa.column(name, sa.Text)
             connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {quote(name)} TEXT")
@@ -790,10 +791,10 @@ def test_prompts_are_read_from_the_column_the_user_names(flexyface: Database, ta
             first = sa.column("run_id", sa.Uuid) == RUN if table == "bench_run_results" else sa.true()
             connection.execute(theirs.where(first).values({column: f"a disc of {name}"}))
     for name in HARD_NAMES:
-        assert prompts(flexyface, f"{table}.{name}") == [f"a disc of {name}", "a blue disc", None]
+        assert prompts(database, f"{table}.{name}") == [f"a disc of {name}", "a blue disc", None]
     if table == "bench_run_results":
-        assert prompts(flexyface, "caption") == ["a disc of caption", "a blue disc", None]
-    assert prompts(flexyface, "") == [None, "a blue disc", None]
+        assert prompts(database, "caption") == ["a disc of caption", "a blue disc", None]
+    assert prompts(database, "") == [None, "a blue disc", None]
 
 
 NO_PROMPTS = {
@@ -801,9 +802,9 @@ NO_PROMPTS = {
     "bench_runs.caption": "the column bench_runs.caption, which FLEXY_PROMPT_COLUMN names, does not exist",
     "PROMPT": "the column bench_run_results.PROMPT, which FLEXY_PROMPT_COLUMN names, does not exist",
     "seed": "the column bench_run_results.seed, which FLEXY_PROMPT_COLUMN names, holds no text",
-    "id": "the column bench_run_results.id, which FLEXY_PROMPT_COLUMN names, holds no text",
-    'prompt" FROM bench_run_results; DROP TABLE bench_runs; --': "does not exist: name one of engine, image_path",
-    "prompt); DELETE FROM bench_run_results; --": "does not exist: name one of engine, image_path",
+    "created_at": "the column bench_run_results.created_at, which FLEXY_PROMPT_COLUMN names, holds no text",
+    'prompt" FROM bench_run_results; DROP TABLE bench_runs; --': "does not exist: name one of ",
+    "prompt); DELETE FROM bench_run_results; --": "does not exist: name one of ",
 }
 """Names of columns, and what is said of each."""
 

@@ -18,12 +18,7 @@ from flexy_assets.storage.scores import ScoredImage, record_scores
 from flexy_assets.storage.tables import VERSION_TABLE, metadata
 from resources.database import Database
 from resources.errors import FlexyError
-
-FLEXYFACE = """CREATE TABLE bench_run_results (
-    id UUID PRIMARY KEY, run_id UUID, engine VARCHAR(50), steps INTEGER, guidance FLOAT, seed INTEGER,
-    elapsed_ms INTEGER, image_path TEXT, clip_score FLOAT, aesthetic_score FLOAT, created_at TIMESTAMP,
-    reviewer VARCHAR(20) NOT NULL)"""
-"""FlexyFace's table before its last two score columns came, with a column that only this user has."""
+from tests.support import flexyface as flexyface_tables
 
 IMAGES = [UUID("a" * 31 + number) for number in "12"]
 
@@ -57,17 +52,18 @@ def rows(connection: sa.Connection, statement: str) -> Sequence[sa.Row[Any]]:
 
 @pytest.fixture
 def flexyface(empty_database: Database) -> Database:
-    """A FlexyFace database: two images, one of them scored, and Alembic's usual table for itself."""
-    written = [id.hex if empty_database.url.get_backend_name() == "sqlite" else str(id) for id in IMAGES]
+    """A FlexyFace database: two images, one of them scored, a column of the user's, and Alembic's usual table."""
+    runs, results, *others = flexyface_tables.table_statements(empty_database.url.get_backend_name())
+    images = [
+        {"id": IMAGES[0], "steps": 20, "guidance": 7.25, "seed": 11, "elapsed_ms": 1834, "reviewer": "ann"},
+        {"id": IMAGES[1], "steps": 30, "guidance": 0.1, "seed": 12, "elapsed_ms": 2750, "reviewer": "bob"},
+    ]
+    scores = [{"clip_score": 0.25, "aesthetic_score": 5.5}, {"clip_score": None, "aesthetic_score": None}]
     with empty_database.begin() as connection:
-        connection.exec_driver_sql(FLEXYFACE)
-        connection.exec_driver_sql(
-            f"""INSERT INTO bench_run_results VALUES
-            ('{written[0]}', '{written[1]}', 'realvis_xl', 20, 7.25, 11, 1834, 'a.png', 0.25, 5.5,
-             '2025-03-01 12:00:00', 'ann'),
-            ('{written[1]}', NULL, 'realvis_xl', 30, 0.1, 12, 2750, 'b.png', NULL, NULL,
-             '2025-03-01 12:00:01', 'bob')"""
-        )
+        for statement in (runs, f"{results[:-1]}, reviewer VARCHAR(20) NOT NULL)", *others):
+            connection.exec_driver_sql(statement)
+        rows = (image | scored | {"run_id": IMAGES[0]} for image, scored in zip(images, scores, strict=True))
+        flexyface_tables.add_images(connection, *rows)
         connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
         connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('flexyface_17')")
     return empty_database
@@ -85,7 +81,7 @@ def test_migrating_again_changes_nothing(database: Database) -> None:
     assert schema(database) == before
 
 
-def test_what_the_queries_expect_is_what_the_migrations_made(database: Database) -> None:
+def test_the_migrations_make_the_declared_tables(database: Database) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
@@ -151,11 +147,12 @@ def test_an_adopted_image_can_be_scored_and_exported(flexyface: Database, tmp_pa
     assert (tmp_path / "a.csv").read_text().splitlines()[1] == "20,7.25,0.25,5.5,0.5,0.5,1834,11"
 
 
-def test_a_flexyface_bench_runs_of_its_own_is_adopted_too(flexyface: Database) -> None:
-    with flexyface.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE bench_runs (id UUID PRIMARY KEY, title TEXT)")
+def test_flexyfaces_table_of_runs_gains_columns_and_keeps_its_own(flexyface: Database) -> None:
+    before = columns(flexyface, "bench_runs")
     migrate(flexyface)
-    assert set(columns(flexyface, "bench_runs")) == {"id", "title", "engine", "target", "plan", "created_at"}
+    after = columns(flexyface, "bench_runs")
+    assert {name: after[name] for name in before} == before
+    assert set(after) == set(before) | {"engine", "target", "plan"}
 
 
 def test_a_migration_that_fails_leaves_the_database_as_it_was(flexyface: Database) -> None:
@@ -167,13 +164,14 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(flexyface: Databas
     assert columns(flexyface, "bench_run_results") == before
     with flexyface.begin(reading=True) as connection:
         assert set(sa.inspect(connection).get_table_names()) == {
+            "bench_runs",
             "bench_run_results",
             "alembic_version",
             "text_embeddings",
         }
 
 
-def test_processes_that_migrate_at_once_do_not_hurt_each_other(empty_database: Database) -> None:
+def test_processes_can_migrate_at_once(empty_database: Database) -> None:
     url = empty_database.url.render_as_string(hide_password=False)
     program = (
         "import sys; from flexy_assets.storage.migrate import migrate; from resources.database import Database;"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
+import sqlalchemy as sa
 from PIL import Image
 from sqlalchemy import text
 
@@ -46,6 +47,14 @@ SCORED = 1_865
 """How many images, the oldest, have CLIP score and aesthetic V1."""
 
 
+RUN_DEFAULTS = {"prompt": "Parameter sweep", "prompt_length": 15, "status": "done"}
+IMAGE_DEFAULTS = {
+    **{"engine": "realvis_xl", "steps": 20, "guidance": 5.0, "width": 512, "height": 512, "seed": 1},
+    **{"elapsed_ms": 2_000, "tf32_enabled": True, "image_path": "a.png"},
+}
+"""What the columns need that must not be NULL."""
+
+
 class Maker(NamedTuple):
     """What made the existing scores: scorers of the mini set; with `titles`, against the runs' titles."""
 
@@ -60,6 +69,32 @@ OPEN_CLIP = Maker("clip_gelu")
 
 PROMPT_COLUMN = "bench_run_results.prompt"
 """The column of prompts that was added later: FlexyFace keeps none of a sweep."""
+
+
+def table_statements(backend: str) -> list[str]:
+    """Return the statements that make FlexyFace's tables."""
+    # SQLite has no UUIDs: there SQLAlchemy keeps 32 characters.
+    tables = TABLES if backend == "postgresql" else TABLES.replace("UUID", "CHAR(32)")
+    return [statement.strip() for statement in tables.split(";\n") if statement.strip()]
+
+
+def add_images(connection: sa.Connection, *images: Mapping[str, Any]) -> None:
+    """Insert rows as FlexyFace does, and their runs where they are missing; columns not given have a default."""
+    runs = {image["run_id"] for image in images if image["run_id"]}
+    known = set(connection.scalars(sa.select(sa.column("id", sa.Uuid)).select_from(sa.table("bench_runs"))))
+    _insert(connection, "bench_runs", RUN_DEFAULTS, [{"id": run} for run in sorted(runs - known)])
+    _insert(connection, "bench_run_results", IMAGE_DEFAULTS, images)
+
+
+def _insert(
+    connection: sa.Connection, table: str, defaults: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    existing = {column["name"] for column in sa.inspect(connection).get_columns(table)}
+    values = [{name: value for name, value in defaults.items() if name in existing} | dict(row) for row in rows]
+    types = {"id": sa.Uuid(), "run_id": sa.Uuid(), "created_at": sa.DateTime()}
+    if values:
+        columns = [sa.column(name, types.get(name)) for name in values[0]]
+        connection.execute(sa.insert(sa.table(table, *columns)), values)
 
 
 def bring(
@@ -77,9 +112,6 @@ def bring(
     scores that are there were made by `made_by`, or are random: nothing reproduces them.
     """
     rng = np.random.default_rng(seed)
-    postgres = database.url.get_backend_name() == "postgresql"
-    # SQLite has no UUIDs: there SQLAlchemy keeps 32 characters.
-    tables = TABLES if postgres else TABLES.replace("UUID", "CHAR(32)")
     runs = [
         {"id": _id(rng), "prompt": _title(count), "created": BEGAN + timedelta(hours=number)}
         for number, count in enumerate(goes)
@@ -94,9 +126,8 @@ def bring(
         for row, values in zip(rows, _made[key], strict=False):
             row |= values
     with database.begin() as connection:
-        for statement in tables.split(";\n"):
-            if statement.strip():
-                connection.exec_driver_sql(statement)
+        for statement in table_statements(database.url.get_backend_name()):
+            connection.exec_driver_sql(statement)
         connection.exec_driver_sql("ALTER TABLE bench_run_results ADD COLUMN prompt TEXT")
         run = "INSERT INTO bench_runs (id, prompt, prompt_length, status, current_engine, resolution, tf32_enabled,"
         run += " created_at) VALUES (:id, :prompt, length(:prompt), 'done', 'mini_sdxl', 64, TRUE, :created)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import dagster as dg
@@ -20,11 +21,12 @@ from resources.database import Database
 from resources.errors import BadInputError
 from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
+from resources.models import registry
 from resources.settings import Settings
 from tests.conftest import Flexy
 from tests.support import flexyface, references
 
-pytestmark = pytest.mark.slow(seconds=100)
+pytestmark = pytest.mark.slow(seconds=150)
 
 IMAGES, SCORED = (16, 8), 20
 OLD = ("clip_score", "aesthetic_score")
@@ -147,6 +149,19 @@ def test_our_scores_are_kept_beside_a_column_of_an_unknown_maker(
     assert sorted(exported["clip_score_flexy"]) == pytest.approx(expected, abs=1e-5)
     refused = flexy("backfill", "--beside", "beauty")
     assert refused.exit_code == 2 and "unknown column 'beauty': choose from clip_score" in refused.stderr
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+def test_without_the_packages_nothing_is_begun(flexy: Flexy, bring: Bring, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(registry, "version", missing)
+    bring(flexyface.OURS, FLEXY_SCORERS="reference")
+    result = flexy("backfill")
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "FLEXY_SCORERS=reference: hpsv2 is not installed: pip install --no-deps" in line
 
 
 @pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)

@@ -311,7 +311,8 @@ def request_backfill(
 ) -> dg.RunRequest | dg.SkipReason:
     """Return a request for one Dagster run that computes all missing scores not in progress, or why there is none.
 
-    Raises `BadInputError` where the table cannot be adopted or the image root does not exist.
+    Raises `BadInputError` where the table cannot be adopted, the image root does not exist or a scorer's package is
+    not installed.
     """
     end_dead_runs(instance)
     adopt_rows(database, settings)
@@ -322,6 +323,7 @@ def request_backfill(
         if not missing:
             return dg.SkipReason(status.nothing_missing_reason(connection, settings))
     work = Work(database, images, ModelSlot(), settings)
+    registry.check_references(settings)
     refusals = makers.recall_refusals(work, [METRICS[name] for name in missing])
     fillable = {name: batches for name, batches in missing.items() if name not in refusals}
     selected = backfill.select_partitions(fillable, batches_in_progress(instance))

@@ -442,8 +442,19 @@ def find_scorer(name: str, settings: Settings) -> LocalModel:
     ):
         return model
     package, loader = entry.reference
+    return replace(model, loader=loader, package=f"{package} {_installed_version(package)}")
+
+
+def check_references(settings: Settings) -> None:
+    """Raise `BadInputError` where FLEXY_SCORERS asks for a package that is not installed."""
+    if settings.scorers == "reference":
+        for package in _REFERENCES:
+            _installed_version(package)
+
+
+def _installed_version(package: str) -> str:
     try:
-        return replace(model, loader=loader, package=f"{package} {version(package)}")
+        return version(package)
     except PackageNotFoundError:
         needed = " ".join(f"{each}=={number}" for each, number in _REFERENCES.items())
         remedy = f"pip install --no-deps {needed}, or set FLEXY_SCORERS=own"

@@ -22,7 +22,7 @@ from resources.scorers.preprocessing import Letterbox, Preprocessing
 from resources.settings import Settings
 from tests.support import references
 
-pytestmark = pytest.mark.slow(seconds=110)
+pytestmark = pytest.mark.slow(seconds=130)
 
 PICTURES = 56
 

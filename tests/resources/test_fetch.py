@@ -32,7 +32,7 @@ from resources.models.registry import MODELS
 from resources.models.weights import PublishedWeights
 from resources.settings import Settings
 
-pytestmark = pytest.mark.slow(seconds=85)
+pytestmark = pytest.mark.slow(seconds=90)
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "hf_verySecretToken0123456789"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import secrets
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +25,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flexy_assets.cli.app import main
+from flexy_assets.cli.session import Session
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import add_images, save_sweep
 from flexy_assets.storage.sql import utc_now
 from resources.database import Database
-from tests.support import label_studio, shortcuts
+from tests.support import forked, label_studio, shortcuts
 from tests.support.browser import Browser, program
 
 shortcuts.apply()
@@ -48,6 +51,16 @@ MISSING_REMEDIES = {
 
 FIXTURE_MARKERS = {"postgres_server": "postgres", "label_studio_server": "label_studio", "browser": "browser"}
 """What a test needs of the machine, by the fixture that starts it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fork the processes that run the tests, so that they need not import the large libraries each."""
+    # What tests start by its path is a Python of its own, and measures and imports as a user's does.
+    sys.executable = forked.PYTHON
+    multiprocessing.set_executable(sys.executable)
+    if not hasattr(config, "workerinput") and config.getoption("tx", None):
+        workers = config.option.tx
+        config.option.tx = [f"popen//python={forked.start_server()}/python" for _ in workers]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -86,8 +99,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def flexy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Flexy:
-    """The command, run in this process, on a home of the test's own."""
+def no_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process compute scores, and not the tables and the report that follow."""
+    monkeypatch.setattr(Session, "update_results", lambda *_: [])
+
+
+@pytest.fixture
+def results() -> None:
+    """What a test asks for that looks at the tables or the report a command leaves."""
+
+
+@pytest.fixture
+def flexy(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Flexy:
+    """The command, run in this process, on a home of the test's own; without results, unless the test asks for them."""
+    if "results" not in request.fixturenames:
+        request.getfixturevalue("no_results")
     # Set, so that what the command itself sets by default is undone with them.
     monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
     monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))

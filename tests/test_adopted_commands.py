@@ -15,7 +15,7 @@ from resources.images import ImageStore
 from tests.conftest import Flexy
 from tests.support import flexyface
 
-pytestmark = pytest.mark.slow(seconds=200)
+pytestmark = pytest.mark.slow(seconds=80)
 
 IMAGES, SCORED = 24, 20
 on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
@@ -44,7 +44,9 @@ def column(database: Database, name: str) -> dict[str, float | None]:
         return {row[0]: row[1] for row in rows}
 
 
-def test_backfill_computes_what_is_missing_and_replaces_nothing(flexy: Flexy, adopted: Database, home: Path) -> None:
+def test_backfill_computes_what_is_missing_and_replaces_nothing(
+    flexy: Flexy, results: None, adopted: Database, home: Path
+) -> None:
     before = column(adopted, "clip_score")
     answered = answer(flexy, "backfill")
     assert answered["filled"] == {

@@ -31,16 +31,16 @@ from tests.support import forked
 ROOT = Path(__file__).parent.parent
 
 
-def process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run the command as a process of its own, with the code in `folder`."""
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process of its own."""
     command = [sys.executable, "-m", "flexy_assets.cli.app", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
 
 
-def forked_process(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command as a process that has been spared the imports."""
+def forked_process(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run the command, with the code in `folder`, as a process that is spared the imports."""
     command = [sys.executable, "-m", "flexy_assets.cli.app", *arguments]
-    return forked.run(command, capture_output=True, text=True, timeout=250)
+    return forked.run(command, cwd=folder, capture_output=True, text=True, timeout=250)
 
 
 def the_line(stderr: str) -> str:
@@ -333,14 +333,14 @@ def test_damaged_and_missing_weights_are_named_and_completed_work_is_kept(
     whole = unet.read_bytes()
     unet.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
-    done = process("sweep", "run", run, folder=tree)
+    done = forked_process("sweep", "run", run, folder=tree)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"weights for mini_sdxl are damaged: {unet}" in the_line(done.stderr)
     assert not (home / "images").exists()
 
     unet.write_bytes(whole)
     (clip / "model.safetensors").unlink()
-    done = process("sweep", "run", run, folder=tree)
+    done = forked_process("sweep", "run", run, folder=tree)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"no weights for mini_clip: {clip / 'model.safetensors'} is missing" in the_line(done.stderr)
     (entry,) = json.loads(flexy("status", "--json").stdout)["runs"]

@@ -146,7 +146,7 @@ def test_its_advice_is_what_the_rule_of_the_world_says(ui: UI) -> None:
     assert (returns["low"] or 0) <= 10 and (returns["high"] or 40) >= 8
     steps, guidance = spot["steps"], spot["guidance"]
     engine = registry.find_engine("mini_sdxl", Settings.read({})).load()
-    found = rule_scores(engine, [(steps, guidance), (4, guidance), (steps, 12.0)], images=48, turn=4)
+    found = rule_scores(engine, [(steps, guidance), (4, guidance), (steps, 12.0)], images=24, turn=4)
     best, hurried, driven = (found / found.std(axis=(0, 2))[:, None]).mean(axis=1)
     for other in (hurried, driven):
         apart = best - other

@@ -119,7 +119,7 @@ def _run_scoring_job(session: Session, instance: Any, job: str, config: Mapping[
 
     failed = step_failures(run_job(instance, session.definitions, job, config))
     computed = session.scores_computed()
-    failed = failed or step_failures(run_job(instance, session.definitions, "results"))
+    failed = failed or session.update_results(instance)
     each = ", ".join(f"{count} {name}" for name, count in computed.items() if count)
     total = sum(computed.values())
     text = f"{total} scores computed" + (f": {each}" if each else "")

@@ -70,6 +70,12 @@ class Session:
             raise BadInputError(f"unknown sweep {prefix!r}: {cause}: flexy status lists the sweeps")
         return matches[0]
 
+    def update_results(self, instance: dg.DagsterInstance) -> list[str]:
+        """Materialize the CSV, the tables and the report; return the errors of the steps that failed."""
+        from flexy_assets.execution import run_job, step_failures
+
+        return step_failures(run_job(instance, self.definitions, "results"))
+
     def refusals(self) -> list[str]:
         """Return why missing scores are not computed, for each column whose maker is unknown."""
         from flexy_assets.scoring import makers

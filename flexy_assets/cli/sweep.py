@@ -134,7 +134,7 @@ def _find_plan(session: Session, sweep_id: str) -> dict[str, Any]:
 
 def _run_sweep(session: Session, plan: dict[str, Any]) -> dict[str, Any]:
     """Materialise everything below `sweep_plan` for the sweep's partitions, then the tables and the report."""
-    from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets, run_job, step_failures
+    from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets
     from flexy_assets.partitions import SEED_BATCHES
     from flexy_assets.storage import status
     from flexy_assets.sweep import assets
@@ -145,7 +145,7 @@ def _run_sweep(session: Session, plan: dict[str, Any]) -> dict[str, Any]:
         instance.add_dynamic_partitions(SEED_BATCHES, plan["batches"])
         for batches in contiguous_ranges(plan["batches"], instance.get_dynamic_partitions(SEED_BATCHES)):
             run_assets(instance, session.definitions, batched, batches=batches)
-        if failures := step_failures(run_job(instance, session.definitions, "results")):
+        if failures := session.update_results(instance):
             raise FlexyError("; ".join(failures))
     with session.database.begin(reading=True) as connection:
         entry = next(e for e in status.status_by_sweep(connection) if e["run"] == plan["run"])

@@ -25,7 +25,7 @@ from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 
-pytestmark = pytest.mark.slow(seconds=100)
+pytestmark = pytest.mark.slow(seconds=60)
 
 STEPS = 4
 BUDGET = 2 * STEPS
@@ -33,7 +33,8 @@ TASKS = 3
 SELECTING = ("pf", "pf_gain", "cons", "lpips", "layout")
 
 once = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-"""For tests that do not depend on the database; the last test runs on both."""
+"""For tests that do not depend on the database."""
+on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def frame(work: Work, plan: Comparison) -> pl.DataFrame:
 
 
 @once
-def test_every_search_runs_its_budget_to_the_step(
+def test_every_search_runs_its_budget_to_the_step_and_once(
     searches: list[SearchRunner], work: Work, plan: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: Counter[int] = Counter()
@@ -110,6 +111,12 @@ def test_every_search_runs_its_budget_to_the_step(
     # Local: a variant is nearer to its parent than to the source that both were made of.
     near, far = variants.select(pl.mean("parent_lpips", "lpips")).row(0)
     assert near < far
+    # Run again, nothing is generated and nothing changes.
+    files, steps_again = _files(work), list[int]()
+    for searching in searches:
+        searching.run(steps_again.append)
+    assert steps_again == []
+    assert frame(work, plan).equals(scores) and _files(work) == files
 
 
 def _rounds(plan: Comparison, budget: int) -> int:
@@ -121,18 +128,6 @@ def _rounds(plan: Comparison, budget: int) -> int:
         made += [SearchCandidate(p.name, p.stop_step, p.nfe, dict.fromkeys(metrics.EDIT_METRICS, 1.0)) for p in asked]
         rounds += 1
     return rounds
-
-
-@once
-def test_no_candidate_is_generated_twice(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
-    for searching in searches:
-        searching.run(lambda _: None)
-    before, files = frame(work, plan), _files(work)
-    told: list[int] = []
-    for searching in searches:
-        searching.run(told.append)
-    assert told == []
-    assert frame(work, plan).equals(before) and _files(work) == files
 
 
 def _files(work: Work) -> dict[str, int]:
@@ -175,6 +170,7 @@ def test_a_missing_image_has_an_error_and_no_score(searches: list[SearchRunner],
     assert lost.id not in {c.id for c in ttflux.winners(list(made.values()))}
 
 
+@on_postgres
 def test_winners_are_scored_by_independent_metrics(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
     for searching in searches:
         searching.run(lambda _: None)
@@ -209,7 +205,7 @@ def test_winners_are_scored_by_independent_metrics(searches: list[SearchRunner],
 def test_eacps_edits_are_better_at_equal_cost_by_the_ground_truth(work: Work, tmp_path: Path) -> None:
     """The small form of benchmarks.edits; with three steps tries differ more, so fewer edits show it."""
     plan = EditConfig(steps=3, budgets=[8]).plan(work.settings, "the small form")
-    file = write_edit_example(tmp_path / "set", 20, seed=11)
+    file = write_edit_example(tmp_path / "set", 12, seed=11)
     found, _ = read_tasks(file)
     rows = sources.task_rows(plan, found, sources.copy_sources(work.store, file.parent, found))
     with work.database.begin() as connection:
@@ -222,5 +218,5 @@ def test_eacps_edits_are_better_at_equal_cost_by_the_ground_truth(work: Work, tm
             edits.record_selections(connection, searching.winners(made))
         metrics.score_ground_truth(work, rows, made)
     compared = {row["metric"]: row for row in results.compare_winners(frame(work, plan)).to_dicts()}
-    assert compared["truth"]["n"] == 20
+    assert compared["truth"]["n"] == 12
     assert compared["truth"]["gain"] > 0 and compared["truth"]["wins"] > compared["truth"]["losses"]

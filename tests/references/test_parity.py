@@ -22,9 +22,9 @@ from resources.scorers.preprocessing import Letterbox, Preprocessing
 from resources.settings import Settings
 from tests.support import references
 
-pytestmark = pytest.mark.slow(seconds=130)
+pytestmark = pytest.mark.slow(seconds=60)
 
-PICTURES = 56
+PICTURES = 16
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def clip(folder: Path) -> Path:
 
 
 def agree(found: parity.Difference) -> None:
-    assert found.pictures >= 50
+    assert found.pictures >= PICTURES - 1
     # Scores that hardly differ between pictures would agree whatever was done to the pictures.
     assert found.spread > 100 * found.bar
     assert found.largest <= found.bar, found
@@ -85,7 +85,7 @@ def test_hps_is_the_references(folder: Path, clip: Path, files: Sequence[Path], 
 
 def test_lpips_is_the_references(folder: Path, files: Sequence[Path], read: Sequence[Image.Image]) -> None:
     # VGG16 at its full size takes a second a pair; benchmarks.parity compares them all.
-    found = parity.compare_lpips(folder, files[:8], read[:8])
+    found = parity.compare_lpips(folder, files[:3], read[:3])
     assert found.spread > 100 * found.bar
     assert found.largest <= found.bar
 

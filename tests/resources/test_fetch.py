@@ -31,6 +31,7 @@ from resources.models.entry import ModelEntry
 from resources.models.registry import MODELS
 from resources.models.weights import PublishedWeights
 from resources.settings import Settings
+from tests.support import forked
 
 pytestmark = pytest.mark.slow(seconds=90)
 
@@ -246,7 +247,7 @@ class World:
         return [sys.executable, "-c", FLEXY, json.dumps(entries), *arguments]
 
     def flexy(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
+        done = forked.run(
             self.command(*arguments),
             cwd=ROOT,
             env=self.environment | environment,
@@ -258,13 +259,13 @@ class World:
         assert not re.search("hf_|ecret", done.stdout + done.stderr), "a token or a signature is shown"
         return done
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def start(self, *arguments: str) -> forked.Popen:
+        return forked.Popen(
             self.command(*arguments),
             cwd=ROOT,
             env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=forked.PIPE,
+            stderr=forked.PIPE,
             text=True,
         )
 
@@ -419,11 +420,11 @@ def test_a_terminal_shows_how_far_it_is(world: World) -> None:
     publish_small(world)
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, b"\x18\x00\x50\x00\x00\x00\x00\x00")  # 80 columns
-    process = subprocess.Popen(
+    process = forked.Popen(
         world.command("models", "fetch", "small"),
         cwd=ROOT,
         env=world.environment,
-        stdout=subprocess.DEVNULL,
+        stdout=forked.DEVNULL,
         stderr=terminal,
     )
     os.close(terminal)

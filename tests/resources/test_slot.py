@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -14,6 +13,7 @@ from resources.models import registry
 from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
+from tests.support import forked
 
 LOADER = """
 import gc
@@ -142,7 +142,7 @@ for name in sys.argv[2:]:
 def test_after_a_switch_the_memory_held_is_the_new_models_alone(tmp_path: Path) -> None:
     def megabytes(*names: str) -> dict[str, float]:
         command = [sys.executable, "-c", MEASURE, str(tmp_path), *names]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+        done = forked.run(command, capture_output=True, text=True, timeout=200, check=True)
         return {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()}
 
     megabytes()  # writes the models

@@ -1,29 +1,36 @@
 """`Popen` and `run` as in `subprocess`, for Python: forks of a process that has imported the large libraries.
 
 What starts is a process of its own, with its own number, signals and descriptors; it has only been spared the imports.
-Variables that a library reads while it is imported (`HF_HOME`, say) are those of the test session, not of `env`.
+Variables that a library reads while it is imported are those of the test session, not of `env`; but the hub's library
+is imported anew for those of its own (`HF_HOME`, say).
+What it starts by its own `sys.executable` or by multiprocessing (a code server, a run worker) is forked as well.
 
-`python -m tests.support.forked FD` is the process that forks. It has one thread and computes nothing.
+`python -m tests.support.forked FOLDER` is the process that forks, one for a test session. It has one thread and
+computes nothing. It listens at `FOLDER/socket`; `FOLDER/python` is a program that asks it as a Python interpreter would
+be asked, passes its signals on and ends as the forked process ends.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, CompletedProcess, TimeoutExpired
 from typing import IO, Any
@@ -31,7 +38,11 @@ from typing import IO, Any
 from tests.support import shortcuts
 
 ROOT = Path(__file__).parents[2]
+PYTHON = str(Path(sys.prefix, "bin", "python"))
+FOLDER = "TEST_FORK_SERVER"
+"""The variable that names the folder of the session's process that forks."""
 MAX_REQUEST_BYTES = 1 << 20
+MAX_DESCRIPTORS = 64
 PRELOADED = (
     "resources.engines.sdxl",
     "resources.engines.instruct_pix2pix",
@@ -39,7 +50,16 @@ PRELOADED = (
     "resources.scorers.clip",
     "resources.scorers.hps",
     "resources.images",
-    *("dagster", "alembic.command", "click", "jinja2", "matplotlib.figure", "matplotlib.backends.backend_agg"),
+    *("dagster", "dagster._daemon.cli", "dagster._cli.api", "dagster._grpc.server", "dagster_postgres", "psycopg2"),
+    *(
+        "dagster._daemon.daemon",
+        "dagster._core.workspace.load",
+        "alembic.command",
+        "click",
+        "jinja2",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+    ),
     *("scipy.stats", "sklearn.linear_model", "sklearn.preprocessing", "sqlalchemy"),
 )
 """What takes long to import and starts no thread: without polars, and so without what imports it."""
@@ -61,7 +81,7 @@ class Popen:
         start_new_session: bool = False,
     ) -> None:
         program, *arguments = map(str, command)
-        assert program == sys.executable and arguments[0] in ("-m", "-c"), command
+        assert program in (sys.executable, PYTHON) and arguments[0] in ("-m", "-c"), command
         ours: list[int | None] = []
         theirs: list[int] = []
         opened: list[int] = []
@@ -78,11 +98,15 @@ class Popen:
             else:
                 ours.append(None)
                 theirs.append(number if given is None else given if isinstance(given, int) else given.fileno())
-        self._status, status = os.pipe()
         environment = dict(os.environ if env is None else env)
-        request = json.dumps([arguments, str(cwd), environment, start_new_session]).encode()
-        self.pid = _server().fork(request, [*theirs, status])
-        for descriptor in (*opened, status):
+        request = [[0, 1, 2], arguments, str(cwd), environment, start_new_session]
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._server.connect(f"{start_server()}/socket")
+        socket.send_fds(self._server, [json.dumps(request).encode()], theirs)
+        self.pid = int(self._server.recv(64) or b"0")
+        if not self.pid:
+            raise RuntimeError("the process that forks has ended")
+        for descriptor in opened:
             os.close(descriptor)
         self.returncode: int | None = None
         modes = ("w", "r", "r") if text else ("wb", "rb", "rb")
@@ -102,9 +126,9 @@ class Popen:
         return status
 
     def _read_status(self, timeout: float | None) -> int | None:
-        if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
-            self.returncode = int(os.read(self._status, 64) or b"-9")
-            os.close(self._status)
+        if self.returncode is None and select.select([self._server], [], [], timeout)[0]:
+            self.returncode = int(self._server.recv(64) or b"-9")
+            self._server.close()
         return self.returncode
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
@@ -168,104 +192,156 @@ def run(
     return done
 
 
-class _ForkServer:
-    """The process that forks; what it has forked ends with it."""
-
-    def __init__(self) -> None:
-        self._channel, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("FLEXY_", "DAGSTER_"))}
-        command = [sys.executable, "-m", "tests.support.forked", str(theirs.fileno())]
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
-        theirs.close()
-        self._lock = threading.Lock()
-
-    def fork(self, request: bytes, descriptors: Sequence[int]) -> int:
-        with self._lock:
-            socket.send_fds(self._channel, [request], descriptors)
-            pid = int(self._channel.recv(64) or b"0")
-        if not pid:
-            raise RuntimeError("the process that forks has ended")
-        return pid
-
-    def close(self) -> None:
-        self._channel.close()
-        with suppress(TimeoutExpired):
-            self._process.wait(5)
-        self._process.kill()
-        self._process.wait()
+def start_server() -> str:
+    """Start the process that forks, unless this test session has one; return its folder. It ends with this process."""
+    if not (folder := os.environ.get(FOLDER)):
+        folder = os.environ[FOLDER] = tempfile.mkdtemp(prefix="flexy-forks-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        program = Path(folder, "python")
+        program.write_text(f"#!{PYTHON} -IS\n{_PROGRAM}")
+        program.chmod(0o700)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("FLEXY_", "DAGSTER_"))}
+        command = [PYTHON, "-m", "tests.support.forked", folder]
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=PIPE, stdout=PIPE)
+        atexit.register(server.kill)
+        assert server.stdout and server.stdout.readline(), "the process that forks does not start"
+    return folder
 
 
-@cache
-def _server() -> _ForkServer:
-    server = _ForkServer()
-    atexit.register(server.close)
-    return server
+_PROGRAM = """
+import json, os, signal, socket, sys
+
+descriptors = []
+for number in map(int, os.listdir("/proc/self/fd")):
+    try:
+        os.fstat(number)
+        descriptors.append(number)
+    except OSError:
+        pass
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect(os.path.join(os.path.dirname(sys.argv[0]), "socket"))
+request = [descriptors, sys.argv[1:], os.getcwd(), dict(os.environ), False]
+socket.send_fds(server, [json.dumps(request).encode()], descriptors)
+pid = int(server.recv(64) or b"0")
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(number, lambda number, _: os.kill(pid, number))
+for number in descriptors:
+    os.close(number)
+status = int(server.recv(64) or b"-9")
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
 
 
-def _serve(channel: socket.socket) -> None:
-    """Fork for each request until the other side closes; report each end."""
+def _serve(folder: str) -> None:
+    """Fork for each request, until standard input closes.
+
+    A request's connection gets the number and at last the exit status of what was forked, which ends with it.
+    """
     for name in PRELOADED:
         importlib.import_module(name)
     shortcuts.apply()
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"an import has started {threads - 1} threads: a fork would lose them"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f"{folder}/socket")
+    listener.listen(64)
+    print("listening", flush=True)
     wakeup_reader, wakeup_writer = os.pipe()
     for descriptor in (wakeup_reader, wakeup_writer):
         os.set_blocking(descriptor, False)
     signal.set_wakeup_fd(wakeup_writer)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    # A Ctrl-C in the terminal is for the test session, which closes the channel.
+    # A Ctrl-C in the terminal is for the test session, which closes standard input.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    statuses: dict[int, int] = {}
+    processes: dict[socket.socket, int] = {}
     while True:
-        readable, _, _ = select.select([channel, wakeup_reader], [], [])
+        readable, _, _ = select.select([0, listener, wakeup_reader, *processes], [], [])
         if wakeup_reader in readable:
             os.read(wakeup_reader, 4096)
-            _report_ends(statuses)
-        if channel not in readable:
-            continue
-        request, descriptors, _, _ = socket.recv_fds(channel, MAX_REQUEST_BYTES, 4)
-        if not request:
-            for pid in statuses:
+            _report_ends(processes)
+        for connection in processes.keys() & set(readable):
+            os.kill(processes[connection], signal.SIGKILL)
+        if 0 in readable:
+            for pid in processes.values():
                 os.kill(pid, signal.SIGKILL)
             os._exit(0)
-        *streams, status = descriptors
-        pid = os.fork()
-        if not pid:
+        if listener not in readable:
+            continue
+        connection = listener.accept()[0]
+        request, descriptors, _, _ = socket.recv_fds(connection, MAX_REQUEST_BYTES, MAX_DESCRIPTORS)
+        pid = os.fork() if request else 0
+        if request and not pid:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            for descriptor in (channel.detach(), wakeup_reader, wakeup_writer, *statuses.values(), status):
-                os.close(descriptor)
-            os._exit(_run(*json.loads(request), streams))
-        statuses[pid] = status
-        for descriptor in streams:
+            for each in (listener, connection, *processes):
+                each.close()
+            os.close(wakeup_reader)
+            os.close(wakeup_writer)
+            targets, *how = json.loads(request)
+            _move(descriptors, targets)
+            sys.executable = f"{folder}/python"
+            multiprocessing.set_executable(sys.executable)
+            os._exit(_run(*how))
+        for descriptor in descriptors:
             os.close(descriptor)
-        channel.send(str(pid).encode())
+        if not request:
+            connection.close()
+            continue
+        processes[connection] = pid
+        connection.send(str(pid).encode())
 
 
-def _report_ends(statuses: dict[int, int]) -> None:
-    while statuses:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if not pid:
-            return
-        descriptor = statuses.pop(pid)
-        with suppress(BrokenPipeError):
-            os.write(descriptor, str(os.waitstatus_to_exitcode(status)).encode())
+def _move(descriptors: Sequence[int], targets: Sequence[int]) -> None:
+    """Give the received descriptors the numbers they had where they came from; standard ones that lack are empty."""
+    free = max([*descriptors, *targets, 2]) + 1
+    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, free) for descriptor in descriptors]
+    for descriptor in descriptors:
         os.close(descriptor)
+    for descriptor, target in zip(moved, targets, strict=True):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+    for target in {0, 1, 2} - set(targets):
+        empty = os.open(os.devnull, os.O_RDWR)
+        os.dup2(empty, target)
+        if empty != target:
+            os.close(empty)
 
 
-def _run(arguments: list[str], folder: str, environment: dict[str, str], new_session: bool, streams: list[int]) -> int:
+def _report_ends(processes: dict[socket.socket, int]) -> None:
+    while processes:
+        ended, status = os.waitpid(-1, os.WNOHANG)
+        if not ended:
+            return
+        connection = next(connection for connection, pid in processes.items() if pid == ended)
+        with suppress(OSError):
+            connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+        del processes[connection]
+        connection.close()
+
+
+def _run(arguments: list[str], folder: str, environment: dict[str, str], new_session: bool) -> int:
     """Run a module or a program as `python -m` or `python -c` would, to the end of an interpreter; the exit status."""
     if new_session:
         os.setsid()
-    for target, source in enumerate(streams):
-        os.dup2(source, target)
-        os.close(source)
     os.chdir(folder)
+    ours = dict(os.environ)
     os.environ.clear()
     os.environ.update(environment)
-    kind, what, *others = arguments
+    if any(ours.get(name) != environment.get(name) for name in ours.keys() | environment if name.startswith("HF_")):
+        _forget("huggingface_hub", "transformers", "diffusers", "resources")
+    if Path(folder) != ROOT and Path(folder, "resources").is_dir():
+        # A copy of the project.
+        sys.path[:] = [folder, *(path for path in sys.path if path not in ("", str(ROOT)))]
+        _forget("flexy_assets", "resources", "sensors")
+    kind = next((argument for argument in arguments if argument in ("-m", "-c")), None)
+    if kind is None:
+        os.execv(PYTHON, [PYTHON, *arguments])
+    # Options of the interpreter stand before, such as -u; what is forked has those of the process that forks.
+    what, *others = arguments[arguments.index(kind) + 1 :]
     status = 0
     try:
         if kind == "-m":
@@ -288,5 +364,10 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], new_ses
     return status
 
 
+def _forget(*packages: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(sys.argv[1])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.support import forked
 
 
 def project_with_metric(folder: Path, product: str, name: str, source: str) -> Path:
@@ -24,9 +23,7 @@ def project_with_metric(folder: Path, product: str, name: str, source: str) -> P
 
 def run_python(project: Path, *arguments: str) -> str:
     """Return what Python prints in the project; raises AssertionError with its errors where it fails."""
-    environment = os.environ | {"PYTHONPATH": str(project)}
-    process = subprocess.run(
-        [sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, *arguments]
+    process = forked.run(command, cwd=project, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return process.stdout

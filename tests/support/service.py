@@ -22,6 +22,8 @@ from tests.support import flexyface, forked
 
 ROOT = Path(__file__).parents[2]
 BACKFILL_JOB = "backfill_scores"
+SERVICE = "TEST_SERVICE"
+"""The variable by which the processes of a service are known."""
 
 
 def environment(home: Path, results: str, bookkeeping: str) -> dict[str, str]:
@@ -61,7 +63,7 @@ class Service:
         log = (self.home / "daemon.log").open("ab")
         daemon = forked.Popen(
             command,
-            env=self.environment | environment,
+            env=self.environment | {SERVICE: str(self.home)} | environment,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -72,12 +74,13 @@ class Service:
     def stop(self) -> None:
         """Everything the daemons started, at once."""
         for daemon in self.daemons:
-            for process in [daemon.pid, *_descendants(daemon.pid)]:
+            daemon.kill()
+        # Until none is left: one may have started another meanwhile.
+        while found := list(_started(self.home)):
+            for process in found:
                 _kill(process)
+        for daemon in self.daemons:
             daemon.wait()
-            # Children of a daemon that was killed stay in its group.
-            with suppress(ProcessLookupError):
-                os.killpg(daemon.pid, signal.SIGKILL)
 
     def log(self) -> str:
         return (self.home / "daemon.log").read_text(errors="replace")[-6_000:]
@@ -116,11 +119,13 @@ class Service:
             return set(connection.scalars(sa.text("SELECT attempts FROM image_scores")))
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    for child in Path(f"/proc/{pid}/task").glob("*/children"):
-        for number in child.read_text().split():
-            yield int(number)
-            yield from _descendants(int(number))
+def _started(home: Path) -> Iterator[int]:
+    """The processes that were started in the environment of the service at `home`."""
+    mark = f"{SERVICE}={home}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                yield int(process.name)
 
 
 def _kill(pid: int) -> None:

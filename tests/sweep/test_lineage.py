@@ -103,8 +103,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.fixture
-def at(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
-    """A copy of the finished sweep's home, to do with as a test likes."""
+def at(finished: Finished, no_results: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    """A copy of the finished sweep's home, to do with as a test likes; its results stay those of the finished sweep."""
     shutil.copytree(finished.home, tmp_path / "home")
     return house(tmp_path / "home", monkeypatch)
 

@@ -85,13 +85,13 @@ def figures(tables: AnalysisTables) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def two_thousand() -> str:
+def two_thousand(tables: AnalysisTables) -> str:
     scores = synthetic.sweep(2000)
     photographs = [synthetic.photograph(seed, side=256) for seed in range(20)]
     # Each is there a hundred times, and so has a hundredth of the room.
     small = make_thumbnails(lambda path: photographs[int(path)], [str(n) for n in range(20)], MAX_BYTES // 100)
     pictures = {image_id: small[str(n % 20)] for n, image_id in enumerate(scores["image_id"])}
-    return render_sweep_report(scores, AnalysisTables.of(scores), pictures)
+    return render_sweep_report(scores, tables, pictures)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -37,6 +34,7 @@ from resources.metrics.sweep import METRICS
 from resources.models.slot import ModelSlot
 from resources.scorers.clip import ClipEncoder
 from resources.settings import Settings
+from tests.support.overlay import project_with_metric, run_python
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -289,38 +287,22 @@ found = {
     "run": flexy("sweep", "run", plan["run"]),
     "status": flexy("status"),
 }
-json.dump(found, open("found.json", "w"))
+print(json.dumps(found))
 """
 
 
 @pytest.mark.slow(seconds=30)
-def test_adding_a_metric_to_a_sweep_is_one_file(tmp_path: Path) -> None:
-    for package in ("flexy_assets", "resources"):
-        shutil.copytree(PROJECT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("dagster.yaml", "pyproject.toml"):
-        shutil.copy(PROJECT / file, tmp_path)
-    (tmp_path / "resources/metrics/sweep/sharpness.py").write_text(SHARPNESS)
-    # -P and PYTHONPATH: the copy is what is imported, not the project that is installed.
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "FLEXY_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM],
-        env=environment | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-
-    found = json.loads((tmp_path / "found.json").read_text())
+def test_adding_a_metric_to_a_sweep_is_one_file(home: Path, tmp_path: Path) -> None:
+    project = project_with_metric(tmp_path / "project", "sweep", "sharpness", SHARPNESS)
+    found = json.loads(run_python(project, "-c", PROGRAM))
     assert found["asset"] == "`sharpness` (Sharpness): how sharp the image is."
     assert found["column"] == "Sharpness: how sharp the image is (grey levels)"
     assert {"known_maker", "in_range", "no_missing_scores", "no_drift"} == set(found["checks"])
     assert found["run"]["scores_computed"] == 4 * (len(METRICS) + 1)
     assert found["status"]["runs"][0]["sharpness"] == {"scored": 4, "missing": 0, "failed": 0}
-    scores = pl.read_parquet(tmp_path / "home/assets/sweep_scores.parquet")["sharpness"]
+    scores = pl.read_parquet(home / "assets/sweep_scores.parquet")["sharpness"]
     assert scores.null_count() == 0
     assert scores.min() > 0
-    correlations = pl.read_parquet(tmp_path / "home/assets/metric_correlations.parquet")
+    correlations = pl.read_parquet(home / "assets/metric_correlations.parquet")
     assert "sharpness" in correlations["right"].to_list()
-    assert "Sharpness" in (tmp_path / "home/assets/sweep_report.html").read_text()
+    assert "Sharpness" in (home / "assets/sweep_report.html").read_text()

@@ -34,12 +34,12 @@ def max_difference(one: Image.Image, other: Image.Image) -> int:
 @pytest.mark.parametrize("name", EDITORS)
 def test_an_edit_depends_only_on_its_own_request(name: str, loaded: Loaded) -> None:
     editor = loaded(name)
-    requests = [replace(REQUEST, noise=EditNoise(seed)) for seed in (1, 2, 3)]
+    requests = [replace(REQUEST, steps=1, noise=EditNoise(seed)) for seed in (1, 2)]
     together = editor.edit(requests)
     alone = [editor.edit([request])[0] for request in requests]
-    assert [(edit.size, edit.mode) for edit in together] == [((96, 128), "RGB")] * 3
+    assert [(edit.size, edit.mode) for edit in together] == [((96, 128), "RGB")] * 2
     assert max(map(max_difference, together, alone)) <= 2
-    assert min(max_difference(alone[0], alone[1]), max_difference(alone[1], alone[2])) > 20
+    assert max_difference(*alone) > 20
     for changed in (replace(requests[0], prompt="xyz"), replace(requests[0], image=source_image(1))):
         assert max_difference(editor.edit([changed])[0], alone[0]) > 5
 

@@ -292,7 +292,8 @@ def _serve(folder: str) -> None:
             connection.close()
             continue
         processes[connection] = pid
-        connection.send(str(pid).encode())
+        with suppress(OSError):  # whoever asked may have ended
+            connection.send(str(pid).encode())
 
 
 def _move(descriptors: Sequence[int], targets: Sequence[int]) -> None:

@@ -1,10 +1,10 @@
-"""A million rows in two thousand batches: `python -m benchmarks.million`.
+"""A million rows of FlexyFace's tables, in two thousand batches: `python -m benchmarks.million`.
 
 Measures, on the Postgres of FLEXY_DATABASE_URL (a temporary database is created on it), the work of a nightly
 backfill: assigning batches to rows without one (once), the sensor's tick, the query for missing scores, and planning
-the backfill, from the start of the tick to the run request with every batch and every partition added to Dagster. A
-quarter of each score is missing, at random. Times are the worst of three; memory is what the process grew by.
-Prints a table and writes benchmarks/results/million.json.
+the backfill, from the start of the tick to the run request with every batch and every partition added to Dagster; and
+the export against psql's. A quarter of each score is missing, at random. Times are the worst of three; memory is what
+the process grew by. Prints a table and writes benchmarks/results/million.json.
 """
 
 import resource
@@ -20,6 +20,7 @@ from benchmarks import argument_parser, print_figures, require_postgres, timed, 
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import status
 from flexy_assets.storage.adoption import adopt_rows
+from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.scores import count_missing_scores
 from flexy_assets.sweep import jobs
@@ -28,19 +29,26 @@ from resources.images import ImageStore
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from sensors import new_images
+from tests.support import flexyface
 from tests.support.databases import empty
 
 RUN = "(lpad((n % 10)::text, 8, '1') || '-0000-4000-8000-000000000000')::uuid"
 
-RUNS = f"INSERT INTO bench_runs (id, engine) SELECT {RUN}, 'mini_sdxl' FROM generate_series(0, 9) AS n"
+RUNS = f"""
+INSERT INTO bench_runs (id, prompt, prompt_length, status, created_at)
+SELECT {RUN}, 'Parameter sweep', 15, 'done', TIMESTAMPTZ '2025-11-27' + n * INTERVAL '1 hour'
+FROM generate_series(0, 9) AS n
+"""
+
+COLUMNS = "ALTER TABLE bench_run_results ADD COLUMN prompt TEXT, ADD aes_v2_score FLOAT, ADD hps_v2_score FLOAT"
 
 ROWS = f"""
 INSERT INTO bench_run_results (
-    id, run_id, engine, steps, guidance, seed, elapsed_ms, image_path, prompt, created_at,
+    id, run_id, engine, steps, guidance, width, height, seed, elapsed_ms, tf32_enabled, image_path, prompt, created_at,
     clip_score, aesthetic_score, aes_v2_score, hps_v2_score)
-SELECT gen_random_uuid(), {RUN}, 'mini_sdxl',
-    4 + n % 57, 0.5 + n % 12, n, 1000 + n % 999, 'images/' || n || '.png', 'a photograph of something, number ' || n,
-    TIMESTAMP '2025-03-01' + n * INTERVAL '1 second',
+SELECT gen_random_uuid(), {RUN}, 'realvis_xl',
+    4 + n % 57, 0.5 + n % 12, 512, 512, n, 1000 + n % 999, true, 'images/' || n || '.png',
+    'a photograph of something, number ' || n, TIMESTAMPTZ '2025-11-28' + n * INTERVAL '1 second',
     CASE WHEN random() < 0.75 THEN random() END, CASE WHEN random() < 0.75 THEN 1 + 9 * random() END,
     CASE WHEN random() < 0.75 THEN 1 + 9 * random() END, CASE WHEN random() < 0.75 THEN random() END
 FROM generate_series(0, :rows - 1) AS n
@@ -59,13 +67,15 @@ def memory_growth(what: Callable[[], Any]) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
+def measure(database: Database, home: Path, rows: int) -> dict[str, float | bool]:
     settings = Settings.read({"FLEXY_HOME": str(home), "FLEXY_DATABASE_URL": "sqlite://"})
     images = ImageStore(str(home))
-    migrate(database)
     with database.begin() as connection:
+        for statement in (*flexyface.table_statements("postgresql"), COLUMNS):
+            connection.exec_driver_sql(statement)
         connection.execute(sa.text(RUNS))
         connection.execute(sa.text(ROWS), {"rows": rows})
+    migrated = worst_seconds(lambda: migrate(database), times=1)
     adopted = worst_seconds(lambda: adopt_rows(database, settings, seconds=3600), times=1)
     # What Postgres does by itself within a minute of such a change.
     with database.session() as connection:
@@ -87,6 +97,7 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
 
     with dg.DagsterInstance.local_temp(str(home)) as instance:
         figures = {
+            "our tables and columns beside theirs, s": migrated,
             "rows without a batch get one, s": adopted,
             "the plan of a backfill, every batch new to Dagster, s": worst_seconds(lambda: plan(instance), times=1),
             "the plan of a backfill, s": worst_seconds(lambda: plan(instance)),
@@ -99,7 +110,12 @@ def measure(database: Database, home: Path, rows: int) -> dict[str, float]:
             lacking = sa.text(f"SELECT count(*) FROM bench_run_results WHERE {metric} IS NULL")
             assert connection.scalar(lacking) == sum(batches.values()), metric
         reading = worst_seconds(lambda: status.read_status(connection, settings), times=1)
-    return figures | {"flexy status, s": reading}
+    exporting = worst_seconds(lambda: export_csv(database, home / "scores.csv"), times=1)
+    psql, by_hand = timed(lambda: flexyface.export_by_psql(database.url.render_as_string(hide_password=False)))
+    # Images of equal settings have no order.
+    same = sorted(psql.splitlines()) == sorted((home / "scores.csv").read_bytes().splitlines())
+    times = {"flexy status, s": reading, "export, s": exporting, "export by psql, s": by_hand}
+    return figures | times | {"the exported rows are psql's": same}
 
 
 def main() -> None:

@@ -8,8 +8,6 @@ table and writes benchmarks/results/night.json.
 """
 
 import os
-import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -21,12 +19,6 @@ from benchmarks import argument_parser, print_figures, require_postgres, run_pyt
 from tests.support import flexyface
 from tests.support.databases import empty
 from tests.support.service import Service, environment, nightly_ticks, wait
-
-QUERY = (
-    "COPY (SELECT steps, guidance, clip_score, aesthetic_score, aes_v2_score, hps_v2_score, elapsed_ms, seed"
-    " FROM bench_run_results WHERE clip_score IS NOT NULL AND aesthetic_score IS NOT NULL AND aes_v2_score IS NOT NULL"
-    " AND hps_v2_score IS NOT NULL ORDER BY steps, guidance) TO STDOUT WITH CSV HEADER"
-)
 
 
 def measure(service: Service) -> dict[str, Any]:
@@ -52,7 +44,7 @@ def measure(service: Service) -> dict[str, Any]:
     exported = service.home / "scores.csv"
     run_python("flexy_assets.cli.app", "export", "--out", exported, env=service.environment)
     url = service.database.url.render_as_string(hide_password=False)
-    psql = subprocess.run([shutil.which("psql") or "psql", url, "-c", QUERY], capture_output=True, check=True)
+    psql = flexyface.export_by_psql(url)
     return {
         "written": written,
         "existing values changed": changed,
@@ -62,8 +54,8 @@ def measure(service: Service) -> dict[str, Any]:
         "seconds from the daemon's start to the last score": round(seconds, 1),
         "the second tick": second.skip_reason,
         "runs after the second tick": more,
-        "the CSV is psql's, byte for byte": psql.stdout == exported.read_bytes(),
-        "its lines": psql.stdout.count(b"\n"),
+        "the CSV is psql's, byte for byte": psql == exported.read_bytes(),
+        "its lines": psql.count(b"\n"),
     }
 
 

@@ -24,7 +24,7 @@ from tests.support import references
 
 pytestmark = pytest.mark.slow(seconds=60)
 
-PICTURES = 16
+PICTURES = 18
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def clip(folder: Path) -> Path:
 
 
 def agree(found: parity.Difference) -> None:
-    assert found.pictures >= PICTURES - 1
+    assert found.pictures > PICTURES * 0.8  # without those whose prompt the other reads otherwise
     # Scores that hardly differ between pictures would agree whatever was done to the pictures.
     assert found.spread > 100 * found.bar
     assert found.largest <= found.bar, found

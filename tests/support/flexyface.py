@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -69,6 +71,20 @@ OPEN_CLIP = Maker("clip_gelu")
 
 PROMPT_COLUMN = "bench_run_results.prompt"
 """The column of prompts that was added later: FlexyFace keeps none of a sweep."""
+
+
+EXPORT = (
+    "COPY (SELECT steps, guidance, clip_score, aesthetic_score, aes_v2_score, hps_v2_score, elapsed_ms, seed"
+    " FROM bench_run_results WHERE clip_score IS NOT NULL AND aesthetic_score IS NOT NULL AND aes_v2_score IS NOT NULL"
+    " AND hps_v2_score IS NOT NULL ORDER BY steps, guidance) TO STDOUT WITH CSV HEADER"
+)
+"""What a person exports by hand: the images that have all four scores."""
+
+
+def export_by_psql(url: str) -> bytes:
+    """Return the CSV that psql writes."""
+    command = [shutil.which("psql") or "psql", url, "-c", EXPORT]
+    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def table_statements(backend: str) -> list[str]:

@@ -38,17 +38,24 @@ def sweep() -> None:
 @click.option("--engine", required=True, help="The model that makes the images.")
 @click.option("--images", type=int, help="Number of images the sweep is to have.")
 @click.option("--hours", type=float, help="Hours to make images in, instead of --images.")
-@click.option("--steps", default="", show_default="the engine's, or 4:60", help="LOW:HIGH or LOW:HIGH:STRIDE.")
-@click.option("--guidance", default="", show_default="the engine's, or 0.5:12", help="LOW:HIGH or LOW:HIGH:STRIDE.")
+@click.option("--steps", default="", show_default="the engine's, or 4:60", help="LOW:HIGH, LOW:HIGH:STRIDE or 4,8,16.")
+@click.option("--guidance", default="", show_default="the engine's, or 0.5:12", help="The same, or values: 1.5,3,7.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="A file of prompts: text, JSON, CSV, TSV.")
-@click.option("--negative-prompt", help="What the images should not show.")
+@click.option("--negative-prompt", "negative_prompts", multiple=True, help="What not to show; several are compared.")
+@click.option("--negative-prompts", "negative_file", type=click.Path(path_type=Path), help="A file of them.")
+@click.option("--scheduler", "schedulers", default="", help="In place of the engine's: euler,ddim,dpmpp_2m,….")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed plans the same images.")
-@click.option("--sampling", default="uniform", show_default=True, help="uniform or even.")
-@click.option("--size", type=int, default=0, help="Pixels along each side; the engine's own by default.")
+@click.option("--sampling", default="uniform", show_default=True, help="uniform, even or paired.")
+@click.option("--size", "sizes", default="", help="Pixels, as in 512 or 512,768x1024; the engine's own by default.")
 @click.option("--batch-size", type=int, default=100, show_default=True, help="Images in a partition.")
 @json_command
 def sweep_new(
-    images: int | None, hours: float | None, prompts: Path | None, size: int, **options: Any
+    images: int | None,
+    hours: float | None,
+    prompts: Path | None,
+    negative_prompts: tuple[str, ...],
+    negative_file: Path | None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Plan a sweep, or extend one.
 
@@ -58,8 +65,8 @@ def sweep_new(
         raise BadInputError("cannot plan a sweep: give either --images or --hours")
     echo_alias(options["engine"])
     options |= {"images": images} if hours is None else {"hours": hours}
-    config = options | {"prompts_file": str(prompts) if prompts else "", "width": size, "height": size}
-    plan = _plan_sweep(Session(), config)
+    options["negative_prompts"] = [*negative_prompts, *(each.text for each in _read_negative_prompts(negative_file))]
+    plan = _plan_sweep(Session(), options | {"prompts_file": str(prompts) if prompts else ""})
     return plan | {
         "text": f"sweep {plan['run']}: {plan['planned']} of {plan['target']} images to make,"
         f" in {len(plan['batches'])} partitions\nmake and score them: flexy sweep run {plan['run'][:8]}"
@@ -101,6 +108,12 @@ def sweep_weights(engine: str, weights: str) -> dict[str, Any]:
     with session.database.begin() as connection:
         images = record_weights(connection, engine, weights)
     return {"engine": engine, "weights": weights, "images": images, "text": f"{images} images of {engine}: {weights}"}
+
+
+def _read_negative_prompts(file: Path | None) -> tuple[Any, ...]:
+    from resources.prompts import read_prompts
+
+    return read_prompts(file) if file else ()
 
 
 def _plan_sweep(session: Session, config: dict[str, Any]) -> dict[str, Any]:

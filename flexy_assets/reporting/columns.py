@@ -47,6 +47,7 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "negative_prompt": "What it should not show",
     "steps": "Denoising steps",
     "guidance": "Guidance scale; 1 and less is off, null where the engine has none",
+    "scheduler": "What takes the steps, as in ddim; null for the engine's own",
     "seed": "Seed of the noise",
     "width": "Pixels across",
     "height": "Pixels down",

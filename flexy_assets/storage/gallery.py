@@ -78,7 +78,7 @@ def engine_names(connection: Connection) -> list[str]:
 def find_same_settings(connection: Connection, settings: Settings, made_with: Mapping[str, Any]) -> UUID | None:
     """Return the oldest image with these settings (`SAME_IMAGE_COLUMNS`), of any sweep; None where there is none."""
     columns = {name: _images[name] for name in SAME_IMAGE_COLUMNS} | {"prompt": prompt_column(settings)}
-    same = [columns[name] == made_with[name] for name in SAME_IMAGE_COLUMNS]
+    same = [columns[name] == made_with.get(name) for name in SAME_IMAGE_COLUMNS]
     return connection.scalars(select(_images.id).where(*same).order_by(_images.created_at, _images.id).limit(1)).first()
 
 

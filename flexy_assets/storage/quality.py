@@ -86,7 +86,8 @@ def recorded_files(connection: Connection, limit: int) -> tuple[int, Sequence[Ro
     return count, connection.execute(select(*columns).order_by(func.random()).limit(limit)).all()
 
 
-SAME_IMAGE_COLUMNS = ("engine", "prompt", "negative_prompt", "steps", "guidance", "seed", "width", "height")
+_SETTINGS = ("steps", "guidance", "scheduler", "seed", "width", "height")
+SAME_IMAGE_COLUMNS = ("engine", "prompt", "negative_prompt", *_SETTINGS)
 """What makes an image: rows that agree in all of these are the same image."""
 
 

@@ -296,6 +296,7 @@ LABEL_MARK = " ["
 SCORES_SCHEMA: dict[str, type] = {
     **dict.fromkeys(("image_id", "run_id", "batch", "engine", "prompt", "category", "complexity"), str),
     **{"steps": int, "guidance": float, "seed": int, "elapsed_ms": int, "image_path": str, "weights": str},
+    **{"scheduler": str, "negative_prompt": str, "width": int, "height": int},
     **dict.fromkeys(METRICS, float),
 }
 """The columns of `sweep_scores`: one row an image, NULL where a score is missing."""

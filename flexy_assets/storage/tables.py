@@ -58,6 +58,7 @@ bench_run_results = Table(
     Column("category", String(100), comment="the prompt's, where its file gives it one"),
     Column("complexity", String(100)),
     Column("weights", String(200), comment="what made the image: the engine, its weights' hash, its precision"),
+    Column("scheduler", String(50), comment="NULL for the engine's own"),
     Column("width", Integer),
     Column("height", Integer),
     Column("batch", String(50)),

@@ -38,9 +38,11 @@ from flexy_assets.sweep.plan import (
     SettingRange,
     Sweep,
     check_engine_ranges,
+    check_engine_schedulers,
     check_engine_settings,
     default_range,
     images_in_time,
+    parse_sizes,
 )
 from flexy_assets.sweep.report import build
 from flexy_assets.sweep.status_tables import status_summary, status_tables
@@ -50,7 +52,7 @@ from resources.images import ImageStore
 from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
 from resources.models import registry
-from resources.prompts import Prompt, read_prompts
+from resources.prompts import Prompt, check_prompt, read_prompts
 from resources.settings import Settings
 
 Report = Callable[[str, Mapping[str, Any]], None]
@@ -70,10 +72,12 @@ MAX_HOURS = 10_000
 class SweepConfig(dg.Config):
     """A new sweep, or more images for one: the same settings name the same sweep.
 
-    `steps` and `guidance` are "LOW:HIGH" or "LOW:HIGH:STRIDE", in quotes: YAML reads 4:40 as a number to the
-    base 60. By default they are the engine's ranges, else 4:60 and 0.5:12; without guidance there is none. Prompts come
-    from the list, the file (text, JSON, JSON lines, CSV or TSV) or, without either, the engine's own. With `hours`
-    above 0 the sweep has as many images as the engine makes in that time, by its images so far, and not `images`.
+    `steps` and `guidance` are "LOW:HIGH", "LOW:HIGH:STRIDE" or a list, "4,8,16", in quotes: YAML reads 4:40 as a number
+    to the base 60. By default they are the engine's ranges, else 4:60 and 0.5:12; without guidance there is none.
+    `schedulers` ("euler,ddim") and `sizes` ("512,768x1024") are such lists too, `negative_prompts` is one with "" for
+    none: each combination of them is used as often as the others. Prompts come from the list, the file (text, JSON,
+    JSON lines, CSV or TSV) or, without either, the engine's own. With `hours` above 0 the sweep has as many images as
+    the engine makes in that time, by its images so far, and not `images`.
     """
 
     engine: str = ""
@@ -84,6 +88,9 @@ class SweepConfig(dg.Config):
     prompts: list[str] = []
     prompts_file: str = ""
     negative_prompt: str | None = None
+    negative_prompts: list[str] = []
+    schedulers: str = ""
+    sizes: str = ""
     seed: int = 0
     sampling: str = "uniform"
     width: int = 0
@@ -97,7 +104,16 @@ class SweepConfig(dg.Config):
         if not 0 <= self.hours <= MAX_HOURS:
             raise BadInputError(f"invalid hours {self.hours:g}: must be from 0 to {MAX_HOURS:,}")
         entry = registry.find_model(self.engine or registry.model_names("engine", settings)[0], "engine", settings)
-        check_engine_settings(entry, self.seed, self.width, self.height, self.model_dump())
+        sizes = parse_sizes(self.sizes) if self.sizes else ((self.width or entry.side, self.height or entry.side),)
+        negative_prompts = tuple(self.negative_prompts)
+        negative_prompt = self.negative_prompt if len(negative_prompts) != 1 else negative_prompts[0]
+        for negative in (negative_prompt or "", *negative_prompts):
+            check_prompt(negative, "the negative prompt")
+        given = {"guidance": self.guidance, "negative_prompt": negative_prompt or "".join(negative_prompts)}
+        for sides in sizes:
+            check_engine_settings(entry, self.seed, *sides, given)
+        schedulers = tuple(name.strip() for name in self.schedulers.split(",")) if self.schedulers else ()
+        check_engine_schedulers(entry, schedulers)
         file = Path(self.prompts_file) if self.prompts_file else entry.prompts
         guided = "guidance" not in entry.ignored_settings
         prompts = tuple(map(Prompt, self.prompts)) or (read_prompts(file) if file else ())
@@ -116,9 +132,12 @@ class SweepConfig(dg.Config):
             guidance=guidance if guided else None,
             seed=self.seed,
             sampling=self.sampling,
-            negative_prompt=self.negative_prompt,
-            width=self.width or entry.side,
-            height=self.height or entry.side,
+            negative_prompt=negative_prompt,
+            negative_prompts=negative_prompts if len(negative_prompts) > 1 else (),
+            schedulers=schedulers,
+            sizes=sizes if len(sizes) > 1 else (),
+            width=sizes[0][0],
+            height=sizes[0][1],
             batch_size=self.batch_size,
         )
 

@@ -33,8 +33,8 @@ def images_to_generate(database: Database, plan: pl.DataFrame) -> pl.DataFrame:
 
 
 def chunk_plan(plan: pl.DataFrame, size: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield the plan's rows in lists of at most `size`, each of one step count and image size."""
-    group_columns = ["steps", "width", "height"]
+    """Yield the plan's rows in lists of at most `size`, each of one step count, image size and scheduler."""
+    group_columns = ["steps", "width", "height", "scheduler"]
     for _, rows in plan.sort(*group_columns, "index").group_by(group_columns, maintain_order=True):
         for chunk in rows.iter_slices(size):
             yield chunk.to_dicts()

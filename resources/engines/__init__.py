@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to generate; width and height in pixels. `guidance` is None for an engine without guidance."""
+    """One image to generate; width and height in pixels.
+
+    `guidance` is None for an engine without guidance, `scheduler` one of the names in `schedulers`, None for the
+    engine's own.
+    """
 
     prompt: str
     negative_prompt: str | None
@@ -25,6 +29,7 @@ class ImageRequest:
     seed: int
     width: int
     height: int
+    scheduler: str | None = None
 
 
 class Engine(Protocol):
@@ -34,7 +39,8 @@ class Engine(Protocol):
     """The maximum number of images per call."""
 
     def generate(self, requests: Sequence[ImageRequest]) -> list[Image]:
-        """Return one RGB image per request, in order. All requests must have the same steps, width and height.
+        """Return one RGB image per request, in order. All requests must have the same steps, width, height and
+        scheduler.
 
         An image depends on its own request only, not on the other requests of the call.
         """

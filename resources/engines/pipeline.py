@@ -10,6 +10,7 @@ from PIL import Image
 
 from resources.engines import Edit, EditRequest, ImageRequest, PartialEdit
 from resources.engines.partial_denoising import PartialPipeline, cpu_generator, partial_scheduler
+from resources.engines.schedulers import build_scheduler
 from resources.errors import FlexyError
 from resources.models import compute
 from resources.models.loading import load_error, load_pipeline
@@ -100,11 +101,15 @@ class PipelineEngine(PipelineModel):
     """An `Engine`: one call generates images of equal steps and size, each with its prompt and seed."""
 
     def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
-        """See `Engine.generate`. Raises `ValueError` where steps or size differ."""
-        first = requests[0]
-        if any((r.steps, r.width, r.height) != (first.steps, first.width, first.height) for r in requests):
-            raise ValueError("the requests of one call must have equal steps, width and height")
-        return self.generate_batch(requests)
+        """See `Engine.generate`. Raises `ValueError` where steps, size or scheduler differ."""
+        if len({(r.steps, r.width, r.height, r.scheduler) for r in requests}) > 1:
+            raise ValueError("the requests of one call must have equal steps, width, height and scheduler")
+        own, name = self.pipeline.scheduler, requests[0].scheduler
+        try:
+            self.pipeline.scheduler = build_scheduler(name, own.config) if name else own
+            return self.generate_batch(requests)
+        finally:
+            self.pipeline.scheduler = own
 
     def generate_batch(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         """Return the images of requests with equal steps and size."""

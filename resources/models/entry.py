@@ -29,8 +29,9 @@ class ModelEntry:
     GPU, `memory` the memory in GB that it then takes. For an engine,
     `ignored_settings` are the settings without effect, `prompts` a sweep's default prompts, `side` the default pixels
     along each side, a multiple of `multiple`, `steps_range` and `guidance_range` the values it may be used at, both
-    ends included, where it is made for some alone. For an editor and for trying an engine, `steps` and `guidance` are
-    those that its authors recommend; an editor that `supports_faces` may edit faces.
+    ends included, where it is made for some alone, `schedulers` the names of those that may take its own's place. For
+    an editor and for trying an engine, `steps` and `guidance` are those that its authors recommend; an editor that
+    `supports_faces` may edit faces.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ModelEntry:
     guidance: float = 4.0
     steps_range: tuple[int, int] | None = None
     guidance_range: tuple[float, float] | None = None
+    schedulers: tuple[str, ...] = ()
 
     def in_set(self, models: str) -> bool:
         """Whether the model belongs to the set `mini` or `full`."""

@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from resources.engines.schedulers import SCHEDULERS
 from resources.errors import BadInputError
 from resources.models import weights
 from resources.models.entry import Kind, LocalModel, ModelEntry
@@ -241,10 +242,11 @@ _ENTRIES = (
         side=64,
         multiple=8,
         guidance=2.0,
+        schedulers=SCHEDULERS,
     ),
-    _sdxl("realvis_xl", steps=30, guidance=5.0),
-    _sdxl("realvis_xl_v4", steps=30, guidance=5.0),
-    _sdxl("sdxl", side=1024, steps=40, guidance=5.0),
+    _sdxl("realvis_xl", steps=30, guidance=5.0, schedulers=SCHEDULERS),
+    _sdxl("realvis_xl_v4", steps=30, guidance=5.0, schedulers=SCHEDULERS),
+    _sdxl("sdxl", side=1024, steps=40, guidance=5.0, schedulers=SCHEDULERS),
     _sdxl("sdxl_turbo", loader="sdxl:DistilledSdxlEngine", steps=4, steps_range=(1, 4), ignored_settings=_UNGUIDED),
     *(
         _sdxl(

@@ -63,10 +63,10 @@ def test_a_missing_score_says_why(database: Database, add: Adder) -> None:
 
 def test_an_image_of_the_same_settings_is_found_whichever_run_made_it(database: Database, add: Adder) -> None:
     settings = {"engine": "mini_sdxl", "prompt": "a fox", "negative_prompt": None, "steps": 4, "guidance": 2.25}
-    settings |= {"seed": 5, "width": 64, "height": 64}
+    settings |= {"scheduler": None, "seed": 5, "width": 64, "height": 64}
     assert settings.keys() == set(SAME_IMAGE_COLUMNS)
     oldest, _ = add(2, **settings)
     with database.begin(reading=True) as connection:
         assert gallery.find_same_settings(connection, SETTINGS, settings) == oldest
-        for name, other in {"negative_prompt": "fog", "guidance": None, "seed": 6, "prompt": "a Fox"}.items():
+        for name, other in {"negative_prompt": "fog", "scheduler": "ddim", "guidance": None, "seed": 6, "prompt": "a Fox"}.items():
             assert gallery.find_same_settings(connection, SETTINGS, settings | {name: other}) is None

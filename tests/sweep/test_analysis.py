@@ -614,6 +614,26 @@ def test_the_category_that_an_engine_is_weak_in_is_named() -> None:
     assert set(without["by"]) == {"engine", "run", "prompt"}
 
 
+def test_schedulers_sizes_and_negative_prompts_are_compared_where_there_are_several() -> None:
+    sweep = planted(400, prompts=20)
+    is_ddim = pl.col("seed") % 2 == 0
+    tried = sweep.with_columns(
+        scheduler=pl.when(is_ddim).then(pl.lit("ddim")),
+        negative_prompt=pl.when(pl.col("seed") % 3 == 0).then(pl.lit("blurred")),
+        width=512,
+        height=pl.when(pl.col("seed") % 4 < 2).then(512).otherwise(768),
+        clip_score=pl.col("clip_score") - 0.02 * is_ddim.cast(pl.Float64),
+    )
+    table = compare_groups(*with_models(tried)).filter(target="clip_score")
+    groups = {by: set(table.filter(by=by)["name"]) for by in ("scheduler", "negative_prompt", "size")}
+    assert groups["scheduler"] == {"ddim", "the engine's own"}
+    assert groups["negative_prompt"] == {"none", "blurred"}
+    assert groups["size"] == {"512×512", "512×768"}
+    ddim, own = (of(table, by="scheduler", name=name) for name in ("ddim", "the engine's own"))
+    assert ddim["adjusted_high"] < own["adjusted_low"]
+    assert {"scheduler", "negative_prompt", "size"} <= {part.by for part in comparison_panels(table)}
+
+
 def with_models(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return scores, fit_models(scores)
 

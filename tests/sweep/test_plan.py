@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from scipy.stats import chisquare, kstest, qmc
 
 from flexy_assets.sweep.assets import SweepConfig
-from flexy_assets.sweep.plan import PLAN_SCHEMA, SettingRange, Sweep, images_in_time
+from flexy_assets.sweep.plan import PLAN_SCHEMA, SAMPLINGS, Extension, SettingRange, Sweep, images_in_time
 from flexy_assets.sweep.try_image import Trial
 from resources.errors import BadInputError
 from resources.settings import Settings
@@ -31,7 +32,7 @@ def shares(sweep: Sweep, images: int) -> np.ndarray:
 # The same rows
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "even"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_the_same_settings_give_the_same_rows(sampling: str) -> None:
     sweep = replace(SWEEP, sampling=sampling)
     rows = sweep.rows(0, 50)
@@ -48,14 +49,14 @@ def test_the_rows_of_a_run_that_was_begun_long_ago_are_still_the_same() -> None:
     assert [row[name] for name in ("prompt", "steps", "guidance", "seed")] == ["a blue disc", 45, 11.4779, 1074753670]
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "even"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_topping_up_keeps_the_first_rows(sampling: str) -> None:
     sweep = replace(SWEEP, sampling=sampling)
     assert sweep.rows(0, 120).head(60).equals(sweep.rows(0, 60))
     assert sweep.rows(0, 120).slice(60).equals(sweep.rows(60, 120))
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "even"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_another_seed_gives_other_images_in_another_run(sampling: str) -> None:
     one, other = replace(SWEEP, sampling=sampling), replace(SWEEP, sampling=sampling, seed=8)
     assert one.run_id != other.run_id
@@ -65,7 +66,7 @@ def test_another_seed_gives_other_images_in_another_run(sampling: str) -> None:
     assert (first["guidance"] == second["guidance"]).mean() < 0.05
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "even"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_an_engine_without_guidance_gets_the_same_rows_without_it(sampling: str) -> None:
     guided = replace(SWEEP, sampling=sampling)
     sweep = replace(guided, guidance=None)
@@ -85,7 +86,9 @@ def test_no_two_images_share_an_id_or_a_seed() -> None:
 
 def test_settings_come_back_from_json_as_the_same_run() -> None:
     strided = replace(SWEEP, steps=SettingRange.parse("4:60:8", "steps"), negative_prompt="blurred — 赤")
-    for sweep in (SWEEP, strided, replace(SWEEP, guidance=None)):
+    factors = {"schedulers": ("euler", "ddim"), "sizes": ((512, 512), (768, 1024)), "negative_prompts": ("", "blurred")}
+    listed = replace(SWEEP, steps=SettingRange.parse("4,8,16", "steps"), **factors)
+    for sweep in (SWEEP, strided, listed, replace(SWEEP, guidance=None)):
         again = Sweep.from_json(json.loads(json.dumps(sweep.to_json())))
         assert again == sweep
         assert again.run_id == sweep.run_id
@@ -103,6 +106,10 @@ def test_settings_come_back_from_json_as_the_same_run() -> None:
         {"negative_prompt": ""},
         {"width": 256},
         {"batch_size": 50},
+        {"steps": SettingRange(4, 60, values=(4, 60))},
+        {"schedulers": ("ddim",)},
+        {"sizes": ((512, 512), (768, 512))},
+        {"negative_prompts": ("", "blurred")},
     ],
 )
 def test_other_settings_are_another_run(change: dict[str, Any]) -> None:
@@ -127,7 +134,7 @@ def test_batches_are_full_and_in_order() -> None:
 # The spread
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "even"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_steps_are_whole_and_guidance_within_its_range(sampling: str) -> None:
     rows = replace(SWEEP, sampling=sampling).rows(0, 2000)
     assert rows["steps"].dtype == PLAN_SCHEMA["steps"]
@@ -180,6 +187,66 @@ def test_every_prompt_is_used_once_before_any_is_used_twice() -> None:
     assert len({tuple(each) for each in rounds}) == 4
 
 
+# Pairs
+
+
+PAIRED = replace(SWEEP, sampling="paired")
+
+
+def test_four_images_in_a_row_share_prompt_and_seed_and_differ_in_their_settings() -> None:
+    rows = PAIRED.rows(0, 402)
+    pairs = rows.group_by(pl.col("index") // 4, maintain_order=True).agg(pl.all())
+    assert all(len(set(each)) == 1 for name in ("prompt", "seed") for each in pairs[name])
+    assert pairs["seed"].list.first().n_unique() == pairs.height == 101
+    assert all(len(set(zip(*each, strict=True))) == len(each[0]) for each in pairs.select("steps", "guidance").rows())
+    # Every prompt once before any is used twice, and the plane as evenly as by the sequence alone.
+    prompts = pairs["prompt"].list.first()
+    assert all(set(prompts[start : start + 3]) == set(SWEEP.prompts) for start in range(0, 99, 3))
+    assert rows.select("steps", "guidance").equals(
+        replace(SWEEP, sampling="even").rows(0, 402).select("steps", "guidance")
+    )
+    assert PAIRED.rows(130, 402).equals(rows.slice(130))
+
+
+@pytest.mark.parametrize(
+    ("steps", "guidance", "schedulers", "size"),
+    [("8", "3", (), 1), ("8", "3", ("euler", "ddim", "unipc"), 3), ("4,8", "3", (), 2), ("4,8", "1,3,5", (), 4)],
+)
+def test_no_pair_holds_an_image_twice(steps: str, guidance: str, schedulers: tuple[str, ...], size: int) -> None:
+    ranges = {"steps": SettingRange.parse(steps, "steps"), "guidance": SettingRange.parse(guidance, "guidance")}
+    sweep = replace(PAIRED, **ranges, schedulers=schedulers)
+    rows = sweep.rows(0, 60)
+    assert sweep.pair_size == size
+    assert rows.select("prompt", "seed", "steps", "guidance", "scheduler").n_unique() == 60
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_every_combination_of_further_factors_is_used_as_often(sampling: str) -> None:
+    factors = {"schedulers": ("euler", "ddim"), "sizes": ((512, 512), (512, 768)), "negative_prompts": ("", "blurred")}
+    rows = replace(SWEEP, sampling=sampling, **factors).rows(0, 400)
+    counts = rows.group_by("scheduler", "width", "height", "negative_prompt").len()
+    assert counts["len"].to_list() == [50] * 8
+    assert set(rows["negative_prompt"]) == {None, "blurred"}
+
+
+# Chosen settings
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_chosen_settings_are_rows_of_the_same_sweep_and_change_no_others(sampling: str) -> None:
+    sweep = replace(SWEEP, sampling=sampling)
+    chosen = tuple((steps, steps / 4) for steps in range(10, 20))
+    extended = replace(sweep, extensions=(Extension(50, chosen),))
+    rows, before = extended.rows(0, 80), sweep.rows(0, 80)
+    assert extended.run_id == sweep.run_id
+    assert rows.select("image_id", "batch", "image_path").equals(before.select("image_id", "batch", "image_path"))
+    assert rows.head(50).equals(before.head(50)) and rows.slice(60).equals(before.slice(60))
+    assert rows.slice(50, 10).select("steps", "guidance").rows() == list(chosen)
+    assert [rows["seed"][place] for place in (50, 54, 58)] == rows["seed"][50:60].unique(maintain_order=True).to_list()
+    again = Sweep.from_json(json.loads(json.dumps(extended.to_json())))
+    assert again == extended and again.rows(55, 70).equals(rows.slice(55, 15))
+
+
 # Refusals
 
 
@@ -191,7 +258,9 @@ def complaint(what: Any, *arguments: Any, **named: Any) -> str:
     return message
 
 
-@pytest.mark.parametrize("text", ["", "a", "4:", ":60", "4:60:8:1", "4-60", "nan", "4:inf", "1e999", "4:60:x"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "4:", ":60", "4:60:8:1", "4-60", "nan", "4:inf", "1e999", "4:60:x", "4,", "4:8,16", "4,inf"]
+)
 def test_what_is_no_range_is_said(text: str) -> None:
     assert complaint(SettingRange.parse, text, "steps").startswith(f"invalid steps {text!r}: must be LOW:HIGH")
 
@@ -215,6 +284,9 @@ def test_an_empty_range_is_said(text: str) -> None:
         ({"sampling": "grid"}, "'grid'"),
         ({"width": 500}, "500"),
         ({"height": 0}, "0"),
+        ({"steps": SettingRange(4, 8, values=(4, 4.5, 8))}, "steps '4,4.5,8'"),
+        ({"sizes": ((512, 512), (512, 500))}, "500"),
+        ({"schedulers": ("ddim", "ddim")}, "'ddim' is given twice"),
     ],
 )
 def test_settings_no_image_can_be_made_with_are_refused(change: dict[str, Any], named: str) -> None:
@@ -239,6 +311,34 @@ def test_a_sweep_of_an_engine_without_guidance_has_none() -> None:
 def test_a_setting_the_engine_ignores_is_refused(engine: str, setting: dict[str, str], words: str) -> None:
     config = SweepConfig(engine=engine, prompts=["a fox"], **setting)
     assert complaint(config.sweep, FULL) == words
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"schedulers": "euler,best"}, "invalid scheduler 'best' for realvis_xl: choose from ddim, dpmpp_2m, "),
+        (
+            {"engine": "flux_schnell", "schedulers": "ddim"},
+            "invalid scheduler 'ddim' for flux_schnell: it is used with",
+        ),
+        ({"sizes": "512,big"}, "invalid size 'big': must be PIXELS or WIDTHxHEIGHT, as in 512 or 768x1024"),
+        ({"sizes": "512x512x2"}, "invalid size '512x512x2': must be"),
+        ({"sizes": "512,1001"}, "invalid image side 1001 for realvis_xl: must be a multiple of 8"),
+        (
+            {"engine": "flux_schnell", "negative_prompts": ["", "blurred"]},
+            "flux_schnell has no negative prompt: leave it",
+        ),
+    ],
+)
+def test_a_factor_that_no_image_can_be_made_with_is_refused(setting: dict[str, Any], words: str) -> None:
+    config = SweepConfig(**{"engine": "realvis_xl", "prompts": ["a fox"]} | setting)
+    assert complaint(config.sweep, FULL).startswith(words)
+
+
+def test_one_of_a_list_is_the_setting_itself() -> None:
+    plain = SweepConfig(engine="realvis_xl", prompts=["a fox"], width=768, height=1024, negative_prompt="blurred")
+    listed = SweepConfig(engine="realvis_xl", prompts=["a fox"], sizes="768x1024", negative_prompts=["blurred"])
+    assert listed.sweep(FULL) == plain.sweep(FULL)
 
 
 @pytest.mark.parametrize(

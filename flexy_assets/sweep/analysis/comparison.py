@@ -22,7 +22,16 @@ from flexy_assets.sweep.analysis.schemas import SWEEP_COMPARISON_SCHEMA
 
 MAX_NAMES: Final = 200
 """Sweeps or prompts of an engine that are compared: those with the most images."""
-GROUPS: Final = {"run": "run_id", "category": "category", "complexity": "complexity", "prompt": "prompt"}
+FACTORS: Final = {
+    "scheduler": pl.col("scheduler").fill_null("the engine's own"),
+    "size": pl.format("{}×{}", "width", "height"),
+    "negative_prompt": pl.col("negative_prompt").fill_null("none"),
+}
+"""The settings besides steps and guidance, by whose values an engine's images are compared where there are several."""
+GROUPS: Final = {
+    "run": "run_id",
+    **{name: name for name in ("category", "complexity", *FACTORS, "prompt")},
+}
 """What an engine's images are compared by, with its column."""
 MIN_SHARED: Final = 15
 """Values of a setting, in each direction, over which engines are averaged."""
@@ -47,9 +56,7 @@ def compare_groups(
                 yield {"by": by, **row}
 
     table = tabulate_responses(fit_responses(scores, regression, weights, seed), summarize, SWEEP_COMPARISON_SCHEMA)
-    return table.sort(
-        pl.col("by").replace_strict(dict(zip(("engine", *GROUPS), range(5), strict=True))), maintain_order=True
-    )
+    return table.sort(pl.col("by").cast(pl.Enum(["engine", *GROUPS])), maintain_order=True)
 
 
 def _shared_ranges(scores: pl.DataFrame) -> dict[str, tuple[float, float]] | None:
@@ -88,9 +95,11 @@ def _summarize_groups(response: FittedResponse, column: str) -> Iterator[Row]:
     if response.fit is not None:
         expected = response.fit.predict(response.fit.sample.settings)
         adjusted_values = values - expected + expected.mean()
-    indexed = response.rows.with_row_index("at").drop_nulls(column)
+    indexed = response.rows.with_columns(**FACTORS).with_row_index("at").drop_nulls(column)
     groups = indexed.group_by(column).agg("at", count=pl.len()).filter(pl.col("count") > 1)
     largest = groups.sort("count", column, descending=[True, False]).head(MAX_NAMES)
+    if column in FACTORS and groups.height < 2:
+        return
     omitted = groups.height - largest.height
     note = join_notes(f"{omitted} more are not shown" if omitted else None, response.note)
     for name, at in largest.select(column, "at").iter_rows():

@@ -45,7 +45,7 @@ class PanelGroup:
 
 
 def comparison_panels(comparison: pl.DataFrame) -> list[PanelGroup]:
-    """Return a group for each of engine, run, category, complexity and prompt that there are several of.
+    """Return a group for the engines and each of `GROUPS` that there are several of.
 
     Engines are compared by each metric, the others within an engine. Their overall score is in sight; their metrics,
     and prompts, are folded away.

@@ -25,6 +25,7 @@ from resources.engines.flux import FluxDevEngine
 from resources.engines.flux2 import Flux2FourBitEngine
 from resources.engines.hidream import HiDreamEngine
 from resources.engines.pipeline import choose_placement, place_pipeline
+from resources.engines.schedulers import SCHEDULERS
 from resources.engines.sd3 import Sd3Engine
 from resources.engines.sdxl import LightningEngine, SdxlEngine
 from resources.errors import FlexyError
@@ -109,9 +110,22 @@ def test_guidance_at_or_below_one_is_off(loaded: Loaded) -> None:
     assert max_difference(one, less) == 0
 
 
-@pytest.mark.parametrize("difference", [{"steps": 3}, {"width": 64}, {"height": 64}])
+def test_a_scheduler_is_used_for_its_images_alone_and_each_has_noise_of_its_own(loaded: Loaded) -> None:
+    engine = loaded("sdxl")
+    own = engine.generate([request("sdxl", steps=4)])[0]
+    images = {}
+    for name in SCHEDULERS:
+        wanted = [request("sdxl", steps=4, seed=seed, scheduler=name) for seed in (7, 8)]
+        images[name] = engine.generate(wanted)[0]
+        assert max_difference(images[name], engine.generate(wanted[:1])[0]) <= 1
+    assert max_difference(engine.generate([request("sdxl", steps=4)])[0], own) == 0
+    assert max_difference(images["euler"], own) <= 1
+    assert len({image.tobytes() for image in images.values()}) == len(SCHEDULERS)
+
+
+@pytest.mark.parametrize("difference", [{"steps": 3}, {"width": 64}, {"height": 64}, {"scheduler": "ddim"}])
 def test_requests_with_unequal_steps_or_size_are_rejected(difference: dict[str, int], loaded: Loaded) -> None:
-    with pytest.raises(ValueError, match="must have equal steps, width and height"):
+    with pytest.raises(ValueError, match="must have equal steps, width, height and scheduler"):
         loaded("sdxl").generate([request("sdxl"), request("sdxl", **difference)])
 
 

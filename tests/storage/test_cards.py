@@ -68,5 +68,6 @@ def test_an_image_of_the_same_settings_is_found_whichever_run_made_it(database: 
     oldest, _ = add(2, **settings)
     with database.begin(reading=True) as connection:
         assert gallery.find_same_settings(connection, SETTINGS, settings) == oldest
-        for name, other in {"negative_prompt": "fog", "scheduler": "ddim", "guidance": None, "seed": 6, "prompt": "a Fox"}.items():
+        others = {"negative_prompt": "fog", "scheduler": "ddim", "guidance": None, "seed": 6, "prompt": "a Fox"}
+        for name, other in others.items():
             assert gallery.find_same_settings(connection, SETTINGS, settings | {name: other}) is None

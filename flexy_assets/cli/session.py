@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from resources.errors import BadInputError
-
 if TYPE_CHECKING:
     import dagster as dg
 
@@ -59,16 +57,10 @@ class Session:
 
     def find_sweep(self, prefix: str) -> SweepRow:
         """Return the sweep whose id begins with `prefix`. Raises `BadInputError` unless there is exactly one."""
-        from flexy_assets.storage.runs import list_sweeps
+        from flexy_assets.storage.runs import find_sweep, list_sweeps
 
         with self.migrate().begin(reading=True) as connection:
-            sweeps = list_sweeps(connection)
-        digits = prefix.lower().replace("-", "")
-        matches = [sweep for sweep in sweeps if digits and sweep.id.hex.startswith(digits)]
-        if len(matches) != 1:
-            cause = "several ids begin with it" if matches else "does not exist"
-            raise BadInputError(f"unknown sweep {prefix!r}: {cause}: flexy status lists the sweeps")
-        return matches[0]
+            return find_sweep(list_sweeps(connection), prefix)
 
     def update_results(self, instance: dg.DagsterInstance) -> list[str]:
         """Materialize the CSV, the tables and the report; return the errors of the steps that failed."""

@@ -8,6 +8,7 @@ from uuid import UUID
 import click
 
 from flexy_assets.cli.command import echo_alias, json_command
+from flexy_assets.cli.scores import _parse_numbers
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError, FlexyError
 from resources.metrics.sweep import METRICS
@@ -67,10 +68,27 @@ def sweep_new(
     options |= {"images": images} if hours is None else {"hours": hours}
     options["negative_prompts"] = [*negative_prompts, *(each.text for each in _read_negative_prompts(negative_file))]
     plan = _plan_sweep(Session(), options | {"prompts_file": str(prompts) if prompts else ""})
-    return plan | {
-        "text": f"sweep {plan['run']}: {plan['planned']} of {plan['target']} images to make,"
-        f" in {len(plan['batches'])} partitions\nmake and score them: flexy sweep run {plan['run'][:8]}"
-    }
+    return plan | {"text": f"sweep {plan['run']}: {_describe_next(plan)}"}
+
+
+@sweep.command("extend")
+@click.argument("sweep_id", metavar="SWEEP")
+@click.option("--images", type=int, default=40, show_default=True, help="How many more.")
+@click.option("--weight", "weights", multiple=True, metavar="METRIC=N", help="Weight of a metric in the overall score.")
+@json_command
+def sweep_extend(sweep_id: str, images: int, weights: tuple[str, ...]) -> dict[str, Any]:
+    """Plan more images where they tell most about the best settings.
+
+    SWEEP is its id or the beginning of it. Steps and guidance are chosen by the scores so far, prompts and seeds as in
+    a paired sweep. While images of an extension are still to be made, no more are added.
+    """
+    session = Session()
+    row = session.find_sweep(sweep_id)
+    numbers = _parse_numbers("weight", weights)
+    plan = _plan_sweep(session, {"extend": str(row.id), "images": images, "weights": numbers})
+    added = plan["target"] - (row.target or 0)
+    text = f"{added} images added" if added else "images of its last extension are still to be made: none added"
+    return plan | {"added": added, "text": f"sweep {plan['run']}: {text}; {_describe_next(plan)}"}
 
 
 @sweep.command("run")
@@ -116,16 +134,23 @@ def _read_negative_prompts(file: Path | None) -> tuple[Any, ...]:
     return read_prompts(file) if file else ()
 
 
+def _describe_next(plan: dict[str, Any]) -> str:
+    return (
+        f"{plan['planned']} of {plan['target']} images to make, in {len(plan['batches'])} partitions\n"
+        f"make and score them: flexy sweep run {plan['run'][:8]}"
+    )
+
+
 def _plan_sweep(session: Session, config: dict[str, Any]) -> dict[str, Any]:
     """Materialise `sweep_plan` with this configuration and return the plan; see `_find_plan`."""
     from flexy_assets.execution import dagster_instance, run_assets
     from flexy_assets.sweep import assets
 
-    # Checked before the run is created: an invalid plan leaves no trace.
+    # Checked before the database and the run are created: an invalid plan leaves no trace.
     checked = assets.SweepConfig(**config)
-    assets.count_images(session.database, checked, checked.sweep(session.settings))
-    with session.database.begin(reading=True):
-        pass
+    if not checked.extend:
+        checked.sweep(session.settings)
+    assets.plan_images(session.migrate(), checked, session.settings)
     with dagster_instance(session.settings) as instance:
         run_assets(instance, session.definitions, [assets.sweep_plan], config={"sweep_plan": config})
     return _find_plan(session, str(session.work.results["sweep_plan"].run_id))

@@ -13,6 +13,7 @@ from flexy_assets.storage.flexyface import RESULTS, RUNS, describe_run, fit_row
 from flexy_assets.storage.sql import upsert, utc_now
 from flexy_assets.storage.tables import bench_run_results, bench_runs
 from resources.chunks import split_chunks
+from resources.errors import BadInputError
 from resources.settings import Settings
 
 PLAN_KEYS = {"engine", "prompts", "steps", "seed"}  # of every plan of Flexy
@@ -42,6 +43,16 @@ def list_sweeps(connection: Connection) -> list[SweepRow]:
     """Return every sweep, oldest first."""
     rows = connection.execute(select(bench_runs).order_by(bench_runs.c.created_at, bench_runs.c.id))
     return [SweepRow(r.id, r.engine, r.target, _parse_plan(r.plan)) for r in rows]
+
+
+def find_sweep(sweeps: Collection[SweepRow], prefix: str) -> SweepRow:
+    """Return the sweep whose id begins with `prefix`. Raises `BadInputError` unless there is exactly one."""
+    digits = prefix.lower().replace("-", "")
+    matches = [sweep for sweep in sweeps if digits and sweep.id.hex.startswith(digits)]
+    if len(matches) != 1:
+        cause = "several ids begin with it" if matches else "does not exist"
+        raise BadInputError(f"unknown sweep {prefix!r}: {cause}: flexy status lists the sweeps")
+    return matches[0]
 
 
 def _parse_plan(text: str | None) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import dagster as dg
 import polars as pl
@@ -22,7 +23,7 @@ from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.flexyface import check_required_columns
 from flexy_assets.storage.makers import record_maker
 from flexy_assets.storage.migrate import migrate
-from flexy_assets.storage.runs import list_sweeps, read_timings, save_sweep
+from flexy_assets.storage.runs import find_existing_images, find_sweep, list_sweeps, read_timings, save_sweep
 from flexy_assets.storage.scores import (
     read_batch,
     read_scores,
@@ -31,6 +32,7 @@ from flexy_assets.storage.scores import (
     summarize_batch,
 )
 from flexy_assets.sweep import analysis, generation, plots
+from flexy_assets.sweep.acquisition import extend_sweep
 from flexy_assets.sweep.generation import GenerationOutcome
 from flexy_assets.sweep.plan import (
     MAX_IMAGES,
@@ -78,6 +80,10 @@ class SweepConfig(dg.Config):
     none: each combination of them is used as often as the others. Prompts come from the list, the file (text, JSON,
     JSON lines, CSV or TSV) or, without either, the engine's own. With `hours` above 0 the sweep has as many images as
     the engine makes in that time, by its images so far, and not `images`.
+
+    With `extend`, the beginning of a sweep's id, that sweep gets `images` more at the settings that tell most about the
+    best of its overall score with these `weights`, by the scores that it has; the other fields are then its own. While
+    images of such an extension are still to be made, no more are added.
     """
 
     engine: str = ""
@@ -96,6 +102,8 @@ class SweepConfig(dg.Config):
     width: int = 0
     height: int = 0
     batch_size: int = 100
+    extend: str = ""
+    weights: dict[str, float] = {}
 
     def sweep(self, settings: Settings) -> Sweep:
         """Return the validated settings. Raises `BadInputError` naming an invalid one."""
@@ -142,13 +150,34 @@ class SweepConfig(dg.Config):
         )
 
 
-def count_images(database: Database, config: SweepConfig, sweep: Sweep) -> int:
-    """Return how many images the sweep is to have. Raises `BadInputError` for hours of an engine nobody has timed."""
-    if not config.hours:
-        return config.images
+def plan_images(database: Database, config: SweepConfig, settings: Settings) -> tuple[Sweep, int]:
+    """Return the sweep and how many images it is to have, of a migrated database; nothing is written.
+
+    Raises `BadInputError` for invalid settings, for hours of an engine nobody has timed, and for a sweep that cannot be
+    extended.
+    """
     with database.begin(reading=True) as connection:
-        timings = read_timings(connection, sweep.engine)
-    return images_in_time(sweep, timings, 3600 * config.hours)
+        known = list_sweeps(connection)
+        if config.extend:
+            row = find_sweep(known, config.extend)
+            if not row.plan:
+                raise BadInputError(f"cannot extend sweep {config.extend!r}: it has no plan: flexy sweep new plans one")
+            sweep, target = Sweep.from_json(row.plan), row.target or 0
+            if sweep.extensions and sweep.extensions[-1].stop == target:
+                image_ids = [UUID(image_id) for image_id in sweep.rows(sweep.extensions[-1].start, target)["image_id"]]
+                if len(find_existing_images(connection, image_ids)) < len(image_ids):
+                    return sweep, target
+            scores = read_scores(connection, settings, [sweep.run_id])
+            return extend_sweep(sweep, target, scores, config.images, config.weights), target + config.images
+        sweep = config.sweep(settings)
+        images = config.images
+        if config.hours:
+            images = images_in_time(sweep, read_timings(connection, sweep.engine), 3600 * config.hours)
+    plans = {
+        row.id: (Sweep.from_json(row.plan), row.target or 0) for row in known if row.id == sweep.run_id and row.plan
+    }
+    sweep, target = plans.get(sweep.run_id, (sweep, 0))
+    return sweep, max(images, target)
 
 
 @dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=column_schema_metadata(PLAN_SCHEMA))
@@ -157,13 +186,10 @@ def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.
 
     Materializing it plans a sweep, or extends one, and adds its partitions.
     """
-    sweep = config.sweep(work.settings)
     migrate(work.database)
-    images = count_images(work.database, config, sweep)
+    sweep, target = plan_images(work.database, config, work.settings)
     with work.database.begin() as connection:
         check_required_columns(connection)
-        targets = {run.id: run.target or 0 for run in list_sweeps(connection)}
-        target = max(images, targets.get(sweep.run_id, 0))
         save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
     plan = sweep.rows(0, target)
     batches = plan["batch"].unique(maintain_order=True).to_list()

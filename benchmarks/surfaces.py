@@ -132,21 +132,18 @@ def synthetic_sweep(kind: str, seed: int, images: int | None = None, prompts: in
 def evaluate_analysis(sweep: Sweep) -> dict[str, Any]:
     """Return the analysis of the sweep's CLIP score compared with the ground truth."""
     scores, surface = sweep.scores.with_columns(aesthetic_score=None), sweep.surface
-    models = analysis.fit_models(scores)
-    of_clip = pl.col("target") == "clip_score"
-    spot = analysis.find_sweet_spots(scores, models).row(by_predicate=of_clip, named=True)
-    curves = analysis.response_table(scores, models).filter(of_clip)
-    effects = analysis.effects_table(scores, models).filter(of_clip)
-    returns = analysis.diminishing_returns_table(scores, models, least_gain={"clip_score": sweep.least_gain})
-    beyond = returns.row(by_predicate=of_clip, named=True)
+    responses = [each for each in analysis.fit_responses(scores) if each.target == "clip_score"]
+    spot = analysis.find_sweet_spots(responses).row(0, named=True)
+    curves, effects = analysis.response_table(responses), analysis.effects_table(responses)
+    returns = analysis.diminishing_returns_table(responses, {"clip_score": sweep.least_gain})
+    beyond = returns.row(0, named=True)
     grid_steps, grid_guidance = (
         curves.filter(curve="surface")[name].unique().sort().to_numpy() for name in ("steps", "guidance")
     )
     across = np.linspace(grid_guidance[0], grid_guidance[-1], 13)[None, :]
     along = np.geomspace(grid_steps[0], grid_steps[-1], 21)[:, None]
     result: dict[str, Any] = {"images": scores.height, "prompts": sweep.prompts, "flat": spot["steps"] is None}
-    model = models.filter(pl.col("chosen") & (pl.col("metric") == "clip_score"))
-    result |= model.select("model", "band_pieces", "r2").row(0, named=True)
+    result |= {"r2": responses[0].r2, "reason": spot["reason"]}
 
     def curve(steps: Floats) -> Floats:
         return surface(steps[:, None], across).mean(axis=1)

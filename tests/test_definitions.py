@@ -39,10 +39,10 @@ MADE_FROM = {
     "sweep_csv": {"sweep_scores"},
     "metric_correlations": {"sweep_scores"},
     "sweep_regression": {"sweep_scores"},
-    "sweet_spots": {"sweep_scores", "sweep_regression"},
+    "sweet_spots": {"sweep_scores"},
     "metric_components": {"sweep_scores"},
     "sweep_times": {"sweep_scores"},
-    **{name: {"sweep_scores", "sweep_regression"} for name in FITTED},
+    **{name: {"sweep_scores"} for name in FITTED},
     "sweep_report": {"sweep_scores", "sweep_csv", *ANALYSIS, *FURTHER},
 }
 """The sweep's assets, under the names that notebooks and schedules use, and what each is made from."""

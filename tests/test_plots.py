@@ -18,13 +18,13 @@ from flexy_assets.sweep import analysis, plots
 pytestmark = pytest.mark.usefixtures("drawn_figures")
 
 ENGINES = ("one", "another")
-TABLES: dict[str, Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]] = {
+TABLES: dict[str, Callable[[pl.DataFrame, list[analysis.FittedResponse]], pl.DataFrame]] = {
     "metric_correlations": lambda scores, _: analysis.correlate_metrics(scores),
-    "sweep_response": analysis.response_table,
-    "sweep_effects": analysis.effects_table,
-    "diminishing_returns": analysis.diminishing_returns_table,
-    "pareto_front": analysis.find_pareto_front,
-    "sweet_spots": analysis.find_sweet_spots,
+    "sweep_response": lambda _, responses: analysis.response_table(responses),
+    "sweep_effects": lambda _, responses: analysis.effects_table(responses),
+    "diminishing_returns": lambda _, responses: analysis.diminishing_returns_table(responses),
+    "pareto_front": lambda _, responses: analysis.find_pareto_front(responses),
+    "sweet_spots": lambda _, responses: analysis.find_sweet_spots(responses),
     "sweep_comparison": analysis.compare_groups,
 }
 
@@ -48,15 +48,15 @@ def drawn(name: str, scores: pl.DataFrame, table: pl.DataFrame) -> bytes | None:
 
 
 @pytest.fixture(scope="module")
-def two() -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Two engines' scores and their regression."""
+def two() -> tuple[pl.DataFrame, list[analysis.FittedResponse]]:
+    """Two engines' scores and their fitted responses."""
     scores = made_up(60, ENGINES)
-    return scores, analysis.fit_models(scores)
+    return scores, analysis.fit_responses(scores)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_becomes_a_small_picture_without_a_background(
-    name: str, two: tuple[pl.DataFrame, pl.DataFrame]
+    name: str, two: tuple[pl.DataFrame, list[analysis.FittedResponse]]
 ) -> None:
     webp = drawn(name, two[0], TABLES[name](*two))
     assert webp is not None and len(webp) <= 80_000
@@ -69,21 +69,21 @@ def test_a_table_becomes_a_small_picture_without_a_background(
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_with_nothing_to_draw_gives_no_picture(name: str) -> None:
     for scores in (made_up(0, ENGINES), made_up(3, ("one",))):
-        table = TABLES[name](scores, analysis.fit_models(scores))
+        table = TABLES[name](scores, analysis.fit_responses(scores))
         assert drawn(name, scores, table) is None
     assert columns.plot_metadata(name, None) == {}
 
 
 def test_an_engine_without_guidance_has_the_plots_that_need_none() -> None:
     scores = made_up(30, ("one",), guided=False)
-    response = analysis.response_table(scores, analysis.fit_models(scores))
-    assert plots.plot_sweep_response(response)
-    assert plots.plot_sweet_spots(analysis.find_sweet_spots(scores, analysis.fit_models(scores)), scores) is None
+    responses = analysis.fit_responses(scores)
+    assert plots.plot_sweep_response(analysis.response_table(responses))
+    assert plots.plot_sweet_spots(analysis.find_sweet_spots(responses), scores) is None
 
 
 def test_one_engine_is_not_compared_with_itself() -> None:
     scores = made_up(30, ("one",))
-    assert plots.plot_sweep_comparison(analysis.compare_groups(scores, analysis.fit_models(scores))) is None
+    assert plots.plot_sweep_comparison(analysis.compare_groups(scores, analysis.fit_responses(scores))) is None
 
 
 def test_each_searchs_means_are_drawn_by_metric() -> None:

@@ -165,8 +165,10 @@ def report(
         sweeps = [session.find_sweep(sweep_id).id for sweep_id in sweep_ids]
         scores = read_scores(connection, session.settings, sweeps)
     scores = analysis.select_images(scores, engines)
-    build.write_sweep_report(out, scores, analysis.AnalysisTables.of(scores, *preferences), session.store.read)
-    return {"file": str(out), "images": len(scores), "text": f"report on {len(scores):,} images in {out}"}
+    tables = analysis.AnalysisTables.of(scores, *preferences)
+    build.write_sweep_report(out, scores, tables, session.store.read)
+    text = f"report on {len(scores):,} images in {out}"
+    return {"file": str(out), "images": len(scores), "engines": analysis.describe_advice(tables.spots), "text": text}
 
 
 def _parse_numbers(name: str, texts: tuple[str, ...]) -> dict[str, float]:

@@ -413,15 +413,8 @@ def sweep_times(sweep_scores: pl.DataFrame) -> pl.DataFrame:
     return analysis.times_table(sweep_scores)
 
 
-@dg.asset(
-    group_name="results", kinds={"scikitlearn", "parquet"}, metadata=column_schema_metadata(analysis.REGRESSION_SCHEMA)
-)
-def sweep_regression(sweep_scores: pl.DataFrame) -> pl.DataFrame:
-    """Regression of each metric on steps and guidance: models with their cross-validated R²."""
-    return analysis.fit_models(sweep_scores)
-
-
 _ANALYSIS_SCHEMAS = {
+    "sweep_regression": analysis.REGRESSION_SCHEMA,
     "sweep_response": analysis.RESPONSE_SCHEMA,
     "sweep_effects": analysis.EFFECTS_SCHEMA,
     "diminishing_returns": analysis.RETURNS_SCHEMA,
@@ -430,11 +423,12 @@ _ANALYSIS_SCHEMAS = {
     "sweep_comparison": analysis.SWEEP_COMPARISON_SCHEMA,
 }
 _ANALYSIS_DESCRIPTIONS = {
+    "sweep_regression": "Regression of each metric on steps and guidance: the forms averaged, with their R² held out.",
     "sweep_response": "Response of each metric to steps, guidance and both, with 95 % bands and slopes.",
     "sweep_effects": "Effects of steps, guidance and their interaction on each metric.",
     "diminishing_returns": "Number of steps from which one more gains too little, by metric, with an interval.",
     "pareto_front": "Pareto front of quality and seconds, with each setting's probability of being on it.",
-    "sweet_spots": "Best settings, those not significantly different from them (95 %), and the best value for time.",
+    "sweet_spots": "Best settings, those not significantly worse (95 %), and the quickest that is as good.",
     "sweep_comparison": "Means of engines, sweeps and prompts, raw and adjusted to the same settings.",
 }
 
@@ -456,22 +450,24 @@ def sweep_analysis(
     context: dg.AssetExecutionContext,
     config: AnalysisConfig,
     sweep_scores: pl.DataFrame,
-    sweep_regression: pl.DataFrame,
 ) -> Iterator[dg.Output[pl.DataFrame]]:
     """Tables of the fitted responses, all with the same weights."""
-    returns_table = partial(analysis.diminishing_returns_table, least_gain=config.least_gain)
-    plot_spots = partial(plots.plot_sweet_spots, scores=sweep_scores)
+    responses = analysis.fit_responses(sweep_scores, config.weights)
     tables: dict[str, tuple[Callable[..., pl.DataFrame], Callable[[pl.DataFrame], bytes | None]]] = {
+        "sweep_regression": (analysis.regression_table, lambda _: None),
         "sweep_response": (analysis.response_table, plots.plot_sweep_response),
         "sweep_effects": (analysis.effects_table, plots.plot_sweep_effects),
-        "diminishing_returns": (returns_table, plots.plot_diminishing_returns),
+        "diminishing_returns": (
+            partial(analysis.diminishing_returns_table, least_gain=config.least_gain),
+            plots.plot_diminishing_returns,
+        ),
         "pareto_front": (analysis.find_pareto_front, plots.plot_pareto_front),
-        "sweet_spots": (analysis.find_sweet_spots, plot_spots),
-        "sweep_comparison": (analysis.compare_groups, plots.plot_sweep_comparison),
+        "sweet_spots": (analysis.find_sweet_spots, partial(plots.plot_sweet_spots, scores=sweep_scores)),
+        "sweep_comparison": (partial(analysis.compare_groups, sweep_scores), plots.plot_sweep_comparison),
     }
     for name, (table_of, plot_of) in tables.items():
         if name in context.op_execution_context.selected_output_names:
-            table = table_of(sweep_scores, sweep_regression, config.weights)
+            table = table_of(responses)
             picture = plot_metadata(name.replace("_", " "), plot_of(table))
             yield dg.Output(table, output_name=name, metadata=picture | _summary_metadata(table))
 

@@ -31,7 +31,8 @@ class Metric:
     is computed from images. `scorer` is the registry entry that computes it, or a "module:callable" that needs no
     weights (of edits and inpainting: `resources.metrics.scoring`; by default, `score` of the declaring module). With
     `by_judge` it is computed one image at a time, and again after an error. Values that differ by at most `tie` are
-    equal. `prompts` is the column, `TABLE.COLUMN`, that alone its prompts come from. Tables show metrics by `order`.
+    equal. A mean of many images below `lowest_mean` says that the prompts were not those of the images. `prompts`
+    is the column, `TABLE.COLUMN`, that alone its prompts come from. Tables show metrics by `order`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Metric:
     scorer: str | None = None
     by_judge: bool = False
     tie: float = 1e-9
+    lowest_mean: float | None = None
     prompts: str = ""
     order: int = 100
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from polars.testing import assert_frame_equal
 
 from benchmarks.surfaces import SURFACE_KINDS, evaluate_analysis, evaluate_correlations, synthetic_sweep
 from flexy_assets.sweep.analysis import (
@@ -31,20 +29,24 @@ from flexy_assets.sweep.analysis import (
     SWEET_SPOTS_SCHEMA,
     TIMES_SCHEMA,
     VALUE_TOLERANCE,
+    FittedResponse,
     add_overall,
     compare_groups,
     correlate_metrics,
+    describe_advice,
     diminishing_returns_table,
     effects_table,
     find_pareto_front,
     find_sweet_spots,
-    fit_models,
-    predict_score,
+    fit_responses,
     principal_components,
+    regression_table,
     response_table,
     select_images,
     times_table,
+    weigh_metrics,
 )
+from flexy_assets.sweep.analysis.basis_functions import to_coordinates
 from flexy_assets.sweep.report.comparison_panels import comparison_panels
 from resources.errors import BadInputError
 
@@ -94,13 +96,18 @@ def sweep() -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def models(sweep: pl.DataFrame) -> pl.DataFrame:
-    return fit_models(sweep)
+def responses(sweep: pl.DataFrame) -> list[FittedResponse]:
+    return fit_responses(sweep)
 
 
 @pytest.fixture(scope="module")
-def spots(sweep: pl.DataFrame, models: pl.DataFrame) -> pl.DataFrame:
-    return find_sweet_spots(sweep, models)
+def models(responses: list[FittedResponse]) -> pl.DataFrame:
+    return regression_table(responses)
+
+
+@pytest.fixture(scope="module")
+def spots(responses: list[FittedResponse]) -> pl.DataFrame:
+    return find_sweet_spots(responses)
 
 
 def of(table: pl.DataFrame, **values: object) -> dict[str, Any]:
@@ -108,69 +115,70 @@ def of(table: pl.DataFrame, **values: object) -> dict[str, Any]:
     return table.row(by_predicate=pl.all_horizontal(pl.col(k) == v for k, v in values.items()), named=True)
 
 
-def test_a_planted_surface_is_chosen_with_its_planted_r2(models: pl.DataFrame) -> None:
-    for metric in ("clip_score", "hps_v2_score"):
-        row = of(models.filter("chosen"), metric=metric)
-        assert row["model"] != "linear"
-        assert row["r2"] == pytest.approx(0.5, abs=0.06)
-        assert row["folds_by"] == "prompt"
+def test_a_planted_surface_is_found_with_its_planted_r2(models: pl.DataFrame) -> None:
+    for target in ("clip_score", "hps_v2_score"):
+        rows = models.filter(target=target)
+        average = of(rows, model="average")
+        assert average["r2"] == pytest.approx(0.5, abs=0.06)
+        assert average["r2"] > rows.filter(pl.col("weight") > 0.1)["r2"].min()
+        assert rows["weight"].sum() == pytest.approx(1)
+        assert average["clusters_by"] == "prompt"
 
 
 def test_a_metric_of_noise_is_called_flat(models: pl.DataFrame, spots: pl.DataFrame) -> None:
-    assert of(models.filter("chosen"), metric="aes_v2_score")["model"] == "mean"
+    assert of(models, target="aes_v2_score", model="average")["flat_p"] > 0.05
     spot = of(spots, target="aes_v2_score")
     assert (spot["steps"], spot["guidance"], spot["predicted"]) == (None, None, None)
-    assert spot["note"] == "no significant effect of steps or guidance"
+    assert spot["reason"] == "no significant effect of steps or guidance"
 
 
 def test_noise_is_seldom_called_a_trend() -> None:
-    called = []
-    for seed in range(10):
+    moving = []
+    for seed in range(6):
         noise = np.random.default_rng(seed).standard_normal((len(METRIC_LABELS), 60))
         scores = planted(60).with_columns(pl.Series(m, values) for m, values in zip(METRIC_LABELS, noise, strict=True))
-        called += fit_models(scores).filter("chosen")["model"].to_list()
-    assert len(called) == 40
-    assert sum(model != "mean" for model in called) <= 4
+        moving += [response.moves for response in fit_responses(scores) if response.target != "overall"]
+    assert len(moving) == 24
+    assert sum(moving) <= 4
 
 
-def test_r2_is_out_of_fold_so_a_model_of_noise_falls_below_zero() -> None:
-    assert of(fit_models(planted(60)), metric="aes_v2_score", model="quadratic")["r2"] < 0
+def test_r2_is_held_out_so_a_form_of_noise_falls_below_zero() -> None:
+    table = regression_table(fit_responses(planted(60)))
+    assert of(table, target="aes_v2_score", model="quadratic")["r2"] < 0
 
 
 def test_prompts_are_left_out_whole() -> None:
     """A prompt's own slope, with a mean of 0 over prompts, must not be learnt from that prompt's images."""
-    sweep = planted(400, prompts=5)
-    own = {f"prompt {index}": slope for index, slope in enumerate((4.0, -4.0, 3.0, -3.0, 0.0))}
+    sweep = planted(400, prompts=6)
+    own = {f"prompt {index}": slope for index, slope in enumerate((4.0, -4.0, 3.0, -3.0, 1.0, -1.0))}
     slopes = pl.col("prompt").replace_strict(own, return_dtype=pl.Float64)
     sweep = sweep.with_columns(clip_score=slopes * (pl.col("steps").log(2) - 4.7))
-    linear = of(fit_models(sweep), metric="clip_score", model="linear")
-    assert linear["folds_by"] == "prompt"
-    assert linear["r2"] < -0.05
-    assert of(fit_models(planted(400, prompts=4)), metric="clip_score", model="linear")["folds_by"] == "image"
+    average = of(regression_table(fit_responses(sweep)), target="clip_score", model="average")
+    assert average["clusters_by"] == "prompt"
+    assert average["r2"] < 0.01
 
 
 def test_the_optimum_is_near_the_planted_one_and_inside_its_interval() -> None:
-    found = find_sweet_spots(*with_models(planted(1500)))
+    found = find_sweet_spots(fit_responses(planted(1500)))
     for target in ("clip_score", "hps_v2_score", "overall"):
         spot = of(found, target=target)
         assert abs(np.log2(spot["steps"] / BEST_STEPS)) < 0.3
         assert abs(np.log2(spot["guidance"] / BEST_GUIDANCE)) < 0.3
+        assert spot["low"] <= spot["predicted"] <= spot["high"]
         assert spot["steps_low"] <= spot["steps"] <= spot["steps_high"]
         assert spot["guidance_low"] <= spot["guidance"] <= spot["guidance_high"]
         assert spot["seconds"] == pytest.approx(0.2 + 0.05 * spot["steps"], rel=0.02)
 
 
-def test_the_value_spot_is_quicker_and_hardly_worse(spots: pl.DataFrame) -> None:
-    best, value = of(spots, target="overall"), of(spots, target="value")
-    assert value["seconds"] < 0.9 * best["seconds"]
-    assert best["predicted"] - VALUE_TOLERANCE <= value["predicted"] <= best["predicted"]
-
-
-def test_without_times_the_value_spot_is_that_with_the_fewest_steps(
-    sweep: pl.DataFrame, models: pl.DataFrame, spots: pl.DataFrame
-) -> None:
-    untimed = find_sweet_spots(sweep.with_columns(elapsed_ms=pl.lit(None)), models)
-    assert of(untimed, target="value")["steps"] == of(spots, target="value")["steps"]
+def test_the_lead_is_quicker_and_as_surely_good(spots: pl.DataFrame, sweep: pl.DataFrame) -> None:
+    best, lead = of(spots, target="overall"), of(spots, target="value")
+    assert lead["seconds"] < 0.9 * best["seconds"]
+    assert best["low"] - VALUE_TOLERANCE <= lead["low"] <= best["low"]
+    assert lead["summary"].startswith(f"{lead['steps']} steps at guidance {lead['guidance']:.1f}: expected loss ")
+    assert lead["summary"].endswith(f", at {lead['seconds_share']:.0%} of its time")
+    assert lead["seconds_share"] == pytest.approx(lead["seconds"] / best["seconds"])
+    untimed = find_sweet_spots(fit_responses(sweep.with_columns(elapsed_ms=pl.lit(None))))
+    assert of(untimed, target="value")["steps"] == lead["steps"]
     assert untimed["seconds"].null_count() == untimed.height
 
 
@@ -181,33 +189,10 @@ def test_unguided_images_are_timed_by_themselves() -> None:
     downhill = -0.01 * pl.col("guidance").clip(1) + 0.0001 * pl.col("clip_score")
     sweep = sweep.with_columns(elapsed_ms=100 + 30 * pl.col("steps") * twice, clip_score=downhill)
     sweep = sweep.with_columns(pl.lit(None, pl.Float64).alias(m) for m in METRIC_LABELS if m != "clip_score")
-    best = of(find_sweet_spots(sweep, fit_models(sweep)), target="clip_score")
+    best = of(find_sweet_spots(fit_responses(sweep)), target="clip_score")
     assert best["guidance"] == 1
     assert best["seconds"] == pytest.approx(0.1 + 0.03 * best["steps"], rel=0.02)
     assert "edge of the guidance" in best["note"]
-
-
-def test_predictions_can_be_made_from_the_stored_table_alone(
-    sweep: pl.DataFrame, models: pl.DataFrame, tmp_path: Path
-) -> None:
-    models.write_parquet(tmp_path / "models.parquet")
-    row = of(pl.read_parquet(tmp_path / "models.parquet").filter("chosen"), metric="clip_score")
-    assert predict_score(row, [BEST_STEPS], [BEST_GUIDANCE]) == pytest.approx(0.25, abs=0.003)
-    assert predict_score(row, np.arange(4, 61)[:, None], np.arange(1, 9)).shape == (57, 8)
-    misses = sweep["clip_score"] - predict_score(row, sweep["steps"], sweep["guidance"])
-    assert misses.std() == pytest.approx(row["rmse"], rel=0.05)
-
-
-def test_the_intercept_is_the_middle_of_the_surface_even_where_guidance_makes_no_parabola() -> None:
-    model = of(fit_models(THIN["two guidances"](planted())), metric="clip_score", model="quadratic")
-    intercept = {c["term"]: c["value"] for c in model["coefficients"]}["intercept"]
-    assert intercept == pytest.approx(predict_score(model, 2 ** model["steps_mean"], 2 ** model["guidance_mean"]))
-    assert intercept == pytest.approx(0.24, abs=0.01)
-
-
-def test_guidance_at_or_below_one_is_the_same_setting(models: pl.DataFrame) -> None:
-    row = of(models.filter("chosen"), metric="clip_score")
-    assert predict_score(row, 20, 0.5) == predict_score(row, 20, 1.0) != predict_score(row, 20, 1.5)
 
 
 def test_intervals_hold_a_planted_correlation_and_agree_with_scipy(sweep: pl.DataFrame) -> None:
@@ -232,14 +217,40 @@ def test_spearman_shares_ranks_among_ties(sweep: pl.DataFrame) -> None:
     assert pair["spearman"] == pytest.approx(spearmanr(sweep["steps"], sweep["clip_score"]).statistic)
 
 
-def test_the_same_seed_and_images_in_any_order_give_the_same_tables(
+def test_images_in_any_order_with_their_ids_permuted_give_the_same_tables(
     sweep: pl.DataFrame, models: pl.DataFrame, spots: pl.DataFrame
 ) -> None:
-    shuffled = sweep.sample(fraction=1, shuffle=True, seed=3)
-    assert fit_models(shuffled).equals(models)
-    assert find_sweet_spots(shuffled, models).equals(spots)
-    assert_frame_equal(correlate_metrics(shuffled), correlate_metrics(sweep))
-    assert not find_sweet_spots(sweep, models, seed=1).equals(spots)
+    shuffled = sweep.sample(fraction=1, shuffle=True, seed=3).with_columns(image_id=sweep["image_id"].reverse())
+    again = fit_responses(shuffled)
+    assert regression_table(again).equals(models)
+    assert find_sweet_spots(again).equals(spots)
+    assert correlate_metrics(shuffled).equals(correlate_metrics(sweep))
+
+
+def test_surface_region_front_and_band_are_of_one_model(responses: list[FittedResponse], spots: pl.DataFrame) -> None:
+    surface = response_table(responses).filter(curve="surface")
+    front = find_pareto_front(responses).drop_nulls("predicted")
+    for spot in spots.drop_nulls("steps").iter_rows(named=True):
+        target = "overall" if spot["target"] == "value" else spot["target"]
+        cells = surface.filter(target=target)
+        names = ["steps", "guidance", "predicted", "low", "high"]
+        here = {(row[0], row[1]): row[2:] for row in cells.select(names).iter_rows()}
+        at = (spot["steps"], spot["guidance"])
+        assert here[at] == pytest.approx([spot[name] for name in names[2:]])
+        assert spot["low"] <= spot["predicted"] <= spot["high"]
+        region = {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
+        assert at in region
+        best = max((cell for cell in here if cells.height), key=lambda cell: here[cell][1])
+        assert best in region
+        held = {
+            (steps, guidance)
+            for steps, guidance in here
+            if spot["steps_low"] <= steps <= spot["steps_high"]
+            and spot["guidance_low"] <= guidance <= spot["guidance_high"]
+        }
+        assert at in held <= region, "ranges hold together"
+        for row in front.filter(target=target).iter_rows(named=True):
+            assert here[row["steps"], row["guidance"]][0] == pytest.approx(row["predicted"])
 
 
 def test_each_metric_uses_the_images_that_have_it(sweep: pl.DataFrame) -> None:
@@ -248,8 +259,7 @@ def test_each_metric_uses_the_images_that_have_it(sweep: pl.DataFrame) -> None:
         clip_score=pl.when(number >= 100).then("clip_score"),
         hps_v2_score=pl.when(number < 500).then("hps_v2_score").otherwise(float("nan")),
     )
-    models = fit_models(holed).filter("chosen")
-    counts = dict(zip(models["metric"], models["n"], strict=True))
+    counts = {each.target: len(each.sample.y) for each in fit_responses(holed) if each.target != "overall"}
     assert counts == {"clip_score": 500, "aesthetic_score": 600, "aes_v2_score": 600, "hps_v2_score": 500}
     assert of(correlate_metrics(holed), left="clip_score", right="hps_v2_score")["n"] == 400
 
@@ -257,9 +267,10 @@ def test_each_metric_uses_the_images_that_have_it(sweep: pl.DataFrame) -> None:
 def test_engines_are_never_mixed() -> None:
     unguided = THIN["no guidance"](planted(200, engine="flux_schnell"))
     both = pl.concat([planted(200), planted(200, seed=9, engine="sd3"), unguided.match_to_schema(SCORES_TABLE_SCHEMA)])
+    models = regression_table(fit_responses(both))
     for alone in (planted(200, seed=9, engine="sd3"), unguided):
         of_engine = pl.col("engine") == alone["engine"][0]
-        assert fit_models(both).filter(of_engine).equals(fit_models(alone))
+        assert models.filter(of_engine).equals(regression_table(fit_responses(alone)))
         assert correlate_metrics(both).filter(of_engine).equals(correlate_metrics(alone))
 
 
@@ -295,28 +306,28 @@ THIN: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
 @pytest.mark.parametrize("thin", THIN)
 def test_thin_data_gives_tables_and_notes_but_no_exception(thin: str) -> None:
     scores = THIN[thin](planted(60))
-    models = fit_models(scores)
-    spots = find_sweet_spots(scores, models)
+    responses = fit_responses(scores)
+    models, spots = regression_table(responses), find_sweet_spots(responses)
     tables = [
         (models, REGRESSION_SCHEMA),
         (spots, SWEET_SPOTS_SCHEMA),
         (correlate_metrics(scores), CORRELATIONS_SCHEMA),
         (principal_components(scores), COMPONENTS_SCHEMA),
         (times_table(scores), TIMES_SCHEMA),
-        (response_table(scores, models), RESPONSE_SCHEMA),
-        (effects_table(scores, models), EFFECTS_SCHEMA),
-        (diminishing_returns_table(scores, models), RETURNS_SCHEMA),
-        (find_pareto_front(scores, models), PARETO_SCHEMA),
-        (compare_groups(scores, models), SWEEP_COMPARISON_SCHEMA),
+        (response_table(responses), RESPONSE_SCHEMA),
+        (effects_table(responses), EFFECTS_SCHEMA),
+        (diminishing_returns_table(responses), RETURNS_SCHEMA),
+        (find_pareto_front(responses), PARETO_SCHEMA),
+        (compare_groups(scores, responses), SWEEP_COMPARISON_SCHEMA),
     ]
     for table, schema in tables:
         assert table.schema == pl.Schema(schema)
         assert table.select(pl.any_horizontal(~pl.col(pl.Float64).is_finite()).any()).item() in (False, None)
         assert table.height or not scores.height
     engines = add_overall(scores)["engine"].n_unique()
-    assert models.height == engines * len(METRIC_LABELS) * len(MODELS)
+    assert models.height == engines * (len(METRIC_LABELS) + 1) * len(MODELS)
     assert spots.height == engines * (len(METRIC_LABELS) + 2)
-    assert models.filter("chosen").height == engines * len(METRIC_LABELS)
+    assert spots.filter(pl.col("steps").is_null() == pl.col("reason").is_null()).is_empty()
 
 
 @pytest.mark.parametrize(
@@ -330,28 +341,25 @@ def test_thin_data_gives_tables_and_notes_but_no_exception(thin: str) -> None:
     ],
 )
 def test_a_note_says_what_is_missing(thin: str, note: str) -> None:
-    models = fit_models(THIN[thin](planted(60)))
-    assert of(models.filter("chosen"), metric="clip_score")["note"] == note
+    assert fit_responses(THIN[thin](planted(60)))[0].note == note
 
 
 def test_one_guidance_still_finds_the_steps() -> None:
     sweep = THIN["one guidance"](planted())
-    spot = of(find_sweet_spots(sweep, fit_models(sweep)), target="clip_score")
+    spot = of(find_sweet_spots(fit_responses(sweep)), target="clip_score")
     assert spot["steps"] == pytest.approx(BEST_STEPS, abs=5)
     assert (spot["guidance"], spot["guidance_low"], spot["guidance_high"]) == (1, 1, 1)
 
 
 def test_an_engine_without_guidance_is_judged_by_its_steps_as_one_that_never_varies_it_is() -> None:
-    sweep = planted(engine="flux_schnell")
+    sweep = planted(engine="unguided")
     without, constant = THIN["no guidance"](sweep), THIN["one guidance"](sweep)
-    models = fit_models(without)
-    assert models.drop("note").equals(fit_models(constant).drop("note"))
-    spots = find_sweet_spots(without, models)
+    responses, of_constant = fit_responses(without), fit_responses(constant)
+    assert regression_table(responses).drop("note").equals(regression_table(of_constant).drop("note"))
+    spots = find_sweet_spots(responses)
     guidance = ["guidance", "guidance_low", "guidance_high"]
-    spoken = ["region", "summary", "note"]
-    assert spots.drop(*guidance, *spoken).equals(
-        find_sweet_spots(constant, fit_models(constant)).drop(*guidance, *spoken)
-    )
+    spoken = ["region", "reason", "summary", "note"]
+    assert spots.drop(*guidance, *spoken).equals(find_sweet_spots(of_constant).drop(*guidance, *spoken))
     assert of(spots, target="overall")["steps"] == pytest.approx(BEST_STEPS, abs=5)
     assert spots.select(pl.col(guidance).null_count()).row(0) == (6, 6, 6)
     assert all(NO_GUIDANCE in note and "too few" not in note for note in spots["note"])
@@ -364,10 +372,8 @@ def test_an_engine_without_guidance_is_judged_by_its_steps_as_one_that_never_var
 def test_an_image_without_guidance_among_those_that_have_it_is_left_out() -> None:
     holed = planted(200).with_columns(guidance=pl.when(pl.col("seed") >= 60).then("guidance"))
     whole = holed.drop_nulls("guidance")
-    models = fit_models(holed)
-    assert models.equals(fit_models(whole))
-    spots = find_sweet_spots(holed, models)
-    assert spots.drop("note").equals(find_sweet_spots(whole, models).drop("note"))
+    spots = find_sweet_spots(fit_responses(holed))
+    assert spots.drop("note").equals(find_sweet_spots(fit_responses(whole)).drop("note"))
     assert all("60 images have no steps or no guidance" in note for note in spots["note"])
     assert of(correlate_metrics(holed), left="guidance", right="clip_score")["n"] == 140
     assert of(correlate_metrics(holed), left="steps", right="clip_score")["n"] == 200
@@ -376,23 +382,18 @@ def test_an_image_without_guidance_among_those_that_have_it_is_left_out() -> Non
 def test_what_cannot_be_done_is_said_and_why() -> None:
     def notes(thin: str) -> str:
         scores = THIN[thin](planted(60))
-        models = fit_models(scores)
-        tables = (
-            response_table(scores, models),
-            effects_table(scores, models),
-            diminishing_returns_table(scores, models),
-        )
+        responses = fit_responses(scores)
+        tables = (response_table(responses), effects_table(responses), diminishing_returns_table(responses))
         assert all(table["note"].null_count() == 0 for table in tables if table["target"].n_unique() == 1)
-        return " ".join(note or "" for table in (*tables, find_sweet_spots(scores, models)) for note in table["note"])
+        return " ".join(note or "" for table in (*tables, find_sweet_spots(responses)) for note in table["note"])
 
     assert "lack one of the scores" in notes("no complete rows")
     assert "too few images (1; 10 needed)" in notes("one row")
     assert "60 images have no steps" in notes("no settings")
     assert "bands apply to these 1 prompts only" in notes("one prompt")
     assert "too few images of few steps with high guidance (0)" in notes("a line of settings")
-    assert (
-        "no times are recorded" in find_pareto_front(*with_models(planted(60).with_columns(elapsed_ms=None)))["note"][0]
-    )
+    untimed = find_pareto_front(fit_responses(planted(60).with_columns(elapsed_ms=None)))
+    assert "no times are recorded" in untimed["note"][0]
 
 
 # The whole of it, on many sweeps: python -m benchmarks.surfaces.
@@ -441,10 +442,10 @@ def test_where_prompts_differ_a_band_is_wider_than_images_alone_would_have_it() 
     alone = sweep.with_columns(prompt=pl.col("image_id"))
     widths = []
     for scores in (sweep, alone):
-        curve = response_table(*with_models(scores)).filter(curve="steps", target="clip_score")
+        curve = response_table(fit_responses(scores)).filter(curve="steps", target="clip_score")
         widths.append((curve["high"] - curve["low"]).mean())
     assert widths[0] > 1.5 * widths[1]
-    model = of(fit_models(sweep).filter("chosen"), metric="clip_score")
+    model = of(regression_table(fit_responses(sweep)), target="clip_score", model="average")
     assert (model["clusters_by"], model["clusters"]) == ("prompt", 8)
     assert model["prompt_share"] > 0.5
 
@@ -454,80 +455,120 @@ def test_a_score_that_levels_off_is_not_called_a_line() -> None:
     sweep = planted()
     bent = 1 - (-pl.col("steps") / 8).exp() - ((pl.col("guidance") - 6) / 5) ** 2
     sweep = sweep.with_columns(clip_score=bent + pl.col("aes_v2_score") / 6)
-    models = fit_models(sweep)
-    assert of(models.filter("chosen"), metric="clip_score")["model"] in ("quadratic", "additive", "spline")
-    spot = of(find_sweet_spots(sweep, models), target="clip_score")
+    spot = of(find_sweet_spots(fit_responses(sweep)), target="clip_score")
     assert spot["guidance_low"] > 1
     assert spot["guidance"] == pytest.approx(6, abs=1.5)
 
 
-def test_diminishing_returns_are_said_plainly(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
-    found = of(diminishing_returns_table(sweep, models), target="clip_score")
+def test_diminishing_returns_are_said_plainly(sweep: pl.DataFrame, responses: list[FittedResponse]) -> None:
+    found = of(diminishing_returns_table(responses), target="clip_score")
     # The planted curve is -0.01 (log2(steps / 24))², whose step gains 0.001 at 18 steps.
     assert found["low"] <= 18 <= found["high"]
     plateau = f"plateau from {found['beyond']} steps (95 % CI {found['low']}–{found['high']})"
     assert found["summary"] == f"{plateau}: one more step gains less than 0.001 CLIP score"
-    flat = of(diminishing_returns_table(sweep, models), target="aes_v2_score")
+    flat = of(diminishing_returns_table(responses), target="aes_v2_score")
     assert flat["note"] == "no significant effect of steps or guidance"
     rising = sweep.with_columns(clip_score=pl.col("steps") * 0.01 + pl.col("aes_v2_score") * 1e-3)
-    edge = of(diminishing_returns_table(*with_models(rising)), target="clip_score")
+    edge = of(diminishing_returns_table(fit_responses(rising)), target="clip_score")
     assert (edge["beyond"], edge["high"]) == (None, None)
     assert edge["summary"] == "no plateau up to 60 steps (95 %): one more step still gains 0.001 CLIP score"
 
 
 def test_weights_choose_between_metrics_that_disagree(sweep: pl.DataFrame) -> None:
     apart = sweep.with_columns(hps_v2_score=-((pl.col("steps") / 8).log(2) ** 2) + 0.5 * pl.col("aes_v2_score"))
-    models = fit_models(apart)
     steps = [
-        of(find_sweet_spots(apart, models, weights), target="overall")["steps"]
+        of(find_sweet_spots(fit_responses(apart, weights)), target="overall")["steps"]
         for weights in ({"hps_v2_score": 1}, {"hps_v2_score": 1, "clip_score": 1}, {"clip_score": 3})
     ]
     assert steps[0] < steps[1] < steps[2]
     assert steps[0] == pytest.approx(8, abs=3)
-    alone = find_sweet_spots(apart, models, {"clip_score": 3})
+    alone = find_sweet_spots(fit_responses(apart, {"clip_score": 3}))
     assert of(alone, target="overall")["steps"] == of(alone, target="clip_score")["steps"]
 
 
 @pytest.mark.parametrize("weights", [{"sharpness": 1}, {"clip_score": -1}, {"clip_score": 0}, {"clip_score": np.nan}])
 def test_weights_that_cannot_be_are_refused(sweep: pl.DataFrame, weights: dict[str, float]) -> None:
     with pytest.raises(BadInputError, match="weights"):
-        find_sweet_spots(sweep, fit_models(sweep.clear()), weights)
+        fit_responses(sweep.head(20), weights)
 
 
-def test_a_gain_that_cannot_be_asked_for_is_refused(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
+def test_a_gain_that_cannot_be_asked_for_is_refused() -> None:
     for least_gain in ({"sharpness": 0.1}, {"clip_score": 0.0}):
         with pytest.raises(BadInputError, match="invalid least gain"):
-            diminishing_returns_table(sweep, models, least_gain=least_gain)
+            diminishing_returns_table([], least_gain=least_gain)
 
 
-def test_the_quickest_as_good_setting_is_in_the_region_with_its_share_of_the_time(spots: pl.DataFrame) -> None:
-    best = of(spots, target="clip_score")
-    inside = [(cell["steps"], cell["guidance"]) for cell in best["region"]]
-    assert (best["steps"], best["guidance"]) in inside
-    assert best["region_share"] == pytest.approx(len(inside) / (20 * 13), rel=0.1)
-    quickest = min(steps for steps, _ in inside)
-    best_setting = f"{best['steps']} steps at guidance {best['guidance']:.1f}"
-    assert best["summary"].startswith(f"{quickest} steps at guidance ")
-    assert (
-        f": not significantly different from {best_setting} (95 %: at most {best['loss_high']:.2g} worse)"
-        in (best["summary"])
+REASONS: dict[str, tuple[pl.DataFrame, str]] = {
+    "images": (planted(39), "too few images (39; 40 needed)"),
+    "prompts": (planted(200, prompts=2), "too few prompts (2; 3 needed)"),
+    "differences": (planted(60), "the images hardly tell settings apart: the best may lie in "),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_where_the_images_cannot_carry_an_answer_no_setting_is_named(case: str) -> None:
+    scores, reason = REASONS[case]
+    noise = pl.Series(np.random.default_rng(2).standard_normal(scores.height))
+    scores = scores.with_columns(
+        clip_score=pl.col("steps").log(2) * 0.7 + noise, hps_v2_score=None, aesthetic_score=None
     )
-    assert best["summary"].endswith(f", at {best['seconds_share']:.0%} of its time")
-    assert best["seconds_share"] == pytest.approx((0.2 + 0.05 * quickest) / best["seconds"], rel=0.02)
-    assert best["loss"] <= best["loss_high"]
+    spots = find_sweet_spots(fit_responses(scores, {"clip_score": 1}))
+    advice = describe_advice(spots)["realvis_xl"]
+    assert advice["reason"].startswith(reason)
+    assert (advice["lead"], advice["best"], advice["region"]) == (None, None, None)
+    assert advice["images"] == scores.height
 
 
-def test_a_quicker_setting_that_may_lose_a_standard_deviation_is_no_advice(sweep: pl.DataFrame) -> None:
-    thin = sweep.head(40).with_columns(clip_score=pl.col("clip_score") + 0.05 * pl.col("aes_v2_score"))
-    models = fit_models(thin).with_columns(flat_p=0.01, chosen=pl.col("model") == "quadratic")
-    row = of(find_sweet_spots(thin, models), target="clip_score")
-    assert row["loss_high"] > thin["clip_score"].std()
-    assert row["summary"].startswith("too few images to compare ")
-    assert row["summary"].endswith("the loss may exceed 1 SD")
+def test_advice_is_inside_the_engines_range_and_says_what_lies_outside() -> None:
+    rising = planted(400, engine="sdxl_turbo").with_columns(
+        clip_score=pl.col("steps").log(2) + pl.col("aes_v2_score") / 4
+    )
+    rising = rising.with_columns(steps=1 + pl.col("steps") // 6)
+    spots = find_sweet_spots(fit_responses(rising, {"clip_score": 1}))
+    best = of(spots, target="overall")
+    assert best["steps"] <= best["steps_high"] <= 4
+    assert "outside the engine's range" in best["note"]
+    advice = describe_advice(spots)["sdxl_turbo"]
+    assert advice["lead"]["steps"] <= 4 and advice["reason"] is None
 
 
-def test_no_point_of_the_front_is_beaten_and_a_sure_one_stays(sweep: pl.DataFrame, models: pl.DataFrame) -> None:
-    front = find_pareto_front(sweep, models).filter(target="clip_score")
+def test_redundant_metrics_share_a_weight_and_an_implausible_one_is_left_out(sweep: pl.DataFrame) -> None:
+    equal = dict.fromkeys(METRIC_LABELS, 0.25)
+    assert weigh_metrics(sweep) == (equal, [])
+    twice = sweep.with_columns(aes_v2_score=pl.col("aesthetic_score") * 1.1 + pl.col("clip_score"))
+    shares, notes = weigh_metrics(twice)
+    assert shares == pytest.approx(
+        {**dict.fromkeys(METRIC_LABELS, 1 / 3), "aesthetic_score": 1 / 6, "aes_v2_score": 1 / 6}
+    )
+    assert notes == ["Aesthetic V1 and Aesthetic V2 share a weight: they correlate by 0.9 or more"]
+    wrong = sweep.with_columns(hps_v2_score=pl.col("hps_v2_score") - 0.11)
+    shares, notes = weigh_metrics(wrong)
+    assert shares["hps_v2_score"] == 0 and shares["clip_score"] == pytest.approx(1 / 3)
+    assert notes[0].startswith("HPS v2.1 is left out: a mean of 0.1")
+    assert weigh_metrics(wrong, equal) == (equal, []), "weights clear it"
+    assert weigh_metrics(sweep, suspect={"clip_score": "its prompts are not known"})[0]["clip_score"] == 0
+    assert "HPS v2.1 is left out" in of(find_sweet_spots(fit_responses(wrong)), target="overall")["note"]
+
+
+def test_settings_of_one_prompt_and_seed_are_compared_with_each_other() -> None:
+    """Where prompt and seed are most of the variance, pairs tell settings apart that single images cannot."""
+    rng = np.random.default_rng(3)
+    pairs = planted(240, prompts=8).with_columns(seed=pl.int_range(pl.len()) // 4)
+    pairs = pairs.with_columns(prompt=pl.format("prompt {}", pl.col("seed") % 8))
+    offsets = pl.Series(rng.standard_normal(60) * 0.05)[pairs["seed"]]
+    pairs = pairs.with_columns(clip_score=pl.col("clip_score") + offsets)
+    single = pairs.with_columns(seed=pl.int_range(pl.len()))
+    grid = to_coordinates(np.array([6.0, 24.0]), np.array([4.0, 4.0]))
+    errors = []
+    for scores in (pairs, single):
+        response = fit_responses(scores)[0]
+        columns = response.columns(grid)
+        errors.append(response.deviations((columns[1] - columns[0])[None, :])[1].std())
+    assert errors[0] < 0.6 * errors[1]
+
+
+def test_no_point_of_the_front_is_beaten_and_a_sure_one_stays(responses: list[FittedResponse]) -> None:
+    front = find_pareto_front(responses).filter(target="clip_score")
     now = front.filter("on_front").sort("seconds")
     assert now["predicted"].is_sorted()
     assert now["seconds"].n_unique() == now.height
@@ -559,13 +600,13 @@ def test_components_find_what_metrics_share() -> None:
 
 
 def test_an_interaction_is_found_where_one_was_planted_and_nowhere_else(
-    sweep: pl.DataFrame, models: pl.DataFrame
+    sweep: pl.DataFrame, responses: list[FittedResponse]
 ) -> None:
-    found = effects_table(sweep, models)
+    found = effects_table(responses)
     assert of(found, target="clip_score", effect="interaction")["p"] > 0.05
     assert of(found, target="clip_score", effect="guidance")["p"] < 0.01
     crossed = sweep.with_columns(clip_score=pl.col("clip_score") + 0.01 * pl.col("steps").log(2) * pl.col("guidance"))
-    row = of(effects_table(*with_models(crossed)), target="clip_score", effect="interaction")
+    row = of(effects_table(fit_responses(crossed)), target="clip_score", effect="interaction")
     spread = np.log2(row["steps_to"] / row["steps_from"]) * (row["guidance_to"] - row["guidance_from"])
     assert row["p"] < 0.01
     assert row["low"] < 0.01 * spread < row["high"]
@@ -578,7 +619,7 @@ def test_engines_and_runs_are_compared_at_the_same_settings() -> None:
     best = planted(1200, seed=4, engine="sd3").filter(near_the_best)
     worse = best.with_columns(clip_score=pl.col("clip_score") - 0.008, run_id=pl.lit("7c"))
     both = pl.concat([slow, worse])
-    table = compare_groups(*with_models(both)).filter(by="engine", target="clip_score")
+    table = compare_groups(both, fit_responses(both)).filter(by="engine", target="clip_score")
     first, second = (of(table, name=name) for name in ("realvis_xl", "sd3"))
     assert first["mean"] < second["mean"]
     assert first["adjusted_low"] > second["adjusted_high"]
@@ -599,7 +640,7 @@ def test_the_category_that_an_engine_is_weak_in_is_named() -> None:
         complexity=pl.when(number % 8 < 4).then(pl.lit("simple")).otherwise(pl.lit("complex")),
         clip_score=pl.col("clip_score") - 0.02 * text.cast(pl.Float64),
     ).filter(~text | near_the_best)
-    table = compare_groups(*with_models(grouped))
+    table = compare_groups(grouped, fit_responses(grouped))
     rows = {name: of(table, by="category", target="clip_score", name=name) for name in ("text", "animals")}
     assert rows["text"]["adjusted_high"] < rows["animals"]["adjusted_low"]
     assert rows["text"]["n"] + rows["animals"]["n"] == grouped.height
@@ -610,7 +651,8 @@ def test_the_category_that_an_engine_is_weak_in_is_named() -> None:
     }
     assert words["category", "clip_score"].startswith("Weak, with the interval below the mean of all: text (")
     assert words["complexity", "clip_score"] == "No group's interval lies below the mean of all."
-    without = compare_groups(*with_models(sweep.drop("category", "complexity")))
+    bare = sweep.drop("category", "complexity")
+    without = compare_groups(bare, fit_responses(bare))
     assert set(without["by"]) == {"engine", "run", "prompt"}
 
 
@@ -624,7 +666,7 @@ def test_schedulers_sizes_and_negative_prompts_are_compared_where_there_are_seve
         height=pl.when(pl.col("seed") % 4 < 2).then(512).otherwise(768),
         clip_score=pl.col("clip_score") - 0.02 * is_ddim.cast(pl.Float64),
     )
-    table = compare_groups(*with_models(tried)).filter(target="clip_score")
+    table = compare_groups(tried, fit_responses(tried)).filter(target="clip_score")
     groups = {by: set(table.filter(by=by)["name"]) for by in ("scheduler", "negative_prompt", "size")}
     assert groups["scheduler"] == {"ddim", "the engine's own"}
     assert groups["negative_prompt"] == {"none", "blurred"}
@@ -632,10 +674,6 @@ def test_schedulers_sizes_and_negative_prompts_are_compared_where_there_are_seve
     ddim, own = (of(table, by="scheduler", name=name) for name in ("ddim", "the engine's own"))
     assert ddim["adjusted_high"] < own["adjusted_low"]
     assert {"scheduler", "negative_prompt", "size"} <= {part.by for part in comparison_panels(table)}
-
-
-def with_models(scores: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    return scores, fit_models(scores)
 
 
 def test_the_analysis_loads_no_framework() -> None:

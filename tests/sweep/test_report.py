@@ -149,8 +149,10 @@ def test_the_answer_is_that_of_the_tables() -> None:
     found = AnalysisTables.of(scores)
     words = Page(render_sweep_report(scores, found, {})).words
     best, value = (found.spots.row(by_predicate=pl.col("target") == t, named=True) for t in ("overall", "value"))
-    assert f"Best overall: {best['steps']} steps at guidance {best['guidance']:.1f}" in words
-    assert f"Best value: {value['steps']} steps at guidance {value['guidance']:.1f}" in words
+    assert f"Use {value['steps']} steps at guidance {value['guidance']:.1f}" in words
+    is_best = best["steps"] == value["steps"] and best["guidance"] == value["guidance"]
+    setting = f"The best is {best['steps']} steps at guidance {best['guidance']:.1f}"
+    assert ("It is also the best." if is_best else setting) in words
     assert "Weak evidence" not in words
     said = found.returns.row(by_predicate=pl.col("target") == "overall", named=True)["summary"]
     assert said.startswith("plateau from ") and f"Overall: {said}" in words
@@ -159,7 +161,7 @@ def test_the_answer_is_that_of_the_tables() -> None:
 def test_an_engine_without_guidance_is_said_to_have_none_and_shown_none() -> None:
     unguided = sweep(200).with_columns(engine=pl.lit("flux_schnell"), guidance=pl.lit(None, pl.Float64))
     alone, both = (Page(report(scores)) for scores in (unguided, pl.concat([unguided, sweep(200, seed=1)])))
-    assert re.search(r"Best overall: \d+ steps , about", alone.words)
+    assert re.search(r"Use \d+ steps , about", alone.words)
     assert "Steps explain" in alone.words
     attributes = " ".join(value or "" for _, found in alone.tags for value in found.values())
     for shown in (alone.words, attributes):
@@ -174,7 +176,7 @@ def test_weak_evidence_is_called_weak_and_none_is_called_none() -> None:
     weak = Page(report(sweep(1500, effect=0.12))).words
     assert "Weak evidence, a hint and not a rule. Steps and guidance explain" in weak
     flat = report(sweep(200, effect=0, seed=1))
-    assert "No setting stands out." in Page(flat).words
+    assert "No setting is named: no significant effect of steps or guidance." in Page(flat).words
     assert "no setting is worth more seconds than the quickest" in Page(flat).words
     assert not [key for key in of_script(flat)["figures"] if key.endswith(("-surface", "-front"))]
 

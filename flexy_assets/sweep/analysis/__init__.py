@@ -9,12 +9,14 @@ so that the report and Dagster start without them.
 from flexy_assets.sweep.analysis.comparison import compare_groups as compare_groups
 from flexy_assets.sweep.analysis.correlations import correlate_metrics as correlate_metrics
 from flexy_assets.sweep.analysis.correlations import principal_components as principal_components
-from flexy_assets.sweep.analysis.model_selection import MODELS as MODELS
-from flexy_assets.sweep.analysis.model_selection import fit_models as fit_models
-from flexy_assets.sweep.analysis.model_selection import predict_score as predict_score
 from flexy_assets.sweep.analysis.response import diminishing_returns_table as diminishing_returns_table
 from flexy_assets.sweep.analysis.response import effects_table as effects_table
+from flexy_assets.sweep.analysis.response import regression_table as regression_table
 from flexy_assets.sweep.analysis.response import response_table as response_table
+from flexy_assets.sweep.analysis.response_model import MODELS as MODELS
+from flexy_assets.sweep.analysis.response_model import FittedResponse as FittedResponse
+from flexy_assets.sweep.analysis.response_model import fit_responses as fit_responses
+from flexy_assets.sweep.analysis.response_model import make_grid as make_grid
 from flexy_assets.sweep.analysis.rows import COLUMN_LABELS as COLUMN_LABELS
 from flexy_assets.sweep.analysis.rows import METRIC_LABELS as METRIC_LABELS
 from flexy_assets.sweep.analysis.rows import MIN_IMAGES as MIN_IMAGES
@@ -27,6 +29,7 @@ from flexy_assets.sweep.analysis.rows import effective_guidance as effective_gui
 from flexy_assets.sweep.analysis.rows import measured_images as measured_images
 from flexy_assets.sweep.analysis.rows import select_images as select_images
 from flexy_assets.sweep.analysis.rows import setting_names as setting_names
+from flexy_assets.sweep.analysis.rows import weigh_metrics as weigh_metrics
 from flexy_assets.sweep.analysis.schemas import COMPONENTS_SCHEMA as COMPONENTS_SCHEMA
 from flexy_assets.sweep.analysis.schemas import CORRELATIONS_SCHEMA as CORRELATIONS_SCHEMA
 from flexy_assets.sweep.analysis.schemas import EFFECTS_SCHEMA as EFFECTS_SCHEMA
@@ -38,6 +41,7 @@ from flexy_assets.sweep.analysis.schemas import SWEEP_COMPARISON_SCHEMA as SWEEP
 from flexy_assets.sweep.analysis.schemas import SWEET_SPOTS_SCHEMA as SWEET_SPOTS_SCHEMA
 from flexy_assets.sweep.analysis.schemas import TIMES_SCHEMA as TIMES_SCHEMA
 from flexy_assets.sweep.analysis.sweet_spots import VALUE_TOLERANCE as VALUE_TOLERANCE
+from flexy_assets.sweep.analysis.sweet_spots import describe_advice as describe_advice
 from flexy_assets.sweep.analysis.sweet_spots import find_pareto_front as find_pareto_front
 from flexy_assets.sweep.analysis.sweet_spots import find_sweet_spots as find_sweet_spots
 from flexy_assets.sweep.analysis.tables import AnalysisTables as AnalysisTables

@@ -1,5 +1,6 @@
 """The basis functions of responses over steps and guidance, from a mean to a spline surface."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +14,14 @@ Knots = tuple[tuple[float, ...], tuple[float, ...]]
 
 DEGREE: Final = 3
 """Degree of the splines, and the highest of the polynomials."""
+
+PROCESS_CELLS: Final = 12
+"""Cells in each direction whose means a Gaussian process is fitted to."""
+PROCESS_TOLERANCE: Final = 1e-4
+"""Principal components below this share of the largest one's variance are left out."""
+SIGNAL_SHARES: Final = (1e-3, 10.0)
+LENGTHS: Final = (0.5, 10.0)
+"""Bounds of the process's variance, of that of the scores, and of its lengths, in standard deviations of a setting."""
 
 
 def to_coordinates(steps: ArrayLike, guidance: ArrayLike) -> Floats:
@@ -44,6 +53,11 @@ class BasisForm:
     additive: bool = False
     crossed: bool = False
 
+    @property
+    def penalty(self) -> Floats:
+        """(p,) how strongly each coefficient is drawn to 0."""
+        return np.zeros(len(self.terms()))
+
     def columns(self, settings: Floats) -> Floats:
         """Return (n, p) design columns of (n, 2) coordinates; their span contains the constant."""
         z = (settings - np.array(self.mean)) / np.array(self.std)
@@ -74,6 +88,77 @@ class BasisForm:
         """Return the exponents of steps and guidance in scikit-learn's order of polynomial features."""
         pairs = [(total - j, j) for total in range(self.degree + 1) for j in range(total + 1)]
         return [(i, j) for i, j in pairs if i <= self.degrees[0] and j <= self.degrees[1]]
+
+
+@dataclass(frozen=True)
+class ProcessForm:
+    """A Gaussian process (Matérn 5/2) over standardised log2(steps) and log2(effective guidance), as a ridge.
+
+    Its columns are a constant and the process's principal components at `centers` (m, 2): their coefficients are
+    independent standard normal a priori, so that the constant is all that is left far from any image. `lengths` are
+    its correlation lengths in each setting, `noise` the deviation of an image.
+    """
+
+    name: str
+    mean: Floats
+    std: Floats
+    lengths: Floats
+    noise: float
+    centers: Floats
+    to_components: Floats
+
+    @property
+    def penalty(self) -> Floats:
+        """(p,) how strongly each coefficient is drawn to 0."""
+        return np.array([0.0] + [self.noise] * self.to_components.shape[1])
+
+    def columns(self, settings: Floats) -> Floats:
+        """Return (n, p) design columns of (n, 2) coordinates."""
+        correlation = matern((settings - self.mean) / self.std / self.lengths, self.centers / self.lengths)
+        return np.column_stack([np.ones(len(settings)), correlation @ self.to_components])
+
+
+Form = BasisForm | ProcessForm
+
+
+def matern(left: Floats, right: Floats) -> Floats:
+    """Return (n, m) Matérn 5/2 correlations of points (n, 2) and (m, 2) in units of the correlation length."""
+    distance = np.sqrt(5 * sum((left[:, None, axis] - right[None, :, axis]) ** 2 for axis in (0, 1)))
+    return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
+
+
+def make_process(settings: Floats, y: Floats, noise: float) -> ProcessForm:
+    """Return the Gaussian process of the highest likelihood for scores y (n,) at settings (n, 2).
+
+    `noise` is the deviation of a score at equal settings. Fitted to the means of at most `PROCESS_CELLS`² cells.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern
+
+    mean, std = settings.mean(axis=0), np.where(np.ptp(settings, axis=0) > 0, settings.std(axis=0), 1.0)
+    z = (settings - mean) / std
+    extent = np.maximum(np.ptp(z, axis=0), 1e-9)
+    cells = np.minimum(((z - z.min(axis=0)) / extent * PROCESS_CELLS).astype(int), PROCESS_CELLS - 1) @ [
+        PROCESS_CELLS,
+        1,
+    ]
+    _, cells = np.unique(cells, return_inverse=True)
+    counts = np.bincount(cells)
+    centers = np.stack([np.bincount(cells, column) / counts for column in z.T], axis=1)
+    variance = max(float(np.var(y)), 1e-300)
+    means = (np.bincount(cells, y - y.mean()) / counts) / np.sqrt(variance)
+    kernel = ConstantKernel(0.3, SIGNAL_SHARES) * Matern([1.5, 1.5], [LENGTHS, LENGTHS], nu=2.5)
+    process = GaussianProcessRegressor(kernel, alpha=noise**2 / variance / counts)
+    with warnings.catch_warnings():
+        # A length at its bound says that the setting hardly matters.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        process.fit(centers, means)
+    signal, lengths = process.kernel_.k1.constant_value, np.asarray(process.kernel_.k2.length_scale)
+    values, vectors = np.linalg.eigh(matern(centers / lengths, centers / lengths))
+    kept = values > PROCESS_TOLERANCE * values[-1]
+    to_components = vectors[:, kept] * np.sqrt(signal * variance / values[kept])
+    return ProcessForm("process", mean, std, lengths, noise, centers, to_components)
 
 
 def make_form(settings: Floats, name: str, degree: int = DEGREE, pieces: int = 0, crossed: bool = False) -> BasisForm:
@@ -113,10 +198,11 @@ def _width(knots: tuple[float, ...], degree: int) -> int:
 
 
 def _splines(z: Floats, knots: tuple[float, ...], degree: int) -> Floats:
-    """Return (n, k) B-splines that add up to 1; one column of ones for a constant setting."""
-    from sklearn.preprocessing import SplineTransformer
+    """Return (n, k) B-splines that add up to 1 and stay as they are beyond the knots; one of ones for a constant."""
+    from scipy.interpolate import BSpline
 
     if not degree:
         return np.ones((len(z), 1))
-    at = np.array(knots)[:, None]
-    return np.asarray(SplineTransformer(degree=degree, knots=at, extrapolation="linear").fit(at).transform(z[:, None]))
+    clamped = np.array([knots[0]] * degree + [*knots] + [knots[-1]] * degree)
+    inside = np.clip(z, knots[0], knots[-1])
+    return np.asarray(BSpline(clamped, np.eye(_width(knots, degree)), degree)(inside))

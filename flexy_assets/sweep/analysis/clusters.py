@@ -21,16 +21,17 @@ CONFIDENCE_LEVEL: Final = 0.95
 
 @dataclass(frozen=True)
 class Clusters:
-    """`labels` (n,) the cluster of each image, from 0 to `count - 1`; `by` is "prompt" or "image".
+    """`labels` (n,) the cluster of each image, from 0 to `count - 1`; `by` is "prompt", "pair" or "image".
 
-    `prompts` (n,) numbers the prompts, whose means the fits remove; images of an unknown prompt have
-    one each.
+    `prompts` (n,) numbers the prompts; images of an unknown prompt have one each. `blocks` (n,) numbers what the fits
+    remove the mean of: prompts, or pairs of prompt and seed where several settings share each pair.
     """
 
     labels: Ints
     count: int
     by: str
     prompts: Ints
+    blocks: Ints
 
     @property
     def t(self) -> float:
@@ -64,15 +65,22 @@ class Clusters:
 
 
 def find_clusters(rows: pl.DataFrame, seed: int = 0) -> Clusters:
-    """Return the clusters of one engine's images (n rows): prompts where `MIN_REPEATED_PROMPTS` or more repeat."""
+    """Return the clusters of one engine's images (n rows).
+
+    Prompts where `MIN_REPEATED_PROMPTS` or more repeat; else pairs of prompt and seed where so many of those do.
+    """
     n = rows.height
-    unknown_id = pl.when(pl.col("prompt").is_null()).then(pl.int_range(pl.len()))
-    prompt_keys = rows.select(pl.struct("prompt", unknown_id.alias("alone")).rank("dense")).to_series()
-    prompts = prompt_keys.to_numpy().astype(np.int64) - 1
-    distinct = int(prompts.max()) + 1 if n else 0
-    kind = "prompt" if MIN_REPEATED_PROMPTS <= distinct < n else "image"
-    labels, count = (prompts, distinct) if kind == "prompt" else (np.arange(n), n)
+    unknown_id = pl.when(pl.col("prompt").is_null()).then(pl.int_range(pl.len())).alias("alone")
+    keys = [pl.struct("prompt", unknown_id, *also).rank("dense").cast(pl.Int64) - 1 for also in ((), ("seed",))]
+    prompts, pairs = (rows.select(key).to_series().to_numpy() for key in keys)
+    distinct, pair_count = (int(labels.max()) + 1 if n else 0 for labels in (prompts, pairs))
+    is_paired = distinct < pair_count <= n / 2
+    kind, labels, count = "image", np.arange(n), n
+    if MIN_REPEATED_PROMPTS <= distinct < n:
+        kind, labels, count = "prompt", prompts, distinct
+    elif is_paired and pair_count >= MIN_REPEATED_PROMPTS:
+        kind, labels, count = "pair", pairs, pair_count
     if count > MAX_CLUSTERS:
         pools = np.random.default_rng(seed).permutation(count) % MAX_CLUSTERS
         labels, count = pools[labels], MAX_CLUSTERS
-    return Clusters(labels, count, kind, prompts)
+    return Clusters(labels, count, kind, prompts, pairs if is_paired else prompts)

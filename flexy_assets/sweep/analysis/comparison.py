@@ -1,6 +1,6 @@
 """Means of engines, sweeps, categories and prompts: raw, and adjusted to the same settings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
@@ -8,7 +8,7 @@ import polars as pl
 
 from flexy_assets.sweep.analysis.basis_functions import to_coordinates
 from flexy_assets.sweep.analysis.clusters import find_clusters
-from flexy_assets.sweep.analysis.confidence_bands import FittedResponse, fit_responses, tabulate_responses
+from flexy_assets.sweep.analysis.response_model import FittedResponse, tabulate_responses
 from flexy_assets.sweep.analysis.rows import (
     Floats,
     Row,
@@ -37,9 +37,7 @@ MIN_SHARED: Final = 15
 """Values of a setting, in each direction, over which engines are averaged."""
 
 
-def compare_groups(
-    scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
-) -> pl.DataFrame:
+def compare_groups(scores: pl.DataFrame, responses: Iterable[FittedResponse]) -> pl.DataFrame:
     """Return the mean of every target of each engine, sweep, category and prompt, raw and at the same settings.
 
     `adjusted` is, for an engine, its surface averaged over the steps and guidance that all engines were tried at
@@ -55,7 +53,7 @@ def compare_groups(
             for row in _summarize_groups(response, column):
                 yield {"by": by, **row}
 
-    table = tabulate_responses(fit_responses(scores, regression, weights, seed), summarize, SWEEP_COMPARISON_SCHEMA)
+    table = tabulate_responses(responses, summarize, SWEEP_COMPARISON_SCHEMA)
     return table.sort(pl.col("by").cast(pl.Enum(["engine", *GROUPS])), maintain_order=True)
 
 
@@ -75,7 +73,7 @@ def _shared_ranges(scores: pl.DataFrame) -> dict[str, tuple[float, float]] | Non
 
 def _summarize_engine(response: FittedResponse, shared: Mapping[str, tuple[float, float]] | None) -> Row:
     row = _describe_group(response.rows, float_column(response.rows, response.target)) | {"note": response.note}
-    if response.fit is None:
+    if not response.models:
         return row
     if shared is None:
         return row | {"note": join_notes("the engines share no settings", response.note)}
@@ -92,8 +90,8 @@ def _summarize_engine(response: FittedResponse, shared: Mapping[str, tuple[float
 def _summarize_groups(response: FittedResponse, column: str) -> Iterator[Row]:
     """Yield the rows of the groups with the most images."""
     values, adjusted_values = float_column(response.rows, response.target), None
-    if response.fit is not None:
-        expected = response.fit.predict(response.fit.sample.settings)
+    if response.models:
+        expected = response.predict(response.sample.settings)
         adjusted_values = values - expected + expected.mean()
     indexed = response.rows.with_columns(**FACTORS).with_row_index("at").drop_nulls(column)
     groups = indexed.group_by(column).agg("at", count=pl.len()).filter(pl.col("count") > 1)

@@ -1,6 +1,6 @@
 """The response of each score to steps and guidance: curves and surfaces with bands, effects, and the plateau."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from flexy_assets.sweep.analysis.basis_functions import make_form, to_coordinates
 from flexy_assets.sweep.analysis.clusters import CONFIDENCE_LEVEL
-from flexy_assets.sweep.analysis.confidence_bands import (
+from flexy_assets.sweep.analysis.regression import RegressionSample, flatness_p_value
+from flexy_assets.sweep.analysis.response_model import (
+    MODELS,
     FittedResponse,
     average_columns,
     compute_step_gains,
     count_images_nearby,
-    fit_responses,
     make_grid,
     tabulate_responses,
 )
-from flexy_assets.sweep.analysis.regression import RegressionSample, flatness_p_value
 from flexy_assets.sweep.analysis.rows import TARGET_LABELS, Floats, Row, float_column, join_notes, make_rows
-from flexy_assets.sweep.analysis.schemas import EFFECTS_SCHEMA, RESPONSE_SCHEMA, RETURNS_SCHEMA
+from flexy_assets.sweep.analysis.schemas import EFFECTS_SCHEMA, REGRESSION_SCHEMA, RESPONSE_SCHEMA, RETURNS_SCHEMA
 from resources.errors import BadInputError
 
 MAX_STEPS: Final = 300
@@ -31,9 +31,16 @@ MIN_GAIN_SD: Final = 0.02
 """The smallest worthwhile gain of a metric not in `MIN_GAIN`, in standard deviations between images."""
 
 
-def response_table(
-    scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
-) -> pl.DataFrame:
+def regression_table(responses: Iterable[FittedResponse]) -> pl.DataFrame:
+    """Return the forms that each target's response is an average of, and the average itself.
+
+    `r2` and `rmse` are on clusters left out, against the mean of all; `weight` is the form's in the average. Returns
+    `REGRESSION_SCHEMA`, a row an engine, target and model.
+    """
+    return tabulate_responses(responses, _tabulate_models, REGRESSION_SCHEMA)
+
+
+def response_table(responses: Iterable[FittedResponse]) -> pl.DataFrame:
     """Return the expected value of each target over steps, guidance and both, with pointwise 95 % bands.
 
     `curve` "steps" is the mean over the guidance tried (evenly), `guidance` null; "guidance" the mean over the steps
@@ -41,12 +48,10 @@ def response_table(
     within a sixth of the range on either side. A target that cannot be fitted has one row with a `note`. Returns
     `RESPONSE_SCHEMA`.
     """
-    return tabulate_responses(fit_responses(scores, regression, weights, seed), _tabulate_response, RESPONSE_SCHEMA)
+    return tabulate_responses(responses, _tabulate_response, RESPONSE_SCHEMA)
 
 
-def effects_table(
-    scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
-) -> pl.DataFrame:
+def effects_table(responses: Iterable[FittedResponse], seed: int = 0) -> pl.DataFrame:
     """Return the effects of steps, guidance and their interaction on each target, with 95 % intervals.
 
     `change` is what the target gains from the 10th to the 90th percentile of the setting, the other one
@@ -54,16 +59,11 @@ def effects_table(
     rises and falls may change little between its ends: `p` tests for an effect of any shape.
     Returns `EFFECTS_SCHEMA`, three rows an engine and target.
     """
-    responses = fit_responses(scores, regression, weights, seed)
     return tabulate_responses(responses, partial(_tabulate_effects, seed=seed), EFFECTS_SCHEMA)
 
 
 def diminishing_returns_table(
-    scores: pl.DataFrame,
-    regression: pl.DataFrame,
-    weights: Mapping[str, float] | None = None,
-    least_gain: Mapping[str, float] | None = None,
-    seed: int = 0,
+    responses: Iterable[FittedResponse], least_gain: Mapping[str, float] | None = None
 ) -> pl.DataFrame:
     """Return the number of steps from which one more gains less than `least_gain`, with its 95 % interval.
 
@@ -79,12 +79,28 @@ def diminishing_returns_table(
             raise BadInputError(
                 f"invalid least gain {gain} of {target!r}: give a number above 0 for one of {', '.join(TARGET_LABELS)}"
             )
-    responses = fit_responses(scores, regression, weights, seed)
     return tabulate_responses(responses, lambda response: [_find_plateau(response, gains)], RETURNS_SCHEMA)
 
 
+def _tabulate_models(response: FittedResponse) -> list[Row]:
+    sample, models = response.sample, {model.form.name: model for model in response.models}
+    shared: Row = {"n": len(sample.y), "flat_p": response.flat_p, "note": response.note}
+    if models:
+        share = sample.within if sample.clusters.prompts.max() + 1 < len(sample.y) else None
+        shared |= {"prompt_share": share, "clusters": sample.clusters.count, "clusters_by": sample.clusters.by}
+    rows = []
+    for name in MODELS:
+        row = shared | {"model": name}
+        if name == "average":
+            row |= {"r2": response.r2, "rmse": response.rmse}
+        elif model := models.get(name):
+            row |= {"weight": model.weight, "r2": model.r2, "rmse": model.rmse}
+        rows.append(row)
+    return rows
+
+
 def _tabulate_response(response: FittedResponse) -> list[Row]:
-    if response.fit is None:
+    if not response.models:
         return [{"note": response.note}]
     grid = make_grid(response.rows)
     level = average_columns(response, grid, "steps", grid.steps)
@@ -120,9 +136,9 @@ def _tabulate_curve(
 
 def _tabulate_effects(response: FittedResponse, seed: int) -> list[Row]:
     shared: Row = {"n": response.rows.height, "note": response.note}
-    if response.fit is None:
+    if not response.models:
         return [{"effect": name, **shared} for name in ("steps", "guidance", "interaction")]
-    grid, settings = make_grid(response.rows), response.fit.sample.settings
+    grid, settings = make_grid(response.rows), response.sample.settings
     low, high = 2 ** np.quantile(settings, [0.1, 0.9], axis=0)
     steps = np.array([round(low[0]), round(high[0])], dtype=np.float64)
     guidance = np.array([round(low[1], 1), round(high[1], 1)])
@@ -143,7 +159,7 @@ def _tabulate_effects(response: FittedResponse, seed: int) -> list[Row]:
         row = {"effect": name, **shared}
         if is_estimable:
             change, low, high = (float(value[0]) for value in response.bands(contrast[None, :]))
-            p = _effect_p_value(response.fit.sample, name, seed)
+            p = _effect_p_value(response.sample, name, seed)
             row |= {"change": change, "low": low, "high": high, "p": p} | tried
         rows.append(row)
     return rows
@@ -163,7 +179,7 @@ def _effect_p_value(sample: RegressionSample, effect: str, seed: int) -> float:
 
 
 def _find_plateau(response: FittedResponse, min_gains: Mapping[str, float]) -> Row:
-    if response.fit is None:
+    if not response.models:
         return {"n": response.rows.height, "note": response.note}
     min_gain = min_gains.get(response.target, MIN_GAIN_SD * float(np.std(float_column(response.rows, response.target))))
     grid = make_grid(response.rows)
@@ -175,7 +191,7 @@ def _find_plateau(response: FittedResponse, min_gains: Mapping[str, float]) -> R
     steps = np.arange(first, last, dtype=np.float64)
     if len(steps) > MAX_STEPS:
         steps = np.unique(np.geomspace(first, last - 1, MAX_STEPS).round())
-    columns, clusters = compute_step_gains(response, grid, steps), response.fit.sample.clusters
+    columns, clusters = compute_step_gains(response, grid, steps), response.sample.clusters
     beyond = _last_worthwhile_step(steps, response.bands(columns)[0] >= min_gain, first)
     gain, deviation = response.deviations(columns)
     plateau_draws = [

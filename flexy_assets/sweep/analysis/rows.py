@@ -23,13 +23,21 @@ TARGET_LABELS: Final[dict[str, str]] = METRIC_LABELS | {"overall": "Overall"}
 COLUMN_LABELS: Final[dict[str, str]] = TARGET_LABELS | SETTING_LABELS | {"value": "Value for time"}
 SCORES_TABLE_SCHEMA: Final = pl.Schema(SCORES_SCHEMA)
 
+CONTENT: Final = ("prompt", "seed", "steps", "guidance", *METRIC_LABELS, "elapsed_ms")
+"""What rows are ordered by, so that no draw depends on ids."""
 MIN_IMAGES: Final = 10
 """No model is fitted to fewer images: five folds would hold one image each."""
+REDUNDANT_CORRELATION: Final = 0.9
+"""Metrics that correlate so highly between images measure one thing."""
+LOWEST_MEANS: Final = {name: each.lowest_mean for name, each in METRICS.items() if each.lowest_mean is not None}
+"""Below them, scores were computed with prompts that are not those of the images."""
 NO_GUIDANCE: Final = "the engine has no guidance"
 
 
 def measured_images(scores: pl.DataFrame) -> pl.DataFrame:
-    """Return the columns of `SCORES_TABLE_SCHEMA` in their dtypes, by engine and image; NaN and infinity become null.
+    """Return the columns of `SCORES_TABLE_SCHEMA` in their dtypes; NaN and infinity become null.
+
+    They are ordered by engine and content, so that ids do not matter.
 
     Trials are left out: settings that a person tries until one pleases are not a random sample.
     """
@@ -43,7 +51,7 @@ def measured_images(scores: pl.DataFrame) -> pl.DataFrame:
         .filter(~pl.col("run_id").is_in(trials).fill_null(False))
         .select(pl.col(name).cast(dtype, strict=False) for name, dtype in SCORES_TABLE_SCHEMA.items())
         .with_columns(pl.when(floats.is_finite()).then(floats), pl.col("engine").fill_null("unknown"))
-        .sort("engine", "image_id")
+        .sort("engine", *CONTENT, "image_id")
     )
 
 
@@ -65,22 +73,66 @@ def add_overall(scores: pl.DataFrame) -> pl.DataFrame:
     return measured_images(scores).with_columns(pl.mean_horizontal(*_z_scores()).alias("overall"))
 
 
-def add_weighted_overall(scores: pl.DataFrame, weights: Mapping[str, float] | None) -> pl.DataFrame:
+def add_weighted_overall(scores: pl.DataFrame, shares: Mapping[str, float]) -> pl.DataFrame:
     """Return `measured_images(scores)` with `overall`, the weighted mean of an image's z-scores within its engine.
 
-    Null for an image that lacks a weighted metric which other images of its engine have: a mean over fewer metrics
-    would be another quantity. A constant metric has no weight. Raises `BadInputError` for a weight that is
-    negative or not finite, of an unknown metric, or where all are 0.
+    It is in standard deviations of that mean. Null for an image that lacks a weighted metric which other images of its
+    engine have: a mean over fewer metrics would be another quantity. A constant metric has no weight.
     """
-    weighted_terms, weight_terms = [], []
-    for (metric, share), z in zip(normalize_weights(weights).items(), _z_scores(), strict=True):
-        if share:
+    terms = []
+    for metric, z in zip(METRIC_LABELS, _z_scores(), strict=True):
+        if share := shares.get(metric):
             is_incomplete = pl.col(metric).is_null() & (pl.col(metric).count().over("engine") > 0)
-            weighted_terms.append(pl.when(~is_incomplete).then(z.fill_null(0) * share))
-            weight_terms.append(z.is_not_null().any().over("engine") * share)
-    total = pl.sum_horizontal(*weight_terms)
-    overall = pl.sum_horizontal(*weighted_terms, ignore_nulls=False) / total
-    return measured_images(scores).with_columns(pl.when(total > 0).then(overall).alias("overall"))
+            terms.append(pl.when(~is_incomplete).then(z.fill_null(0) * share))
+    overall = pl.sum_horizontal(*terms, ignore_nulls=False)
+    deviation = overall.std().over("engine")
+    return measured_images(scores).with_columns(pl.when(deviation > 0).then(overall / deviation).alias("overall"))
+
+
+def weigh_metrics(
+    rows: pl.DataFrame, weights: Mapping[str, float] | None = None, suspect: Mapping[str, str] | None = None
+) -> tuple[dict[str, float], list[str]]:
+    """Return each metric's share of one engine's overall score, 1 in total, and what was decided about them.
+
+    Without `weights`, metrics that correlate by `REDUNDANT_CORRELATION` or more share one weight; a metric whose mean
+    is implausibly low, and those of `suspect` with their reason, are left out. Raises `BadInputError` for a weight that
+    is negative or not finite, of an unknown metric, or where all are 0.
+    """
+    if weights:
+        return normalize_weights(weights), []
+    reasons = dict(suspect or {})
+    for metric, lowest in LOWEST_MEANS.items():
+        mean = rows[metric].mean()
+        if isinstance(mean, float) and mean < lowest:
+            reasons[metric] = f"a mean of {mean:.3f} is below {lowest:g}, as with wrong prompts"
+    kept = [metric for metric in METRIC_LABELS if metric not in reasons and rows[metric].count()]
+    if not kept:
+        return normalize_weights(None), []
+    groups: list[list[str]] = []
+    for metric in kept:
+        alike = [group for group in groups if any(_is_redundant(rows, metric, other) for other in group)]
+        groups = [group for group in groups if group not in alike] + [[metric, *(m for group in alike for m in group)]]
+    shares = {metric: 1 / len(groups) / len(group) for group in groups for metric in group}
+    notes = [f"{METRIC_LABELS[metric]} is left out: {reason}; a weight clears it" for metric, reason in reasons.items()]
+    for group in groups:
+        if len(group) > 1:
+            names = " and ".join(METRIC_LABELS[metric] for metric in METRIC_LABELS if metric in group)
+            notes.append(f"{names} share a weight: they correlate by {REDUNDANT_CORRELATION:g} or more")
+    return {metric: shares.get(metric, 0.0) for metric in METRIC_LABELS}, notes
+
+
+def _is_redundant(rows: pl.DataFrame, left: str, right: str) -> bool:
+    """Return whether two metrics are redundant."""
+    both = rows.select(left, right).drop_nulls()
+    value = both.select(pl.corr(left, right)).item() if both.height >= MIN_IMAGES else None
+    return value is not None and value >= REDUNDANT_CORRELATION
+
+
+def describe_shares(shares: Mapping[str, float]) -> str:
+    """Return the metrics that overall is over, with their shares where those differ."""
+    several = len({round(share, 9) for share in shares.values() if share}) > 1
+    terms = [f"{METRIC_LABELS[metric]}{f' × {share:.2g}' * several}" for metric, share in shares.items() if share]
+    return f"over {', '.join(terms)}"
 
 
 def normalize_weights(weights: Mapping[str, float] | None) -> dict[str, float]:

@@ -43,20 +43,11 @@ TIMES_SCHEMA: Final[Schema] = {
     **_strings("note"),
 }
 REGRESSION_SCHEMA: Final[Schema] = {
-    **_strings("engine", "metric", "model"),
+    **_strings("engine", "target", "model"),
     **_integers("n"),
-    **_strings("folds_by"),
-    **_floats("r2", "rmse"),
-    "chosen": pl.Boolean(),
-    "coefficients": pl.List(pl.Struct({"term": pl.String(), "value": pl.Float64()})),
-    **_floats("steps_mean", "steps_std", "guidance_mean", "guidance_std"),
-    **_integers("degree", "steps_degree", "guidance_degree"),
-    **dict.fromkeys(("steps_knots", "guidance_knots"), pl.List(pl.Float64())),
-    **_floats("flat_p", "prompt_share"),
+    **_floats("weight", "r2", "rmse", "flat_p", "prompt_share"),
     **_integers("clusters"),
-    **_strings("clusters_by"),
-    **_integers("band_pieces"),
-    **_strings("note"),
+    **_strings("clusters_by", "note"),
 }
 RESPONSE_SCHEMA: Final[Schema] = {
     **_strings("engine", "target", "curve"),
@@ -86,7 +77,7 @@ SWEET_SPOTS_SCHEMA: Final[Schema] = {
     **_floats("guidance_low", "guidance_high", "region_share"),
     "region": pl.List(pl.Struct({"steps": pl.Int64(), "guidance": pl.Float64()})),
     **_floats("flat_p", "seconds_share", "loss", "loss_high"),
-    **_strings("summary", "note"),
+    **_strings("reason", "summary", "note"),
 }
 PARETO_SCHEMA: Final[Schema] = {
     **_strings("engine", "target"),

@@ -1,6 +1,7 @@
-"""Which settings to use: the region of the best ones, the quickest in it, and the front of quality against time."""
+"""Which settings to use: the quickest as good as the best, the best, the region around, and quality against time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -8,180 +9,241 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from flexy_assets.sweep.analysis.clusters import CONFIDENCE_LEVEL
-from flexy_assets.sweep.analysis.confidence_bands import (
+from flexy_assets.storage.scores import LABEL_MARK
+from flexy_assets.sweep.analysis.response_model import (
     FittedResponse,
     Grid,
     count_images_nearby,
-    fit_responses,
     make_grid,
     tabulate_responses,
 )
-from flexy_assets.sweep.analysis.rows import (
-    METRIC_LABELS,
-    Floats,
-    Row,
-    float_column,
-    join_notes,
-    make_rows,
-    normalize_weights,
-)
+from flexy_assets.sweep.analysis.rows import Floats, Row, join_notes, make_rows
 from flexy_assets.sweep.analysis.schemas import PARETO_SCHEMA, SWEET_SPOTS_SCHEMA
-from flexy_assets.sweep.analysis.times import fit_times
+from flexy_assets.sweep.analysis.times import TimeModel, fit_times
+from resources.models.registry import MODELS
+
+Limits = Mapping[str, tuple[float, float]]
+"""The lowest and the highest `steps` and `guidance` that an engine may be used at; no limit where one is absent."""
+Bools = NDArray[np.bool_]
 
 VALUE_TOLERANCE: Final = 0.1
-"""The loss allowed for the value setting, in standard deviations between images (Cohen's small effect is 0.2)."""
-MAX_LOSS: Final = 1.0
-"""A setting that may lose more standard deviations between images is not recommended."""
+"""The loss allowed for the lead setting, in standard deviations between images (Cohen's small effect is 0.2)."""
+MIN_ADVICE_IMAGES: Final = 40
+MIN_ADVICE_PROMPTS: Final = 3
+MIN_NEARBY_IMAGES: Final = 5
+MAX_REGION_SHARE: Final = 0.5
+"""No setting is named from fewer images, prompts or images nearby, nor where the best may lie in more of the plane."""
 FRONT_STEPS: Final = 12
 FRONT_GUIDANCE: Final = 7
 MIN_FRONT_PROBABILITY: Final = 0.05
 """Points on the front in fewer refits get no row."""
 
 
-def find_sweet_spots(
-    scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
-) -> pl.DataFrame:
-    """Return the best settings for each metric, for the weighted mean of all ("overall") and for the time ("value").
+@dataclass(frozen=True)
+class Advice:
+    """What is advised on a grid of m settings: the indices of `lead` and `best`, and `region` (m,) around the best.
 
-    `steps` and `guidance` are where the expectation is highest on a grid inside the range tried. The true best lies in
-    the `region` 19 times in 20, whatever the noise: a setting is in it unless another is better beyond the bootstrap's
-    largest studentised difference from those that are not clearly worse (a set inverted from tests of moment
-    inequalities: Andrews and Soares 2010). "value" is the quickest setting whose expected loss of overall is at most
-    `VALUE_TOLERANCE`; `loss`, `loss_high` and `seconds_share` compare it with the best, and on the other rows the
-    quickest setting in the region. Without times steps stand in for seconds. A target without a significant response
-    has no setting, and a `note`. Raises `BadInputError` for invalid weights. Returns `SWEET_SPOTS_SCHEMA`, six rows an
-    engine.
+    `reason` says why no setting is named; the others are then undefined.
     """
-    shares = normalize_weights(weights)
-    several = len(set(shares.values())) > 1
-    terms = [f"{METRIC_LABELS[metric]}{f' × {share:.2g}' * several}" for metric, share in shares.items() if share]
-    spots_of = partial(_find_spots, overall_note=f"over {', '.join(terms)}", seed=seed)
-    return tabulate_responses(fit_responses(scores, regression, weights, seed), spots_of, SWEET_SPOTS_SCHEMA)
+
+    lead: int = 0
+    best: int = 0
+    region: Bools | None = None
+    reason: str | None = None
 
 
-def find_pareto_front(
-    scores: pl.DataFrame, regression: pl.DataFrame, weights: Mapping[str, float] | None = None, seed: int = 0
-) -> pl.DataFrame:
+def find_sweet_spots(responses: Iterable[FittedResponse], seed: int = 0) -> pl.DataFrame:
+    """Return the best settings for each metric and for the weighted mean of all ("overall"), and the lead ("value").
+
+    The best is where the low end of the band is highest, on a grid inside the range tried and the engine's `limits`.
+    The `region` are the settings that are not significantly worse (95 %), without isolated ones; `steps_low` to
+    `steps_high` at `guidance_low` to `guidance_high` is its largest rectangle around the row's setting. "value" is the
+    lead: the quickest setting in the region of overall whose low end is within `VALUE_TOLERANCE` standard deviations
+    of the best's. `loss`, `loss_high` and `seconds_share` compare a target's lead with its best. Without times steps
+    stand in for seconds. Where the images cannot carry an answer there is no setting, and a `reason`. Returns
+    `SWEET_SPOTS_SCHEMA`, six rows an engine.
+    """
+    return tabulate_responses(responses, partial(_find_spots, seed=seed), SWEET_SPOTS_SCHEMA)
+
+
+def find_pareto_front(responses: Iterable[FittedResponse], seed: int = 0) -> pl.DataFrame:
     """Return the Pareto front of score and seconds, with each point's probability of being on it.
 
     `on_front` is the front of the expectation. Rows, by seconds, are the points of a coarse grid on the front now or in
     one refit in twenty. Returns `PARETO_SCHEMA`; a target without a front has one row whose `note` says why.
     """
-    responses = fit_responses(scores, regression, weights, seed)
     return tabulate_responses(responses, partial(_find_front, seed=seed), PARETO_SCHEMA)
 
 
-def find_best_region(response: FittedResponse, grid: Grid) -> NDArray[np.bool_]:
-    """Return (a·b,) which grid settings with an image nearby are not significantly different from the best (95 %)."""
-    assert response.fit is not None
-    clusters = response.fit.sample.clusters
-    supported = _find_supported(response, grid)
-    expected, deviation = response.deviations(response.columns(grid.pairs))
-    # Rivals are on every second line of the grid and at the expected best: neighbours carry the same information.
-    a, b = len(grid.steps), len(grid.guidance)
-    on_rival_lines = np.zeros((a, b), dtype=bool)
-    on_rival_lines[np.ix_(_take_every_second(a), _take_every_second(b))] = True
-    best = np.where(supported, expected, -np.inf).argmax()
-    rivals = on_rival_lines.ravel() & supported
-    rivals[best] = True
-    level, margin = clusters.t / clusters.normal, np.sqrt(np.log(clusters.count))
-    in_region = supported.copy()
-    for index in supported.nonzero()[0]:
-        advantage = expected[rivals] - expected[index]
-        difference_draws = deviation[:, rivals] - deviation[:, [index]]
-        error = np.sqrt((difference_draws**2).mean(axis=0))
-        distinct = error > 1e-9 * error.max()
-        if not distinct.any():
-            continue
-        studentized = advantage[distinct] / error[distinct]
-        # Rivals that are clearly worse cannot decide the test of this setting.
-        close = studentized >= min(-margin, studentized.max())
-        largest = (difference_draws[:, distinct][:, close] / error[distinct][close]).max(axis=1)
-        in_region[index] = studentized.max() <= level * np.quantile(largest, CONFIDENCE_LEVEL)
-    in_region[best] = True
-    return in_region
+def describe_advice(spots: pl.DataFrame) -> dict[str, Row]:
+    """Return the overall advice on each engine: `lead`, `best`, `region`, `images`, and `reason` where none is named.
+
+    A setting has `steps`, `guidance`, `predicted`, `low`, `high` and `seconds`; the region the `steps` and `guidance`
+    that hold for it (lowest and highest), and its `share` of what was tried.
+    """
+    advice: dict[str, Row] = {}
+    for engine in spots["engine"].unique(maintain_order=True):
+        rows = {row["target"]: row for row in spots.filter(engine=engine).iter_rows(named=True)}
+        lead, best = (
+            {name: rows[target][name] for name in ("steps", "guidance", "predicted", "low", "high", "seconds")}
+            for target in ("value", "overall")
+        )
+        row = rows["value"]
+        region = {name: [row[f"{name}_low"], row[f"{name}_high"]] for name in ("steps", "guidance")}
+        named = row["steps"] is not None
+        advice[engine] = {
+            "lead": lead if named else None,
+            "best": best if named else None,
+            "region": region | {"share": row["region_share"]} if named else None,
+            "images": row["n"],
+            "reason": row["reason"],
+        }
+    return advice
 
 
-def _find_supported(response: FittedResponse, grid: Grid) -> NDArray[np.bool_]:
-    """Return (a·b,) which grid settings have an image nearby: elsewhere a fit is an extrapolation."""
+def find_limits(engine: str) -> Limits:
+    """Return what the registry says of an engine, labelled or not."""
+    entry = MODELS.get(engine.partition(LABEL_MARK)[0])
+    bounds = {"steps": entry.steps_range, "guidance": entry.guidance_range} if entry else {}
+    return {name: values for name, values in bounds.items() if values}
+
+
+def advise(response: FittedResponse, grid: Grid, columns: Floats, cost: Floats, limits: Limits) -> Advice:
+    """Return the advice on a fitted response; `columns` (m, p) and `cost` (m,) are those of the grid's settings."""
+    prompts = int(response.sample.clusters.prompts.max()) + 1
+    if response.rows.height < MIN_ADVICE_IMAGES:
+        return Advice(reason=f"too few images ({response.rows.height}; {MIN_ADVICE_IMAGES} needed)")
+    if prompts < MIN_ADVICE_PROMPTS:
+        return Advice(reason=f"too few prompts ({prompts}; {MIN_ADVICE_PROMPTS} needed)")
+    if response.flat:
+        return Advice(reason=response.flat)
     steps, guidance = grid.flat()
-    return count_images_nearby(response.rows, steps, guidance if grid.guided else None) > 0
+    nearby = count_images_nearby(response.rows, steps, guidance if grid.guided else None)
+    allowed = _find_allowed(grid, limits)
+    known, near = allowed & (nearby > 0), allowed & (nearby >= MIN_NEARBY_IMAGES)
+    if not near.any():
+        where = "any setting" if allowed.all() else "any setting that the engine may be used at"
+        return Advice(reason=f"too few images near {where}")
+    _, low, _ = response.bands(columns)
+    best = int(np.where(near, low, -np.inf).argmax())
+    region = known & _find_equals(response, columns, best)
+    share = float((region | (allowed & ~known)).sum() / allowed.sum())
+    if share > MAX_REGION_SHARE:
+        return Advice(
+            reason=f"the images hardly tell settings apart: the best may lie in {share:.0%} of what was tried"
+        )
+    tolerance = VALUE_TOLERANCE * response.deviation
+    lead = _find_cheapest(region & near & (low >= low[best] - tolerance), cost, low)
+    region &= _has_neighbour(region, grid)
+    region[[lead, best]] = True
+    return Advice(lead, best, region)
 
 
-def _take_every_second(count: int) -> list[int]:
-    """Return every second index and the last; all of up to four."""
-    return sorted({*range(0, count, 2 if count > 4 else 1), count - 1})
+def _find_allowed(grid: Grid, limits: Limits) -> Bools:
+    """Return (m,) which settings of a grid the engine may be used at."""
+    allowed = np.ones(len(grid.steps) * len(grid.guidance), dtype=bool)
+    for name, values in zip(("steps", "guidance"), grid.flat(), strict=True):
+        low, high = limits.get(name, (-np.inf, np.inf))
+        allowed &= (values >= low) & (values <= high)
+    return allowed
 
 
-def _find_spots(response: FittedResponse, overall_note: str, seed: int) -> list[Row]:
+def _find_equals(response: FittedResponse, columns: Floats, best: int) -> Bools:
+    """Return (m,) which settings are not significantly worse than the best."""
+    loss, deviation = response.deviations(columns[best] - columns)
+    return np.asarray(loss <= response.sample.clusters.t * np.sqrt((deviation**2).mean(axis=0)))
+
+
+def _find_cheapest(among: Bools, cost: Floats, low: Floats) -> int:
+    """Return the cheapest of them; of equals the one with the highest low end."""
+    return int(np.lexsort((-low, np.where(among, cost, np.inf)))[0])
+
+
+def _has_neighbour(region: Bools, grid: Grid) -> Bools:
+    """Return (m,) whether one of the eight settings around each one is in the region."""
+    padded = np.pad(region.reshape(len(grid.steps), len(grid.guidance)).astype(int), 1)
+    around = sum(np.roll(padded, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)) - padded
+    return np.asarray(around[1:-1, 1:-1].ravel() > 0)
+
+
+def _find_rectangle(region: Bools, grid: Grid, index: int) -> Row:
+    """Return the ranges of the largest rectangle inside the region that contains the setting of the index."""
+    inside: Bools = region.reshape(len(grid.steps), len(grid.guidance))
+    row, column = divmod(index, len(grid.guidance))
+    best, size = (row, row, column, column), 0
+    for top in range(row + 1):
+        for bottom in range(row, len(grid.steps)):
+            filled: Bools = np.logical_and.reduce(inside[top : bottom + 1])
+            if not filled[column]:
+                continue
+            left = column - int(np.append(~filled[:column][::-1], True).argmax())
+            right = column + int(np.append(~filled[column + 1 :], True).argmax())
+            if (area := (bottom - top + 1) * (right - left + 1)) > size:
+                best, size = (top, bottom, left, right), area
+    top, bottom, left, right = best
+    ranges: Row = {"steps_low": int(grid.steps[top]), "steps_high": int(grid.steps[bottom])}
+    if grid.guided:
+        ranges |= {"guidance_low": grid.guidance[left], "guidance_high": grid.guidance[right]}
+    return ranges
+
+
+def _find_spots(response: FittedResponse, seed: int) -> list[Row]:
     """Return the rows of a target: of "overall" the second is that of "value"."""
-    of_target = overall_note if response.target == "overall" else None
-    shared: Row = {"n": response.rows.height, "flat_p": response.flat_p}
-    spots = _find_best_and_value(response, seed) if response.moves else [({}, response.flat)] * 2
-    best, value = (shared | spot | {"note": join_notes(of_target, note, response.note)} for spot, note in spots)
-    return [best, value | {"target": "value"}] if of_target else [best]
+    shared: Row = {"n": response.rows.height, "flat_p": response.flat_p, "note": response.note}
+    rows = [shared | row for row in _find_best_and_lead(response, find_limits(response.engine), seed)]
+    return [rows[0], rows[1] | {"target": "value"}] if response.target == "overall" else rows[:1]
 
 
-def _find_best_and_value(response: FittedResponse, seed: int) -> list[tuple[Row, str | None]]:
-    """Return the best setting and the quickest that is nearly as good, each with a note."""
-    grid = make_grid(response.rows)
+def _find_best_and_lead(response: FittedResponse, limits: Limits, seed: int) -> list[Row]:
+    if not response.models:
+        return [{"reason": response.note}] * 2
+    grid, time_model = make_grid(response.rows), fit_times(response.rows, seed)
     steps, guidance = grid.flat()
     columns = response.columns(grid.pairs)
+    cost = time_model.predict(steps, guidance) if time_model else steps
+    advice = advise(response, grid, columns, cost, limits)
+    if advice.region is None:
+        return [{"reason": advice.reason, "note": join_notes(advice.reason, response.note)}] * 2
     expected, low, high = response.bands(columns)
-    supported = _find_supported(response, grid)
-    best_index = int(np.where(supported, expected, -np.inf).argmax())
-    in_region = find_best_region(response, grid)
-    in_region[best_index] = True
-    time_model = fit_times(response.rows, seed)
-    seconds = time_model.predict(steps, guidance) if time_model else None
-    cost = steps if seconds is None else seconds
+    seconds = cost if time_model else None
     settings = make_rows({"steps": steps.astype(np.int64), "guidance": guidance if grid.guided else None})
     predictions = make_rows({"predicted": expected, "low": low, "high": high, "seconds": seconds})
-
-    def find_quickest(among: NDArray[np.bool_]) -> int:
-        """Return the cheapest of them; of equals the best."""
-        return int(np.lexsort((-expected, np.where(among, cost, np.inf)))[0])
-
-    def compare_with_best(index: int, tolerance: str = "") -> Row:
-        """Return what a quicker setting saves and may lose; `tolerance` is what it is allowed to lose."""
-        loss, _, most = response.bands((columns[best_index] - columns[index])[None, :])
-        time_share = float(cost[index] / cost[best_index]) if cost[best_index] > 0 else None
-        row: Row = {"loss": float(loss[0]), "loss_high": float(most[0]), "seconds_share": time_share}
-        best, quick = (_format_setting(settings[place]) for place in (best_index, index))
-        cost_name = "time" if time_model else "steps"
-        return row | {"summary": _summary_sentence(response, best, quick, row, cost_name, tolerance)}
-
-    extent: Row = {"steps_low": steps[in_region].min(), "steps_high": steps[in_region].max()}
-    if grid.guided:
-        extent |= {"guidance_low": guidance[in_region].min(), "guidance_high": guidance[in_region].max()}
-    extent |= {"region_share": in_region.mean(), "region": [settings[i] for i in in_region.nonzero()[0]]}
+    share = float(advice.region.sum() / _find_allowed(grid, limits).sum())
+    region: Row = {"region_share": share, "region": [settings[i] for i in advice.region.nonzero()[0]]}
+    best, lead = (
+        settings[index] | predictions[index] | region | _find_rectangle(advice.region, grid, index)
+        for index in (advice.best, advice.lead)
+    )
+    loss, _, loss_high = response.bands((columns[advice.best] - columns[advice.lead])[None, :])
+    compared: Row = {"loss": float(loss[0]), "loss_high": float(loss_high[0])}
+    if best["steps"] and cost[advice.best] > 0:
+        compared["seconds_share"] = float(cost[advice.lead] / cost[advice.best])
+    compared["summary"] = _summary_sentence(response, best, lead, compared, time_model)
     edges = [
         f"at the edge of the {name} tried"
         for name, axis in (("steps", steps), ("guidance", guidance))
-        if axis.min() < axis.max() and axis[best_index] in (axis.min(), axis.max())
+        if axis.min() < axis.max() and axis[advice.best] in (axis.min(), axis.max())
     ]
-    if grid.guided and guidance[best_index] <= 1:
+    if grid.guided and guidance[advice.best] <= 1:
         edges.append("guidance of 1 or less is one setting: off")
-    value_index = find_quickest(supported & (expected >= expected[best_index] - VALUE_TOLERANCE))
-    best, value = (settings[place] | predictions[place] | extent for place in (best_index, value_index))
-    best |= compare_with_best(find_quickest(in_region))
-    value |= compare_with_best(value_index, f"within {VALUE_TOLERANCE} SD")
-    return [(best, join_notes(*edges)), (value, None)]
+    top = int(low.argmax())
+    if not _find_allowed(grid, limits)[top]:
+        edges.append(f"outside the engine's range {_format_setting(settings[top])} may be better")
+    note = join_notes(*edges, response.note)
+    return [best | compared | {"note": note}, lead | compared]
 
 
-def _summary_sentence(response: FittedResponse, best: str, quick: str, row: Row, cost: str, tolerance: str) -> str:
+def _summary_sentence(
+    response: FittedResponse, best: Row, lead: Row, compared: Row, time_model: TimeModel | None
+) -> str:
     unit = " SD" if response.target == "overall" else ""
-    deviation = 1.0 if unit else float(np.std(float_column(response.rows, response.target)))
-    loss, loss_high = (f"{max(row[name], 0):.2g}{unit}" for name in ("loss", "loss_high"))
-    saving = "" if row["seconds_share"] is None else f", at {row['seconds_share']:.0%} of its {cost}"
-    if best == quick:
-        return f"no quicker setting {f'is expected {tolerance} of' if tolerance else 'is as good as'} {best}"
-    if row["loss_high"] > MAX_LOSS * deviation:
-        return f"too few images to compare {quick} with {best}: the loss may exceed {MAX_LOSS:g} SD"
-    if tolerance:
-        return f"{quick}: expected loss {loss} against {best} (95 %: at most {loss_high}){saving}"
-    return f"{quick}: not significantly different from {best} (95 %: at most {loss_high} worse){saving}"
+    loss, loss_high = (f"{max(compared[name], 0):.2g}{unit}" for name in ("loss", "loss_high"))
+    quick, slow = _format_setting(lead), _format_setting(best)
+    if quick == slow:
+        return f"no quicker setting is as good as {slow}"
+    share = compared.get("seconds_share")
+    saving = "" if share is None else f", at {share:.0%} of its {'time' if time_model else 'steps'}"
+    return f"{quick}: expected loss {loss} against {slow} (95 %: at most {loss_high}){saving}"
 
 
 def _format_setting(setting: Row) -> str:
@@ -189,7 +251,7 @@ def _format_setting(setting: Row) -> str:
 
 
 def _find_front(response: FittedResponse, seed: int) -> list[Row]:
-    if response.fit is None:
+    if not response.models:
         return [{"note": response.note}]
     time_model = fit_times(response.rows, seed)
     grid = make_grid(response.rows)

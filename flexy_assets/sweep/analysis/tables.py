@@ -8,8 +8,13 @@ import polars as pl
 
 from flexy_assets.sweep.analysis.comparison import compare_groups
 from flexy_assets.sweep.analysis.correlations import correlate_metrics, principal_components
-from flexy_assets.sweep.analysis.model_selection import fit_models
-from flexy_assets.sweep.analysis.response import diminishing_returns_table, effects_table, response_table
+from flexy_assets.sweep.analysis.response import (
+    diminishing_returns_table,
+    effects_table,
+    regression_table,
+    response_table,
+)
+from flexy_assets.sweep.analysis.response_model import fit_responses
 from flexy_assets.sweep.analysis.sweet_spots import find_pareto_front, find_sweet_spots
 from flexy_assets.sweep.analysis.times import times_table
 
@@ -37,18 +42,18 @@ class AnalysisTables:
         least_gain: Mapping[str, float] | None = None,
     ) -> Self:
         """Compute every table from the scores."""
-        models = fit_models(scores)
+        responses = fit_responses(scores, weights)
         return cls(
             correlations=correlate_metrics(scores),
             components=principal_components(scores),
             times=times_table(scores),
-            regression=models,
-            response=response_table(scores, models, weights),
-            effects=effects_table(scores, models, weights),
-            returns=diminishing_returns_table(scores, models, weights, least_gain),
-            front=find_pareto_front(scores, models, weights),
-            spots=find_sweet_spots(scores, models, weights),
-            comparison=compare_groups(scores, models, weights),
+            regression=regression_table(responses),
+            response=response_table(responses),
+            effects=effects_table(responses),
+            returns=diminishing_returns_table(responses, least_gain),
+            front=find_pareto_front(responses),
+            spots=find_sweet_spots(responses),
+            comparison=compare_groups(scores, responses),
         )
 
     def of_engine(self, engine: str) -> Self:

@@ -62,7 +62,11 @@ def fit_times(rows: pl.DataFrame, seed: int = 0) -> TimeModel | None:
     bootstrap_weights = np.random.default_rng(seed).exponential(size=(BOOTSTRAP_DRAWS, pools.max() + 1))
     coefficients, refits = np.zeros(3), np.zeros((BOOTSTRAP_DRAWS, 3))
     coefficients[used] = _weighted_fit(columns[:, used], seconds, weights)
-    refits[:, used] = [_weighted_fit(columns[:, used], seconds, weights * drawn[pools]) for drawn in bootstrap_weights]
+    grams = np.zeros((pools.max() + 1, len(used), len(used) + 1))
+    with_seconds = np.column_stack([columns[:, used], seconds])
+    np.add.at(grams, pools, (columns[:, used] * weights[:, None])[:, :, None] * with_seconds[:, None, :])
+    drawn = np.tensordot(bootstrap_weights, grams, axes=1)
+    refits[:, used] = np.einsum("dij,dj->di", np.linalg.pinv(drawn[:, :, :-1], hermitian=True), drawn[:, :, -1])
     outliers = int((np.abs(residuals) > OUTLIER * scale).sum()) if scale > 0 else 0
     if outliers:
         notes.append(f"{outliers} outlying times count less")

@@ -123,7 +123,7 @@ def _sweet_spot_rows(tables: analysis.AnalysisTables) -> tuple[list[Row], list[s
     """Return the rows of `spots` with ranges as text and the R² of their models, and the notes that all rows share."""
     notes = [note.split("; ") for note in tables.spots.drop_nulls("steps")["note"].fill_null("")]
     common = [note for note in notes[0] if note and all(note in others for others in notes)] if notes else []
-    r2 = dict(tables.regression.filter("chosen").select("metric", "r2").iter_rows())
+    r2 = dict(tables.regression.filter(model="average").select("target", "r2").iter_rows())
     rows = _without_notes(tables.spots, common)
     for row in rows:
         steps_range = "" if row["steps"] is None else summary.format_span(str(row["steps_low"]), str(row["steps_high"]))
@@ -141,11 +141,11 @@ def _without_notes(table: pl.DataFrame, common: Sequence[str]) -> list[Row]:
 
 
 def _regression_rows(regression: pl.DataFrame) -> list[Row]:
-    """Return one row per metric: the R² of each model, and the selected model."""
+    """Return one row per target: the R² and the weight of each form, and the R² of their average."""
     rows = []
-    for _, models in regression.group_by("metric", maintain_order=True):
-        r2 = dict(models.select("model", "r2").iter_rows())
-        rows.append(models.row(by_predicate=pl.col("chosen"), named=True) | {"r2": r2})
+    for _, models in regression.group_by("target", maintain_order=True):
+        named = {row["model"]: row for row in models.iter_rows(named=True)}
+        rows.append(named["average"] | {"models": named})
     return rows
 
 

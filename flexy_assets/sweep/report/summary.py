@@ -26,38 +26,38 @@ Row = dict[str, Any]
 
 
 def summarize_sweep(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list[Markup]:
-    """Return two to four sentences: the best setting, the best value for time, and the strength of the evidence."""
+    """Return the answer in sentences: the setting to use, the best, what is as good, and the strength of the evidence.
+
+    Where the images cannot carry an answer, the first says so and why.
+    """
     rows = {row["target"]: row for row in spots.iter_rows(named=True)}
-    selected = {row["metric"]: row for row in regression.filter("chosen").iter_rows(named=True)}
-    best, value = rows.get("overall"), rows.get("value")
-    tested = [metric for metric, row in selected.items() if row["r2"] is not None]
-    if best is None or value is None or best["steps"] is None:
-        if not tested:
-            return [Markup("<strong>No advice yet:</strong> there are too few scored images, or no score varies.")]
-        text = Markup(
-            "<strong>No setting stands out.</strong> {} show no significant dependence on {}: "
-            "no setting is significantly better than the quickest."
-        )
-        return [text.format(join_words([METRIC_LABELS[metric] for metric in tested]), settings)]
-    text = Markup("Best overall: <strong>{}</strong>{}; not significantly different from {} (95 %, {} images{}).")
-    region = "" if best["region_share"] is None else f", {best['region_share']:.0%} of what was tried"
-    duration, images = _duration(best["seconds"]), f"{best['n']:,}"
-    sentences = [text.format(format_setting(best), duration, format_region(best), images, region)]
-    if (value["steps"], value["guidance"]) == (best["steps"], best["guidance"]):
-        sentences.append(Markup("No quicker setting is expected within {} SD of it.").format(VALUE_TOLERANCE))
+    average = {row["target"]: row for row in regression.filter(model="average").iter_rows(named=True)}
+    best, lead = rows.get("overall"), rows.get("value")
+    if best is None or lead is None:
+        return [Markup("<strong>No setting is named:</strong> there is no image.")]
+    left_out = [Markup("{}.").format(note) for note in (best["note"] or "").split("; ") if "is left out: " in note]
+    if best["steps"] is None:
+        text = Markup("<strong>No setting is named:</strong> {}.")
+        return [text.format(best["reason"] or "nothing could be fitted"), *left_out]
+    text = Markup("Use <strong>{}</strong>{}: the quickest setting as good as the best ({:,} images, within {} SD).")
+    sentences = [text.format(format_setting(lead), _duration(lead["seconds"]), lead["n"], VALUE_TOLERANCE)]
+    if (lead["steps"], lead["guidance"]) == (best["steps"], best["guidance"]):
+        sentences.append(Markup("It is also the best."))
     else:
-        saved = 1 - value["seconds"] / best["seconds"] if value["seconds"] and best["seconds"] else None
         sentences.append(
-            Markup("Best value: <strong>{}</strong>{}{}, expected within {} SD of the best{}.").format(
-                format_setting(value),
-                _duration(value["seconds"]),
-                f", {saved:.0%} less time" if saved else "",
-                VALUE_TOLERANCE,
-                f" (at most {format_number(value['loss_high'], 2)} below)" if value["loss_high"] is not None else "",
+            Markup("The best is <strong>{}</strong>{}, expected {} SD better (95 %: at most {}).").format(
+                format_setting(best),
+                _duration(best["seconds"]),
+                *(format_number(max(lead[name], 0), 2) for name in ("loss", "loss_high")),
             )
         )
-    moving = {metric: row["r2"] for metric, row in selected.items() if row["model"] != "mean"}
-    flat = [METRIC_LABELS[metric] for metric in tested if metric not in moving]
+    text = Markup("Not significantly different: all of {}; in all {:.0%} of what was tried (95 %).")
+    sentences.append(text.format(format_region(lead), lead["region_share"]))
+    explained = {
+        metric: row["r2"] for metric, row in average.items() if metric in METRIC_LABELS and row["r2"] is not None
+    }
+    moving = {metric: r2 for metric, r2 in explained.items() if (average[metric]["flat_p"] or 0) < SIGNIFICANCE_LEVEL}
+    flat = [METRIC_LABELS[metric] for metric in explained if metric not in moving]
     shares = join_words([f"{max(r2, 0):.0%} ({METRIC_LABELS[metric]})" for metric, r2 in moving.items()])
     weak = max(moving.values(), default=0) < LOW_R2
     sentences.append(
@@ -72,7 +72,8 @@ def summarize_sweep(spots: pl.DataFrame, regression: pl.DataFrame, settings: str
     # Guidance cannot be lower than off.
     if "edge of the steps" in note or ("edge of the guidance" in note and not off):
         sentences.append(Markup("The best lies at the edge of what was tried: a wider sweep may find better."))
-    return sentences
+    outside = [part for part in note.split("; ") if part.startswith("outside the engine's range")]
+    return sentences + [Markup("{}.").format(part.capitalize()) for part in outside] + left_out
 
 
 def list_shortfalls(
@@ -113,8 +114,8 @@ def _engine_shortfalls(rows: pl.DataFrame, correlations: pl.DataFrame, regressio
         if rows[metric].count() and rows[metric].n_unique() - (rows[metric].null_count() > 0) == 1:
             value = format_number(rows[metric].drop_nulls()[0])
             yield f"{label} is the same for every image ({value}): it ranks no image."
-    unfitted = regression.filter(pl.col("chosen") & pl.col("r2").is_null())
-    for reason, metrics in _by_note(unfitted, "metric").items():
+    unfitted = regression.filter(pl.col("r2").is_null(), pl.col("target").is_in(list(METRIC_LABELS)), model="average")
+    for reason, metrics in _by_note(unfitted, "target").items():
         yield f"no model of {join_words(metrics)}, and no sweet spot: {reason}."
     uncorrelated = correlations.filter(pl.col("spearman").is_null())
     for reason, lefts in _by_note(uncorrelated, "left").items():

@@ -11,6 +11,7 @@ METRICS = (
         high=1,
         column=True,
         scorer="hps",
+        lowest_mean=0.2,
         order=3,
     ),
 )

@@ -232,25 +232,25 @@ def measure_cost(rows: int) -> dict[str, float]:
         aes_v2_score=pl.Series(noise[0]), hps_v2_score=pl.col("clip_score") + pl.Series(0.02 * noise[1])
     )
     tables: dict[str, pl.DataFrame] = {}
-    figures: dict[str, float] = {}
+    responses, seconds = timed(lambda: analysis.fit_responses(scores))
+    figures = {"fit": seconds}
 
-    def measure(name: str, function: Callable[..., pl.DataFrame], *arguments: pl.DataFrame) -> pl.DataFrame:
+    def measure(name: str, function: Callable[..., pl.DataFrame], *arguments: Any) -> None:
         tables[name], figures[name] = timed(lambda: function(*arguments))
-        return tables[name]
 
-    models = measure("regression", analysis.fit_models, scores)
     measure("correlations", analysis.correlate_metrics, scores)
     measure("components", analysis.principal_components, scores)
     measure("times", analysis.times_table, scores)
-    measure("response", analysis.response_table, scores, models)
-    measure("effects", analysis.effects_table, scores, models)
-    measure("returns", analysis.diminishing_returns_table, scores, models)
-    measure("front", analysis.find_pareto_front, scores, models)
-    measure("spots", analysis.find_sweet_spots, scores, models)
-    measure("comparison", analysis.compare_groups, scores, models)
+    measure("regression", analysis.regression_table, responses)
+    measure("response", analysis.response_table, responses)
+    measure("effects", analysis.effects_table, responses)
+    measure("returns", analysis.diminishing_returns_table, responses)
+    measure("front", analysis.find_pareto_front, responses)
+    measure("spots", analysis.find_sweet_spots, responses)
+    measure("comparison", analysis.compare_groups, scores, responses)
+    figures["all tables, s"] = sum(figures.values())
     report = partial(build.render_sweep_report, scores, analysis.AnalysisTables(**tables), {})
     figures["report"] = timed(report)[1]
-    figures["all, s"] = sum(figures.values())
     return figures | {"memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from flexy_assets.sweep.analysis.rows import add_weighted_overall, effective_guidance, float_column
+from flexy_assets.sweep.analysis.rows import add_weighted_overall, effective_guidance, float_column, weigh_metrics
 from flexy_assets.sweep.plan import Extension, Floats, SettingRange, Sweep
 from resources.errors import BadInputError
 
@@ -53,7 +53,7 @@ def extend_sweep(
     if not 1 <= images <= MAX_EXTENSION:
         raise BadInputError(f"invalid images {images}: must be from 1 to {MAX_EXTENSION:,}")
     name = sweep.run_id.hex[:8]
-    scored = add_weighted_overall(scores, weights).drop_nulls(["overall", "steps", "prompt"])
+    scored = add_weighted_overall(scores, weigh_metrics(scores, weights)[0]).drop_nulls(["overall", "steps", "prompt"])
     if sweep.guidance:
         scored = scored.drop_nulls("guidance")
     if scored.height < MIN_SCORED:

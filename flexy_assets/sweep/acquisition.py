@@ -1,10 +1,11 @@
 """The next images of a sweep: the settings that tell most about which are best.
 
-The overall score is a Gaussian process over log2 steps and log2 guidance (Matérn 5/2, a length an axis) plus an
-intercept for each prompt and for each pair of prompt and seed, averaged over its hyperparameters by their evidence. The
-process is reduced to inducing points on a grid (Quiñonero-Candela and Rasmussen 2005), so that it takes seconds at
-10,000 images. Images are chosen one by one: each reduces most the variance of the differences between the settings and
-the best of them, weighted by how likely each is to be the best (Cohn 1996, with the weights of Thompson sampling).
+The overall score is a Gaussian process over log2 steps and log2 guidance (Matérn 5/2, a length an axis), plus an
+intercept for each prompt, plus for each pair of prompt and seed an intercept and a process of its own: at settings
+that are close, one seed's images are alike. It is averaged over hyperparameters by their evidence, and reduced to
+inducing points on a grid (Quiñonero-Candela and Rasmussen 2005), so that it takes seconds at 10,000 images. Images are
+chosen one by one: each reduces most the variance of the differences between the settings and the best of them, weighted
+by how likely each is to be the best (Cohn 1996, with the weights of Thompson sampling).
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,12 @@ LENGTHS: Final = (0.2, 0.35, 0.6, 1.0, 1.7)
 SIGNALS: Final = np.geomspace(0.003, 30, 13)
 """Variances of the process, in those of an image's own noise."""
 INTERCEPTS: Final = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Variances of the intercepts, in the same."""
+"""Variances of a prompt's intercept, and of what is a pair's, in the same."""
+PAIR_INTERCEPTS: Final = (1.0, 0.7, 0.4, 0.1)
+"""The intercept's share of a pair's variance; the rest is its process."""
+PAIR_LENGTH: Final = 0.6
+MAX_PAIR: Final = 50
+"""Images of one pair beyond which it has an intercept alone."""
 MIN_WEIGHT: Final = 0.002
 
 
@@ -52,6 +58,16 @@ def extend_sweep(
     """
     if not 1 <= images <= MAX_EXTENSION:
         raise BadInputError(f"invalid images {images}: must be from 1 to {MAX_EXTENSION:,}")
+    cells, posterior = fit_sweep(sweep, scores, weights)
+    chosen = choose_cells(posterior, images, sweep.pair_size, np.random.default_rng([sweep.seed, target]))
+    extension = Extension(target, tuple(cells[cell] for cell in chosen))
+    return replace(sweep, extensions=(*sweep.extensions, extension))
+
+
+def fit_sweep(
+    sweep: Sweep, scores: pl.DataFrame, weights: Mapping[str, float] | None = None
+) -> tuple[list[tuple[int, float | None]], "Posterior"]:
+    """Return the settings to choose from and what the scores say of them; raises as `extend_sweep`."""
     name = sweep.run_id.hex[:8]
     scored = add_weighted_overall(scores, weigh_metrics(scores, weights)[0]).drop_nulls(["overall", "steps", "prompt"])
     if sweep.guidance:
@@ -70,10 +86,7 @@ def extend_sweep(
     settings = _coordinates(float_column(scored, "steps"), float_column(scored, "guidance"), axes)
     steps, guidance = np.array(cells, dtype=np.float64).T
     places = _coordinates(steps, guidance, axes)
-    posterior = fit_process(settings, float_column(scored, "overall"), prompts, pairs, places)
-    chosen = choose_cells(posterior, images, sweep.pair_size, np.random.default_rng([sweep.seed, target]))
-    extension = Extension(target, tuple(cells[cell] for cell in chosen))
-    return replace(sweep, extensions=(*sweep.extensions, extension))
+    return cells, fit_process(settings, float_column(scored, "overall"), prompts, pairs, places)
 
 
 def candidate_settings(sweep: Sweep) -> list[tuple[int, float | None]]:
@@ -118,12 +131,12 @@ def _coordinates(steps: ArrayLike, guidance: ArrayLike, axes: list[tuple[int, fl
 class Posterior:
     """What is known of the expected score at m cells.
 
-    `parts` are the hyperparameters' weights with mean (m,) and root (m, k) of the covariance; `pair_variance` is a
-    pair's intercept's, `noise` that of an image's own noise.
+    `parts` are the hyperparameters' weights with mean (m,) and root (m, k) of the covariance; `of_pair` (m, m) is the
+    covariance of what is a pair's, `noise` the variance of an image's own noise.
     """
 
     parts: list[tuple[float, Floats, Floats]]
-    pair_variance: float
+    of_pair: Floats
     noise: float
 
     @cached_property
@@ -152,17 +165,14 @@ def fit_process(settings: Floats, y: Floats, prompts: Ints, pairs: Ints, cells: 
     """Return the posterior at cells (m, d) from y (n,) at settings (n, d), both from 0 to 1."""
     scale = float(y.std()) or 1.0
     z = (y - y.mean()) / scale
-    pair_ratios, prompt_ratios = (INTERCEPTS if _repeats(labels) else (0.0,) for labels in (pairs, prompts))
     features, _ = _features(settings, cells, np.full(settings.shape[1], 0.5))
-    evidences = {
-        ratios: _Regression.of(features, z, pairs, prompts, *ratios).evidences.max()
-        for ratios in product(pair_ratios, prompt_ratios)
-    }
-    ratios = max(evidences, key=lambda each: evidences[each])
+    kernel = PairKernel(settings, pairs, prompts)
+    evidences = {each: _Regression.of(features, z, kernel, *each).evidences.max() for each in kernel.choices()}
+    choice = max(evidences, key=lambda each: evidences[each])
     fits = []
     for lengths in product(LENGTHS, repeat=settings.shape[1]):
         features, at_cells = _features(settings, cells, np.array(lengths))
-        fits.append((at_cells, _Regression.of(features, z, pairs, prompts, *ratios)))
+        fits.append((at_cells, _Regression.of(features, z, kernel, *choice)))
     logs = np.array([fit.evidences for _, fit in fits])
     weights = np.exp(logs - logs.max())
     weights /= weights.sum()
@@ -175,11 +185,62 @@ def fit_process(settings: Floats, y: Floats, prompts: Ints, pairs: Ints, cells: 
         mean, root, variance = fit.predict(at_cells, SIGNALS[signal])
         parts.append((weight, y.mean() + scale * mean, scale * root))
         noise += weight * variance * scale**2
-    return Posterior(parts, ratios[0] * noise, noise)
+    ratio, share, _ = choice
+    return Posterior(parts, noise * pair_covariance(cells, cells, ratio, share), noise)
 
 
 def _repeats(labels: Ints) -> bool:
     return 1 < labels.max() + 1 < len(labels)
+
+
+def pair_covariance(left: Floats, right: Floats, ratio: float, share: float) -> Floats:
+    """Return (…, n, m) the covariance of what is a pair's, `ratio` its variance and `share` its intercept's of that."""
+    return ratio * (share + (1 - share) * _matern(left, right, np.full(left.shape[-1], PAIR_LENGTH)))
+
+
+@dataclass(frozen=True)
+class PairKernel:
+    """The covariance of images that share prompt and seed, or prompt alone, at settings (n, d)."""
+
+    settings: Floats
+    pairs: Ints
+    prompts: Ints
+
+    def choices(self) -> list[tuple[float, float, float]]:
+        """Return hyperparameters: a pair's variance, its intercept's share of that, and a prompt's variance."""
+        of_pair = [(0.0, 1.0)]
+        if _repeats(self.pairs):
+            shares = PAIR_INTERCEPTS if np.bincount(self.pairs).max() <= MAX_PAIR else (1.0,)
+            of_pair += product(INTERCEPTS[1:], shares)
+        prompt_ratios = INTERCEPTS[::2] if _repeats(self.prompts) else (0.0,)
+        return [(*each, ratio) for each, ratio in product(of_pair, prompt_ratios)]
+
+    def whiten(self, columns: Floats, ratio: float, share: float, prompt_ratio: float) -> tuple[Floats, float]:
+        """Return the columns (n, p) whitened, and half the log determinant of the covariance.
+
+        The last column is 1 everywhere.
+        """
+        change = 0.0
+        if share < 1:
+            columns, change = self._whiten_blocks(columns, ratio, share)
+        elif ratio:
+            columns, change = _whiten(columns, self.pairs, ratio)
+        if prompt_ratio:
+            columns, more = _whiten(columns, self.prompts, prompt_ratio)
+            change += more
+        return columns, change
+
+    def _whiten_blocks(self, columns: Floats, ratio: float, share: float) -> tuple[Floats, float]:
+        order, sizes = np.argsort(self.pairs, kind="stable"), np.bincount(self.pairs)
+        ends = np.cumsum(sizes)
+        whitened, change = np.empty_like(columns), 0.0
+        for size in np.unique(sizes):
+            rows = order[(ends[sizes == size] - size)[:, None] + np.arange(size)]
+            covariance = pair_covariance(self.settings[rows], self.settings[rows], ratio, share)
+            roots = np.linalg.cholesky(covariance + np.eye(size))
+            whitened[rows] = np.linalg.solve(roots, columns[rows])
+            change += float(np.log(np.diagonal(roots, axis1=1, axis2=2)).sum())
+        return whitened, change
 
 
 def _features(settings: Floats, cells: Floats, lengths: Floats) -> tuple[Floats, Floats]:
@@ -192,7 +253,7 @@ def _features(settings: Floats, cells: Floats, lengths: Floats) -> tuple[Floats,
 
 
 def _matern(left: Floats, right: Floats, lengths: Floats) -> Floats:
-    distance = np.sqrt(5 * (((left[:, None] - right[None]) / lengths) ** 2).sum(axis=-1))
+    distance = np.sqrt(5 * (((left[..., :, None, :] - right[..., None, :, :]) / lengths) ** 2).sum(axis=-1))
     return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
 
 
@@ -208,15 +269,8 @@ class _Regression:
     log_determinant: float
 
     @classmethod
-    def of(
-        cls, features: Floats, y: Floats, pairs: Ints, prompts: Ints, pair_ratio: float, prompt_ratio: float
-    ) -> "_Regression":
-        columns = np.column_stack([features, y, np.ones(len(y))])
-        log_determinant = 0.0
-        for labels, ratio in ((pairs, pair_ratio), (prompts, prompt_ratio)):
-            if ratio:
-                columns, change = _whiten(columns, labels, ratio)
-                log_determinant += change
+    def of(cls, features: Floats, y: Floats, kernel: PairKernel, *choice: float) -> "_Regression":
+        columns, log_determinant = kernel.whiten(np.column_stack([features, y, np.ones(len(y))]), *choice)
         design, target = columns[:, :-2], columns[:, -2]
         eigenvalues, directions = np.linalg.eigh(design.T @ design)
         projections = directions.T @ (design.T @ target)
@@ -259,17 +313,18 @@ def choose_cells(posterior: Posterior, images: int, pair_size: int, rng: np.rand
     mean, covariance = posterior.mean, posterior.covariance
     count, best = len(mean), int(mean.argmax())
     weights = (1 - EXPLORATION) * posterior.best_shares(rng) + EXPLORATION / count
-    # The last coordinate is the intercept of the pair under way.
-    joint = np.zeros((count + 1, count + 1))
+    # After the cells' own, the coordinates of what is the pair's under way.
+    joint = np.zeros((2 * count, 2 * count))
     joint[:count, :count] = covariance
     chosen: list[int] = []
+    places = np.arange(count)
     for image in range(images):
         if image % pair_size == 0:
-            joint[count], joint[:, count] = 0.0, 0.0
-            joint[count, count] = posterior.pair_variance
+            joint[count:], joint[:, count:] = 0.0, 0.0
+            joint[count:, count:] = posterior.of_pair
             open_cells = np.ones(count, dtype=bool)
         with_image = joint[:, :count] + joint[:, count:]
-        variances = with_image[np.arange(count), np.arange(count)] + with_image[count] + posterior.noise
+        variances = with_image[places, places] + with_image[count + places, places] + posterior.noise
         contrasts = with_image[:count] - with_image[best]
         gains = (weights @ contrasts**2) / variances
         if not open_cells.any():

@@ -14,7 +14,7 @@ import pytest
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import add_images, save_sweep
 from flexy_assets.storage.scores import SCORES_SCHEMA
-from flexy_assets.sweep.acquisition import candidate_settings, extend_sweep
+from flexy_assets.sweep.acquisition import PairKernel, candidate_settings, extend_sweep, pair_covariance
 from flexy_assets.sweep.assets import SweepConfig, plan_images
 from flexy_assets.sweep.plan import SettingRange, Sweep
 from resources.database import Database
@@ -116,6 +116,19 @@ def test_too_little_to_choose_by_is_one_line() -> None:
     fixed = replace(SWEEP, steps=SettingRange(8, 8), guidance=SettingRange(3, 3))
     assert "it has one setting alone" in complaint(fixed, scored(fixed, 40))
     assert "invalid images 0: must be from 1 to 10,000" in complaint(SWEEP, scored(SWEEP, 40), images=0)
+
+
+@pytest.mark.parametrize("choice", [(2.0, 0.4, 3.0), (2.0, 1.0, 3.0), (0.0, 1.0, 0.5)])
+def test_images_are_whitened_for_their_prompt_and_their_seed(choice: tuple[float, float, float]) -> None:
+    rng = np.random.default_rng(0)
+    settings, pairs = rng.random((30, 2)), np.sort(np.arange(30) % 7)
+    prompts = pairs // 3
+    columns = np.column_stack([rng.standard_normal((30, 3)), np.ones(30)])
+    whitened, half_log = PairKernel(settings, pairs, prompts).whiten(columns, *choice)
+    of_pairs = (pairs[:, None] == pairs) * pair_covariance(settings, settings, *choice[:2])
+    covariance = np.eye(30) + of_pairs + choice[2] * (prompts[:, None] == prompts)
+    assert whitened.T @ whitened == pytest.approx(columns.T @ np.linalg.solve(covariance, columns))
+    assert half_log == pytest.approx(np.linalg.slogdet(covariance)[1] / 2)
 
 
 # In the database

@@ -179,7 +179,7 @@ def test_what_is_made_in_one_call_has_the_same_steps_and_size() -> None:
 
 @pytest.mark.slow(seconds=15)
 def test_the_command_makes_and_scores_the_others_and_ends_with_one_line_about_the_one_it_could_not(
-    home: Path, no_results: None, monkeypatch: pytest.MonkeyPatch
+    home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
     monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))

@@ -139,13 +139,14 @@ def test_the_model_computes_nine_tenths_of_the_time_where_it_is_the_slower_part(
         time.sleep(0.002)  # decoding a large file, which holds no lock either
         return picture
 
-    began, computing = time.perf_counter(), 0.0
+    waits, computed = [], time.perf_counter()
     for _, chunk in read_ahead(work.store, iter(chunks), prepare, "clip"):
-        start = time.perf_counter()
+        waits.append(time.perf_counter() - computed)
         time.sleep(0.25)
-        computing += time.perf_counter() - start
+        computed = time.perf_counter()
         assert len(chunk) == CHUNK_IMAGES
-    assert computing / (time.perf_counter() - began) >= 0.9
+    # The median, and without the first: a busy machine delays some.
+    assert sorted(waits[1:])[len(waits) // 2] <= 0.025
 
 
 def test_reading_ahead_keeps_a_bounded_number_of_chunks(work: Work) -> None:

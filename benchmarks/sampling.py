@@ -41,8 +41,8 @@ from resources.settings import Settings
 Floats = NDArray[np.float64]
 KINDS = ("saturating", "peaked", "interacting")
 COUNTS = {
-    "uniform": (40, 60, 80, 120, 160, 240, 320, 480, 640, 960),
-    "paired": (40, 60, 80, 120, 160, 240, 320, 480, 640, 960),
+    "uniform": (80, 160, 240, 320, 480, 640, 960),
+    "paired": (40, 80, 120, 160, 240, 320, 480),
     "adaptive": (80, 120, 160, 200, 240, 280, 320),
 }
 METRICS = ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score")

@@ -100,3 +100,15 @@ def deprecated_alias(command: click.Command, name: str, replacement: str) -> cli
 
     alias.callback = run
     return alias
+
+
+def parse_numbers(name: str, texts: tuple[str, ...]) -> dict[str, float]:
+    """Return the numbers of `METRIC=N` texts by metric. Raises `BadInputError` for any other text."""
+    numbers = {}
+    for text in texts:
+        metric, _, number = text.partition("=")
+        try:
+            numbers[metric] = float(number)
+        except ValueError:
+            raise BadInputError(f"invalid {name} {text!r}: write METRIC=N, for example clip_score=2") from None
+    return numbers

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from flexy_assets.cli.command import json_command
+from flexy_assets.cli.command import json_command, parse_numbers
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError
 from resources.metrics.sweep import METRICS
@@ -160,7 +160,7 @@ def report(
     from flexy_assets.sweep import analysis
     from flexy_assets.sweep.report import build
 
-    session, preferences = Session(), (_parse_numbers("weight", weights), _parse_numbers("least gain", gains))
+    session, preferences = Session(), (parse_numbers("weight", weights), parse_numbers("least gain", gains))
     with session.migrate().begin(reading=True) as connection:
         sweeps = [session.find_sweep(sweep_id).id for sweep_id in sweep_ids]
         scores = read_scores(connection, session.settings, sweeps)
@@ -169,15 +169,3 @@ def report(
     build.write_sweep_report(out, scores, tables, session.store.read)
     text = f"report on {len(scores):,} images in {out}"
     return {"file": str(out), "images": len(scores), "engines": analysis.describe_advice(tables.spots), "text": text}
-
-
-def _parse_numbers(name: str, texts: tuple[str, ...]) -> dict[str, float]:
-    """Return the numbers of `METRIC=N` texts by metric. Raises `BadInputError` for any other text."""
-    numbers = {}
-    for text in texts:
-        metric, _, number = text.partition("=")
-        try:
-            numbers[metric] = float(number)
-        except ValueError:
-            raise BadInputError(f"invalid {name} {text!r}: write METRIC=N, for example clip_score=2") from None
-    return numbers

@@ -7,8 +7,7 @@ from uuid import UUID
 
 import click
 
-from flexy_assets.cli.command import echo_alias, json_command
-from flexy_assets.cli.scores import _parse_numbers
+from flexy_assets.cli.command import echo_alias, json_command, parse_numbers
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError, FlexyError
 from resources.metrics.sweep import METRICS
@@ -84,7 +83,7 @@ def sweep_extend(sweep_id: str, images: int, weights: tuple[str, ...]) -> dict[s
     """
     session = Session()
     row = session.find_sweep(sweep_id)
-    numbers = _parse_numbers("weight", weights)
+    numbers = parse_numbers("weight", weights)
     plan = _plan_sweep(session, {"extend": str(row.id), "images": images, "weights": numbers})
     added = plan["target"] - (row.target or 0)
     text = f"{added} images added" if added else "images of its last extension are still to be made: none added"

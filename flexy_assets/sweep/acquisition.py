@@ -47,6 +47,9 @@ MAX_PAIR: Final = 50
 """Images of one pair beyond which it has an intercept alone."""
 MIN_WEIGHT: Final = 0.002
 
+PairChoice = tuple[float, float, float]
+"""Hyperparameters: a pair's variance, its intercept's share of that, and a prompt's variance."""
+
 
 def extend_sweep(
     sweep: Sweep, target: int, scores: pl.DataFrame, images: int, weights: Mapping[str, float] | None = None
@@ -167,8 +170,13 @@ def fit_process(settings: Floats, y: Floats, prompts: Ints, pairs: Ints, cells: 
     z = (y - y.mean()) / scale
     features, _ = _features(settings, cells, np.full(settings.shape[1], 0.5))
     kernel = PairKernel(settings, pairs, prompts)
-    evidences = {each: _Regression.of(features, z, kernel, *each).evidences.max() for each in kernel.choices()}
-    choice = max(evidences, key=lambda each: evidences[each])
+
+    def evidence(choice: PairChoice) -> float:
+        return float(_Regression.of(features, z, kernel, *choice).evidences.max())
+
+    # One after the other: all combinations would take four times as long.
+    pair_ratio, share, _ = max(((*each, kernel.prompt_ratios[-1]) for each in kernel.of_pair), key=evidence)
+    choice = max(((pair_ratio, share, each) for each in kernel.prompt_ratios), key=evidence)
     fits = []
     for lengths in product(LENGTHS, repeat=settings.shape[1]):
         features, at_cells = _features(settings, cells, np.array(lengths))
@@ -206,14 +214,18 @@ class PairKernel:
     pairs: Ints
     prompts: Ints
 
-    def choices(self) -> list[tuple[float, float, float]]:
-        """Return hyperparameters: a pair's variance, its intercept's share of that, and a prompt's variance."""
-        of_pair = [(0.0, 1.0)]
-        if _repeats(self.pairs):
-            shares = PAIR_INTERCEPTS if np.bincount(self.pairs).max() <= MAX_PAIR else (1.0,)
-            of_pair += product(INTERCEPTS[1:], shares)
-        prompt_ratios = INTERCEPTS[::2] if _repeats(self.prompts) else (0.0,)
-        return [(*each, ratio) for each, ratio in product(of_pair, prompt_ratios)]
+    @property
+    def of_pair(self) -> list[tuple[float, float]]:
+        """The variances of what is a pair's to choose from, with its intercept's share."""
+        if not _repeats(self.pairs):
+            return [(0.0, 1.0)]
+        shares = PAIR_INTERCEPTS if np.bincount(self.pairs).max() <= MAX_PAIR else (1.0,)
+        return [(0.0, 1.0), *product(INTERCEPTS[1:], shares)]
+
+    @property
+    def prompt_ratios(self) -> tuple[float, ...]:
+        """The variances of a prompt's intercept to choose from."""
+        return INTERCEPTS[::2] if _repeats(self.prompts) else (0.0,)
 
     def whiten(self, columns: Floats, ratio: float, share: float, prompt_ratio: float) -> tuple[Floats, float]:
         """Return the columns (n, p) whitened, and half the log determinant of the covariance.

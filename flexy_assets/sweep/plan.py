@@ -171,7 +171,7 @@ class Sweep:
         if not 1 <= self.batch_size <= 10_000:
             raise BadInputError(f"invalid batch size {self.batch_size}: must be from 1 to 10000")
 
-    @property
+    @cached_property
     def run_id(self) -> UUID:
         """The sweep's id, a function of its settings."""
         settings = self.to_json()

@@ -302,7 +302,10 @@ def test_a_report_on_a_run_by_weights_of_ones_own_leaves_the_assets_as_they_are(
     before = {path: path.read_bytes() for path in (at.home / "assets").iterdir()}
     file, weigh = at.home / "own.html", ("--weight", "hps_v2_score=2", "--least-gain", "clip_score=0.01")
     run = finished.plan["run"]
-    assert at.answer("report", run[:8], *weigh, "--out", str(file)) == {"file": str(file), "images": 7}
+    answer = at.answer("report", run[:8], *weigh, "--out", str(file))
+    assert (answer["file"], answer["images"]) == (str(file), 7)
+    too_few = {"images": 7, "reason": "too few images (7; 10 needed)"}
+    assert answer["engines"] == {"mini_sdxl": {"lead": None, "best": None, "region": None} | too_few}
     page = file.read_text()
     assert run in page and finished.other["run"] not in page
     assert at.answer("report", "--engine", "mini_sdxl", "--out", str(file))["images"] == 10

@@ -92,7 +92,7 @@ class FormModel:
 
 @dataclass(frozen=True)
 class FittedResponse:
-    """One engine and target, ready for bands: `models` are empty where `note` says why; their weights add up to 1.
+    """One engine and target, ready for bands: `models` are empty where `unfitted` says why; their weights add up to 1.
 
     `flat_p` is the probability of such a response by chance. `r2` and `rmse` are the average's on clusters left out.
     `drawn` (draws, p) are refits of the average's coefficients.
@@ -108,6 +108,7 @@ class FittedResponse:
     r2: float | None = None
     rmse: float | None = None
     drawn: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    unfitted: str | None = None
 
     @property
     def moves(self) -> bool:
@@ -218,7 +219,7 @@ def fit_response(
     sample = RegressionSample(settings, float_column(rows, target), find_clusters(rows, seed))
     notes = note_constant_settings(all_rows, settings)
     if reason := explain_unfitted(all_rows, target, sample):
-        return FittedResponse(engine, target, rows, sample, note=join_notes(reason, *notes, also))
+        return FittedResponse(engine, target, rows, sample, join_notes(reason, *notes, also), unfitted=reason)
     mean, linear, quadratic = (
         make_form(settings, name, degree) for degree, name in enumerate(("mean", "linear", "quadratic"))
     )

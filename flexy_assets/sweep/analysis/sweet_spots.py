@@ -196,7 +196,7 @@ def _find_spots(response: FittedResponse, seed: int) -> list[Row]:
 
 def _find_best_and_lead(response: FittedResponse, limits: Limits, seed: int) -> list[Row]:
     if not response.models:
-        return [{"reason": response.note}] * 2
+        return [{"reason": response.unfitted}] * 2
     grid, time_model = make_grid(response.rows), fit_times(response.rows, seed)
     steps, guidance = grid.flat()
     columns = response.columns(grid.pairs)

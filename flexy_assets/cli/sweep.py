@@ -76,10 +76,11 @@ def sweep_new(
 @click.option("--weight", "weights", multiple=True, metavar="METRIC=N", help="Weight of a metric in the overall score.")
 @json_command
 def sweep_extend(sweep_id: str, images: int, weights: tuple[str, ...]) -> dict[str, Any]:
-    """Plan more images where they tell most about the best settings.
+    """Plan more images around the best settings.
 
-    SWEEP is its id or the beginning of it. Steps and guidance are chosen by the scores so far, prompts and seeds as in
-    a paired sweep. While images of an extension are still to be made, no more are added.
+    SWEEP is its id or the beginning of it. Steps and guidance are chosen where they tell most about the best settings,
+    by the scores so far; prompts and seeds are as in a paired sweep. While images of an extension are still to be made,
+    no more are added.
     """
     session = Session()
     row = session.find_sweep(sweep_id)

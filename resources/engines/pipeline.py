@@ -10,10 +10,10 @@ from PIL import Image
 
 from resources.engines import Edit, EditRequest, ImageRequest, PartialEdit
 from resources.engines.partial_denoising import PartialPipeline, cpu_generator, partial_scheduler
-from resources.engines.schedulers import build_scheduler
 from resources.errors import FlexyError
 from resources.models import compute
 from resources.models.loading import load_error, load_pipeline
+from resources.models.schedulers import build_scheduler
 
 # Bytes to leave free beyond the weights, for a few images of a megapixel; the second where the VAE works in tiles.
 ACTIVATION_BYTES = 4 * 2**30

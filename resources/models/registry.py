@@ -9,10 +9,10 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from resources.engines.schedulers import SCHEDULERS
 from resources.errors import BadInputError
 from resources.models import weights
 from resources.models.entry import Kind, LocalModel, ModelEntry
+from resources.models.schedulers import SCHEDULERS
 from resources.models.weights import MINI, MINI_WEIGHTS, PublishedWeights, UserProvidedWeights
 from resources.settings import MODEL_SETS, Settings
 

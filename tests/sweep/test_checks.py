@@ -498,7 +498,7 @@ def test_checks_come_after_the_results(house: House, sound: Adder) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         result = house.definitions().resolve_job_def("results").execute_in_process(instance=instance)
     steps = [event.step_key for event in result.all_events if event.is_step_success]
-    assert len(steps) == 10
+    assert len(steps) == 9
     assert set(steps[-2:]) == {"image_checks", "score_checks"}
     assert len(result.get_asset_check_evaluations()) == len(ALL)
 

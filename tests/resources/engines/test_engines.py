@@ -25,10 +25,10 @@ from resources.engines.flux import FluxDevEngine
 from resources.engines.flux2 import Flux2FourBitEngine
 from resources.engines.hidream import HiDreamEngine
 from resources.engines.pipeline import choose_placement, place_pipeline
-from resources.engines.schedulers import SCHEDULERS
 from resources.engines.sd3 import Sd3Engine
 from resources.engines.sdxl import LightningEngine, SdxlEngine
 from resources.errors import FlexyError
+from resources.models.schedulers import SCHEDULERS
 
 from .tiny_models import LIGHTNING_FILE
 

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from benchmarks import argument_parser, run_python, timed, write_results
 from flexy_assets.sweep import analysis
 from flexy_assets.sweep.analysis import SCORES_TABLE_SCHEMA
+from flexy_assets.sweep.analysis.sweet_spots import advise
+from flexy_assets.sweep.analysis.times import fit_times
 
 Floats = NDArray[np.float64]
 Surface = Callable[[Any, Any], Floats]
@@ -142,8 +144,8 @@ def evaluate_analysis(sweep: Sweep) -> dict[str, Any]:
     )
     across = np.linspace(grid_guidance[0], grid_guidance[-1], 13)[None, :]
     along = np.geomspace(grid_steps[0], grid_steps[-1], 21)[:, None]
-    result: dict[str, Any] = {"images": scores.height, "prompts": sweep.prompts, "flat": spot["steps"] is None}
-    result |= {"r2": responses[0].r2, "reason": spot["reason"]}
+    result: dict[str, Any] = {"images": scores.height, "prompts": sweep.prompts, "flat": not responses[0].moves}
+    result |= {"r2": responses[0].r2, "reason": spot["reason"], "region": None}
 
     def curve(steps: Floats) -> Floats:
         return surface(steps[:, None], across).mean(axis=1)
@@ -164,6 +166,9 @@ def evaluate_analysis(sweep: Sweep) -> dict[str, Any]:
         inside = {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
         result |= {"region": nearest in inside, "share": spot["region_share"]}
         result["regret"] = float(heights.max() - surface(spot["steps"], spot["guidance"])) / (np.ptp(heights) or 1.0)
+        lead_steps, lead_guidance, seconds = find_lead(responses[0])
+        loss = float(heights.max() - surface(lead_steps, lead_guidance))
+        result |= {"lead regret": loss / (np.ptp(heights) or 1.0), "time share": seconds / spot["seconds"]}
     paying = np.flatnonzero(np.diff(curve(every.astype(float))) >= sweep.least_gain)
     truth = int(every[paying[-1]]) + 1 if len(paying) else int(every[0])
     low, high = beyond["low"], beyond["high"] if beyond["high"] is not None else int(every[-1])
@@ -199,6 +204,36 @@ def evaluate_analysis(sweep: Sweep) -> dict[str, Any]:
         result[f"{effect['effect']} effect"] = bool(effect["low"] <= change <= effect["high"])
         result[f"{effect['effect']} p"] = effect["p"]
     return result
+
+
+def find_lead(response: analysis.FittedResponse) -> tuple[float, float, float]:
+    """Return the lead of a response that names one: its steps, guidance and seconds."""
+    grid, time_model = analysis.make_grid(response.rows), fit_times(response.rows)
+    assert time_model is not None
+    steps, guidance = grid.flat()
+    seconds = time_model.predict(steps, guidance)
+    lead = advise(response, grid, response.columns(grid.pairs), seconds, {}).lead
+    return float(steps[lead]), float(guidance[lead]), float(seconds[lead])
+
+
+def evaluate_small(job: tuple[str, int]) -> dict[str, Any]:
+    """Return whether a sweep of 16 to 60 images and 1 to 6 prompts names a setting, and whether its region misses."""
+    kind, seed = job
+    rng = np.random.default_rng([7, seed])
+    images, prompts = int(rng.integers(16, 61)), int(rng.integers(1, 7))
+    return {"kind": kind, **evaluate_analysis(synthetic_sweep(kind, seed, images, prompts))}
+
+
+def is_same_permuted(job: tuple[str, int]) -> bool:
+    """Return whether a sweep's advice stays the same with its rows shuffled and their ids dealt anew, twice."""
+    scores = synthetic_sweep(*job, images=300).scores
+
+    def find_spots(table: pl.DataFrame) -> pl.DataFrame:
+        return analysis.find_sweet_spots(analysis.fit_responses(table))
+
+    expected = find_spots(scores)
+    shuffled = (scores.sample(fraction=1, shuffle=True, seed=seed) for seed in range(2))
+    return all(find_spots(table.with_columns(image_id=scores["image_id"])).equals(expected) for table in shuffled)
 
 
 def evaluate_job(job: tuple[str, int]) -> dict[str, Any]:
@@ -255,10 +290,15 @@ def measure_cost(rows: int) -> dict[str, float]:
 
 
 def mean_with_interval(values: pl.Series) -> tuple[float, float, float]:
-    """Return the mean and its 95 % interval: Wilson's for booleans, else the normal one."""
+    """Return the mean and its 95 % interval: Wilson's for booleans, else the normal one.
+
+    NaN of fewer than two values.
+    """
     from scipy.stats import binomtest
 
     known = values.drop_nulls()
+    if len(known) < 2:
+        return np.nan, np.nan, np.nan
     if known.dtype == pl.Boolean:
         ends = binomtest(int(known.sum()), len(known)).proportion_ci(0.95, "wilson")
         return float(known.mean()), float(ends.low), float(ends.high)
@@ -270,6 +310,7 @@ def main() -> None:
     parser = argument_parser(__doc__, "surfaces")
     parser.add_argument("--sweeps", type=int, default=40, help="sweeps of each kind")
     parser.add_argument("--correlations", type=int, default=1000, help="flat sweeps to evaluate correlations on")
+    parser.add_argument("--small", type=int, default=80, help="small sweeps of each kind")
     parser.add_argument("--seed", type=int, default=20_000, help="seed of the first sweep")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rows", type=int, nargs="*", default=(2_000, 100_000), help="rows to measure time at")
@@ -282,10 +323,15 @@ def main() -> None:
     seeds = range(options.seed, options.seed + options.correlations)
     with ProcessPoolExecutor(options.workers) as pool:
         evaluations = pl.DataFrame(list(pool.map(evaluate_job, jobs)), infer_schema_length=None)
+        evaluations = evaluations.with_columns(pl.col("region").cast(pl.Boolean))
         pairs = list(pool.map(evaluate_correlations, seeds, chunksize=20))
+        small_jobs = [(kind, options.seed + index) for kind in SURFACE_KINDS for index in range(options.small)]
+        small_rows = list(pool.map(evaluate_small, small_jobs))
+        same = list(pool.map(is_same_permuted, [(kind, options.seed + i) for kind in SURFACE_KINDS for i in range(4)]))
+    small = pl.DataFrame(small_rows, infer_schema_length=None).with_columns(pl.col("region").cast(pl.Boolean))
     correlations = pl.DataFrame(pairs, infer_schema_length=None)
     moving, flat = evaluations.filter(pl.col("kind") != "flat"), evaluations.filter(kind="flat")
-    stated = moving.filter(~pl.col("flat"))
+    stated = moving.drop_nulls("region")
     series: dict[str, pl.Series] = {
         "optimum inside the region": stated["region"],
         "flat reported as flat": flat["flat"],
@@ -294,6 +340,12 @@ def main() -> None:
         "region's share of what was tried": stated["share"],
         "regions below half of it": stated["share"] < 0.5,
         "stated best's loss, of the surface's range": stated["regret"],
+        "lead's loss, of the surface's range": stated["lead regret"],
+        "lead's time, of the best's": stated["time share"],
+        "not flat and a setting is named": moving["region"].is_not_null(),
+        "small sweeps: a setting is named": small["region"].is_not_null(),
+        "small sweeps: named, and the region misses the truth": ~small["region"].fill_null(True),
+        "rows permuted: the same advice": pl.Series(same),
         "'beyond' interval's share of the steps": moving["beyond width"] / 56,
     }
     covered = [name for name in evaluations.columns if name.endswith((" band", " slope", " effect"))]

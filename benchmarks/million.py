@@ -46,7 +46,7 @@ ROWS = f"""
 INSERT INTO bench_run_results (
     id, run_id, engine, steps, guidance, width, height, seed, elapsed_ms, tf32_enabled, image_path, prompt, created_at,
     clip_score, aesthetic_score, aes_v2_score, hps_v2_score)
-SELECT gen_random_uuid(), {RUN}, 'realvis_xl',
+SELECT gen_random_uuid(), {RUN}, 'mini_sdxl',
     4 + n % 57, 0.5 + n % 12, 512, 512, n, 1000 + n % 999, true, 'images/' || n || '.png',
     'a photograph of something, number ' || n, TIMESTAMPTZ '2025-11-28' + n * INTERVAL '1 second',
     CASE WHEN random() < 0.75 THEN random() END, CASE WHEN random() < 0.75 THEN 1 + 9 * random() END,

@@ -167,7 +167,7 @@ def main() -> int:
 
 
 def count_same_advice(scores: pl.DataFrame, weights: dict[str, float], permutations: int) -> int:
-    """Return how often the advice stays the same when the rows are shuffled and their ids dealt anew."""
+    """Return how often the advice stays the same when the rows are shuffled and their ids drawn again."""
 
     def advise(table: pl.DataFrame) -> Any:
         return analysis.describe_advice(analysis.find_sweet_spots(analysis.fit_responses(table, weights)))

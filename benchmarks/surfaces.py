@@ -225,7 +225,7 @@ def evaluate_small(job: tuple[str, int]) -> dict[str, Any]:
 
 
 def is_same_permuted(job: tuple[str, int]) -> bool:
-    """Return whether a sweep's advice stays the same with its rows shuffled and their ids dealt anew, twice."""
+    """Return whether a sweep's advice stays the same with its rows shuffled and their ids drawn again, twice."""
     scores = synthetic_sweep(*job, images=300).scores
 
     def find_spots(table: pl.DataFrame) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 What starts is a process of its own, with its own number, signals and descriptors; it has only been spared the imports.
 Variables that a library reads while it is imported are those of the test session, not of `env`; but the hub's library
-is imported anew for those of its own (`HF_HOME`, say).
+is imported again for those of its own (`HF_HOME`, say).
 What it starts by its own `sys.executable` or by multiprocessing (a code server, a run worker) is forked as well.
 
 `python -m tests.support.forked FOLDER` is the process that forks, one for a test session. It has one thread and
@@ -292,7 +292,7 @@ def _serve(folder: str) -> None:
             connection.close()
             continue
         processes[connection] = pid
-        with suppress(OSError):  # whoever asked may have ended
+        with suppress(OSError):  # the client may have ended
             connection.send(str(pid).encode())
 
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from flexy_assets.scoring import makers
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage.adoption import adopt_rows
+from flexy_assets.storage.makers import suspect_metrics
 from flexy_assets.storage.scores import ScoredImage, record_scores, replace_other_scores, select_pending_scores
 from flexy_assets.sweep import checks, jobs
 from resources.database import Database
@@ -190,6 +191,8 @@ def test_scores_against_the_runs_titles_and_by_the_linear_head_are_recognised(br
     clip, aesthetic = (makers.find_maker(work, METRICS[name]) for name in OLD)
     assert (clip.reads, clip.prompts) == ("clip", "bench_runs.prompt")
     assert (aesthetic.reads, aesthetic.scorer) == ("clip", "aesthetic_linear")
+    with work.database.begin(reading=True) as connection:
+        assert list(suspect_metrics(connection, work.settings)) == ["clip_score"], "titles are not the images' prompts"
     assert makers.find_maker(work, METRICS["hps_v2_score"]) == METRICS["hps_v2_score"], "nobody has scored it"
 
 

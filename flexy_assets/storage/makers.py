@@ -132,6 +132,20 @@ def list_makers(connection: Connection, settings: Settings) -> list[ScoreMaker]:
     return list({row.metric: _score_maker(row) for row in rows}.values())
 
 
+def suspect_metrics(connection: Connection, settings: Settings) -> dict[str, str]:
+    """Return by metric why its scores are not to be relied on, as they were last compared with those of our scorers.
+
+    Such a metric has scores that no known scorer gives, or that were computed with prompts that are not the images'.
+    """
+    reasons = {}
+    for maker in list_makers(connection, settings):
+        if maker.variant is None:
+            reasons[maker.metric] = f"no known scorer gives its scores ({maker.agreeing} of {maker.sampled} agree)"
+        elif maker.variant["prompts"]:
+            reasons[maker.metric] = f"its scores are of the prompts in {maker.variant['prompts']}, not the images' own"
+    return reasons
+
+
 def list_beside(connection: Connection) -> list[str]:
     """Return the names of the metrics whose scores by Flexy are kept beside their column."""
     names = score_makers.c.metric

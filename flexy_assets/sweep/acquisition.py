@@ -52,27 +52,36 @@ PairChoice = tuple[float, float, float]
 
 
 def extend_sweep(
-    sweep: Sweep, target: int, scores: pl.DataFrame, images: int, weights: Mapping[str, float] | None = None
+    sweep: Sweep,
+    target: int,
+    scores: pl.DataFrame,
+    images: int,
+    weights: Mapping[str, float] | None = None,
+    suspect: Mapping[str, str] | None = None,
 ) -> Sweep:
     """Return the sweep of `target` images with `images` more, chosen by the `scores` of its images so far.
 
-    The same scores choose the same images. Raises `BadInputError` where too few images have all weighted scores, and
-    where the sweep has one setting alone.
+    The same scores choose the same images. `weights` and `suspect` are those of `weigh_metrics`. Raises `BadInputError`
+    where too few images have all weighted scores, and where the sweep has one setting alone.
     """
     if not 1 <= images <= MAX_EXTENSION:
         raise BadInputError(f"invalid images {images}: must be from 1 to {MAX_EXTENSION:,}")
-    cells, posterior = fit_sweep(sweep, scores, weights)
+    cells, posterior = fit_sweep(sweep, scores, weights, suspect)
     chosen = choose_cells(posterior, images, sweep.pair_size, np.random.default_rng([sweep.seed, target]))
     extension = Extension(target, tuple(cells[cell] for cell in chosen))
     return replace(sweep, extensions=(*sweep.extensions, extension))
 
 
 def fit_sweep(
-    sweep: Sweep, scores: pl.DataFrame, weights: Mapping[str, float] | None = None
+    sweep: Sweep,
+    scores: pl.DataFrame,
+    weights: Mapping[str, float] | None = None,
+    suspect: Mapping[str, str] | None = None,
 ) -> tuple[list[tuple[int, float | None]], "Posterior"]:
     """Return the settings to choose from and what the scores say of them; raises as `extend_sweep`."""
     name = sweep.run_id.hex[:8]
-    scored = add_weighted_overall(scores, weigh_metrics(scores, weights)[0]).drop_nulls(["overall", "steps", "prompt"])
+    shares, _ = weigh_metrics(scores, weights, suspect)
+    scored = add_weighted_overall(scores, shares).drop_nulls(["overall", "steps", "prompt"])
     if sweep.guidance:
         scored = scored.drop_nulls("guidance")
     if scored.height < MIN_SCORED:

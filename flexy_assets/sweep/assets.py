@@ -21,7 +21,7 @@ from flexy_assets.scoring.work import Work
 from flexy_assets.storage import status
 from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.flexyface import check_required_columns
-from flexy_assets.storage.makers import record_maker
+from flexy_assets.storage.makers import record_maker, suspect_metrics
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import find_existing_images, find_sweep, list_sweeps, read_timings, save_sweep
 from flexy_assets.storage.scores import (
@@ -168,7 +168,8 @@ def plan_images(database: Database, config: SweepConfig, settings: Settings) -> 
                 if len(find_existing_images(connection, image_ids)) < len(image_ids):
                     return sweep, target
             scores = read_scores(connection, settings, [sweep.run_id])
-            return extend_sweep(sweep, target, scores, config.images, config.weights), target + config.images
+            suspect = suspect_metrics(connection, settings)
+            return extend_sweep(sweep, target, scores, config.images, config.weights, suspect), target + config.images
         sweep = config.sweep(settings)
         images = config.images
         if config.hours:
@@ -450,9 +451,12 @@ def sweep_analysis(
     context: dg.AssetExecutionContext,
     config: AnalysisConfig,
     sweep_scores: pl.DataFrame,
+    work: dg.ResourceParam[Work],
 ) -> Iterator[dg.Output[pl.DataFrame]]:
     """Tables of the fitted responses, all with the same weights."""
-    responses = analysis.fit_responses(sweep_scores, config.weights)
+    with work.database.begin(reading=True) as connection:
+        suspect = suspect_metrics(connection, work.settings)
+    responses = analysis.fit_responses(sweep_scores, config.weights, suspect)
     tables: dict[str, tuple[Callable[..., pl.DataFrame], Callable[[pl.DataFrame], bytes | None]]] = {
         "sweep_regression": (analysis.regression_table, lambda _: None),
         "sweep_response": (analysis.response_table, plots.plot_sweep_response),

@@ -18,6 +18,7 @@ from flexy_assets.storage.makers import (
     read_maker,
     record_maker,
     sample_existing_scores,
+    suspect_metrics,
 )
 from flexy_assets.storage.scores import ScoredImage, record_scores
 from resources.database import Database
@@ -80,6 +81,19 @@ def test_what_was_chosen_stays(database: Database, add: Adder) -> None:
     with database.begin(reading=True) as connection:
         assert list_makers(connection, SETTINGS) == [ours]
         assert list_makers(connection, Settings.read({"FLEXY_MODELS": "full"})) == []
+
+
+def test_a_metric_of_an_unknown_maker_or_of_other_prompts_is_suspect(database: Database) -> None:
+    titles = {"reads": "clip", "scorer": "clip", "prompts": "bench_runs.prompt"}
+    gives_titles = replace(MAKER, metric="hps_v2_score", variant=titles)
+    ours = replace(MAKER, metric="aesthetic_score", variant=titles | {"prompts": ""})
+    with database.begin() as connection:
+        for maker in (MAKER, gives_titles, ours):
+            record_maker(connection, maker, [])
+        assert suspect_metrics(connection, SETTINGS) == {
+            "clip_score": "no known scorer gives its scores (0 of 8 agree)",
+            "hps_v2_score": "its scores are of the prompts in bench_runs.prompt, not the images' own",
+        }
 
 
 def test_every_column_that_may_hold_the_prompts_is_known(empty_database: Database, tmp_path: Path) -> None:

@@ -547,8 +547,11 @@ def test_redundant_metrics_share_a_weight_and_an_implausible_one_is_left_out(swe
     assert shares["hps_v2_score"] == 0 and shares["clip_score"] == pytest.approx(1 / 3)
     assert notes[0].startswith("HPS v2.1 is left out: a mean of 0.1")
     assert weigh_metrics(wrong, equal) == (equal, []), "weights clear it"
-    assert weigh_metrics(sweep, suspect={"clip_score": "its prompts are not known"})[0]["clip_score"] == 0
-    assert "HPS v2.1 is left out" in of(find_sweet_spots(fit_responses(wrong)), target="overall")["note"]
+    suspect = {"clip_score": "its prompts are not known"}
+    note = of(find_sweet_spots(fit_responses(wrong, suspect=suspect)), target="overall")["note"]
+    assert "HPS v2.1 is left out: a mean" in note and "CLIP score is left out: its prompts are not known; a we" in note
+    cleared = of(find_sweet_spots(fit_responses(wrong, {"clip_score": 1}, suspect)), target="overall")["note"]
+    assert "left out" not in cleared and "over CLIP score" in cleared
 
 
 def test_settings_of_one_prompt_and_seed_are_compared_with_each_other() -> None:
@@ -675,6 +678,22 @@ def test_schedulers_sizes_and_negative_prompts_are_compared_where_there_are_seve
     ddim, own = (of(table, by="scheduler", name=name) for name in ("ddim", "the engine's own"))
     assert ddim["adjusted_high"] < own["adjusted_low"]
     assert {"scheduler", "negative_prompt", "size"} <= {part.by for part in comparison_panels(table)}
+
+
+def test_schedulers_are_compared_within_pairs_of_prompt_and_seed() -> None:
+    """Pairs differ by ten times what a scheduler costs."""
+    number, is_ddim = pl.int_range(pl.len()) // 4, pl.int_range(pl.len()) % 2 == 0
+    levels = pl.Series(np.repeat(np.random.default_rng(4).normal(0, 0.1, 60), 4))
+    pairs = planted(240).with_columns(
+        seed=number,
+        prompt=pl.format("prompt {}", number % 20),
+        scheduler=pl.when(is_ddim).then(pl.lit("ddim")),
+        clip_score=pl.col("clip_score") + levels - 0.01 * is_ddim.cast(pl.Float64),
+    )
+    table = compare_groups(pairs, fit_responses(pairs)).filter(by="scheduler", target="clip_score")
+    ddim, own = (of(table, name=name) for name in ("ddim", "the engine's own"))
+    assert ddim["adjusted_high"] < own["adjusted_low"]
+    assert own["adjusted"] - ddim["adjusted"] == pytest.approx(0.01, abs=0.004)
 
 
 def test_the_analysis_loads_no_framework() -> None:

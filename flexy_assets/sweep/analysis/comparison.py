@@ -1,6 +1,6 @@
 """Means of engines, sweeps, categories and prompts: raw, and adjusted to the same settings."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -41,7 +41,9 @@ def compare_groups(scores: pl.DataFrame, responses: Iterable[FittedResponse]) ->
     """Return the mean of every target of each engine, sweep, category and prompt, raw and at the same settings.
 
     `adjusted` is, for an engine, its surface averaged over the steps and guidance that all engines were tried at
-    (`steps_from` to `guidance_to`); for the others, its mean less what its settings explain. Z-scores make
+    (`steps_from` to `guidance_to`); for the others, its mean less what its settings explain; the values of a further
+    setting (`FACTORS`) are compared within prompts, or within pairs of prompt and seed where several images share each.
+    Z-scores make
     "overall" comparable within an engine only. 95 % intervals resample prompts where six or more repeat, else images.
     At most `MAX_NAMES` sweeps and prompts an engine. Returns `SWEEP_COMPARISON_SCHEMA`.
     """
@@ -100,13 +102,35 @@ def _summarize_groups(response: FittedResponse, column: str) -> Iterator[Row]:
         return
     omitted = groups.height - largest.height
     note = join_notes(f"{omitted} more are not shown" if omitted else None, response.note)
-    for name, at in largest.select(column, "at").iter_rows():
+    members = largest["at"].to_list()
+    levels = _compare_within_blocks(response, members) if response.models and column in FACTORS else None
+    for place, (name, at) in enumerate(zip(largest[column], members, strict=True)):
         rows = response.rows[at]
         row = {"name": name, "note": note} | _describe_group(rows, values[at])
         if adjusted_values is not None:
-            names = ("adjusted", "adjusted_low", "adjusted_high")
-            row |= dict(zip(names, _clustered_mean(rows, adjusted_values[at]), strict=True))
+            level = levels[place] if levels else _clustered_mean(rows, adjusted_values[at])
+            row |= dict(zip(("adjusted", "adjusted_low", "adjusted_high"), level, strict=True))
         yield row
+
+
+def _compare_within_blocks(response: FittedResponse, members: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+    """Return each group's mean at the same settings, with the interval of its difference from the mean of all.
+
+    By least squares with the random intercept of the fits: groups are compared within the clusters' blocks.
+    """
+    sample, labels = response.sample, np.full(len(response.sample.y), len(members))
+    for place, at in enumerate(members):
+        labels[at] = place
+    groups = np.eye(labels.max() + 1)[labels]
+    columns, residuals = sample.whitened(groups), sample.whitened(sample.y - response.predict(sample.settings))
+    solution = np.linalg.pinv(columns)
+    effects = solution @ residuals
+    contrasts = np.eye(len(effects)) - groups.mean(axis=0)
+    influences = sample.clusters.sums((contrasts @ solution * (residuals - columns @ effects)).T)
+    widening = sample.clusters.count / max(sample.clusters.count - 1, 1)
+    margins = sample.clusters.t * np.sqrt((influences**2).sum(axis=0) * widening)
+    means = sample.y.mean() + contrasts @ effects
+    return [(mean, mean - margin, mean + margin) for mean, margin in zip(means.tolist(), margins.tolist(), strict=True)]
 
 
 def _describe_group(rows: pl.DataFrame, values: Floats) -> Row:

@@ -40,9 +40,10 @@ class AnalysisTables:
         scores: pl.DataFrame,
         weights: Mapping[str, float] | None = None,
         least_gain: Mapping[str, float] | None = None,
+        suspect: Mapping[str, str] | None = None,
     ) -> Self:
         """Compute every table from the scores."""
-        responses = fit_responses(scores, weights)
+        responses = fit_responses(scores, weights, suspect)
         return cls(
             correlations=correlate_metrics(scores),
             components=principal_components(scores),

@@ -100,6 +100,7 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     # pareto_front, sweet_spots
     "on_front": "Whether no other setting is both better and quicker",
     "front_probability": "Share of refits to resampled images in which it is on the front, 0 to 1",
+    "optimism": "What the response is higher there, because it selected the setting; not part of what is expected",
     "steps_low": "Fewest steps of the ranges that hold together: all of them lie in the region",
     "steps_high": "Most steps of these ranges",
     "guidance_low": "Lowest guidance of these ranges",

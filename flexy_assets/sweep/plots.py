@@ -112,7 +112,7 @@ def predicted_surface(response: pl.DataFrame, spot: Row, axes: Mapping[str, Row]
     caption = (
         f"Outlined: not significantly different from the best (95 %; {spot['region_share']:.0%} of what was tried). "
         f"Ring: the best, {format_setting(spot)}, predicted {format_number(spot['predicted'])}{unit} "
-        f"({format_interval(spot)})."
+        f"({format_interval(spot)}), the surface less {format_number(spot['optimism'])}{unit} as the best of many."
     )
     if any(value is None for line in z for value in line):
         caption += " Blank: no image near."

@@ -236,7 +236,10 @@ def test_surface_region_front_and_band_are_of_one_model(responses: list[FittedRe
         names = ["steps", "guidance", "predicted", "low", "high"]
         here = {(row[0], row[1]): row[2:] for row in cells.select(names).iter_rows()}
         at = (spot["steps"], spot["guidance"])
-        assert here[at] == pytest.approx([spot[name] for name in names[2:]])
+        predicted, low, high = (spot[name] for name in names[2:])
+        optimism = spot["optimism"]
+        assert 0 <= optimism < (predicted - low) / 2
+        assert here[at] == pytest.approx([predicted + optimism, low + optimism, high])
         assert spot["low"] <= spot["predicted"] <= spot["high"]
         region = {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
         assert at in region

@@ -89,6 +89,11 @@ class RegressionFit:
     _grams: Floats
     _scores: Floats
 
+    @property
+    def influences(self) -> Floats:
+        """(clusters, p) what a cluster adds to the coefficients as its weight grows by 1, to first order."""
+        return self._scores @ self._to_coefficients.T
+
     def draw(self, weights: Floats, seed: int) -> Floats:
         """Return (draws, p) coefficients refitted under each row of cluster weights (draws, clusters).
 

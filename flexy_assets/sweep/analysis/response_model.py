@@ -2,10 +2,11 @@
 
 Surface, curves, regions, best settings and fronts are all read from it. The forms are weighted by their error on
 clusters left out (pseudo-BMA+: Yao et al. 2018, Bayesian Analysis 13), and each refit of the bootstrap is one of a
-form drawn by its weight. So the spread of the refits holds both how sure each form is and how far they disagree.
+form drawn by its weight. So the spread of these draws holds both how sure each form is and how far they disagree. What
+a choice of the highest estimate promises too much is found by refits of the average itself, each with its own choice.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -95,7 +96,8 @@ class FittedResponse:
     """One engine and target, ready for bands: `models` are empty where `unfitted` says why; their weights add up to 1.
 
     `flat_p` is the probability of such a response by chance. `r2` and `rmse` are the average's on clusters left out.
-    `drawn` (draws, p) are refits of the average's coefficients.
+    `drawn` (draws, p) are coefficients of single forms, for the bands; `refits` (draws, p) those of the average, all
+    forms refitted to the same resampled clusters.
     """
 
     engine: str
@@ -108,6 +110,7 @@ class FittedResponse:
     r2: float | None = None
     rmse: float | None = None
     drawn: Floats = field(default_factory=lambda: np.empty((0, 0)))
+    refits: Floats = field(default_factory=lambda: np.empty((0, 0)))
     unfitted: str | None = None
 
     @property
@@ -236,8 +239,8 @@ def fit_response(
         notes.append(f"bands apply to these {prompts} prompts only")
     note = join_notes(*notes, _sparse_corners_note(rows, sample), also)
     r2, rmse = measure_errors(weights @ np.array(errors), total)
-    drawn = draw_average(fits, weights, sample, seed)
-    return FittedResponse(engine, target, rows, sample, note, p, tuple(models), r2, rmse, drawn)
+    drawn, refits = draw_average(fits, weights, sample, seed), refit_average(models, fits, sample, seed)
+    return FittedResponse(engine, target, rows, sample, note, p, tuple(models), r2, rmse, drawn, refits)
 
 
 def measure_errors(errors: Floats, total: float) -> tuple[float, float]:
@@ -281,6 +284,16 @@ def draw_average(fits: list[RegressionFit], weights: Floats, sample: RegressionS
             drawn[of_form, end : end + size] = fit.draw(cluster_weights[of_form], seed)
         end += size
     return drawn
+
+
+def refit_average(
+    models: Sequence[FormModel], fits: Sequence[RegressionFit], sample: RegressionSample, seed: int
+) -> Floats:
+    """Return (draws, p) coefficients of the average refitted to resampled clusters, to first order."""
+    influences = np.hstack([model.weight * fit.influences for model, fit in zip(models, fits, strict=True)])
+    coefficients = np.concatenate([model.weight * model.coefficients for model in models])
+    clusters = sample.clusters
+    return coefficients + clusters.widening * (clusters.weights(seed) - 1) @ influences
 
 
 def explain_unfitted(rows: pl.DataFrame, target: str, sample: RegressionSample) -> str | None:

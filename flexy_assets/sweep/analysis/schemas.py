@@ -72,7 +72,7 @@ RETURNS_SCHEMA: Final[Schema] = {
 SWEET_SPOTS_SCHEMA: Final[Schema] = {
     **_strings("engine", "target"),
     **_integers("n", "steps"),
-    **_floats("guidance", "predicted", "low", "high", "seconds"),
+    **_floats("guidance", "predicted", "low", "high", "optimism", "seconds"),
     **_integers("steps_low", "steps_high"),
     **_floats("guidance_low", "guidance_high", "region_share"),
     "region": pl.List(pl.Struct({"steps": pl.Int64(), "guidance": pl.Float64()})),

@@ -43,6 +43,7 @@ MIN_FRONT_PROBABILITY: Final = 0.05
 class Advice:
     """What is advised on a grid of m settings: the indices of `lead` and `best`, and `region` (m,) around the best.
 
+    `lead_optimism` and `best_optimism` are what the response promises too much there, because they were selected by it.
     `reason` says why no setting is named; the others are then undefined.
     """
 
@@ -50,6 +51,43 @@ class Advice:
     best: int = 0
     region: Bools | None = None
     reason: str | None = None
+    lead_optimism: float = 0.0
+    best_optimism: float = 0.0
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """How best, region and lead follow from the expectation (m,) on a grid of m settings.
+
+    `margins` (m,) are those of its band, `difference_margins` (m, m) of one setting's less another's. The region is
+    among the settings that are `known`, best and lead among those with images `near` them.
+    """
+
+    margins: Floats
+    difference_margins: Floats
+    known: Bools
+    near: Bools
+    cost: Floats
+    tolerance: float
+
+    def select(self, expected: Floats) -> tuple[int, int, Bools]:
+        """Return the indices of lead and best, and the region (m,)."""
+        low = expected - self.margins
+        best = int(np.where(self.near, low, -np.inf).argmax())
+        region = self.known & (expected[best] - expected <= self.difference_margins[best])
+        among = region & self.near & (low >= low[best] - self.tolerance)
+        # Of equal costs the one with the highest low end.
+        lead = int(np.lexsort((-low, np.where(among, self.cost, np.inf)))[0])
+        return lead, best, region
+
+    def optimism(self, expected: Floats, refits: Floats) -> list[float]:
+        """Return what lead and best promise too much: Efron's (1983) bootstrap estimate of the optimism.
+
+        Each refit, whose difference from the expectation is a row of `refits` (draws, m), selects its own lead and
+        best; the optimism is the mean of what it promises there beyond the expectation.
+        """
+        selected = [self.select(expected + refit)[:2] for refit in refits]
+        return np.take_along_axis(refits, np.array(selected), axis=1).mean(axis=0).clip(0).tolist()
 
 
 def find_sweet_spots(responses: Iterable[FittedResponse], seed: int = 0) -> pl.DataFrame:
@@ -59,9 +97,10 @@ def find_sweet_spots(responses: Iterable[FittedResponse], seed: int = 0) -> pl.D
     The `region` are the settings that are not significantly worse (95 %), without isolated ones; `steps_low` to
     `steps_high` at `guidance_low` to `guidance_high` is its largest rectangle around the row's setting. "value" is the
     lead: the quickest setting in the region of overall whose low end is within `VALUE_TOLERANCE` standard deviations
-    of the best's. `loss`, `loss_high` and `seconds_share` compare a target's lead with its best. Without times steps
-    stand in for seconds. Where the images cannot carry an answer there is no setting, and a `reason`. Returns
-    `SWEET_SPOTS_SCHEMA`, six rows an engine.
+    of the best's. A setting that is the highest of many estimates promises too much: `predicted` is the response there
+    less its `optimism`, and `low` reaches down by as much. `loss`, `loss_high` and `seconds_share` compare a target's
+    lead with its best. Without times steps stand in for seconds. Where the images cannot carry an answer there is no
+    setting, and a `reason`. Returns `SWEET_SPOTS_SCHEMA`, six rows an engine.
     """
     return tabulate_responses(responses, partial(_find_spots, seed=seed), SWEET_SPOTS_SCHEMA)
 
@@ -124,19 +163,22 @@ def advise(response: FittedResponse, grid: Grid, columns: Floats, cost: Floats, 
     if not near.any():
         where = "any setting" if allowed.all() else "any setting that the engine may be used at"
         return Advice(reason=f"too few images near {where}")
-    _, low, _ = response.bands(columns)
-    best = int(np.where(near, low, -np.inf).argmax())
-    region = known & _find_equals(response, columns, best)
+    expected, deviations = response.deviations(columns)
+    covariance = deviations.T @ deviations / len(deviations)
+    variances = np.diag(covariance)
+    differences = np.maximum(variances[:, None] + variances - 2 * covariance, 0)
+    t, tolerance = response.sample.clusters.t, VALUE_TOLERANCE * response.deviation
+    rule = SelectionRule(t * np.sqrt(variances), t * np.sqrt(differences), known, near, cost, tolerance)
+    lead, best, region = rule.select(expected)
     share = float((region | (allowed & ~known)).sum() / allowed.sum())
     if share > MAX_REGION_SHARE:
         return Advice(
             reason=f"the images hardly tell settings apart: the best may lie in {share:.0%} of what was tried"
         )
-    tolerance = VALUE_TOLERANCE * response.deviation
-    lead = _find_cheapest(region & near & (low >= low[best] - tolerance), cost, low)
+    optimism = rule.optimism(expected, (response.refits - response.coefficients) @ columns.T)
     region &= _has_neighbour(region, grid)
     region[[lead, best]] = True
-    return Advice(lead, best, region)
+    return Advice(lead, best, region, None, *optimism)
 
 
 def _find_allowed(grid: Grid, limits: Limits) -> Bools:
@@ -146,17 +188,6 @@ def _find_allowed(grid: Grid, limits: Limits) -> Bools:
         low, high = limits.get(name, (-np.inf, np.inf))
         allowed &= (values >= low) & (values <= high)
     return allowed
-
-
-def _find_equals(response: FittedResponse, columns: Floats, best: int) -> Bools:
-    """Return (m,) which settings are not significantly worse than the best."""
-    loss, deviation = response.deviations(columns[best] - columns)
-    return np.asarray(loss <= response.sample.clusters.t * np.sqrt((deviation**2).mean(axis=0)))
-
-
-def _find_cheapest(among: Bools, cost: Floats, low: Floats) -> int:
-    """Return the cheapest of them; of equals the one with the highest low end."""
-    return int(np.lexsort((-low, np.where(among, cost, np.inf)))[0])
 
 
 def _has_neighbour(region: Bools, grid: Grid) -> Bools:
@@ -205,17 +236,23 @@ def _find_best_and_lead(response: FittedResponse, limits: Limits, seed: int) -> 
     if advice.region is None:
         return [{"reason": advice.reason, "note": join_notes(advice.reason, response.note)}] * 2
     expected, low, high = response.bands(columns)
+    optimism = np.zeros(len(expected))
+    # Where both are one setting, it promises what the more optimistic choice does.
+    optimism[advice.lead] = advice.lead_optimism
+    optimism[advice.best] = max(advice.best_optimism, optimism[advice.best])
     seconds = cost if time_model else None
     settings = make_rows({"steps": steps.astype(np.int64), "guidance": guidance if grid.guided else None})
-    predictions = make_rows({"predicted": expected, "low": low, "high": high, "seconds": seconds})
+    promised: dict[str, Floats | None] = {"predicted": expected - optimism, "low": low - optimism, "high": high}
+    predictions = make_rows(promised | {"optimism": optimism, "seconds": seconds})
     share = float(advice.region.sum() / _find_allowed(grid, limits).sum())
     region: Row = {"region_share": share, "region": [settings[i] for i in advice.region.nonzero()[0]]}
     best, lead = (
         settings[index] | predictions[index] | region | _find_rectangle(advice.region, grid, index)
         for index in (advice.best, advice.lead)
     )
-    loss, _, loss_high = response.bands((columns[advice.best] - columns[advice.lead])[None, :])
-    compared: Row = {"loss": float(loss[0]), "loss_high": float(loss_high[0])}
+    _, _, (loss_high,) = response.bands((columns[advice.best] - columns[advice.lead])[None, :])
+    loss = best["predicted"] - lead["predicted"]
+    compared: Row = {"loss": loss, "loss_high": max(float(loss_high), loss)}
     if best["steps"] and cost[advice.best] > 0:
         compared["seconds_share"] = float(cost[advice.lead] / cost[advice.best])
     compared["summary"] = _summary_sentence(response, best, lead, compared, time_model)

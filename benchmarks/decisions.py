@@ -5,11 +5,11 @@ names a setting by each rule; the other says what it is worth: the mean overall 
 settings (log2 of steps and of effective guidance, each in shares of its range). Rules are the lead, the best, 25 steps
 at guidance 7 and, where `--baseline` is a checkout of commit 8f2bc01, its best and its quickest, on the same halves and
 with the same weights. Overall is in standard deviations between images. Intervals are 95 % over splits: these share
-their images, so that they are about this table and not about others like it. What the response is higher at the lead than
-its worth is split: into the optimism of having selected it, as estimated, and into how far a mean over the nearest
-images flattens the response, by the model of the other half. The band is for the expected score; a mean of k images
-scatters around that, and a second count of what lies inside allows for it. Prints a table and whether each claim is met,
-and writes benchmarks/results/decisions.json.
+their images, so that they are about this table and not about others like it. By how much the response at the lead is
+above its worth is set beside two causes: the optimism of having selected it, as estimated, and how far a mean over the
+nearest images flattens the response, by the model of the other half. The band is for the expected score; a mean of k
+images scatters around that, and a second count of what lies inside allows for it. Prints a table and whether each claim
+is met, and writes benchmarks/results/decisions.json.
 """
 
 import json

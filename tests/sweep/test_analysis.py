@@ -506,6 +506,7 @@ REASONS: dict[str, tuple[pl.DataFrame, str]] = {
     "images": (planted(39), "too few images (39; 40 needed)"),
     "prompts": (planted(200, prompts=2), "too few prompts (2; 3 needed)"),
     "differences": (planted(60), "the images hardly tell settings apart: the best may lie in "),
+    "bend": (planted(600), "the scores rise to the edge of the steps tried without a bend: the best may lie beyond it"),
 }
 
 

@@ -125,6 +125,13 @@ class FittedResponse:
             return None
         return f"no significant effect of {' or '.join(setting_names(self.rows))}"
 
+    @cached_property
+    def bend_p(self) -> float:
+        """The probability of such a response by chance if it is a plane over the settings' logarithms."""
+        settings = self.sample.settings
+        bent = [make_form(settings, "quadratic", 2), make_form(settings, "spline", pieces=1)]
+        return flatness_p_value(self.sample, bent, make_form(settings, "linear", 1), seed=0)
+
     @property
     def deviation(self) -> float:
         """The standard deviation between images."""

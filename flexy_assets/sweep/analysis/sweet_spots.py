@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flexy_assets.storage.scores import LABEL_MARK
 from flexy_assets.sweep.analysis.response_model import (
+    FLAT_LEVEL,
     FittedResponse,
     Grid,
     count_images_nearby,
@@ -60,34 +61,37 @@ class SelectionRule:
     """How best, region and lead follow from the expectation (m,) on a grid of m settings.
 
     `margins` (m,) are those of its band, `difference_margins` (m, m) of one setting's less another's. The region is
-    among the settings that are `known`, best and lead among those with images `near` them.
+    among the settings that are `known` of those `allowed`, best and lead among those with images `near` them.
     """
 
     margins: Floats
     difference_margins: Floats
+    allowed: Bools
     known: Bools
     near: Bools
     cost: Floats
     tolerance: float
 
-    def select(self, expected: Floats) -> tuple[int, int, Bools]:
-        """Return the indices of lead and best, and the region (m,)."""
+    def select(self, expected: Floats) -> tuple[int, int, Bools, float]:
+        """Return the indices of lead and best, the region (m,), and the share of the plane that the best may lie in."""
         low = expected - self.margins
         best = int(np.where(self.near, low, -np.inf).argmax())
         region = self.known & (expected[best] - expected <= self.difference_margins[best])
         among = region & self.near & (low >= low[best] - self.tolerance)
         # Of equal costs the one with the highest low end.
         lead = int(np.lexsort((-low, np.where(among, self.cost, np.inf)))[0])
-        return lead, best, region
+        return lead, best, region, float((region | (self.allowed & ~self.known)).sum() / self.allowed.sum())
 
     def optimism(self, expected: Floats, refits: Floats) -> list[float]:
         """Return what lead and best promise too much: Efron's (1983) bootstrap estimate of the optimism.
 
         Each refit, whose difference from the expectation is a row of `refits` (draws, m), selects its own lead and
-        best; the optimism is the mean of what it promises there beyond the expectation.
+        best; the optimism is the mean of what it promises there beyond the expectation, over those that name a setting.
         """
-        selected = [self.select(expected + refit)[:2] for refit in refits]
-        return np.take_along_axis(refits, np.array(selected), axis=1).mean(axis=0).clip(0).tolist()
+        selected = [self.select(expected + refit) for refit in refits]
+        named = np.array([share <= MAX_REGION_SHARE for *_, share in selected])
+        excess = np.take_along_axis(refits, np.array([each[:2] for each in selected]), axis=1)
+        return (excess[named] if named.any() else excess).mean(axis=0).clip(0).tolist()
 
 
 def find_sweet_spots(responses: Iterable[FittedResponse], seed: int = 0) -> pl.DataFrame:
@@ -168,13 +172,16 @@ def advise(response: FittedResponse, grid: Grid, columns: Floats, cost: Floats, 
     variances = np.diag(covariance)
     differences = np.maximum(variances[:, None] + variances - 2 * covariance, 0)
     t, tolerance = response.sample.clusters.t, VALUE_TOLERANCE * response.deviation
-    rule = SelectionRule(t * np.sqrt(variances), t * np.sqrt(differences), known, near, cost, tolerance)
-    lead, best, region = rule.select(expected)
-    share = float((region | (allowed & ~known)).sum() / allowed.sum())
+    rule = SelectionRule(t * np.sqrt(variances), t * np.sqrt(differences), allowed, known, near, cost, tolerance)
+    lead, best, region, share = rule.select(expected)
     if share > MAX_REGION_SHARE:
         return Advice(
             reason=f"the images hardly tell settings apart: the best may lie in {share:.0%} of what was tried"
         )
+    edge = _find_open_edge(grid, best, limits)
+    if edge and response.bend_p >= FLAT_LEVEL:
+        reason = f"the scores rise to the edge of the {edge} tried without a bend: the best may lie beyond it"
+        return Advice(reason=reason)
     optimism = rule.optimism(expected, (response.refits - response.coefficients) @ columns.T)
     region &= _has_neighbour(region, grid)
     region[[lead, best]] = True
@@ -188,6 +195,16 @@ def _find_allowed(grid: Grid, limits: Limits) -> Bools:
         low, high = limits.get(name, (-np.inf, np.inf))
         allowed &= (values >= low) & (values <= high)
     return allowed
+
+
+def _find_open_edge(grid: Grid, best: int, limits: Limits) -> str | None:
+    """Return the setting at whose edge of the range tried the best lies, where the engine may be used beyond it."""
+    for name, values in zip(("steps", "guidance"), grid.flat(), strict=True):
+        lowest, highest = limits.get(name, (1.0, np.inf))
+        low, high, value = values.min(), values.max(), values[best]
+        if low < high and (value == high < highest or value == low > max(lowest, 1)):
+            return name
+    return None
 
 
 def _has_neighbour(region: Bools, grid: Grid) -> Bools:

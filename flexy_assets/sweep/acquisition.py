@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
+from flexy_assets.sweep.analysis.basis_functions import matern
 from flexy_assets.sweep.analysis.rows import add_weighted_overall, effective_guidance, float_column, weigh_metrics
 from flexy_assets.sweep.plan import Extension, Floats, SettingRange, Sweep
 from resources.errors import BadInputError
@@ -212,7 +213,7 @@ def _repeats(labels: Ints) -> bool:
 
 def pair_covariance(left: Floats, right: Floats, ratio: float, share: float) -> Floats:
     """Return (…, n, m) the covariance of what is a pair's, `ratio` its variance and `share` its intercept's of that."""
-    return ratio * (share + (1 - share) * _matern(left, right, np.full(left.shape[-1], PAIR_LENGTH)))
+    return ratio * (share + (1 - share) * matern(left, right, np.full(left.shape[-1], PAIR_LENGTH)))
 
 
 @dataclass(frozen=True)
@@ -267,15 +268,10 @@ class PairKernel:
 def _features(settings: Floats, cells: Floats, lengths: Floats) -> tuple[Floats, Floats]:
     """Return the process' columns (n, k) at the settings and (m, k) at the cells, with a constant."""
     inducing = np.array(list(product(np.linspace(0, 1, INDUCING), repeat=settings.shape[1])))
-    root = np.linalg.cholesky(_matern(inducing, inducing, lengths) + 1e-6 * np.eye(len(inducing)))
-    columns = (np.linalg.solve(root, _matern(inducing, places, lengths)).T for places in (settings, cells))
+    root = np.linalg.cholesky(matern(inducing, inducing, lengths) + 1e-6 * np.eye(len(inducing)))
+    columns = (np.linalg.solve(root, matern(inducing, places, lengths)).T for places in (settings, cells))
     at_settings, at_cells = (np.column_stack([each, np.full(len(each), 3.0)]) for each in columns)
     return at_settings, at_cells
-
-
-def _matern(left: Floats, right: Floats, lengths: Floats) -> Floats:
-    distance = np.sqrt(5 * (((left[..., :, None, :] - right[..., None, :, :]) / lengths) ** 2).sum(axis=-1))
-    return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
 
 
 @dataclass(frozen=True)

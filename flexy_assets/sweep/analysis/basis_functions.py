@@ -114,16 +114,17 @@ class ProcessForm:
 
     def columns(self, settings: Floats) -> Floats:
         """Return (n, p) design columns of (n, 2) coordinates."""
-        correlation = matern((settings - self.mean) / self.std / self.lengths, self.centers / self.lengths)
+        correlation = matern((settings - self.mean) / self.std, self.centers, self.lengths)
         return np.column_stack([np.ones(len(settings)), correlation @ self.to_components])
 
 
 Form = BasisForm | ProcessForm
 
 
-def matern(left: Floats, right: Floats) -> Floats:
-    """Return (n, m) Matérn 5/2 correlations of points (n, 2) and (m, 2) in units of the correlation length."""
-    distance = np.sqrt(5 * sum((left[:, None, axis] - right[None, :, axis]) ** 2 for axis in (0, 1)))
+def matern(left: Floats, right: Floats, lengths: Floats) -> Floats:
+    """Return (…, n, m) Matérn 5/2 correlations of points (…, n, d) and (…, m, d) with correlation lengths (d,)."""
+    axes = range(len(lengths))
+    distance = np.sqrt(5 * sum(((left[..., :, None, i] - right[..., None, :, i]) / lengths[i]) ** 2 for i in axes))
     return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
 
 
@@ -155,7 +156,7 @@ def make_process(settings: Floats, y: Floats, noise: float) -> ProcessForm:
         warnings.simplefilter("ignore", ConvergenceWarning)
         process.fit(centers, means)
     signal, lengths = process.kernel_.k1.constant_value, np.asarray(process.kernel_.k2.length_scale)
-    values, vectors = np.linalg.eigh(matern(centers / lengths, centers / lengths))
+    values, vectors = np.linalg.eigh(matern(centers, centers, lengths))
     kept = values > PROCESS_TOLERANCE * values[-1]
     to_components = vectors[:, kept] * np.sqrt(signal * variance / values[kept])
     return ProcessForm("process", mean, std, lengths, noise, centers, to_components)

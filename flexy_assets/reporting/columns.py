@@ -53,6 +53,7 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     "height": "Pixels down",
     "image_path": "Its file, below the image root",
     "elapsed_ms": "Milliseconds that making it took",
+    "created_at": "When it was made, in UTC",
     "error": "Why there is no image or no result",
     # What is expected, and how sure that is.
     "predicted": "The score expected at these settings",
@@ -86,6 +87,7 @@ COLUMN_DESCRIPTIONS: Final[dict[str, str]] = {
     # sweep_regression
     "model": "The form, or the average of all",
     "weight": "The form's weight in the average, 0 to 1",
+    "overall_weight": "The metric's weight in overall, 1 in total",
     "r2": "Share of the variance explained; of sweep_regression held out, below 0 where it is worse than the mean",
     "rmse": "Root mean squared error held out, in the metric's unit",
     "prompt_share": "Share of the variance at equal settings that is the prompts' (and seeds', where shared), 0 to 1",

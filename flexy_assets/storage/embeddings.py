@@ -14,6 +14,7 @@ from flexy_assets.storage import scores
 from flexy_assets.storage.scores import EMBEDDING_METRIC, PendingImages, ScoredImage, has_outcome, record_outcomes
 from flexy_assets.storage.sql import upsert
 from flexy_assets.storage.tables import image_embeddings, image_scores, text_embeddings
+from resources.database import Database
 from resources.settings import Settings
 
 
@@ -63,6 +64,17 @@ def read_image_vectors(
 ) -> dict[UUID, NDArray[np.float32]]:
     """Return the stored embeddings of `image_ids`, each float32 (width,)."""
     return _read_vectors(connection, image_embeddings.c.image_id, encoder, image_ids)
+
+
+def read_stored_vectors(database: Database, image_ids: Collection[str]) -> tuple[str, dict[str, NDArray[np.float32]]]:
+    """Return the encoder that most of the images are embedded by, "" for none, and its embeddings by image id."""
+    ids = [UUID(image_id) for image_id in image_ids]
+    vectors = image_embeddings.c
+    counts = select(vectors.encoder).where(vectors.image_id.in_(ids)).group_by(vectors.encoder)
+    with database.begin(reading=True) as connection:
+        encoder = connection.scalar(counts.order_by(sa.func.count().desc(), vectors.encoder).limit(1)) or ""
+        found = read_image_vectors(connection, encoder, ids)
+    return encoder, {str(image_id): vector for image_id, vector in found.items()}
 
 
 def read_text_vectors(connection: Connection, encoder: str, prompts: Iterable[str]) -> dict[str, NDArray[np.float32]]:

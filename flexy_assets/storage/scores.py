@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -296,7 +297,7 @@ LABEL_MARK = " ["
 SCORES_SCHEMA: dict[str, type] = {
     **dict.fromkeys(("image_id", "run_id", "batch", "engine", "prompt", "category", "complexity"), str),
     **{"steps": int, "guidance": float, "seed": int, "elapsed_ms": int, "image_path": str, "weights": str},
-    **{"scheduler": str, "negative_prompt": str, "width": int, "height": int},
+    **{"scheduler": str, "negative_prompt": str, "width": int, "height": int, "created_at": datetime},
     **dict.fromkeys(METRICS, float),
 }
 """The columns of `sweep_scores`: one row an image, NULL where a score is missing."""

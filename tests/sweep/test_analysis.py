@@ -47,6 +47,7 @@ from flexy_assets.sweep.analysis import (
     weigh_metrics,
 )
 from flexy_assets.sweep.analysis.basis_functions import to_coordinates
+from flexy_assets.sweep.analysis.importance import variance_shares
 from flexy_assets.sweep.report.comparison_panels import comparison_panels
 from resources.errors import BadInputError
 
@@ -706,3 +707,23 @@ def test_the_analysis_loads_no_framework() -> None:
         "print([m for m in ('torch', 'dagster', 'sklearn', 'scipy', 'plotly') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_the_shares_of_the_variance_are_those_that_made_it() -> None:
+    rng = np.random.default_rng(3)
+    prompt, pair = np.arange(2400) // 40, np.arange(2400) // 4
+    parts = {
+        "prompt": rng.normal(0, 2, 60)[prompt],
+        "seed": rng.normal(0, 1, 600)[pair],
+        "rest": rng.normal(0, 1, 2400),
+    }
+    x, z = rng.normal(0, 1, (2, 2400))
+    parts |= {"steps": 1.5 * (x**2 - 1), "guidance": 0 * z}
+    y = np.sum(list(parts.values()), axis=0)
+    settings = {"steps": np.stack([x, x**2], axis=1), "guidance": z[:, None]}
+    shares = variance_shares(y, {"prompt": prompt, "seed": pair}, settings)
+    total = sum(values.var() for values in parts.values())
+    assert shares == pytest.approx({name: values.var() / total for name, values in parts.items()}, abs=0.03)
+    unpaired = variance_shares(y, {"prompt": prompt}, settings)
+    assert unpaired["rest"] == pytest.approx(shares["seed"] + shares["rest"], abs=0.02)
+    assert variance_shares(y[:4], {}, {"steps": rng.normal(size=(4, 4))}) == {}

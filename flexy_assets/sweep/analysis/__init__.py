@@ -9,6 +9,7 @@ so that the report and Dagster start without them.
 from flexy_assets.sweep.analysis.comparison import compare_groups as compare_groups
 from flexy_assets.sweep.analysis.correlations import correlate_metrics as correlate_metrics
 from flexy_assets.sweep.analysis.correlations import principal_components as principal_components
+from flexy_assets.sweep.analysis.importance import explain_variance as explain_variance
 from flexy_assets.sweep.analysis.response import diminishing_returns_table as diminishing_returns_table
 from flexy_assets.sweep.analysis.response import effects_table as effects_table
 from flexy_assets.sweep.analysis.response import regression_table as regression_table
@@ -25,10 +26,12 @@ from flexy_assets.sweep.analysis.rows import SCORES_TABLE_SCHEMA as SCORES_TABLE
 from flexy_assets.sweep.analysis.rows import SETTING_LABELS as SETTING_LABELS
 from flexy_assets.sweep.analysis.rows import TARGET_LABELS as TARGET_LABELS
 from flexy_assets.sweep.analysis.rows import add_overall as add_overall
+from flexy_assets.sweep.analysis.rows import add_weighted_overall as add_weighted_overall
 from flexy_assets.sweep.analysis.rows import effective_guidance as effective_guidance
 from flexy_assets.sweep.analysis.rows import measured_images as measured_images
 from flexy_assets.sweep.analysis.rows import select_images as select_images
 from flexy_assets.sweep.analysis.rows import setting_names as setting_names
+from flexy_assets.sweep.analysis.rows import split_by_engine as split_by_engine
 from flexy_assets.sweep.analysis.rows import weigh_metrics as weigh_metrics
 from flexy_assets.sweep.analysis.schemas import COMPONENTS_SCHEMA as COMPONENTS_SCHEMA
 from flexy_assets.sweep.analysis.schemas import CORRELATIONS_SCHEMA as CORRELATIONS_SCHEMA
@@ -45,4 +48,6 @@ from flexy_assets.sweep.analysis.sweet_spots import describe_advice as describe_
 from flexy_assets.sweep.analysis.sweet_spots import find_pareto_front as find_pareto_front
 from flexy_assets.sweep.analysis.sweet_spots import find_sweet_spots as find_sweet_spots
 from flexy_assets.sweep.analysis.tables import AnalysisTables as AnalysisTables
+from flexy_assets.sweep.analysis.times import TimeHeaps as TimeHeaps
+from flexy_assets.sweep.analysis.times import find_time_heaps as find_time_heaps
 from flexy_assets.sweep.analysis.times import times_table as times_table

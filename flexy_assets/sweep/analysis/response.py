@@ -85,6 +85,7 @@ def diminishing_returns_table(
 def _tabulate_models(response: FittedResponse) -> list[Row]:
     sample, models = response.sample, {model.form.name: model for model in response.models}
     shared: Row = {"n": len(sample.y), "flat_p": response.flat_p, "note": response.note}
+    shared["overall_weight"] = response.overall_weight
     if models:
         share = sample.within if sample.clusters.prompts.max() + 1 < len(sample.y) else None
         shared |= {"prompt_share": share, "clusters": sample.clusters.count, "clusters_by": sample.clusters.by}

@@ -7,7 +7,7 @@ a choice of the highest estimate promises too much is found by refits of the ave
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Final
@@ -97,7 +97,8 @@ class FittedResponse:
 
     `flat_p` is the probability of such a response by chance. `r2` and `rmse` are the average's on clusters left out.
     `drawn` (draws, p) are coefficients of single forms, for the bands; `refits` (draws, p) those of the average, all
-    forms refitted to the same resampled clusters.
+    forms refitted to the same resampled clusters. `overall_weight` is a
+    metric's share of overall.
     """
 
     engine: str
@@ -112,6 +113,7 @@ class FittedResponse:
     drawn: Floats = field(default_factory=lambda: np.empty((0, 0)))
     refits: Floats = field(default_factory=lambda: np.empty((0, 0)))
     unfitted: str | None = None
+    overall_weight: float | None = None
 
     @property
     def moves(self) -> bool:
@@ -208,7 +210,8 @@ def fit_responses(
         dropped_note = f"{dropped} images have no {' or no '.join(setting_names(rows))}" if dropped else None
         for target in TARGET_LABELS:
             own = [describe_shares(shares), *reasons] if target == "overall" else []
-            responses.append(fit_response(engine, target, rows, join_notes(*own, dropped_note), seed))
+            response = fit_response(engine, target, rows, join_notes(*own, dropped_note), seed)
+            responses.append(replace(response, overall_weight=shares.get(target)))
     return responses
 
 

@@ -20,7 +20,7 @@ METRIC_LABELS: Final[dict[str, str]] = {metric.name: metric.label for metric in 
 SETTING_LABELS: Final[dict[str, str]] = {"steps": "Steps", "guidance": "Guidance", "elapsed_ms": "Time"}
 TARGET_LABELS: Final[dict[str, str]] = METRIC_LABELS | {"overall": "Overall"}
 """The targets of the analysis: each metric, and the weighted mean of their z-scores."""
-COLUMN_LABELS: Final[dict[str, str]] = TARGET_LABELS | SETTING_LABELS | {"value": "Value for time"}
+COLUMN_LABELS: Final[dict[str, str]] = TARGET_LABELS | SETTING_LABELS | {"value": "Lead"}
 SCORES_TABLE_SCHEMA: Final = pl.Schema(SCORES_SCHEMA)
 
 CONTENT: Final = ("prompt", "seed", "steps", "guidance", *METRIC_LABELS, "elapsed_ms")

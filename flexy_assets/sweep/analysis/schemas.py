@@ -45,7 +45,7 @@ TIMES_SCHEMA: Final[Schema] = {
 REGRESSION_SCHEMA: Final[Schema] = {
     **_strings("engine", "target", "model"),
     **_integers("n"),
-    **_floats("weight", "r2", "rmse", "flat_p", "prompt_share"),
+    **_floats("weight", "r2", "rmse", "flat_p", "prompt_share", "overall_weight"),
     **_integers("clusters"),
     **_strings("clusters_by", "note"),
 }

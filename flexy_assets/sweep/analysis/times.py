@@ -13,6 +13,10 @@ from flexy_assets.sweep.analysis.schemas import TIMES_SCHEMA
 HUBER: Final = 1.345
 """Robust deviations beyond which an image is down-weighted (Huber 1964): the first one also loads the model."""
 OUTLIER: Final = 4.0
+HEAP_SHARE: Final = 0.1
+HEAP_RATIO: Final = 1.2
+HEAP_DISTANCE: Final = 4.0
+"""What makes two heaps of times; the halves of a uniform distribution are 3.5 deviations apart, of a normal one 2.6."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,52 @@ def _huber_weights(columns: Floats, seconds: Floats) -> tuple[Floats, Floats, fl
             break
         weights = np.minimum(1.0, HUBER * scale / np.maximum(np.abs(residuals), 1e-300))
     return weights, residuals, scale
+
+
+@dataclass(frozen=True)
+class TimeHeaps:
+    """Images of one engine whose times fall in two heaps: `slow` of `n` images take `ratio` times as long as the rest.
+
+    `by` is "sweep", "size" or "scheduler" where each of its values lies in one heap, and `models` are then theirs.
+    """
+
+    slow: int
+    n: int
+    ratio: float
+    by: str | None
+    models: dict[str, TimeModel]
+
+
+def find_time_heaps(rows: pl.DataFrame) -> TimeHeaps | None:
+    """Return the two heaps in which one engine's times lie around its time model; None where they lie in one.
+
+    Two heaps are apart by `HEAP_RATIO` or more and by `HEAP_DISTANCE` deviations within them, and hold `HEAP_SHARE` of
+    the images each.
+    """
+    model = fit_times(rows)
+    timed = rows.drop_nulls(["elapsed_ms", "steps"]).filter(pl.col("elapsed_ms") > 0)
+    if model is None or timed.height < 2 * MIN_IMAGES:
+        return None
+    expected = model.predict(float_column(timed, "steps"), float_column(timed, "guidance"))
+    residuals = np.log(float_column(timed, "elapsed_ms") / 1000 / np.maximum(expected, 1e-9))
+    ordered, n = np.sort(residuals), timed.height
+    left = np.arange(max(int(n * HEAP_SHARE), 1), n - int(n * HEAP_SHARE) + 1)
+    below = np.cumsum(ordered)[left - 1]
+    # Otsu's threshold: the split with the largest variance between its parts.
+    means = below / left, (ordered.sum() - below) / np.maximum(n - left, 1)
+    split = int(left[(left * (n - left) * (means[1] - means[0]) ** 2).argmax()])
+    fast, slow = ordered[:split], ordered[split:]
+    distance = float(slow.mean() - fast.mean())
+    spread = float(np.sqrt((fast.var() + slow.var()) / 2))
+    if distance < np.log(HEAP_RATIO) or distance < HEAP_DISTANCE * spread:
+        return None
+    heaps = timed.with_columns(
+        slow=pl.Series(residuals) > ordered[split - 1], size=pl.format("{}×{}", "width", "height")
+    )
+    for by, column in (("sweep", "run_id"), ("size", "size"), ("scheduler", "scheduler")):
+        groups = [(str(name), part) for (name,), part in heaps.drop_nulls(column).group_by(column, maintain_order=True)]
+        shares = [float(part["slow"].to_numpy().mean()) for _, part in groups]
+        if len(groups) > 1 and all(min(share, 1 - share) < HEAP_SHARE for share in shares):
+            models = {name: fitted for name, part in groups if (fitted := fit_times(part))}
+            return TimeHeaps(n - split, n, float(np.exp(distance)), by, models)
+    return TimeHeaps(n - split, n, float(np.exp(distance)), None, {})

@@ -1,6 +1,7 @@
 """`flexy status`, `backfill`, `rescore`, `export` and `report`: what the tables hold, and the scores they lack."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,18 +157,20 @@ def report(
 
     On the named sweeps or on all, with the weights given here. The assets stay as they are.
     """
+    from flexy_assets.storage.embeddings import read_stored_vectors
     from flexy_assets.storage.makers import suspect_metrics
     from flexy_assets.storage.scores import read_scores
     from flexy_assets.sweep import analysis
     from flexy_assets.sweep.report import build
 
     session, preferences = Session(), (parse_numbers("weight", weights), parse_numbers("least gain", gains))
-    with session.migrate().begin(reading=True) as connection:
+    database = session.migrate()
+    with database.begin(reading=True) as connection:
         sweeps = [session.find_sweep(sweep_id).id for sweep_id in sweep_ids]
         scores = read_scores(connection, session.settings, sweeps)
         suspect = suspect_metrics(connection, session.settings)
     scores = analysis.select_images(scores, engines)
     tables = analysis.AnalysisTables.of(scores, *preferences, suspect)
-    build.write_sweep_report(out, scores, tables, session.store.read)
+    build.write_sweep_report(out, scores, tables, session.store.read, partial(read_stored_vectors, database))
     text = f"report on {len(scores):,} images in {out}"
     return {"file": str(out), "images": len(scores), "engines": analysis.describe_advice(tables.spots), "text": text}

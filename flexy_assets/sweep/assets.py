@@ -19,6 +19,7 @@ from flexy_assets.scoring import agreement, makers, missing_scores
 from flexy_assets.scoring.missing_scores import ScoringOutcome
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import status
+from flexy_assets.storage.embeddings import read_stored_vectors
 from flexy_assets.storage.export import export_csv
 from flexy_assets.storage.flexyface import check_required_columns
 from flexy_assets.storage.makers import record_maker, suspect_metrics
@@ -511,7 +512,8 @@ def sweep_report(
 ) -> None:
     """One HTML file with the results, plots and images; it needs no network."""
     path = work.settings.tables / "sweep_report.html"
-    build.write_sweep_report(path, sweep_scores, analysis.AnalysisTables(**tables), work.store.read)
+    read_vectors = partial(read_stored_vectors, work.database)
+    build.write_sweep_report(path, sweep_scores, analysis.AnalysisTables(**tables), work.store.read, read_vectors)
     context.add_output_metadata(_file_metadata(work.settings, path))
 
 

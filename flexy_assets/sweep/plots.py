@@ -75,10 +75,12 @@ def image_dots(scores: pl.DataFrame, along: str, metric: str) -> Row:
     return scatter_trace(rows[along].to_list(), rounded(rows[metric]), marker=marker, hoverinfo="skip")
 
 
-def predicted_surface(response: pl.DataFrame, spot: Row, axes: Mapping[str, Row] | None = None) -> Figure:
-    """One engine's expected score over steps and guidance, the best, and what does not differ significantly from it.
+def predicted_surface(
+    response: pl.DataFrame, spot: Row, axes: Mapping[str, Row] | None = None, lead: Row | None = None
+) -> Figure:
+    """One engine's expected score over steps and guidance, dimmed outside the region; the best, and the lead if given.
 
-    `spot` is the target's row of `sweet_spots`.
+    `spot` is the target's row of `sweet_spots`, `lead` that of "value".
     """
     target, unit = spot["target"], " SD" if spot["target"] == "overall" else ""
     surface = response.filter(target=target, curve="surface").drop_nulls("predicted")
@@ -97,28 +99,38 @@ def predicted_surface(response: pl.DataFrame, spot: Row, axes: Mapping[str, Row]
         "colorbar": {"thickness": 10, "outlinewidth": 0},
         "hovertemplate": "%{x:.0f} steps, guidance %{y:.1f}<br>%{text}<extra></extra>",
     }
-    inside = np.array([[(s, g) in region for s in steps] for g in guidance], dtype=float)
-    outline = {
+    veil = {
         "type": "contour",
-        # A rim of zeros closes the line where the region reaches the edge.
-        "x": [steps[0] * 0.999, *steps, steps[-1] * 1.001],
-        "y": [guidance[0] - 0.001, *guidance, guidance[-1] + 0.001],
-        "z": np.pad(inside, 1).tolist(),
-        "contours": {"coloring": "none", "start": 0.5, "end": 0.5, "size": 1},
-        "line": {"width": 2.5, "smoothing": 0},
-    } | {"showscale": False, "meta": "ink", "hoverinfo": "skip"}
-    ring, hover = {"symbol": "circle-open", "size": 15, "line": {"width": 3}}, f"{format_setting(spot)}<extra></extra>"
-    best = scatter_trace([spot["steps"]], [spot["guidance"]], marker=ring, meta="ink", hovertemplate=hover)
-    caption = (
-        f"Outlined: not significantly different from the best (95 %; {spot['region_share']:.0%} of what was tried). "
-        f"Ring: the best, {format_setting(spot)}, predicted {format_number(spot['predicted'])}{unit} "
-        f"({format_interval(spot)}), the surface less {format_number(spot['optimism'])}{unit} as the best of many."
-    )
+        "x": steps,
+        "y": guidance,
+        "z": [[float((s, g) not in region) for s in steps] for g in guidance],
+        "contours": {"coloring": "fill", "start": 0.5, "end": 0.5, "size": 1},
+        "colorscale": [[0, "rgba(0,0,0,0)"], [1, plot_style.translucent(plot_style.DOMINATED_COLOUR, 0.75)]],
+        "line": {"width": 0, "smoothing": 0},
+    } | {"zmin": 0, "zmax": 1, "zauto": False, "showscale": False, "meta": "veil", "hoverinfo": "skip"}
+    marks, caption = [], f"Dimmed: worse than the best (95 %); bright: {spot['region_share']:.0%} of what was tried."
+    if lead:
+        marks.append(_mark_setting(lead, "lead", {"symbol": "circle", "size": 12}))
+        caption += f" Dot: the lead, {_describe_prediction(lead, unit)}."
+    if not lead or format_setting(lead) != format_setting(spot):
+        marks.append(_mark_setting(spot, "best", {"symbol": "circle-open", "size": 15, "line": {"width": 3}}))
+        caption += f" Ring: the best, {_describe_prediction(spot, unit)}."
     if any(value is None for line in z for value in line):
         caption += " Blank: no image near."
     axes = axes or {"steps": steps_axis(surface["steps"]), "guidance": titled_axis("Guidance")}
     layout = {"xaxis": axes["steps"] | {"showgrid": False}, "yaxis": axes["guidance"] | {"showgrid": False}}
-    return Figure(f"{TARGET_LABELS[target]}: predicted", caption, [predicted, outline, best], layout)
+    return Figure(f"{TARGET_LABELS[target]}: predicted", caption, [predicted, veil, *marks], layout)
+
+
+def _mark_setting(spot: Row, name: str, marker: Row) -> Row:
+    hover = f"{name}: {format_setting(spot)}<extra></extra>"
+    place = [spot["steps"]], [spot["guidance"]]
+    return scatter_trace(*place, marker=marker, meta="ink", hovertemplate=hover, cliponaxis=False)
+
+
+def _describe_prediction(spot: Row, unit: str) -> str:
+    less = f", {format_number(spot['optimism'], 2)} below the surface as one chosen of many" if spot["optimism"] else ""
+    return f"{format_setting(spot)}, predicted {format_number(spot['predicted'])}{unit} ({format_interval(spot)}){less}"
 
 
 def pareto_front(

@@ -149,6 +149,8 @@ def test_the_tables_lie_under_their_assets_names(at: House, finished: Finished) 
     page = (at.home / "assets" / "sweep_report.html").read_text(encoding="utf-8")
     assert page.lstrip().lower().startswith("<!doctype html")
     assert page.count("UklGR") == 7, "the report shows a WebP, by its first letters, for every image"
+    assert scores["created_at"].null_count() == 0 and f", {scores['created_at'][0]:%-d %B %Y}" in page
+    assert "its embedding by mini_clip@" in page
 
 
 def test_the_csv_is_flexyfaces_in_header_rows_and_order(at: House, finished: Finished) -> None:

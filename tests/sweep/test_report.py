@@ -9,6 +9,8 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,15 @@ from flexy_assets.sweep.analysis import (
     SCORES_TABLE_SCHEMA,
     SWEEP_COMPARISON_SCHEMA,
     AnalysisTables,
+    find_time_heaps,
+    measured_images,
+    times_table,
 )
 from flexy_assets.sweep.report.build import render_sweep_report, sweep_thumbnails_needed
 from flexy_assets.sweep.report.comparison_panels import comparison_panels
+from flexy_assets.sweep.report.embedding_map import map_embeddings
 from flexy_assets.sweep.report.points import MAX_BYTES, MAX_POINTS
-from flexy_assets.sweep.report.summary import describe_components, format_effects
+from flexy_assets.sweep.report.summary import answer_sweep, describe_components, describe_times, format_effects
 from resources.images import UnreadableImageError
 from tests.support.page import Page
 
@@ -149,19 +155,36 @@ def test_the_answer_is_that_of_the_tables() -> None:
     found = AnalysisTables.of(scores)
     words = Page(render_sweep_report(scores, found, {})).words
     best, value = (found.spots.row(by_predicate=pl.col("target") == t, named=True) for t in ("overall", "value"))
-    assert f"Use {value['steps']} steps at guidance {value['guidance']:.1f}" in words
-    is_best = best["steps"] == value["steps"] and best["guidance"] == value["guidance"]
-    setting = f"The best is {best['steps']} steps at guidance {best['guidance']:.1f}"
-    assert ("It is also the best." if is_best else setting) in words
+    lead, top, region = answer_sweep(found, "steps and guidance").figures
+    for figure, row in ((lead, value), (top, best)):
+        assert figure.setting == f"{row['steps']} steps at guidance {row['guidance']:.1f}"
+        seconds, predicted = figure.facts
+        assert seconds == f"{row['seconds']:.1f} s an image"
+        center, low, high = map(float, re.findall(r"−?[\d.]+", predicted))
+        assert (center, low, high) == pytest.approx((row["predicted"], row["low"], row["high"]), abs=0.05)
+    assert region.setting.startswith(f"{value['steps_low']}–{value['steps_high']} steps")
+    times = re.findall(r"[\d.]+", region.facts[0])
+    assert list(map(float, times)) == pytest.approx(
+        [0.2 + 0.05 * value[f"steps_{end}"] for end in ("low", "high")], abs=0.06
+    )
+    assert all(f"{figure.title} {figure.setting} {figure.facts[0]}" in words for figure in (lead, top, region))
     assert "Weak evidence" not in words
     said = found.returns.row(by_predicate=pl.col("target") == "overall", named=True)["summary"]
     assert said.startswith("plateau from ") and f"Overall: {said}" in words
 
 
+def test_an_images_overall_score_has_the_weights_of_the_analysis(tables: AnalysisTables) -> None:
+    weight = (pl.col("target") == "clip_score").cast(pl.Float64)
+    weighted = replace(tables, regression=tables.regression.with_columns(overall_weight=weight))
+    columns = of_script(render_sweep_report(SWEEP, weighted, {}))["columns"]
+    clip, overall = np.array(columns["clip_score"]), np.array(columns["overall"])
+    assert overall == pytest.approx((clip - clip.mean()) / clip.std(ddof=1), abs=1e-4)
+
+
 def test_an_engine_without_guidance_is_said_to_have_none_and_shown_none() -> None:
     unguided = sweep(200).with_columns(engine=pl.lit("flux_schnell"), guidance=pl.lit(None, pl.Float64))
     alone, both = (Page(report(scores)) for scores in (unguided, pl.concat([unguided, sweep(200, seed=1)])))
-    assert re.search(r"Use \d+ steps , about", alone.words)
+    assert re.search(r"Lead: use this \d+ steps \d", alone.words)
     assert "Steps explain" in alone.words
     attributes = " ".join(value or "" for _, found in alone.tags for value in found.values())
     for shown in (alone.words, attributes):
@@ -174,7 +197,7 @@ def test_an_engine_without_guidance_is_said_to_have_none_and_shown_none() -> Non
 
 def test_weak_evidence_is_called_weak_and_none_is_called_none() -> None:
     weak = Page(report(sweep(1500, effect=0.12))).words
-    assert "Weak evidence, a hint and not a rule. Steps and guidance explain" in weak
+    assert "Weak evidence, a hint and not a rule. Lead: use this" in weak
     flat = report(sweep(200, effect=0, seed=1))
     assert "No setting is named: no significant effect of steps or guidance." in Page(flat).words
     assert "no setting is worth more seconds than the quickest" in Page(flat).words
@@ -184,8 +207,7 @@ def test_weak_evidence_is_called_weak_and_none_is_called_none() -> None:
 def test_counts_and_missing_scores_are_told() -> None:
     scores = sweep(120).with_columns(hps_v2_score=pl.when(pl.col("seed") >= 33).then("hps_v2_score"))
     words = Page(render_sweep_report(scores, NO_TABLES, {})).words
-    assert "120 images" in words
-    assert "1 engine 1 sweep 7 prompts" in words
+    assert "Images 120 images of 7 prompts Sweep 4b7193fd Engine realvis_xl (weights not recorded)" in words
     assert "realvis_xl none none none 33 120" in words
 
 
@@ -277,7 +299,7 @@ def test_every_plot_has_its_place(tables: AnalysisTables) -> None:
     page = Page(render_sweep_report(SWEEP, tables, {}))
     figures = json.loads(page.contents["script"][1])["figures"]
     places = {attributes["id"] for _, attributes in page.tags if attributes.get("class") == "plot"}
-    assert places == {*figures, "explore"}
+    assert places == {*figures, "explore", "parallel"}
     # Each metric by steps, by guidance and by both; overall by both, its front, seconds and correlations.
     assert len(figures) == 3 * len(METRIC_LABELS) + 4
 
@@ -314,23 +336,30 @@ def test_lines_bands_and_surfaces_are_those_of_the_response(tables: AnalysisTabl
         assert drawn == (pytest.approx(row["predicted"], rel=1e-4) if row["images"] else None)
 
 
-def test_the_region_is_outlined_on_its_surface_and_the_best_ringed(
-    tables: AnalysisTables, figures: dict[str, Any]
-) -> None:
+def test_surface_region_and_marks_of_a_figure_are_of_one_model(tables: AnalysisTables, figures: dict[str, Any]) -> None:
     words = Page(render_sweep_report(SWEEP, tables, {})).words
     for target in ("overall", *METRIC_LABELS):
         spot = tables.spots.row(by_predicate=pl.col("target") == target, named=True)
-        _, outline, ring = figures[f"figure-0-{target}-surface"]["data"]
-        inside = {
+        surface, veil, *marks = figures[f"figure-0-{target}-surface"]["data"]
+        bright = {
             (steps, guidance)
-            for guidance, line in zip(outline["y"][1:-1], outline["z"][1:-1], strict=True)
-            for steps, here in zip(outline["x"][1:-1], line[1:-1], strict=True)
-            if here
+            for guidance, line in zip(veil["y"], veil["z"], strict=True)
+            for steps, dimmed in zip(veil["x"], line, strict=True)
+            if not dimmed
         }
-        assert inside == {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
-        assert (ring["x"], ring["y"]) == ([spot["steps"]], [spot["guidance"]])
-        share = f"{spot['region_share']:.0%}"
-        assert f"not significantly different from the best (95 %; {share} of what was tried)" in words
+        assert bright == {(cell["steps"], cell["guidance"]) for cell in spot["region"]}
+        marked = (
+            [spot]
+            if target != "overall"
+            else [tables.spots.row(by_predicate=pl.col("target") == "value", named=True), spot]
+        )
+        for mark, row in zip(marks, marked[: len(marks)], strict=True):
+            assert (mark["x"], mark["y"]) == ([row["steps"]], [row["guidance"]])
+            here = surface["z"][surface["y"].index(row["guidance"])][surface["x"].index(row["steps"])]
+            assert here == pytest.approx(row["predicted"] + row["optimism"], rel=1e-4)
+            assert row["low"] <= row["predicted"] <= row["high"]
+            assert (row["steps"], row["guidance"]) in bright
+        assert f"bright: {spot['region_share']:.0%} of what was tried" in words
 
 
 def test_the_front_joins_what_is_not_beaten_and_says_its_ends(tables: AnalysisTables, figures: dict[str, Any]) -> None:
@@ -460,3 +489,47 @@ def test_a_contact_sheet_keeps_reading_order() -> None:
 def test_a_contact_sheet_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one image"):
         make_contact_sheet([])
+
+
+def test_the_map_is_of_the_two_directions_in_which_embeddings_differ_most() -> None:
+    ids, prompts = [*"abcdef", "unknown"], ["fox", "fox", "owl", "owl", "hen", "hen", None]
+    vectors = dict(
+        zip(ids, np.array([[4, 0, 0], [4, 0, 1], [-4, 3, 0], [-4, 3, 1], [0, -3, 0], [0, -3, 1]]), strict=False)
+    )
+    found = map_embeddings(ids, prompts, vectors, "clip")
+    assert found and (found.n, found.x[-1], found.y[-1]) == (6, None, None)
+    assert found.x[:2] == [found.x[0]] * 2 and found.x[0] != found.x[2]  # the third direction is left out
+    assert found.share == pytest.approx(1 - 1.5 / 101.5, abs=1e-3)
+    assert found.prompt_share == pytest.approx(1 - (1.5 / 101.5) * 5 / 3, abs=1e-3)
+    turned = map_embeddings(ids, prompts, {name: vector[::-1] for name, vector in vectors.items()}, "clip")
+    assert turned and turned.x == found.x
+    assert map_embeddings(ids, prompts, {}, "") is None
+
+
+def test_the_first_lines_say_what_made_the_images_and_when() -> None:
+    scores = sweep(30).with_columns(
+        weights=pl.lit("realvis_xl@ac93e0dd/fp16"),
+        run_id=pl.when(pl.col("seed") < 10).then(pl.lit("4b7193fd")).otherwise(pl.lit("5c")),
+        created_at=pl.when(pl.col("seed") < 10).then(datetime(2026, 3, 1)).otherwise(datetime(2026, 3, 4)),
+        scheduler=pl.when(pl.col("seed") < 10).then(pl.lit("ddim")),
+    )
+    page = Page(render_sweep_report(scores, NO_TABLES, {}))
+    assert "Images 30 images of 7 prompts, 1 March 2026 to 4 March 2026" in page.words
+    assert "2 sweeps 4b7193fd, 10 images, 1 March 2026 5c, 20 images, 4 March 2026" in page.words
+    assert "Engine realvis_xl (realvis_xl@ac93e0dd/fp16)" in page.words
+    assert json.loads(page.contents["script"][1])["names"]["scheduler"] == ["ddim", "the engine's own"]
+
+
+def test_times_have_three_digits_and_two_machines_are_told_apart() -> None:
+    apart = sweep(200).with_columns(
+        run_id=pl.when(pl.col("seed") < 100).then(pl.lit("fast")).otherwise(pl.lit("slow")),
+        elapsed_ms=pl.when(pl.col("seed") < 100).then(pl.col("elapsed_ms")).otherwise(3 * pl.col("elapsed_ms")),
+    )
+    one, two = (
+        describe_times(times_table(scores), find_time_heaps(measured_images(scores))) for scores in (SWEEP, apart)
+    )
+    assert one == ["An image takes 200 ms and 50.0 ms a step."]
+    assert re.search(
+        r"two heaps: 100 of 200 images take (2.9\d|3.00) times as long as the others, by their sweep", two[1]
+    )
+    assert two[2:] == ["fast: 200 ms and 50.0 ms a step.", "slow: 600 ms and 150 ms a step."]

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
@@ -22,7 +23,8 @@ from tests.support.browser import Browser
 pytestmark = pytest.mark.slow(seconds=40)
 
 IMAGES = 240
-SCORES = synthetic.sweep(IMAGES)
+# Two images of each engine share prompt and seed.
+SCORES = synthetic.sweep(IMAGES).with_columns(seed=pl.int_range(IMAGES) // 160)
 
 ACCESSIBILITY = (Path(__file__).parents[1] / "support/accessibility.js").read_text().rstrip()
 
@@ -43,7 +45,8 @@ def path(tmp_path_factory: pytest.TempPathFactory, tables: AnalysisTables) -> Pa
     """Two engines, four runs; every picture is of a colour of its own."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     pictures = {image_id: flat(index) for index, image_id in enumerate(SCORES["image_id"])}
-    path.write_text(render_sweep_report(SCORES, tables, pictures), encoding="utf-8")
+    embeddings = {image_id: np.eye(8, dtype=np.float32)[index % 8] for index, image_id in enumerate(pictures)}
+    path.write_text(render_sweep_report(SCORES, tables, pictures, ("clip", embeddings)), encoding="utf-8")
     return path
 
 
@@ -233,6 +236,43 @@ def test_pairs_show_two_images_of_one_prompt_that_two_metrics_order_oppositely(p
     assert page.evaluate("document.querySelectorAll('.duel').length") >= 6
 
 
+def test_two_images_of_one_prompt_and_seed_lie_on_each_other(page: Browser, screenshots: Path) -> None:
+    page.evaluate("byId('seeds').scrollIntoView()")
+    page.until("filled")
+
+    def chosen() -> list[dict[str, Any]]:
+        ids = page.evaluate("all('#seeds-grid [aria-pressed=true]').map(button => columns.id[button.dataset.row])")
+        return [SCORES.row(by_predicate=pl.col("image_id") == image_id, named=True) for image_id in ids]
+
+    a, b = chosen()
+    assert all(a[name] == b[name] for name in ("engine", "prompt", "seed")) and a["steps"] != b["steps"]
+    page.evaluate("byId('seeds-slider').focus()")
+    page.press("Home")
+    assert page.evaluate("getComputedStyle(byId('seeds-stack').lastChild).clipPath") == "inset(0px 0px 0px 0%)"
+    page.evaluate("byId('seeds-flicker').focus()")
+    page.press("Enter")
+    for shown in ("second", "first"):
+        page.until(f"byId('seeds-stack').className === '{shown}'", seconds=3)
+    page.screenshot(screenshots / "sweep-seeds.png")
+    page.evaluate("""byId("seeds-prompt").selectedIndex = 3; byId("seeds-prompt").dispatchEvent(new Event("input"));
+        document.querySelector("#seeds-grid .picture").focus()""")
+    page.press("Enter")
+    assert page.evaluate("document.activeElement.dataset.row") is not None
+    assert chosen()[0]["prompt"] != a["prompt"]
+
+
+def test_the_map_and_the_lines_through_every_score_show_their_images(page: Browser) -> None:
+    plotted(page, "map")
+    page.hover(*dot(page, 30, "map"))
+    tells(page.evaluate(SHOWN), row_of(page.evaluate(SHOWN)))
+    page.press("Escape")
+    page.evaluate("draw(byId('parallel')); byId('parallel').focus()")
+    page.press("Home")
+    assert page.evaluate("columns.overall[shown] === Math.max(...columns.overall)")
+    best = page.evaluate("new Set(byId('parallel').data[1].customdata.filter(row => row !== null)).size")
+    assert best == IMAGES // 10
+
+
 def test_the_table_of_images_sorts(page: Browser) -> None:
     page.evaluate(
         "[...document.querySelectorAll('#images-head button')].find(b => b.textContent === 'CLIP score').click()"
@@ -243,12 +283,14 @@ def test_the_table_of_images_sorts(page: Browser) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_region_line_and_band_are_drawn_in_the_colours_of_the_page(page: Browser, dark: bool) -> None:
+def test_veil_marks_and_band_are_drawn_in_the_colours_of_the_page(page: Browser, dark: bool) -> None:
     page.dark(dark)
     page.evaluate("['figure-0-overall-surface', 'figure-0-clip_score'].forEach(id => draw(byId(id)))")
     colours = """[...document.querySelectorAll('#figure-0-{}')].map(part => getComputedStyle(part).{})"""
     ink = "rgb(236, 235, 230)" if dark else "rgb(29, 29, 27)"
-    assert ink in page.evaluate(colours.format("overall-surface .contourlevel path", "stroke"))
+    veil = "rgba(31, 31, 29, 0.72)" if dark else "rgba(255, 255, 255, 0.72)"
+    assert veil in page.evaluate(colours.format("overall-surface .contourfill path", "fill"))
+    assert ink in page.evaluate(colours.format("overall-surface .point", "stroke"))
     assert ink in page.evaluate(colours.format("clip_score .js-line", "stroke"))
     assert page.evaluate(colours.format("clip_score .js-fill", "fill")) == [ink]
 

@@ -25,14 +25,15 @@ const touch = matchMedia("(pointer: coarse)").matches;
 const variable = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 /**
- * Draw the figure; traces whose `meta` is "ink" or "band" take the page's colour of text.
+ * Draw the figure; traces whose `meta` is "ink", "band" or "veil" take the page's colours.
  * @param {any} plot @param {PlotFigure} figure
  */
 function drawFigure(plot, {data: traces, layout: own}) {
-  const [ink, soft, rule, paper, band] = ["ink", "soft", "rule", "card", "band"].map(name => variable(`--${name}`));
+  const [ink, soft, rule, paper, band, veil] = ["ink", "soft", "rule", "card", "band", "veil"].map(name => variable(`--${name}`));
   for (const trace of traces) {
     if (trace.meta === "ink") (trace.line ?? trace.marker).color = ink;
     if (trace.meta === "band") trace.fillcolor = band;
+    if (trace.meta === "veil") trace.colorscale[1][1] = veil;
     if (trace.texttemplate) trace.textfont = {color: ink};
     const bar = trace.colorbar ?? trace.marker?.colorbar;
     if (bar) Object.assign(bar, {tickfont: {color: soft}});

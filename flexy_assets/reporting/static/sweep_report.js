@@ -1,7 +1,7 @@
 // @ts-check
 // The sweep report's script. `data` is that of `points.point_data` and the figures; all its texts are set as text.
 const data = JSON.parse(byId("data").textContent);
-const {names, columns, labels, axes} = data;
+const {names, columns, labels, axes, factors} = data;
 const metrics = Object.keys(labels);
 const rows = columns.id.map((_, row) => row);
 const has = name => row => columns[name][row] !== null;
@@ -20,7 +20,8 @@ const whole = value => value === null ? "–" : value.toLocaleString("en");
 const guidance = value => value === null ? "–" : value <= 1 ? "1 (off)" : value.toFixed(1);
 function settings(row) {
   const guided = columns.guidance[row] === null ? "" : `, guidance ${guidance(columns.guidance[row])}`;
-  return `${columns.steps[row] ?? "?"} steps${guided}`;
+  const others = Object.keys(factors).map(name => `, ${short(named(name, row) ?? "unknown")}`).join("");
+  return `${columns.steps[row] ?? "?"} steps${guided}${others}`;
 }
 const named = (name, row) => names[name][columns[name][row]] ?? null;
 const promptOf = row => named("prompt", row) ?? "no prompt";
@@ -57,6 +58,7 @@ function show(row, {list = among, pin = false, at = null, anchor = at} = {}) {
   const facts = [
     ["Engine", named("engine", row)], ["Run", named("run_id", row)], ["Steps", columns.steps[row]],
     ["Guidance", columns.guidance[row] === null ? null : guidance(columns.guidance[row])], ["Seed", columns.seed[row]],
+    ...Object.entries(factors).map(([name, label]) => [label, named(name, row)]),
     ["Seconds", columns.seconds[row] === null ? null : number(columns.seconds[row])], ["File", columns.path[row]],
   ];
   const known = facts.filter(([, value]) => value !== null);
@@ -95,12 +97,13 @@ document.addEventListener("keydown", event => { if (event.key === "Escape" && !c
 
 // Filters
 
-const hidden = {engine: new Set(), run_id: new Set()};
+const choosers = ["engine", "run_id", ...Object.keys(factors)];
+const hidden = Object.fromEntries(choosers.map(name => [name, new Set()]));
 let filtered = rows, filled = false;
 function filter() {
   const wanted = byId("prompt").value.trim().toLowerCase();
   const worded = names.prompt.map(prompt => prompt.toLowerCase().includes(wanted));
-  const chosen = row => ["engine", "run_id"].every(name => !hidden[name].has(columns[name][row]));
+  const chosen = row => choosers.every(name => !hidden[name].has(columns[name][row]));
   filtered = rows.filter(row => chosen(row) && (!wanted || worded[columns.prompt[row]]));
   byId("count").textContent = `${filtered.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} images`;
   byId("all").hidden = filtered.length === rows.length;
@@ -112,7 +115,7 @@ function filter() {
 }
 function fill() {
   filled = true;
-  for (const list of [grids, extremes, pairs, table]) list();
+  for (const list of [listSeeds, grids, extremes, pairs, table]) list();
 }
 function chooser(name, title, label) {
   const present = [...new Set(columns[name])].sort((a, b) => (a ?? 1e9) - (b ?? 1e9));
@@ -131,7 +134,8 @@ function chooser(name, title, label) {
   summarize();
   return [make("details", {class: "choose"}, summary, boxes)];
 }
-byId("choosers").append(...chooser("engine", "Engines", short), ...chooser("run_id", "Sweeps", sweepLabel));
+byId("choosers").append(...chooser("engine", "Engines", short), ...chooser("run_id", "Sweeps", sweepLabel),
+  ...Object.entries(factors).flatMap(([name, label]) => chooser(name, `${label}s`, text => text === null ? "unknown" : short(text))));
 byId("prompts").append(...names.prompt.slice(0, 200).map(prompt => make("option", {value: prompt})));
 byId("prompt").addEventListener("input", filter);
 byId("filters").addEventListener("submit", event => event.preventDefault());
@@ -160,14 +164,19 @@ function dots(x, y, chosen, marker) {
     marker: {size: 6, opacity: 0.7, ...marker},
   };
 }
-const byGuidance = (chosen, bar) => ({
-  color: chosen.map(row => plottedValue("guidance", row) ?? 1), cmin: data.guidance[0], cmax: data.guidance[1], colorscale: scale,
-  ...(bar ? {colorbar: {thickness: 10, outlinewidth: 0, title: {text: "Guidance"}}} : {}),
-});
+// A colour for each value; of steps by its logarithm, as on their axis.
+function byValue(name, chosen, bar) {
+  const log = name === "steps", place = row => log ? Math.log2(columns.steps[row] || 1) : plottedValue(name, row);
+  const known = filtered.filter(has(name)).map(place), [cmin, cmax] = name === "guidance" ? data.guidance
+    : known.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+  const ticks = log ? {tickvals: axes.steps.tickvals.map(Math.log2), ticktext: axes.steps.ticktext} : {};
+  const colorbar = {thickness: 10, outlinewidth: 0, title: {text: axes[name]?.title.text ?? ""}, ...ticks};
+  return {color: chosen.map(row => place(row) ?? cmin), cmin, cmax, colorscale: scale, ...(bar ? {colorbar} : {})};
+}
 function engineDots({engine, x, y}) {
   const chosen = filtered.filter(row => named("engine", row) === engine && columns[x][row] !== null && columns[y][row] !== null);
   const guided = x !== "guidance" && chosen.some(has("guidance"));
-  return [dots(x, y, chosen, guided ? byGuidance(chosen) : {color: data.scale[0]})];
+  return [dots(x, y, chosen, guided ? byValue("guidance", chosen, false) : {color: data.scale[0]})];
 }
 // All images on the same axes, a colour and a marker for each engine, sweep or prompt, and a line through its means.
 function compared() {
@@ -175,8 +184,12 @@ function compared() {
   const chosen = filtered.filter(row => columns[x][row] !== null && columns[y][row] !== null);
   byId("explore-caption").textContent = by === "guidance" ? "One dot an image, coloured by guidance."
     : "One dot an image. Each line goes through its colour’s means; a click on a name below hides it.";
-  const layout = {height: 440, xaxis: axes[x], yaxis: axes[y], showlegend: by !== "guidance", legend: {orientation: "h", y: -0.18}};
-  if (by === "guidance") return {data: [dots(x, y, chosen, byGuidance(chosen, true))], layout};
+  const layout = {height: 440, xaxis: axes[x], yaxis: axes[y]};
+  return {data: coloured(x, y, by, chosen, true), layout: {...layout, ...legend(by)}};
+}
+const legend = by => ({showlegend: by in names, legend: {orientation: "h", y: -0.18}});
+function coloured(x, y, by, chosen, lines) {
+  if (!(by in names)) return [dots(x, y, chosen, byValue(by, chosen, true))];
   const groups = Map.groupBy(chosen, row => columns[by][row] < colours.length - 1 ? columns[by][row] : -1);
   const traces = [];
   for (const [index, members] of [...groups].sort(([a], [b]) => Number(a < 0) - Number(b < 0) || a - b)) {
@@ -184,14 +197,57 @@ function compared() {
     const look = {color: colours[place], symbol: symbols[place]};
     const label = inert(by === "run_id" ? sweepLabel(name) : short(name));
     traces.push({...dots(x, y, members, look), name: label, legendgroup: index, showlegend: true});
-    const means = meansAlong(x, y, members);
+    const means = lines ? meansAlong(x, y, members) : [];
     if (means.length < 2) continue;
     traces.push({
       type: "scatter", mode: "lines", x: means.map(([at]) => at), y: means.map(([, at]) => at),
       line: {color: colours[place], width: 2.5}, legendgroup: index, showlegend: false, hoverinfo: "skip",
     });
   }
-  return {data: traces, layout};
+  return traces;
+}
+// The images' embeddings in the plane; both directions have one scale, so that distances can be seen.
+function mapped() {
+  const by = byId("map-by").value, chosen = filtered.filter(row => columns.map_x[row] !== null && (by in names || columns[by][row] !== null));
+  const bare = {showticklabels: false, showgrid: false, ticks: ""};
+  const layout = {height: 520, xaxis: bare, yaxis: {...bare, scaleanchor: "x"}, ...legend(by)};
+  return {data: coloured("map_x", "map_y", by, chosen, false).map(trace => ({...trace, hovertemplate: "<extra></extra>"})), layout};
+}
+// A line an image over axes side by side, each from its lowest to its highest value; of the others an even sample.
+const MOST_LINES = 400;
+function parallel() {
+  const by = byId("parallel-by").value, across = ["steps", "guidance", "seconds", ...metrics, "overall"].filter(name => name in axes);
+  const ends = Object.fromEntries(across.map(name => {
+    const values = rows.filter(has(name)).map(row => plottedValue(name, row));
+    return [name, values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity])];
+  }));
+  const scaled = name => name === "steps" ? value => Math.log(Math.max(value, 1)) : value => value;
+  const height = (name, row) => {
+    const [low, high] = ends[name].map(scaled(name));
+    return columns[name][row] === null ? null : high > low ? (scaled(name)(plottedValue(name, row)) - low) / (high - low) : 0.5;
+  };
+  const worth = row => columns[by]?.[row] ?? null;
+  const ranked = filtered.filter(row => worth(row) !== null).sort((a, b) => worth(b) - worth(a));
+  const count = Math.ceil(ranked.length / 10), every = Math.ceil((ranked.length - count) / MOST_LINES);
+  const others = ranked.slice(count).filter((_, index) => index % every === 0);
+  const lines = (chosen, line, width) => ({
+    type: "scatter", mode: "lines", hoverinfo: "none", line: {color: line, width}, connectgaps: false,
+    x: chosen.flatMap(() => [...across.keys(), null]), y: chosen.flatMap(row => [...across.map(name => height(name, row)), null]),
+    customdata: chosen.flatMap(row => [...across.map(() => row), null]),
+  });
+  const plot = byId("parallel"), texts = name => ends[name].map(value => name === "guidance" ? guidance(value) : name === "steps" ? whole(value) : number(value));
+  plot.order = ranked;
+  const note = {showarrow: false, font: {size: 11, color: variable("--soft")}};
+  const annotations = across.flatMap((name, x) => texts(name).map((text, y) => ({...note, x, y, text, yshift: y ? 10 : -10})));
+  const shapes = across.map((_, x) => ({type: "line", x0: x, x1: x, y0: 0, y1: 1, line: {color: variable("--rule"), width: 1}, layer: "below"}));
+  return {
+    data: [lines(others, variable("--faint"), 1), lines(ranked.slice(0, count), variable("--line"), 1.2)],
+    layout: {
+      height: 440, annotations, shapes, margin: {l: 28, r: 28, t: 24, b: 24}, dragmode: false,
+      xaxis: {tickvals: [...across.keys()], ticktext: across.map(name => axes[name].title.text), range: [-0.3, across.length - 0.7], showgrid: false},
+      yaxis: {range: [-0.06, 1.06], visible: false},
+    },
+  };
 }
 function meansAlong(x, y, members) {
   const sorted = members.toSorted((a, b) => plottedValue(x, a) - plottedValue(x, b)), size = Math.max(8, Math.ceil(sorted.length / 8)), means = [];
@@ -205,7 +261,8 @@ function meansAlong(x, y, members) {
 
 function drawReportPlot(plot) {
   const isNew = !plot.data;
-  if (plot.id === "explore") drawFigure(plot, compared());
+  const drawings = {explore: compared, map: mapped, parallel};
+  if (plot.id in drawings) drawFigure(plot, drawings[plot.id]());
   else {
     const {data: traces, layout, points} = structuredClone(data.figures[plot.id]);
     drawFigure(plot, {data: points?.x ? [...engineDots(points), ...traces] : traces, layout});
@@ -214,6 +271,7 @@ function drawReportPlot(plot) {
 }
 // A plot's dots from left to right, the way that the arrow keys go.
 function path(plot) {
+  if (plot.order) return plot.order;
   const along = plot.data.filter(trace => trace.customdata).flatMap(trace =>
     trace.customdata.map((row, index) => ({row, x: trace.x[index], y: trace.y[index]})));
   return along.sort((a, b) => a.x - b.x || a.y - b.y || a.row - b.row).map(dot => dot.row);
@@ -253,9 +311,99 @@ for (const plot of plots) {
   });
   plot.addEventListener("blur", leave);
 }
-for (const id of ["x", "y", "by"]) byId(`explore-${id}`).addEventListener("input", () => draw(byId("explore")));
+for (const select of all("[id^=explore-], #parallel-by, #map-by")) {
+  select.addEventListener("input", () => draw(byId(select.id.split("-")[0])));
+}
 // Images come after the plots in sight, which the observer draws in the next frame.
 startPlots(drawReportPlot).then(() => requestAnimationFrame(() => setTimeout(fill)));
+
+// One prompt and seed at several settings, and two of these images on each other
+
+const two = {places: [], next: 0}, onDrawn = {timer: 0};
+let seedGroups = new Map();
+function listSeeds() {
+  const key = row => JSON.stringify([columns.engine[row], columns.prompt[row], columns.seed[row]]);
+  const prompted = filtered.filter(row => columns.prompt[row] !== null && columns.steps[row] !== null);
+  const several = groups => [...groups].filter(([, members]) => members.length > 1).sort(([, a], [, b]) => b.length - a.length);
+  let groups = several(Map.groupBy(prompted.filter(has("seed")), key));
+  const seeded = groups.length > 0;
+  if (!seeded) groups = several(Map.groupBy(prompted, row => JSON.stringify([columns.engine[row], columns.prompt[row]])));
+  seedGroups = Map.groupBy(groups, ([, [row]]) => JSON.stringify([columns.engine[row], columns.prompt[row]]));
+  const label = row => (names.engine.length > 1 ? `${short(named("engine", row))}: ` : "") + promptOf(row).slice(0, 80);
+  byId("seeds-words").textContent = seeded ? "One prompt and one seed, so that only the settings differ: steps grow to the right" + ("guidance" in axes ? ", guidance downwards" : "") + ". Choose two images to lay them on each other."
+    : groups.length ? "No two images share prompt and seed. These share their prompt alone, so they differ by their seeds too; flexy sweep new --sampling paired makes images that differ by their settings only."
+      : "No two images share a prompt: nothing can be compared. flexy sweep new --sampling paired makes images that can be.";
+  for (const id of ["seeds-choice", "seeds-shown"]) byId(id).hidden = !groups.length;
+  byId("seeds-seed").parentElement.hidden = !seeded;
+  byId("seeds-two").className = seeded ? "" : "apart";
+  byId("seeds-prompt").replaceChildren(...[...seedGroups].map(([value, [[, [row]]]]) => make("option", {value}, label(row))));
+  listSeedsOfPrompt();
+}
+function listSeedsOfPrompt() {
+  const groups = seedGroups.get(byId("seeds-prompt").value) ?? [];
+  byId("seeds-seed").replaceChildren(...groups.map(([value, [row]]) => make("option", {value}, columns.seed[row] ?? "any")));
+  chooseSeed();
+}
+function seedRows() {
+  const found = (seedGroups.get(byId("seeds-prompt").value) ?? []).find(([value]) => value === byId("seeds-seed").value);
+  return (found?.[1] ?? []).toSorted((a, b) => columns.steps[a] - columns.steps[b] || (plottedValue("guidance", a) ?? 0) - (plottedValue("guidance", b) ?? 0));
+}
+function chooseSeed() {
+  const members = seedRows();
+  [two.places, two.next] = [[members[0], members[members.length - 1]], 0];
+  drawSeeds();
+}
+function drawSeeds() {
+  const members = seedRows(), score = byId("seeds-score").value;
+  if (!members.length) return;
+  const axis = (name, bin, write) => {
+    const values = members.map(row => plottedValue(name, row)).sort((a, b) => a - b), titles = [...new Set(values.map(write))];
+    if (titles.length <= (innerWidth < 600 ? 5 : 8)) return {titles, at: row => titles.indexOf(write(plottedValue(name, row)))};
+    return {titles: data.bins[name], at: row => columns[bin][row]};
+  };
+  const across = axis("steps", "across", String), down = axis("guidance", "down", guidance);
+  const cells = Map.groupBy(members, row => `${down.at(row)} ${across.at(row)}`);
+  const mark = row => two.places.map((place, index) => place === row ? "AB"[index] : "").join("");
+  const tile = row => {
+    const value = columns[score]?.[row] ?? null;
+    const button = make("button", {type: "button", class: "picture", "data-row": row, "aria-pressed": String(mark(row) !== "")}, image(row), make("b", {}, mark(row)));
+    button.addEventListener("click", () => {
+      two.places[two.next] = row;
+      two.next = 1 - two.next;
+      drawSeeds();
+      byId("seeds-grid").querySelector(`[data-row="${row}"]`).focus();
+    });
+    return [button, make("small", {}, score === "overall" ? signed(value) : number(value))];
+  };
+  const titles = across.titles.map((title, index) => make("th", {scope: "col"}, index ? title : `${title} steps`));
+  const body = down.titles.map((title, y) => make("tr", {},
+    make("th", {scope: "row"}, title === "–" ? "" : y ? title : `guidance ${title}`),
+    ...across.titles.map((_, x) => make("td", {}, ...(cells.get(`${y} ${x}`) ?? []).flatMap(tile)))));
+  byId("seeds-grid").replaceChildren(make("table", {class: "grid"}, make("thead", {}, make("tr", {}, make("td"), ...titles)), make("tbody", {}, ...body)));
+  const [a, b] = two.places;
+  byId("seeds-stack").replaceChildren(image(a), image(b));
+  const facts = [["Steps", "steps", whole], ["Guidance", "guidance", guidance], ["Seconds", "seconds", number], ...metrics.map(metric => [labels[metric], metric, number]), ["Overall, SD", "overall", number]];
+  const differ = Object.entries(factors).map(([name, label]) => make("tr", {}, make("th", {scope: "row"}, label), ...two.places.map(row => make("td", {class: "number"}, names[name][columns[name][row]] ?? "–"))));
+  byId("seeds-scores").replaceChildren(...differ, ...facts.filter(([, name]) => two.places.some(has(name))).map(([label, name, write]) =>
+    make("tr", {}, make("th", {scope: "row"}, label), ...two.places.map(row => make("td", {class: "number"}, write(columns[name][row]))))));
+  slide();
+}
+function slide() {
+  byId("seeds-stack").style.setProperty("--at", `${byId("seeds-slider").value}%`);
+}
+// Under three times a second, so that nobody is harmed.
+function flicker() {
+  const button = byId("seeds-flicker"), on = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", String(on));
+  clearInterval(onDrawn.timer);
+  byId("seeds-stack").className = on ? "first" : "";
+  if (on) onDrawn.timer = setInterval(() => { byId("seeds-stack").className = byId("seeds-stack").className === "first" ? "second" : "first"; }, 700);
+}
+byId("seeds-prompt").addEventListener("input", listSeedsOfPrompt);
+byId("seeds-seed").addEventListener("input", chooseSeed);
+byId("seeds-score").addEventListener("input", drawSeeds);
+byId("seeds-slider").addEventListener("input", slide);
+byId("seeds-flicker").addEventListener("click", flicker);
 
 // Grids of images, best and worst, disagreements, and the table of images
 

@@ -97,8 +97,7 @@ class FittedResponse:
 
     `flat_p` is the probability of such a response by chance. `r2` and `rmse` are the average's on clusters left out.
     `drawn` (draws, p) are coefficients of single forms, for the bands; `refits` (draws, p) those of the average, all
-    forms refitted to the same resampled clusters. `overall_weight` is a
-    metric's share of overall.
+    forms refitted to the same resampled clusters. `overall_weight` is a metric's share of overall.
     """
 
     engine: str

@@ -7,9 +7,11 @@ treated as hostile: Jinja escapes them in HTML and JSON, the script sets them as
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from PIL import Image
 
 from flexy_assets.reporting.html import load_template
@@ -20,11 +22,16 @@ from flexy_assets.sweep.analysis.disagreement import MetricDisagreement, are_sam
 from flexy_assets.sweep.plots import format_guidance
 from flexy_assets.sweep.report import summary
 from flexy_assets.sweep.report.comparison_panels import AXIS_ENDS, comparison_panels, shared_settings
+from flexy_assets.sweep.report.embedding_map import map_embeddings
 from flexy_assets.sweep.report.figures import axis_ranges, guidance_axis_range, report_figures, share_colour_scale
-from flexy_assets.sweep.report.points import MAX_BYTES, point_data, sample_images
+from flexy_assets.sweep.report.points import MAX_BYTES, point_data, sample_images, varying_factors
 from resources.files import write_atomically
 
 Row = dict[str, Any]
+Embeddings = tuple[str, Mapping[str, NDArray[np.float32]]]
+"""The encoder that made them, and vectors (width,) by image id."""
+
+FACTOR_LABELS: Final = {"scheduler": "Scheduler", "size": "Size", "negative_prompt": "Negative prompt"}
 
 
 def sweep_thumbnails_needed(scores: pl.DataFrame) -> list[str]:
@@ -34,25 +41,40 @@ def sweep_thumbnails_needed(scores: pl.DataFrame) -> list[str]:
 
 
 def write_sweep_report(
-    path: Path, scores: pl.DataFrame, tables: analysis.AnalysisTables, read: Callable[[str], Image.Image]
+    path: Path,
+    scores: pl.DataFrame,
+    tables: analysis.AnalysisTables,
+    read: Callable[[str], Image.Image],
+    read_vectors: Callable[[list[str]], Embeddings] = lambda ids: ("", {}),
 ) -> None:
-    """Write the report of these scores, whole or not at all; `read` returns an image by its path."""
+    """Write the report of these scores, whole or not at all.
+
+    `read` returns an image by its path, `read_vectors` the embeddings of images by their ids.
+    """
     sample = scores.filter(pl.col("image_id").is_in(sweep_thumbnails_needed(scores)))
     paths = dict(sample.drop_nulls("image_path").select("image_id", "image_path").iter_rows())
     by_path = make_thumbnails(read, list(paths.values()), MAX_BYTES)
     thumbnails = {image_id: by_path[path] for image_id, path in paths.items() if path in by_path}
-    write_atomically(path, render_sweep_report(scores, tables, thumbnails).encode())
+    embeddings = read_vectors(sample["image_id"].drop_nulls().to_list())
+    write_atomically(path, render_sweep_report(scores, tables, thumbnails, embeddings).encode())
 
 
-def render_sweep_report(scores: pl.DataFrame, tables: analysis.AnalysisTables, thumbnails: Mapping[str, bytes]) -> str:
+def render_sweep_report(
+    scores: pl.DataFrame,
+    tables: analysis.AnalysisTables,
+    thumbnails: Mapping[str, bytes],
+    embeddings: Embeddings = ("", {}),
+) -> str:
     """Return the report as one HTML document.
 
     The tables are those of the scores; `thumbnails` are WebP bytes by image id, those of `sweep_thumbnails_needed`.
-    A missing thumbnail leaves a grey square with the image's description.
+    A missing thumbnail leaves a grey square with the image's description, a missing embedding none on the map.
     """
-    overall = analysis.add_overall(scores)
+    overall = _score_overall(scores, tables.regression)
     pairs = find_disagreements(overall)
     points = sample_images(overall, pairs)
+    encoder, vectors = embeddings
+    places = map_embeddings(points["image_id"].to_list(), points["prompt"].to_list(), vectors, encoder)
     axes = axis_ranges(overall)
     engines = []
     for index, rows in enumerate(overall.partition_by("engine", maintain_order=True) if overall.height else []):
@@ -66,7 +88,9 @@ def render_sweep_report(scores: pl.DataFrame, tables: analysis.AnalysisTables, t
                 "name": name,
                 "counts": _counts(rows),
                 "settings": settings,
-                "answer": summary.summarize_sweep(engine_tables.spots, engine_tables.regression, settings),
+                "answer": summary.answer_sweep(engine_tables, settings),
+                "times": summary.describe_times(engine_tables.times, analysis.find_time_heaps(rows)),
+                "variance": _variance_rows(rows),
                 "spots": spots,
                 "common": [note for note in common if note != analysis.NO_GUIDANCE],
                 "front": summary.describe_front(engine_tables.front, engine_tables.spots),
@@ -81,10 +105,14 @@ def render_sweep_report(scores: pl.DataFrame, tables: analysis.AnalysisTables, t
             }
         )
     figures = [figure for engine in engines for figure in engine["figures"]]
+    factors = {name: FACTOR_LABELS[name] for name in varying_factors(overall)}
     share_colour_scale(figures)
     return load_template("sweep/report/report.html.j2", {"guidance": format_guidance}).render(
         engines=engines,
         counts=_counts(overall),
+        about=summary.describe_images(overall),
+        map=places,
+        factors=factors,
         shortfalls=summary.list_shortfalls(scores, overall, tables.correlations, tables.regression),
         compared=comparison_panels(tables.comparison),
         shared=shared_settings(tables.comparison),
@@ -92,10 +120,12 @@ def render_sweep_report(scores: pl.DataFrame, tables: analysis.AnalysisTables, t
         shown=points.height,
         pictured=sum(image_id in thumbnails for image_id in points["image_id"]),
         axes=axes,
+        scores={name: axes[name] for name in ("overall", *analysis.METRIC_LABELS) if name in axes},
         coloured_by=_colour_options(overall),
         disagreement=_disagreement(overall, pairs),
-        data=point_data(points, overall, pairs, thumbnails)
+        data=point_data(points, overall, pairs, thumbnails, places)
         | {
+            "factors": factors,
             "labels": analysis.METRIC_LABELS,
             "axes": axes,
             "guidance": guidance_axis_range(overall),
@@ -109,14 +139,27 @@ def render_sweep_report(scores: pl.DataFrame, tables: analysis.AnalysisTables, t
     )
 
 
+def _score_overall(scores: pl.DataFrame, regression: pl.DataFrame) -> pl.DataFrame:
+    """Return the measured images with `overall`, by the weights that their analysis had."""
+    parts = []
+    for engine, rows in analysis.split_by_engine(scores):
+        averages = regression.filter(engine=engine, model="average").drop_nulls("overall_weight")
+        weights = dict(averages.select("target", "overall_weight").iter_rows())
+        parts.append(analysis.add_weighted_overall(rows, weights or analysis.weigh_metrics(rows)[0]))
+    return pl.concat(parts) if parts else analysis.add_overall(scores)
+
+
 def _counts(rows: pl.DataFrame) -> Row:
-    return {
-        "images": rows.height,
-        "engines": rows["engine"].n_unique(),
-        "sweeps": rows["run_id"].drop_nulls().n_unique(),
-        "prompts": rows["prompt"].drop_nulls().n_unique(),
-        "missing": {metric: rows[metric].null_count() for metric in analysis.METRIC_LABELS},
-    }
+    missing = {metric: rows[metric].null_count() for metric in analysis.METRIC_LABELS}
+    return {"images": rows.height, "missing": missing}
+
+
+def _variance_rows(rows: pl.DataFrame) -> Row:
+    """Return what explains the scores' variance: the sources' names, and their shares by target."""
+    shares = analysis.explain_variance(rows)
+    known = {source for of_target in shares.values() for source in of_target}
+    labels = {"prompt": "Prompt", "seed": "Seed", **analysis.SETTING_LABELS, **FACTOR_LABELS, "rest": "The rest"}
+    return {"sources": {name: label for name, label in labels.items() if name in known}, "shares": shares}
 
 
 def _sweet_spot_rows(tables: analysis.AnalysisTables) -> tuple[list[Row], list[str]]:

@@ -10,7 +10,6 @@ import numpy as np
 import polars as pl
 
 from flexy_assets.reporting.figures import Figure, Row
-from flexy_assets.reporting.formatting import format_number
 from flexy_assets.reporting.plot_style import SEQUENTIAL
 from flexy_assets.sweep import plots
 from flexy_assets.sweep.analysis import METRIC_LABELS, AnalysisTables, effective_guidance, setting_names
@@ -41,7 +40,8 @@ def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables
             surface = tables.response.filter(target=target, curve="surface").drop_nulls("predicted")
             if target in best and both and surface.height:
                 part = "best" if target == "overall" else "surface"
-                figure = plots.predicted_surface(tables.response, best[target], axes)
+                lead = best["value"] if target == "overall" else None
+                figure = plots.predicted_surface(tables.response, best[target], axes, lead)
                 figures.append(ReportFigure(part, f"{key}-{target}-surface", figure, {}))
         front = tables.front.filter(target="overall").drop_nulls("predicted")
         if "overall" in best and front["on_front"].sum() > 1:
@@ -53,7 +53,7 @@ def report_figures(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], tables
             if placed[metric].count():
                 figures += _responses(f"{key}-{metric}", placed, metric, axes, tables.response, metric not in best)
         if placed["elapsed_ms"].count():
-            figures.append(_seconds(f"{key}-seconds", placed, axes, tables.times))
+            figures.append(_seconds(f"{key}-seconds", placed, axes))
     if tables.correlations["spearman"].count():
         correlations = plots.correlation_map(tables.correlations)
         figures.append(ReportFigure("correlations", f"{key}-correlations", correlations, {}))
@@ -116,12 +116,8 @@ def _responses(
     return figures
 
 
-def _seconds(key: str, rows: pl.DataFrame, axes: Mapping[str, Row], times: pl.DataFrame) -> ReportFigure:
+def _seconds(key: str, rows: pl.DataFrame, axes: Mapping[str, Row]) -> ReportFigure:
     caption = f"One dot an image{', coloured by guidance' if rows['guidance'].count() else ''}."
-    for row in times.drop_nulls("a_step").head(1).iter_rows(named=True):
-        guided = row["guided_step"] and f" ({format_number(row['a_step'] + row['guided_step'], 2)} with guidance)"
-        base, step = format_number(max(row["base"], 0), 2), format_number(row["a_step"], 2)
-        caption += f" An image takes {base} s and {step} s a step{guided or ''}."
     # Time is a straight line in steps.
     layout = {"xaxis": plots.titled_axis("Steps"), "yaxis": axes["seconds"]}
     points = {"engine": rows["engine"][0], "x": "steps", "y": "seconds"}

@@ -9,7 +9,9 @@ import polars as pl
 
 from flexy_assets.reporting.figures import rounded
 from flexy_assets.sweep.analysis import METRIC_LABELS, effective_guidance
+from flexy_assets.sweep.analysis.comparison import FACTORS
 from flexy_assets.sweep.analysis.disagreement import MetricDisagreement
+from flexy_assets.sweep.report.embedding_map import EmbeddingMap
 
 MAX_POINTS: Final = 2400
 """Images on one page. A browser on a phone stutters above a few thousand points, and each has a thumbnail."""
@@ -37,9 +39,11 @@ def sample_images(overall: pl.DataFrame, disagreements: Sequence[MetricDisagreem
     for metric in METRIC_LABELS:
         for descending in (True, False):
             required |= pl.col(metric).rank("ordinal", descending=descending).over("engine") <= EXTREME_IMAGES
-    shuffled = overall.with_columns(
-        required=required.fill_null(False), place=pl.lit(np.random.default_rng(seed).permutation(overall.height))
-    ).sort("place")
+    # Images of one prompt and seed come together.
+    alone = pl.when(pl.col("seed").is_null()).then("image_id").alias("alone")
+    pair = overall.select(pl.struct("engine", "prompt", "seed", alone).rank("dense")).to_series().to_numpy() - 1
+    place = np.random.default_rng(seed).permutation(int(pair.max()) + 1)[pair]
+    shuffled = overall.with_columns(required=required.fill_null(False), place=pl.lit(place)).sort("place", "image_id")
     # The first of every engine, then the second of every engine: an engine with fewer images leaves room to others.
     turn = pl.int_range(pl.len()).over("engine")
     sample = shuffled.with_columns(turn=turn).sort(~pl.col("required"), "turn", "place").head(MAX_POINTS)
@@ -51,18 +55,21 @@ def point_data(
     overall: pl.DataFrame,
     disagreements: Sequence[MetricDisagreement],
     thumbnails: Mapping[str, bytes],
+    places: EmbeddingMap | None,
 ) -> dict[str, Any]:
     """Return what the page's script reads, ready for JSON: names, columns (one entry an image), thumbnails and pairs.
 
-    Engines, runs and prompts are indices into their names, most frequent first (prompts) or by name; `pictures` are
-    WebP in base64, null where there is none. `spread` is each metric's mean and standard deviation an engine.
+    Engines, runs, prompts and the `FACTORS` that vary are indices into their names, most frequent first (prompts) or by
+    name; `pictures` are WebP in base64, null where there is none. `spread` is each metric's mean and standard deviation
+    an engine.
     """
     ids = points["image_id"].fill_null("").to_list()
     place = {image_id: index for index, image_id in enumerate(ids)}
     columns: dict[str, list[Any]] = {"id": ids, "path": points["image_path"].to_list()}
     names = {}
-    shown = points.with_columns(pl.col("prompt").str.slice(0, MAX_PROMPT_CHARACTERS))
-    for name in ("engine", "run_id", "prompt"):
+    shown = points.with_columns(pl.col("prompt").str.slice(0, MAX_PROMPT_CHARACTERS), **FACTORS)
+    shown = shown.with_columns(pl.col("negative_prompt").str.slice(0, MAX_PROMPT_CHARACTERS))
+    for name in ("engine", "run_id", "prompt", *varying_factors(overall)):
         counts = shown[name].drop_nulls().value_counts(name="images")
         frequent = [-pl.col("images").cast(pl.Int64)] if name == "prompt" else []
         names[name] = counts.sort(*frequent, name)[name].to_list()
@@ -72,6 +79,8 @@ def point_data(
     columns["seed"] = points["seed"].cast(pl.String).to_list()  # JavaScript would round large ones
     columns |= {name: rounded(points[name], 6) for name in ("guidance", "overall", *METRIC_LABELS)}
     columns["seconds"] = rounded(points["elapsed_ms"] / 1000, 6)
+    if places:
+        columns |= {"map_x": places.x, "map_y": places.y}
     across, steps = _bins(points["steps"], overall["steps"], "{:.0f}".format)
     down, guidance = _bins(_effective(points), _effective(overall), _guidance)
     spread = overall.group_by("engine").agg(
@@ -91,6 +100,12 @@ def point_data(
             for each in disagreements
         ],
     }
+
+
+def varying_factors(overall: pl.DataFrame) -> list[str]:
+    """Return the names of `FACTORS` that the images have several values of."""
+    values = overall.select(**FACTORS)
+    return [name for name in FACTORS if values[name].drop_nulls().n_unique() > 1]
 
 
 def _effective(rows: pl.DataFrame) -> pl.Series:

@@ -1,15 +1,23 @@
 """The report's sentences: the recommended settings with their uncertainty, and what could not be computed."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Final
 
 import polars as pl
-from markupsafe import Markup
 
-from flexy_assets.reporting.formatting import format_number, join_words
-from flexy_assets.sweep.analysis import METRIC_LABELS, SETTING_LABELS, TARGET_LABELS, VALUE_TOLERANCE, setting_names
-from flexy_assets.sweep.plots import format_setting
+from flexy_assets.reporting.formatting import format_count, format_number, join_words
+from flexy_assets.sweep.analysis import (
+    METRIC_LABELS,
+    SETTING_LABELS,
+    TARGET_LABELS,
+    VALUE_TOLERANCE,
+    AnalysisTables,
+    TimeHeaps,
+    setting_names,
+)
+from flexy_assets.sweep.plots import format_guidance, format_setting
 from flexy_assets.sweep.report.points import failed_images
 
 LOW_R2: Final = 0.1
@@ -21,59 +29,177 @@ LARGE_SHARE: Final = 0.9
 """Of the metrics' variance, which the components that are described explain together."""
 STRONG_CORRELATION: Final = 0.5
 """A component is described by the metrics whose correlation with it is at least so large."""
+SHOWN_SWEEPS: Final = 4
+"""Sweeps that are named one by one."""
 
 Row = dict[str, Any]
 
 
-def summarize_sweep(spots: pl.DataFrame, regression: pl.DataFrame, settings: str) -> list[Markup]:
-    """Return the answer in sentences: the setting to use, the best, what is as good, and the strength of the evidence.
+@dataclass(frozen=True)
+class AnswerFigure:
+    """One of the three figures of the answer: a setting or ranges of them, facts about it, and what it is."""
 
-    Where the images cannot carry an answer, the first says so and why.
+    title: str
+    setting: str
+    facts: list[str]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the report says of one engine first: its figures, or the `reason` why no setting is named.
+
+    `warning` is said before them, `remarks` after.
     """
-    rows = {row["target"]: row for row in spots.iter_rows(named=True)}
-    average = {row["target"]: row for row in regression.filter(model="average").iter_rows(named=True)}
+
+    figures: list[AnswerFigure]
+    reason: str
+    warning: str
+    remarks: list[str]
+
+
+def answer_sweep(tables: AnalysisTables, settings: str) -> Answer:
+    """Return the answer of one engine's tables: the setting to use, the best, what is as good, and the evidence."""
+    rows = {row["target"]: row for row in tables.spots.iter_rows(named=True)}
     best, lead = rows.get("overall"), rows.get("value")
     if best is None or lead is None:
-        return [Markup("<strong>No setting is named:</strong> there is no image.")]
-    left_out = [Markup("{}.").format(note) for note in (best["note"] or "").split("; ") if "is left out: " in note]
+        return Answer([], "there is no image", "", [])
+    notes = (best["note"] or "").split("; ")
+    left_out = [f"{note}." for note in notes if "is left out: " in note]
     if best["steps"] is None:
-        text = Markup("<strong>No setting is named:</strong> {}.")
-        return [text.format(best["reason"] or "nothing could be fitted"), *left_out]
-    text = Markup("Use <strong>{}</strong>{}: the quickest setting as good as the best ({:,} images, within {} SD).")
-    sentences = [text.format(format_setting(lead), _duration(lead["seconds"]), lead["n"], VALUE_TOLERANCE)]
-    if (lead["steps"], lead["guidance"]) == (best["steps"], best["guidance"]):
-        sentences.append(Markup("It is also the best."))
+        return Answer([], best["reason"] or "nothing could be fitted", "", left_out)
+    if same := (lead["steps"], lead["guidance"]) == (best["steps"], best["guidance"]):
+        caption = "No quicker setting is as good."
     else:
-        sentences.append(
-            Markup("The best is <strong>{}</strong>{}, expected {} SD better (95 %: at most {}).").format(
-                format_setting(best),
-                _duration(best["seconds"]),
-                *(format_number(max(lead[name], 0), 2) for name in ("loss", "loss_high")),
-            )
-        )
-    text = Markup("Not significantly different: all of {}; in all {:.0%} of what was tried (95 %).")
-    sentences.append(text.format(format_region(lead), lead["region_share"]))
+        loss, most = (format_number(max(lead[name], 0), 2) for name in ("loss", "loss_high"))
+        better = f"expected {loss} SD" if lead["loss"] > 0 else "not expected to be"
+        caption = f"The best that is sure, {better} better than the lead (95 %: at most {most} SD)."
+    figures = [
+        AnswerFigure(
+            *("Lead: use this", format_setting(lead), _facts(lead)),
+            f"The quickest setting that is as surely good as the best, within {VALUE_TOLERANCE} SD.",
+        ),
+        AnswerFigure("Best: the same" if same else "Best", format_setting(best), _facts(best), caption),
+        _region_figure(lead, tables),
+    ]
+    warning, evidence = _describe_evidence(tables.regression, settings)
+    over = next((f", {note}" for note in notes if note.startswith("over ")), "")
+    remarks = [f"Predicted is the overall score{over}, in standard deviations (SD) from the mean image.", evidence]
+    # Guidance cannot be lower than off.
+    if "at the edge of the steps tried" in notes or (
+        "at the edge of the guidance tried" in notes and not _is_off(best)
+    ):
+        remarks.append("The best lies at the edge of what was tried: a wider sweep may find better.")
+    outside = [f"{note[0].upper()}{note[1:]}." for note in notes if note.startswith("outside the engine's range")]
+    return Answer(figures, "", warning, remarks + outside + left_out)
+
+
+def _is_off(spot: Row) -> bool:
+    return spot["guidance"] is not None and spot["guidance"] <= 1
+
+
+def _facts(spot: Row) -> list[str]:
+    """Return a setting's time, and its predicted score with the band."""
+    low, high = (format_number(spot[name], 2) for name in ("low", "high"))
+    predicted = f"predicted {format_number(spot['predicted'], 2)} SD ({low} to {high})"
+    return [*_duration(spot["seconds"]), predicted]
+
+
+def _region_figure(lead: Row, tables: AnalysisTables) -> AnswerFigure:
+    """Return the ranges that hold together around the lead, with the times and the lowest prediction of their cells."""
+    inside = pl.col("steps").is_between(lead["steps_low"], lead["steps_high"])
+    if lead["guidance"] is not None:
+        inside &= pl.col("guidance").is_between(lead["guidance_low"], lead["guidance_high"])
+    cells = tables.response.filter(inside, target="overall", curve="surface").drop_nulls("predicted")
+    facts = []
+    for row in tables.times.drop_nulls("a_step").iter_rows(named=True):
+        slopes = cells["guidance"].fill_null(1).gt(1).cast(pl.Float64) * (row["guided_step"] or 0) + row["a_step"]
+        facts += _duration(*_ends_of((row["base"] + cells["steps"] * slopes).clip(0)))
+    if cells.height:
+        least = min(float(_ends_of(cells["predicted"])[0]), lead["predicted"])
+        facts.append(f"predicted {format_number(least, 2)} SD or more")
+    caption = (
+        "Not significantly different from the best (95 %). The whole region, bright in its plot, is "
+        f"{lead['region_share']:.0%} of what was tried."
+    )
+    return AnswerFigure("Region: as good", format_region(lead), facts, caption)
+
+
+def _ends_of(values: pl.Series) -> tuple[Any, Any]:
+    return values.min(), values.max()
+
+
+def _describe_evidence(regression: pl.DataFrame, settings: str) -> tuple[str, str]:
+    """Return a warning where the evidence is weak, else "", and how much of each metric's variance settings explain."""
+    average = {row["target"]: row for row in regression.filter(model="average").iter_rows(named=True)}
     explained = {
         metric: row["r2"] for metric, row in average.items() if metric in METRIC_LABELS and row["r2"] is not None
     }
     moving = {metric: r2 for metric, r2 in explained.items() if (average[metric]["flat_p"] or 0) < SIGNIFICANCE_LEVEL}
     flat = [METRIC_LABELS[metric] for metric in explained if metric not in moving]
     shares = join_words([f"{max(r2, 0):.0%} ({METRIC_LABELS[metric]})" for metric, r2 in moving.items()])
+    nothing = f", none measurable for {join_words(flat)}" if flat else ""
     weak = max(moving.values(), default=0) < LOW_R2
-    sentences.append(
-        Markup("{}{} explain {} of the variance{}; the rest is prompt, seed and noise.").format(
-            Markup("<strong>Weak evidence, a hint and not a rule.</strong> ") if weak else "",
-            settings.capitalize(),
-            shares,
-            f", none measurable for {join_words(flat)}" if flat else "",
-        )
+    return (
+        "Weak evidence, a hint and not a rule." if weak else "",
+        f"{settings.capitalize()} explain {shares} of the variance{nothing}; the rest is prompt, seed and noise.",
     )
-    note, off = best["note"] or "", best["guidance"] is not None and best["guidance"] <= 1
-    # Guidance cannot be lower than off.
-    if "edge of the steps" in note or ("edge of the guidance" in note and not off):
-        sentences.append(Markup("The best lies at the edge of what was tried: a wider sweep may find better."))
-    outside = [part for part in note.split("; ") if part.startswith("outside the engine's range")]
-    return sentences + [Markup("{}.").format(part.capitalize()) for part in outside] + left_out
+
+
+def describe_images(overall: pl.DataFrame) -> dict[str, list[str]]:
+    """Return what the report is about: images, sweeps and engines, each with its lines; empty without an image."""
+    if overall.is_empty():
+        return {}
+    prompts = overall["prompt"].drop_nulls().n_unique()
+    images = format_count(overall.height, "image") + (f" of {format_count(prompts, 'prompt')}" if prompts else "")
+    about = {"Images": [", ".join([images, *_describe_dates(overall)])]}
+    sweeps = overall.drop_nulls("run_id").partition_by("run_id", maintain_order=True)
+    lines = [
+        ", ".join([rows["run_id"][0][:8], format_count(rows.height, "image"), *_describe_dates(rows)])
+        for rows in sweeps[:SHOWN_SWEEPS]
+    ]
+    if len(sweeps) == 1:
+        about["Sweep"] = [lines[0].partition(",")[0]]
+    elif sweeps:
+        rest = [f"and {len(sweeps) - SHOWN_SWEEPS} more"] if len(sweeps) > SHOWN_SWEEPS else []
+        about[f"{len(sweeps)} sweeps"] = lines + rest
+    engines = []
+    for rows in overall.partition_by("engine", maintain_order=True):
+        weights = rows["weights"].drop_nulls().unique().sort().to_list() or ["weights not recorded"]
+        engines.append(f"{rows['engine'][0]} ({', '.join(weights)})")
+    return about | {"Engine" if len(engines) == 1 else f"{len(engines)} engines": engines}
+
+
+def _describe_dates(rows: pl.DataFrame) -> list[str]:
+    """Return the day or days on which the images were made, in one item; none where that is not recorded."""
+    days = [f"{end.day} {end:%B %Y}" for end in _ends_of(rows["created_at"]) if end]
+    return [" to ".join(dict.fromkeys(days))] if days else []
+
+
+def describe_times(times: pl.DataFrame, heaps: TimeHeaps | None) -> list[str]:
+    """Say how long one engine's image takes by its steps, and where times fall in two heaps."""
+    sentences = []
+    for row in times.drop_nulls("a_step").head(1).iter_rows(named=True):
+        sentences.append(f"An image takes {_format_times(row['base'], row['a_step'], row['guided_step'])}.")
+    if heaps:
+        share = f"{heaps.slow:,} of {heaps.n:,} images take {format_number(heaps.ratio)} times as long as the others"
+        by = {"sweep": "by their sweep, as on two machines", "size": "by their size", "scheduler": "by their scheduler"}
+        why = by.get(heaps.by or "", "as on two machines, but not by their sweep, size or scheduler")
+        sentences.append(f"Times fall in two heaps: {share}, {why}.")
+        for name, model in list(heaps.models.items())[:SHOWN_SWEEPS]:
+            label = name[:8] if heaps.by == "sweep" else name
+            sentences.append(f"{label}: {_format_times(*model.coefficients)}.")
+    return sentences
+
+
+def _format_times(base: float, a_step: float, guided_step: float | None) -> str:
+    guided = f" ({_format_seconds(a_step + guided_step)} with guidance)" if guided_step else ""
+    return f"{_format_seconds(max(base, 0))} and {_format_seconds(a_step)} a step{guided}"
+
+
+def _format_seconds(seconds: float) -> str:
+    """Return a duration with three digits, in milliseconds below one second."""
+    return f"{format_number(seconds)} s" if seconds >= 1 else f"{format_number(1000 * seconds)} ms"
 
 
 def list_shortfalls(
@@ -143,7 +269,7 @@ def describe_front(front: pl.DataFrame, spots: pl.DataFrame) -> str:
     if on.height == 1:
         return f"{format_setting(best)} is both the quickest and the best: more time gains nothing."
     quickest, highest = (
-        f"{format_setting(row)}{_duration(row['seconds'])}, {format_number(row['predicted'], 2)} SD"
+        ", ".join([format_setting(row), *_duration(row["seconds"]), f"{format_number(row['predicted'], 2)} SD"])
         for row in (quick, best)
     )
     return (
@@ -221,8 +347,10 @@ def describe_loadings(component: Row) -> str:
     return f"{together} against {against}" if against and together else together or against or "a little of each"
 
 
-def _duration(seconds: float | None) -> str:
-    return "" if seconds is None else f", about {format_number(seconds, 2)} s an image"
+def _duration(*seconds: float | None) -> list[str]:
+    """Return the seconds of an image, or from the least to the most, in one item; none where they are not known."""
+    known = dict.fromkeys(format_number(each, 2) for each in seconds if each is not None)
+    return [f"{' to '.join(known)} s an image"] if known else []
 
 
 def format_region(spot: Row) -> str:
@@ -235,7 +363,7 @@ def format_region(spot: Row) -> str:
 def format_guidance_range(spot: Row) -> str:
     if spot["guidance"] is None:
         return ""
-    return format_span(f"{spot['guidance_low']:.1f}", f"{spot['guidance_high']:.1f}")
+    return format_span(format_guidance(spot["guidance_low"]), format_guidance(spot["guidance_high"]))
 
 
 def format_span(low: str, high: str) -> str:

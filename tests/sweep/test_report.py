@@ -369,7 +369,7 @@ def test_the_front_joins_what_is_not_beaten_and_says_its_ends(tables: AnalysisTa
     assert sorted(joined["y"]) == joined["y"]
     said = Page(render_sweep_report(SWEEP, tables, {})).words.split("no other beats in both quality and time")[1]
     assert said.startswith(f", the quickest is {front['steps'][0]} steps at guidance")
-    assert f"and the best {front['steps'][-1]} steps" in said[:200]
+    assert f"and the highest prediction has {front['steps'][-1]} steps" in said[:200]
 
 
 def test_effects_are_called_by_their_sign_only_where_they_are_sure() -> None:

@@ -153,7 +153,8 @@ def describe_images(overall: pl.DataFrame) -> dict[str, list[str]]:
     prompts = overall["prompt"].drop_nulls().n_unique()
     images = format_count(overall.height, "image") + (f" of {format_count(prompts, 'prompt')}" if prompts else "")
     about = {"Images": [", ".join([images, *_describe_dates(overall)])]}
-    sweeps = overall.drop_nulls("run_id").partition_by("run_id", maintain_order=True)
+    oldest_first = overall.drop_nulls("run_id").sort("created_at", "run_id", nulls_last=True)
+    sweeps = oldest_first.partition_by("run_id", maintain_order=True)
     lines = [
         ", ".join([rows["run_id"][0][:8], format_count(rows.height, "image"), *_describe_dates(rows)])
         for rows in sweeps[:SHOWN_SWEEPS]
@@ -273,8 +274,8 @@ def describe_front(front: pl.DataFrame, spots: pl.DataFrame) -> str:
         for row in (quick, best)
     )
     return (
-        f"Of the settings that no other beats in both quality and time, the quickest is {quickest}, and the best "
-        f"{highest}. They are on the front in {quick['front_probability']:.0%} and "
+        f"Of the settings that no other beats in both quality and time, the quickest is {quickest}, and the highest "
+        f"prediction has {highest}. They are on the front in {quick['front_probability']:.0%} and "
         f"{best['front_probability']:.0%} of resamples."
     )
 

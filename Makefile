@@ -20,7 +20,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 endif
 
-.PHONY: demo test check ui up apart lint lock references label-studio clean
+.PHONY: demo test check ui up apart lint lock references label-studio docs docs-serve reference clean
 
 demo: $(VENV)/.installed
 	$(BIN)/flexy demo
@@ -33,7 +33,7 @@ ui up: $(VENV)/.installed
 		files=$$!; trap "kill $$files" EXIT; trap : INT; \
 		$(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
 
-# `up` is `ui` with Dagster's bookkeeping in Postgres: see deploy/README.md.
+# `up` is `ui` with Dagster's bookkeeping in Postgres: see docs/operations.md.
 up: export DAGSTER_HOME := $(CURDIR)/deploy/postgres
 up: apart
 
@@ -44,7 +44,7 @@ apart: $(VENV)/.installed
 check: lint
 	$(BIN)/pytest -m "not slow and not browser and not postgres and not label_studio"
 
-test: $(VENV)/.installed $(VENV)/references/.installed $(VENV)/label-studio/.installed
+test: $(VENV)/.installed $(VENV)/references/.installed $(VENV)/label-studio/.installed $(VENV)/docs/.installed
 	$(BIN)/pytest
 
 lint: $(VENV)/.installed
@@ -80,10 +80,27 @@ $(VENV)/label-studio/.installed: tests/support/label_studio.txt tests/support/la
 	$(BIN)/python tests/support/label_studio.py
 	touch $@
 
+# A warning (a broken link, a page that is in no menu) fails the build. The reference is written from the code.
+docs: reference
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --quiet --strict
+
+docs-serve: reference
+	NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs serve --dev-addr $(HOST):8000
+
+reference: $(VENV)/.installed $(VENV)/docs/.installed
+	$(BIN)/python -m docs.reference
+
+$(VENV)/docs/.installed: docs/requirements.txt $(VENV)/.installed
+	$(UV) venv --quiet --allow-existing --python $(BIN)/python $(VENV)/docs
+	$(UV) pip install --quiet --python $(VENV)/docs/bin/python --requirement docs/requirements.txt
+	touch $@
+
 # The exact versions. torch's local suffix and its CUDA packages are dropped: each machine takes its own build.
 lock: $(VENV)/.installed
 	$(UV) pip compile --quiet --upgrade --python $(BIN)/python pyproject.toml --group dev --group notebooks \
 		--no-header --no-annotate --output-file requirements.lock
+	echo mkdocs-material | $(UV) pip compile --quiet --upgrade --python $(BIN)/python - \
+		--no-header --no-annotate --output-file docs/requirements.txt
 	sed -i -E -e 's/\+cpu$$//' -e '/^(cuda-|nvidia-|triton=)/d' requirements.lock
 
 clean:

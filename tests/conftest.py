@@ -46,6 +46,7 @@ MISSING_REMEDIES = {
     "no Postgres": "install Postgres (apt-get install postgresql)",
     "no Chromium": "install Chromium (apt-get install chromium)",
     "no Label Studio": "install Label Studio (make label-studio)",
+    "no MkDocs": "install MkDocs (make docs)",
 }
 """How to get what a skipped test says is missing."""
 

@@ -12,7 +12,9 @@ from tests.conftest import Flexy
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "deploy" / "README.md"]
+GENERATED = ("commands.md", "assets.md", "columns.md")
+"""The pages of the reference that `make docs` writes; its strict build holds links to them."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def shell_blocks(text: str) -> list[list[str]]:
@@ -38,7 +40,7 @@ def test_the_readme_has_at_most_100_lines_and_two_small_pictures() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        assert link.startswith("https://") or (page.parent / link).exists(), link
+        assert link.startswith("https://") or (page.parent / link).exists() or Path(link).name in GENERATED, link
 
 
 def test_every_command_in_the_pages_exists(flexy: Flexy) -> None:

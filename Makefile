@@ -29,7 +29,7 @@ demo: $(VENV)/.installed
 ui up: $(VENV)/.installed
 	@mkdir -p $(FLEXY_DAGSTER_STORAGE) $(FLEXY_HOME)/assets
 	@echo "Dagster: http://$(HOST):$(PORT)   report, CSV and tables: http://$(HOST):$(FILES_PORT)"
-	@$(BIN)/python -m http.server --bind $(HOST) --directory $(FLEXY_HOME)/assets $(FILES_PORT) >/dev/null 2>&1 & \
+	@$(BIN)/python -m resources.http.file_server $(FLEXY_HOME)/assets --host $(HOST) --port $(FILES_PORT) & \
 		files=$$!; trap "kill $$files" EXIT; trap : INT; \
 		$(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
 

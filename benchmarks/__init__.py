@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from resources.errors import BadInputError
+from resources.files import check_output, write_atomically
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
@@ -21,16 +24,20 @@ Claim = tuple[str, str, str, bool]
 def argument_parser(description: str | None, name: str) -> argparse.ArgumentParser:
     """Return a parser with the option --out, the JSON file, which is results/NAME.json by default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results" / f"{name}.json", help="JSON file")
+    parser.add_argument("--out", type=_output, default=ROOT / "benchmarks/results" / f"{name}.json", help="JSON file")
     return parser
+
+
+def _output(path: str) -> Path:
+    try:
+        return check_output(Path(path))
+    except BadInputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def write_results(out: Path, results: Any) -> None:
     """Write the results as JSON, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.part")
-    temporary.write_text(json.dumps(results, indent=2, default=str) + "\n")
-    temporary.replace(out)
+    write_atomically(out, f"{json.dumps(results, indent=2, default=str)}\n".encode())
 
 
 def at_least(claim: str, figure: float, threshold: float) -> Claim:

@@ -4,11 +4,77 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from io import BufferedReader
 from pathlib import Path, PurePath
+
+from resources.errors import BadInputError
+
+MAX_REPLACED_BYTES = 2**30
+"""A larger file than this is nothing that Flexy wrote, and is not replaced."""
+
+_LINK = "a symbolic link"
+_FILE_KINDS = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISLNK: _LINK,
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
+
+def describe_kind(mode: int) -> str | None:
+    """Return what a file of this mode is; None for a regular file."""
+    return next((kind for is_kind, kind in _FILE_KINDS.items() if is_kind(mode)), None)
+
+
+def check_output(path: Path, folder: bool = False) -> Path:
+    """Return `path` if a regular file, or with `folder` a folder, can be written there.
+
+    Raises `BadInputError` where its folder is missing or something else lies there: a device, pipe, socket, symbolic
+    link, a folder in a file's place or the reverse, or a file of over `MAX_REPLACED_BYTES`.
+    """
+    try:
+        if not path.parent.is_dir():
+            raise BadInputError(f"cannot write {path}: the folder {path.parent} does not exist: make it first")
+        status = path.lstat()
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInputError(f"cannot write {str(path)!r}: {reason}: name another") from None
+    kind, wanted = describe_kind(status.st_mode) or "a file", "a folder" if folder else "a file"
+    if kind == "a file" and status.st_size > MAX_REPLACED_BYTES:
+        kind = f"a file of {status.st_size / 1e9:.1f} GB that Flexy did not write"
+    if kind != wanted:
+        raise BadInputError(f"cannot write {path}: it is {kind}: name {wanted} that is new or may be replaced")
+    return path
+
+
+def open_regular(path: Path, max_bytes: int) -> BufferedReader:
+    """Open a regular file of at most `max_bytes` for reading; nothing else is opened. Raises `OSError`."""
+    _check_regular(path.stat(), max_bytes)
+    # What replaced it meanwhile neither waits for a writer nor is read.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        _check_regular(os.fstat(file.fileno()), max_bytes)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, max_bytes: int) -> None:
+    if kind := describe_kind(status.st_mode):
+        raise OSError(errno.EINVAL, f"it is {kind} and not a regular file")
+    if status.st_size > max_bytes:
+        size = f"it has {status.st_size / 1e9:.1f} GB"
+        raise OSError(errno.EFBIG, f"{size}: files of up to {max_bytes / 1e9:.1f} GB are read")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,8 +85,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file in the folder of `path` that replaces it, fsynced, if the block raises nothing."""
+    """Yield a temporary file in the folder of `path` that replaces it, fsynced, if the block raises nothing.
+
+    Raises `OSError` where a folder, device, pipe or socket lies there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        kind = describe_kind(path.lstat().st_mode)
+        if kind and kind != _LINK:  # a link is replaced, not followed
+            raise OSError(errno.EEXIST, f"it is {kind}", str(path))
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -15,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resources.errors import BadInputError, FlexyError
-from resources.files import describe_os_error, resolve_inside, write_atomically
+from resources.files import describe_os_error, open_regular, resolve_inside, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +30,28 @@ MAX_SHARED_BYTES = 2_000_000_000
 
 MAX_PIXELS = 64_000_000
 """A larger image is rejected before it is decoded, because a small file can claim a billion pixels."""
+
+
+MAX_FILE_BYTES = 512_000_000
+"""A larger file is not opened: of `MAX_PIXELS` with 8 bytes each, none is larger."""
+
+MAX_CHUNK_BYTES = 16_000_000
+"""The largest text or colour profile that is unpacked from a PNG; workflows of ComfyUI have some megabytes."""
+
+_OTHER_FORMATS = {
+    b"": "an empty file",
+    b"version https://git-lfs": "a Git LFS pointer: fetch it with git lfs pull",
+    b"<svg": "an SVG drawing",
+    b"<?xml": "XML",
+    b"<!doctype": "an HTML page",
+    b"<html": "an HTML page",
+    b"%pdf": "a PDF",
+    b"pk\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cjxl": "JPEG XL",
+}
+"""By their first bytes, in lower case, files that are no images or of a format that is not read."""
 
 
 class UnreadableImageError(FlexyError):
@@ -171,7 +194,14 @@ class ImageStore:
         """Return the bytes of the image file at `path`; otherwise as `verify`."""
         store, located = self._find(path)
         try:
-            content: bytes = store._remote[0].cat_file(located) if store._remote else Path(located).read_bytes()
+            content: bytes
+            if store._remote:
+                content = store._remote[0].cat_file(located, end=MAX_FILE_BYTES + 1)
+            else:
+                with open_regular(Path(located), MAX_FILE_BYTES) as file:
+                    content = file.read(os.fstat(file.fileno()).st_size)
+            if len(content) > MAX_FILE_BYTES:
+                raise OSError(errno.EFBIG, f"it has over {MAX_FILE_BYTES / 1e9:.1f} GB")
         except OSError as error:
             raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
         if sha256 and hashlib.sha256(content).hexdigest() != sha256:
@@ -180,11 +210,14 @@ class ImageStore:
 
     def _decode(self, path: str, sha256: str | None, convert: Callable[[Image], Image] | None = None) -> Image:
         """Return the first frame of an image, rotated as EXIF says and converted."""
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+        PngImagePlugin.MAX_TEXT_CHUNK = MAX_CHUNK_BYTES
         content, (_, located) = self.content(path, sha256), self._find(path)
+        file_format = ""
         try:
             file = Image.open(io.BytesIO(content))
+            file_format = f" ({file.format})"
             if file.width * file.height > MAX_PIXELS:
                 raise UnreadableImageError(f"claims {file.width}×{file.height} pixels: make it smaller")
             image: Image.Image = ImageOps.exif_transpose(file)
@@ -192,15 +225,19 @@ class ImageStore:
             return convert(image) if convert else image
         except UnreadableImageError as error:
             raise UnreadableImageError(f"image {located} {error}") from None
+        except UnidentifiedImageError:
+            raise UnreadableImageError(f"cannot decode image {located}: it is {_describe_format(content)}") from None
         # Pillow's decoders raise almost any exception on a broken file.
         except Exception as error:
-            raise UnreadableImageError(f"cannot decode image {located}: {error}") from error
+            raise UnreadableImageError(f"cannot decode image {located}{file_format}: {error}") from error
 
     def verify(self, path: str, sha256: str | None = None) -> None:
         """Raise `UnreadableImageError` where the file at `path` is missing or, with `sha256`, not as recorded."""
         store, located = self._find(path)
         try:
-            with store._remote[0].open(located) if store._remote else Path(located).open("rb") as file:
+            with (
+                store._remote[0].open(located) if store._remote else open_regular(Path(located), MAX_FILE_BYTES) as file
+            ):
                 digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 else None
         except OSError as error:
             raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
@@ -236,6 +273,15 @@ class ImageStore:
     def verify_many(self, files: Sequence[tuple[str, str | None]]) -> list[UnreadableImageError | None]:
         """Verify (path, sha256) pairs in parallel; return an error in place of a file that is not as recorded."""
         return _map_in_threads(self.verify, files)
+
+
+def _describe_format(content: bytes) -> str:
+    """Return what a file is that no decoder knows."""
+    start = content[:64].lstrip().lower()
+    if start[4:8] == b"ftyp":
+        return f"of the format {start[8:12].decode('ascii', 'replace').strip()}, which is not read: save it as PNG"
+    known = (name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic) and (magic or not start))
+    return next(known, f"of no known image format (it begins with {content[:8].hex(' ')})")
 
 
 def _convert_to_rgb(image: Image) -> Image:

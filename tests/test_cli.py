@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
@@ -17,8 +21,11 @@ from uuid import UUID, uuid4
 import click
 import pytest
 from click.testing import CliRunner, Result
+from dagster import DagsterExecutionInterruptedError
+from dagster._utils.interrupts import capture_interrupts, raise_interrupts_as
 
 from flexy_assets.cli.app import main
+from flexy_assets.cli.command import OneLineGroup, json_command
 from flexy_assets.cli.configuration import configuration_page
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import add_images, save_sweep
@@ -309,15 +316,88 @@ def test_a_usage_error_takes_one_line_too(flexy: Flexy, arguments: list[str], wo
     assert words in refused(flexy(*arguments))
 
 
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("device", "it is a device"),
+        ("pipe", "it is a pipe"),
+        ("socket", "it is a socket"),
+        ("folder", "it is a folder"),
+        ("link", "it is a symbolic link"),
+        ("broken link", "it is a symbolic link"),
+        ("no parent", "does not exist: make it first"),
+        ("huge", "it is a file of 3.0 GB that Flexy did not write"),
+    ],
+)
+def test_out_is_a_regular_file_or_refused_and_nothing_is_replaced(
+    flexy: Flexy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, kept = Path("out"), Path("kept")
+    kept.write_text("theirs")
+    make: dict[str, Callable[[], object]] = {
+        "pipe": lambda: os.mkfifo(out),
+        "socket": lambda: socket.socket(socket.AF_UNIX).bind(str(out)),
+        "folder": out.mkdir,
+        "link": lambda: out.symlink_to(kept),
+        "broken link": lambda: out.symlink_to("nowhere"),
+        "huge": lambda: (out.touch(), os.truncate(out, 3 * 10**9)),
+    }
+    make.get(form, lambda: None)()
+    out = {"device": Path("/dev/null"), "no parent": Path("nowhere/out")}.get(form, out)
+    before = out.lstat() if form != "no parent" else None
+    comparison = ["compare", "--image", "x.png", "--prompt", "x"] if form != "folder" else []
+    for command in (["export"], ["report"], comparison):
+        if command:
+            expected = "it is a file" if command is comparison and form == "huge" else reason
+            assert expected in refused(flexy(*command, "--out", str(out)))
+    after = out.lstat() if before else None
+    assert (after and (after.st_ino, after.st_mode, after.st_size)) == (
+        before and (before.st_ino, before.st_mode, before.st_size)
+    )
+    assert kept.read_text() == "theirs" and not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("in_dagster", [False, True])
+def test_every_signal_to_end_is_one_line(number: int, in_dagster: bool) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+    @click.command()
+    @json_command
+    def work() -> dict[str, object]:
+        with capture_interrupts():
+            pass  # Dagster has replaced the handlers, and put them back
+        try:
+            with raise_interrupts_as(DagsterExecutionInterruptedError) if in_dagster else nullcontext():
+                signal.raise_signal(number)
+        except DagsterExecutionInterruptedError:
+            raise KeyboardInterrupt from None
+        raise AssertionError("not reached")
+
+    result = CliRunner().invoke(OneLineGroup("flexy", {"work": work}), ["work"], prog_name="flexy")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert the_line(result.stderr) == "flexy: interrupted: completed work is kept: run the same command to continue"
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_json_says_why_nothing_was_done(flexy: Flexy) -> None:
+    migrate(Database(Settings.read().database_url))
+    assert "no sweeps yet" in json.loads(flexy("status", "--json").stdout)["reason"]
+    assert "there are no images" in json.loads(flexy("backfill", "--json").stdout)["reason"]
+    result = flexy("sweep", "run", "5", "--json")
+    assert result.exit_code == 2
+    assert the_line(result.stderr) == f"flexy: {json.loads(result.stdout)['error']}"
+
+
 # Work that fails: status 1, and completed work is kept
 
 
 def test_an_output_file_that_cannot_be_written_is_named(flexy: Flexy, tmp_path: Path) -> None:
     planned(flexy("sweep", "new", "--engine", "mini_sdxl", "--images", "2", "--json"))
-    (tmp_path / "file").write_text("no folder")
-    result = flexy("export", "--out", str(tmp_path / "file" / "sweep.csv"))
+    result = flexy("export", "--out", str(tmp_path / f"{'x' * 250}.csv"))  # its temporary file has no name
     assert result.exit_code == 1
-    assert str(tmp_path / "file" / "sweep.csv") in the_line(result.stderr)
+    assert str(tmp_path / "xxx") in the_line(result.stderr)
 
 
 @pytest.mark.slow(seconds=30)

@@ -12,8 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -27,6 +25,7 @@ from benchmarks.truth import rule_scores
 from flexy_assets.cli.app import main
 from flexy_assets.storage.runs import list_sweeps
 from resources.database import Database
+from resources.http.file_server import file_server
 from resources.models import registry
 from resources.settings import Settings
 from tests.conftest import ROOT, free_port
@@ -58,7 +57,7 @@ def ui(browser: Browser, drawn_figures: None, tmp_path_factory: pytest.TempPathF
     home, port = tmp_path_factory.mktemp("ui"), free_port()
     with ExitStack() as ended:
         environment = ended.enter_context(pytest.MonkeyPatch.context())
-        files = ended.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=home / "assets")))
+        files = ended.enter_context(file_server(home / "assets", "127.0.0.1", 0))
         Thread(target=files.serve_forever, daemon=True).start()
         ended.callback(files.shutdown)
         for name in ("FLEXY_DATABASE_URL", "FLEXY_IMAGES"):
@@ -94,13 +93,6 @@ def flexy(*arguments: str) -> dict[str, Any]:
     result = CliRunner().invoke(main, [*arguments, "--json"], prog_name="flexy")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    """The file server of `make ui`, without its lines among the test's own."""
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
 
 
 def _answers(address: str) -> bool:

@@ -2,24 +2,28 @@
 
 import json
 import math
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from resources.errors import BadInputError, FlexyError
 
-INTERRUPTED_STATUS = 130
+INTERRUPTED, INTERRUPTED_STATUS = "interrupted: completed work is kept: run the same command to continue", 130
 
 
 def json_command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]:
     """Add --json, print what the function returns, and turn an error into one line and its exit status.
 
     The function returns {"text": for a person, "failed": what went wrong, if anything did, "failed_status": the exit
-    status then, …}; the rest is the JSON document.
+    status then, …}; the rest is the JSON document, with what went wrong as `error`.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
@@ -28,16 +32,20 @@ def json_command(function: Callable[..., dict[str, Any]]) -> Callable[..., None]
         try:
             answer = function(**options)
         except FlexyError as error:
-            fail(str(error), error.status)
+            answer = {"failed": str(error), "failed_status": error.status}
         except OSError as error:
             from resources.files import describe_os_error
 
-            fail(f"cannot use {error.filename or 'a file'}: {describe_os_error(error)}", FlexyError.status)
+            answer = {"failed": f"cannot use {error.filename or 'a file'}: {describe_os_error(error)}"}
         except KeyboardInterrupt:
-            fail("interrupted: completed work is kept: run the same command to continue", INTERRUPTED_STATUS)
-        text, failed = answer.pop("text"), answer.pop("failed", None)
+            fail(INTERRUPTED, INTERRUPTED_STATUS)
+        text, failed = answer.pop("text", ""), answer.pop("failed", None)
         status = answer.pop("failed_status", FlexyError.status)
-        click.echo(json.dumps(_finite(answer), allow_nan=False) if as_json else text)
+        if as_json:
+            answer |= {"error": " ".join(failed.split())} if failed else {}
+            click.echo(json.dumps(_finite(answer), allow_nan=False))
+        elif text:
+            click.echo(text)
         if failed:
             fail(failed, status)
 
@@ -55,8 +63,9 @@ def _finite(value: Any) -> Any:
 
 def fail(message: str, status: int) -> NoReturn:
     """Print the message in one line on standard error and exit."""
-    # An error of a database or a library may have several lines.
-    click.echo(f"flexy: {' '.join(message.split())}", err=True)
+    with suppress(OSError):  # the terminal may be closed
+        # An error of a database or a library may have several lines.
+        click.echo(f"flexy: {' '.join(message.split())}", err=True)
     sys.exit(status)
 
 
@@ -68,12 +77,60 @@ def echo_alias(name: str) -> None:
         click.echo(f"{name} is FlexyFace's name of {ALIASES[name]}", err=True)
 
 
+class OutputPath(click.Path):
+    """The path of a file to write, or with `folder` of a folder; anything else that lies there is refused."""
+
+    def __init__(self, folder: bool = False) -> None:
+        super().__init__(path_type=Path)
+        self._folder = folder
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        from resources.files import check_output
+
+        try:
+            return check_output(Path(value), self._folder)
+        except BadInputError as error:
+            self.fail(str(error), param, ctx)
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Take SIGTERM and SIGHUP for Ctrl-C in the block, so that a Dagster run under way is closed by them too.
+
+    Dagster replaces SIGINT's handler while it works, and SIGTERM's by it. A signal that was ignored, as by nohup or
+    in the background of a script, stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def interrupt(number: int, frame: Any) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler) and handler is not interrupt:
+            handler(number, frame)
+        elif before[signal.Signals(number)] is not signal.SIG_IGN:
+            raise KeyboardInterrupt
+
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 class OneLineGroup(click.Group):
-    """A group that reports a usage error in one line; click itself prints four."""
+    """A group that reports a usage error and an interruption in one line; click itself prints four."""
 
     def main(self, *arguments: Any, **options: Any) -> NoReturn:
         try:
-            sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))
+            with _signals_as_interrupts():
+                sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))
+        except (KeyboardInterrupt, click.Abort):
+            fail(INTERRUPTED, INTERRUPTED_STATUS)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             sys.exit(error.exit_code)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from flexy_assets.cli.command import json_command
+from flexy_assets.cli.command import OutputPath, json_command
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError
 
@@ -14,7 +14,7 @@ from resources.errors import BadInputError
 @click.option("--image", type=click.Path(path_type=Path), help="The image to edit.")
 @click.option("--prompt", default="", help="The instruction: what the edited image should show.")
 @click.option("--dataset", type=click.Path(path_type=Path), help='JSON lines: {"id", "image_path", "prompt"}.')
-@click.option("--out", type=click.Path(path_type=Path), help="A folder for winners, candidates and the report.")
+@click.option("--out", type=OutputPath(folder=True), help="A folder for winners, candidates and the report.")
 @click.option("--editor", default="", help="The model that edits; the first of flexy models by default.")
 @click.option("--steps", type=int, default=0, help="Steps of a full denoise; the editor's own by default.")
 @click.option("--guidance", type=float, default=0.0, help="On the editor's scale; its own by default.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flexy_assets.cli.command import json_command, parse_numbers
+from flexy_assets.cli.command import OutputPath, json_command, parse_numbers
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError
 from resources.metrics.sweep import METRICS
@@ -32,7 +32,8 @@ def status(failed: bool) -> dict[str, Any]:
         if failed:
             counts["failures"] = status.failed_scores(connection)
     if not counts["runs"]:
-        return counts | {"text": "no sweeps yet: flexy demo, or flexy sweep new"}
+        reason = "no sweeps yet: flexy demo, or flexy sweep new"
+        return counts | {"reason": reason, "text": reason}
     counts["agreement"] = session.agreement()
     tables = status_tables(counts) | ({"failures": counts["failures"]} if failed else {})
     sections = [f"{name}\n{format_text_table(table)}" for name, table in tables.items() if table]
@@ -68,7 +69,7 @@ def backfill(beside: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(request, dg.RunRequest):
             answer = _run_scoring_job(session, instance, jobs.backfill_scores.name, request.run_config)
         else:
-            answer = {"scores_computed": 0, "text": request.skip_message}
+            answer = {"scores_computed": 0, "reason": request.skip_message, "text": request.skip_message}
     answer["agreement"] = session.agreement()
     if refusals := session.refusals():
         if not answer.get("failed"):
@@ -107,7 +108,8 @@ def rescore(metric: str, sweep_ids: tuple[str, ...], failed: bool, replace: int 
         text = f"would replace {request.replaced} scores of {metric} and retry {request.retried} failed ones"
         if replace is not None:
             raise BadInputError(f"{text}, not {replace}: use --replace {request.replaced}")
-        return counts | {"scores_computed": 0, "text": f"{text}: use --replace {request.replaced}"}
+        reason = f"{text}: use --replace {request.replaced}"
+        return counts | {"scores_computed": 0, "reason": reason, "text": reason}
     config = {"metric": metric, "runs": list(map(str, sweeps)), "failed": failed, "replaces": request.replaced}
     ops = {"ops": {"rescore": {"config": config}}}
     with dagster_instance(session.settings) as instance:
@@ -129,7 +131,7 @@ def _run_scoring_job(session: Session, instance: Any, job: str, config: Mapping[
 
 @click.command()
 @click.argument("sweep_ids", metavar="[SWEEP]...", nargs=-1)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The CSV file to write.")
+@click.option("--out", type=OutputPath(), required=True, help="The CSV file to write.")
 @json_command
 def export(sweep_ids: tuple[str, ...], out: Path) -> dict[str, Any]:
     """Write the scored images as CSV.
@@ -148,7 +150,7 @@ def export(sweep_ids: tuple[str, ...], out: Path) -> dict[str, Any]:
 @click.option("--engine", "engines", multiple=True, help="Only images of this engine; repeatable.")
 @click.option("--weight", "weights", multiple=True, metavar="METRIC=N", help="Weight of a metric in the overall score.")
 @click.option("--least-gain", "gains", multiple=True, metavar="METRIC=N", help="The least gain one more step is worth.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+@click.option("--out", type=OutputPath(), required=True, help="The HTML file to write.")
 @json_command
 def report(
     sweep_ids: tuple[str, ...], engines: tuple[str, ...], weights: tuple[str, ...], gains: tuple[str, ...], out: Path

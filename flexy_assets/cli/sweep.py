@@ -88,7 +88,12 @@ def sweep_extend(sweep_id: str, images: int, weights: tuple[str, ...]) -> dict[s
     plan = _plan_sweep(session, {"extend": str(row.id), "images": images, "weights": numbers})
     added = plan["target"] - (row.target or 0)
     text = f"{added} images added" if added else "images of its last extension are still to be made: none added"
-    return plan | {"added": added, "text": f"sweep {plan['run']}: {text}; {_describe_next(plan)}"}
+    return (
+        plan
+        | {"added": added}
+        | ({} if added else {"reason": text})
+        | {"text": f"sweep {plan['run']}: {text}; {_describe_next(plan)}"}
+    )
 
 
 @sweep.command("run")

@@ -1,8 +1,8 @@
 """`flexy compare`: a comparison from plan to report, on the user's Dagster instance."""
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import polars as pl
@@ -14,7 +14,7 @@ from flexy_assets.execution import contiguous_ranges, dagster_instance, run_asse
 from flexy_assets.reporting.formatting import format_count
 from flexy_assets.storage import edits
 from resources.database import Database
-from resources.files import write_atomically
+from resources.files import check_output, write_atomically
 from resources.images import ImageStore
 from resources.settings import Settings
 
@@ -50,7 +50,7 @@ def run_comparison(
     report = settings.tables / "edit_report.html"
     if out:
         write_results(out, scores, plan, ImageStore.from_settings(settings))
-        copyfile(report, out / report.name)
+        _write(out / report.name, report.read_bytes())
     failed = [f"{len(skipped)} lines skipped: {'; '.join(skipped[:5])}"] if skipped else []
     if errors := scores["error"].drop_nulls().to_list():
         failed.append(f"{len(errors)} candidates failed: {errors[-1]}")
@@ -66,17 +66,21 @@ def run_comparison(
 
 def write_results(out: Path, scores: pl.DataFrame, plan: Comparison, images: ImageStore) -> None:
     """Write the winners' images, and the candidates of each method and budget as JSON lines for `flexy select`."""
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, winners := out / "winners"):
+        check_output(folder, folder=True).mkdir(exist_ok=True)
     for (method, budget), rows in scores.group_by("method", "budget", maintain_order=True):
         lines = results.recorded_rows(rows, plan)
-        write_atomically(out / f"{method}_{budget}.jsonl", "".join(f"{line}\n" for line in lines).encode())
-    folder = out / "winners"
-    folder.mkdir(exist_ok=True)
+        _write(out / f"{method}_{budget}.jsonl", "".join(f"{line}\n" for line in lines).encode())
     positions = {task: position for position, task in enumerate(scores["task_id"].unique(maintain_order=True))}
     for row in scores.filter("chosen").to_dicts():
         # A task's id may contain any character, so files are named by its position.
         name = f"{positions[row['task_id']]:04d}_{row['method']}_{row['budget']}.png"
-        images.read(row["image_path"]).save(folder / name)
+        images.read(row["image_path"]).save(content := io.BytesIO(), "PNG")
+        _write(winners / name, content.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(check_output(path), content)
 
 
 def format_comparison(scores: pl.DataFrame, compared: pl.DataFrame, new_steps: int, report: Path) -> str:

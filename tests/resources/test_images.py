@@ -14,6 +14,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -26,7 +27,7 @@ from PIL import Image
 
 from resources.errors import BadInputError, FlexyError
 from resources.files import describe_os_error, write_atomically
-from resources.images import MAX_PIXELS, ImageStore, UnreadableImageError
+from resources.images import MAX_CHUNK_BYTES, MAX_PIXELS, ImageStore, UnreadableImageError
 
 RED = (255, 0, 0)
 
@@ -95,7 +96,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_file_and_no_temporary(store: Ima
 
 def test_a_name_that_cannot_be_replaced_leaves_no_temporary(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(OSError, match="it is a folder"):
         write_atomically(tmp_path / "taken", b"x")
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
 
@@ -318,7 +319,7 @@ def test_what_is_said_of_an_image_holds_no_password() -> None:
 def test_what_is_missing_or_no_picture_is_refused_with_the_reason(store: ImageStore) -> None:
     put(store, "folder/x", b"")
     assert "No such file" in refusal(store, "missing.png")
-    assert "Is a directory" in refusal(store, "folder")
+    assert "it is a folder and not a regular file" in refusal(store, "folder")
     assert "cannot decode image" in refusal(store, "folder/x")
     assert "cannot decode image" in refusal(store, put(store, "text.png", b"<html>404</html>"))
 
@@ -327,6 +328,65 @@ def test_a_picture_that_was_changed_is_noticed(store: ImageStore) -> None:
     sha256 = store.write("a.png", noise(seed=1))
     Path(store.root, "a.png").write_bytes(encoded(noise(seed=2), "PNG"))
     assert "is not the one recorded" in refusal(store, "a.png", sha256)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder", "link to a pipe", "3 GB"])
+def test_what_is_no_regular_file_or_huge_is_refused_before_it_is_opened(
+    store: ImageStore, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's address is short
+    file = Path(store.root, "odd.png")
+    file.parent.mkdir()
+    if kind == "3 GB":
+        file.touch()
+        os.truncate(file, 3 * 10**9)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind("images/odd.png")
+    elif kind == "device":
+        if os.geteuid():
+            pytest.skip("only root makes devices")
+        os.mknod(file, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        os.mkfifo(file.parent / "pipe" if "link" in kind else file)
+        if "link" in kind:
+            file.symlink_to("pipe")
+    memory, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    reason = r"it has 3\.0 GB" if kind == "3 GB" else f"it is a {kind.removeprefix('link to a ')} and not a regular"
+    for look in (store.read, store.verify, lambda path: store.verify(path, "0" * 64)):
+        with pytest.raises(UnreadableImageError, match=reason):
+            look("odd.png")
+    assert time.monotonic() - began < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 50_000
+
+
+def test_text_and_profiles_of_some_megabytes_are_read_and_no_more(store: ImageStore) -> None:
+    for size in (5_000_000, 17_000_000):
+        packed = zlib.compress(bytes(size), 1)
+        for chunk in ((b"zTXt", b"workflow\0\0" + packed), (b"iCCP", b"profile\0\0" + packed)):
+            put(store, "chunk.png", png(1, 1, 8, 2, b"\0\xff\0\0", chunk))
+            if size < MAX_CHUNK_BYTES:
+                assert store.read("chunk.png").getpixel((0, 0)) == RED
+            else:
+                with pytest.raises(UnreadableImageError, match="cannot decode"):
+                    store.read("chunk.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "of the format heic, which is not read: save it as PNG"),
+        (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer: fetch it with git lfs pull"),
+        (b"", "an empty file"),
+        (b"no picture", r"of no known image format \(it begins with 6e 6f 20 70"),
+    ],
+)
+def test_the_reason_names_the_format_and_no_object(store: ImageStore, content: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableImageError, match=f"it is {reason}"):
+        store.read(put(store, "odd.png", content))
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])

@@ -212,9 +212,9 @@ def test_a_run_killed_again_and_again_loses_nothing_and_does_nothing_twice(home:
 
 
 @pytest.mark.timeout(900)
-def test_ctrl_c_ends_a_run_in_one_line_with_status_130(home: Path) -> None:
+def test_a_closed_terminal_ends_a_run_in_one_line_with_status_130(home: Path) -> None:
     run = plan(IMAGES)
-    status, out, err = stop(home, run, "bench_run_results", 1, random.Random(7), signal.SIGINT)
+    status, out, err = stop(home, run, "bench_run_results", 1, random.Random(7), signal.SIGHUP)
     assert (status, out) == (130, "")
     assert err == "flexy: interrupted: completed work is kept: run the same command to continue\n"
     with dg.DagsterInstance.get() as instance:

@@ -64,6 +64,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.tx = [f"popen//python={forked.start_server()}/python" for _ in workers]
 
 
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of every later search for garbage."""
+    shortcuts.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what a test needs of the machine, and put the slowest files first, so that no core ends alone."""
     seconds: dict[Path, float] = {}
@@ -221,8 +226,8 @@ def postgres_server() -> Iterator[PostgresServer]:
         missing = pytest.fail if os.environ.get("FLEXY_REQUIRE_POSTGRES") else pytest.skip
         missing("no Postgres server here: neither initdb on PATH nor /usr/lib/postgresql/*/bin")
         return
-    # /tmp by name: a socket's path is at most 107 bytes, and the postgres user must be able to enter it.
-    folder = Path(tempfile.mkdtemp(prefix="flexy-postgres-", dir="/tmp"))
+    # By name: a socket's path is at most 107 bytes, and the postgres user must be able to enter it.
+    folder = Path(tempfile.mkdtemp(prefix="flexy-postgres-", dir=shortcuts.find_fast_folder()))
     server = PostgresServer(programs, folder, free_port(), secrets.token_hex(8))
     try:
         server.create()
@@ -328,10 +333,39 @@ def _autocommit(server: PostgresServer) -> Iterator[Callable[[str], None]]:
         connection.close()
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with our tables, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "flexy.sqlite"
+    database = Database(f"sqlite:///{path}")
+    migrate(database)
+    database.engine.dispose()
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: PostgresServer) -> str:
+    """The name of a database with our tables on the private server, to be copied."""
+    with _autocommit(postgres_server) as execute:
+        execute("CREATE DATABASE migrated")
+    database = Database(postgres_server.url("migrated"))
+    migrate(database)
+    database.engine.dispose()
+    return "migrated"
+
+
 @pytest.fixture
-def database(empty_database: Database) -> Database:
-    """A database with our tables, on SQLite and on Postgres."""
-    migrate(empty_database)
+def database(empty_database: Database, request: pytest.FixtureRequest) -> Database:
+    """A database with our tables, on SQLite and on Postgres: a copy of one that was migrated."""
+    name = str(empty_database.url.database)
+    if empty_database.url.get_backend_name() == "sqlite":
+        Path(name).parent.mkdir()
+        shutil.copy(request.getfixturevalue("migrated"), name)
+        return empty_database
+    template = request.getfixturevalue("migrated_postgres")
+    with _autocommit(request.getfixturevalue("postgres_server")) as execute:
+        execute(f"DROP DATABASE {name}")
+        execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     return empty_database
 
 

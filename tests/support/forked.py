@@ -243,6 +243,7 @@ def _serve(folder: str) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     shortcuts.apply()
+    shortcuts.freeze()
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"an import has started {threads - 1} threads: a fork would lose them"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -38,6 +39,18 @@ def apply() -> None:
     _share_engines()
     _share_migrations()
     Figure.savefig = _save_blank  # type: ignore[method-assign]
+
+
+def freeze() -> None:
+    """Keep what lives now out of every later search for garbage; those that look at the youngest come less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 50)
+
+
+def find_fast_folder() -> Path:
+    """Return where temporary folders with a short path are made."""
+    return MEMORY_FILE_SYSTEM if _has_free_memory() else Path("/tmp")
 
 
 def _has_free_memory() -> bool:

@@ -42,6 +42,10 @@ RUN = UUID("4b7193fd-0000-4000-8000-000000000000")
 BATCH = "4b7193fd_0000"
 
 
+on_sqlite = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
+"""For tests on a database to which it makes no difference which one, or which are of this one only."""
+
 MISSING_REMEDIES = {
     "no Postgres": "install Postgres (apt-get install postgresql)",
     "no Chromium": "install Chromium (apt-get install chromium)",

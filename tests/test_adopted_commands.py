@@ -12,13 +12,12 @@ import sqlalchemy as sa
 
 from resources.database import Database
 from resources.images import ImageStore
-from tests.conftest import Flexy
+from tests.conftest import Flexy, on_postgres
 from tests.support import flexyface
 
 pytestmark = pytest.mark.slow(seconds=80)
 
 IMAGES, SCORED = 24, 20
-on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
 
 
 @pytest.fixture
@@ -44,6 +43,7 @@ def column(database: Database, name: str) -> dict[str, float | None]:
         return {row[0]: row[1] for row in rows}
 
 
+@on_postgres
 def test_backfill_computes_what_is_missing_and_replaces_nothing(
     flexy: Flexy, results: None, adopted: Database, home: Path
 ) -> None:
@@ -95,6 +95,7 @@ def test_a_sweep_is_added_and_flexyfaces_pages_find_what_they_read(flexy: Flexy,
     assert images == [("complete", True, False, 64, 64)] * 3
 
 
+@on_postgres
 def test_rescore_replaces_exactly_the_confirmed_number(flexy: Flexy, adopted: Database) -> None:
     answer(flexy, "backfill")
     with adopted.begin() as connection:

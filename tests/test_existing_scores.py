@@ -24,7 +24,7 @@ from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
 from resources.models import registry
 from resources.settings import Settings
-from tests.conftest import Flexy
+from tests.conftest import Flexy, on_postgres, on_sqlite
 from tests.support import flexyface, references
 
 pytestmark = pytest.mark.slow(seconds=150)
@@ -60,6 +60,7 @@ def check(work: Work, metric: str) -> checks.CheckOutcome:
     return checks.known_maker(checks.MetricScores(METRICS[metric], work.database, work.settings))
 
 
+@on_postgres
 def test_the_variant_that_made_the_scores_is_recognised_and_fills_the_rest(
     flexy: Flexy, bring: Bring, empty_database: Database, tmp_path: Path
 ) -> None:
@@ -152,7 +153,7 @@ def test_our_scores_are_kept_beside_a_column_of_an_unknown_maker(
     assert refused.exit_code == 2 and "unknown column 'beauty': choose from clip_score" in refused.stderr
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_without_the_packages_nothing_is_begun(flexy: Flexy, bring: Bring, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str) -> str:
         raise PackageNotFoundError(package)
@@ -165,7 +166,7 @@ def test_without_the_packages_nothing_is_begun(flexy: Flexy, bring: Bring, monke
     assert "FLEXY_SCORERS=reference: hpsv2 is not installed: pip install --no-deps" in line
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_the_packages_own_code_fills_what_ours_began_and_says_so(
     flexy: Flexy, bring: Bring, empty_database: Database
 ) -> None:
@@ -184,7 +185,7 @@ def test_the_packages_own_code_fills_what_ours_began_and_says_so(
     assert scorers["clip_score"] == scorers["aesthetic_score"] == "mini_clip[simple-aesthetics-predictor 0.1.2]"
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_scores_against_the_runs_titles_and_by_the_linear_head_are_recognised(bring: Bring) -> None:
     work = bring(flexyface.Maker("clip", "aesthetic_linear", titles=True))
     adopt_rows(work.database, work.settings)
@@ -196,7 +197,7 @@ def test_scores_against_the_runs_titles_and_by_the_linear_head_are_recognised(br
     assert makers.find_maker(work, METRICS["hps_v2_score"]) == METRICS["hps_v2_score"], "nobody has scored it"
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_scores_of_a_metric_without_a_column_are_compared_too(bring: Bring, monkeypatch: pytest.MonkeyPatch) -> None:
     metric = Metric("liking", "Liking", "of a user", low=-1, high=1, scorer="hps")
     monkeypatch.setitem(METRICS, metric.name, metric)
@@ -223,7 +224,7 @@ def test_scores_of_a_metric_without_a_column_are_compared_too(bring: Bring, monk
     assert "beside" not in str(refused.value)
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_images_that_cannot_be_read_tell_nothing_and_nothing_is_remembered(bring: Bring, home: Path) -> None:
     work = bring(flexyface.OURS)
     adopt_rows(work.database, work.settings)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from resources.database import Database
 from resources.mini import world
-from tests.conftest import Flexy
+from tests.conftest import Flexy, on_postgres
 from tests.support import flexyface
 
 pytestmark = pytest.mark.slow(seconds=30)
@@ -61,6 +61,7 @@ def read_rows(database: Database) -> dict[str, Any]:
         return {row.image_path: row for row in connection.execute(sa.text(f"SELECT {columns} FROM bench_run_results"))}
 
 
+@on_postgres
 def test_prompts_are_recovered_and_what_becomes_rescorable_is_named(
     flexy: Flexy, empty_database: Database, made_from: dict[str, str], candidates: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_prompts_are_recovered_and_what_becomes_rescorable_is_named(
     assert flexy("rescore", "clip_score").exit_code == 0
 
 
+@on_postgres
 def test_a_file_that_fits_nothing_writes_no_prompt(
     flexy: Flexy, empty_database: Database, made_from: dict[str, str], tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from resources.mini.edits import write_edit_example
 from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
+from tests.conftest import on_postgres, on_sqlite
 
 pytestmark = pytest.mark.slow(seconds=60)
 
@@ -31,10 +32,6 @@ STEPS = 4
 BUDGET = 2 * STEPS
 TASKS = 3
 SELECTING = ("pf", "pf_gain", "cons", "lpips", "layout")
-
-once = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
-"""For tests that do not depend on the database."""
-on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
 
 
 @pytest.fixture
@@ -72,7 +69,7 @@ def frame(work: Work, plan: Comparison) -> pl.DataFrame:
         return results.with_potential(edits.edit_scores_table(connection, [plan.run_id], metrics.EDIT_METRICS), plan)
 
 
-@once
+@on_sqlite
 def test_every_search_runs_its_budget_to_the_step_and_once(
     searches: list[SearchRunner], work: Work, plan: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +131,7 @@ def _files(work: Work) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in Path(work.store.root).rglob("*.png")}
 
 
-@once
+@on_sqlite
 def test_an_interrupted_search_resumes(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
     """Stopped after every single call of the editor, also between a preview and its end."""
     stops = total = 0
@@ -156,7 +153,7 @@ def test_an_interrupted_search_resumes(searches: list[SearchRunner], work: Work,
     assert table.select("task_id", "method", "budget", "name", "stop_step").is_duplicated().sum() == 0
 
 
-@once
+@on_sqlite
 def test_a_missing_image_has_an_error_and_no_score(searches: list[SearchRunner], work: Work, plan: Comparison) -> None:
     ttflux = searches[1]
     ttflux.denoise(list(ttflux.requests([])), [], lambda _: None)
@@ -201,7 +198,7 @@ def test_winners_are_scored_by_independent_metrics(searches: list[SearchRunner],
         )
 
 
-@once
+@on_sqlite
 def test_eacps_edits_are_better_at_equal_cost_by_the_ground_truth(work: Work, tmp_path: Path) -> None:
     """The small form of benchmarks.edits; with three steps tries differ more, so fewer edits show it."""
     plan = EditConfig(steps=3, budgets=[8]).plan(work.settings, "the small form")

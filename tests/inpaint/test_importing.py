@@ -24,7 +24,7 @@ from resources.images import ImageStore
 from resources.label_studio.export import ReviewVerdict
 from resources.parquet import ParquetTables
 from resources.settings import Settings
-from tests.conftest import Flexy
+from tests.conftest import Flexy, on_sqlite
 from tests.inpaint.scenes import SIZE, chosen, data, entry, masked, noise, serving, write
 from tests.resources.brush_strokes import encode_rle
 from tests.support.servers import SIGNATURE, ImageServer
@@ -58,6 +58,7 @@ def painted(mask: np.ndarray) -> dict[str, Any]:
     return {"id": 9, "result": [result | {"from_name": "mask", "to_name": "init"}], "was_cancelled": False}
 
 
+@on_sqlite
 def test_a_task_has_its_pictures_its_mask_and_its_verdicts(
     database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
@@ -135,6 +136,7 @@ def test_two_imports_at_once_agree(database: Database, store: ImageStore, site: 
     assert {task.error for task in found} == {None}
 
 
+@on_sqlite
 def test_a_changed_task_is_brought_up_to_date_in_its_place(
     database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_changed_task_is_brought_up_to_date_in_its_place(
     assert site.requested == {"/scene2.png": 1}
 
 
+@on_sqlite
 def test_a_painted_mask_is_preferred_to_a_picture(
     database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
@@ -178,6 +181,7 @@ def test_a_painted_mask_is_preferred_to_a_picture(
     assert not any("mask" in path for path in site.requested)
 
 
+@on_sqlite
 def test_an_unusable_task_has_an_error_and_is_tried_again(
     database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
@@ -226,6 +230,7 @@ def test_an_unusable_task_has_an_error_and_is_tried_again(
     assert [rows(database)[str(number)].error for number in (7001, 7002)] == [None, None]
 
 
+@on_sqlite
 def test_pictures_may_lie_beside_the_export(
     database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:
@@ -239,6 +244,7 @@ def test_pictures_may_lie_beside_the_export(
     assert (found.fetched, rows(database)["7001"].error, site.requested) == (0, None, {})
 
 
+@on_sqlite
 def test_a_scene_that_exif_turns_has_a_mask_of_its_shown_size(
     database: Database, store: ImageStore, site: ImageServer, home: Path
 ) -> None:

@@ -26,6 +26,7 @@ from resources.images import ImageStore
 from resources.mini.faces import write_face_example
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
+from tests.conftest import on_sqlite
 from tests.support.servers import FaceJudgeServer, running
 
 pytestmark = pytest.mark.slow(seconds=30)
@@ -74,6 +75,7 @@ def run(
     )
 
 
+@on_sqlite
 def test_every_task_has_a_winner_or_an_error_and_nothing_is_done_twice(work: Work, tasks: list[LabelTaskRow]) -> None:
     swaps, made, winners, steps = run(work, tasks)
     assert len(swaps) == TASKS
@@ -94,7 +96,7 @@ def test_every_task_has_a_winner_or_an_error_and_nothing_is_done_twice(work: Wor
     assert again[3] == 0 and again[1] == made and again[2].keys() == winners.keys()
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 @pytest.mark.parametrize("widen", [0.0, 0.25])
 def test_outside_of_the_mask_no_pixel_changes(work: Work, tasks: list[LabelTaskRow], widen: float) -> None:
     plan = replace(PLAN, widen=widen, budget=1)
@@ -118,7 +120,7 @@ def _batch(plan: InpaintPlan, task: LabelTaskRow) -> str:
     return f"{plan.run_id.hex[:8]}_{task.batch}"
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_a_changed_task_is_inpainted_again_and_old_candidates_stay(work: Work, tasks: list[LabelTaskRow]) -> None:
     first = tasks[:1]
     _, made, _, _ = run(work, first)
@@ -134,7 +136,7 @@ def test_a_changed_task_is_inpainted_again_and_old_candidates_stay(work: Work, t
         }
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_a_refinement_without_a_face_is_not_selected(work: Work, tasks: list[LabelTaskRow]) -> None:
     # An editor of shapes makes no faces.
     _, made, winners, _ = run(work, tasks[:2])
@@ -143,7 +145,7 @@ def test_a_refinement_without_a_face_is_not_selected(work: Work, tasks: list[Lab
     assert all(c.scores[metric] is not None for c in lost for metric in metrics.MODEL_METRICS[1:])
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_a_task_that_is_refined_alone_leaves_others_of_its_batch_as_they_are(
     work: Work, tasks: list[LabelTaskRow]
 ) -> None:
@@ -162,7 +164,7 @@ def test_a_task_that_is_refined_alone_leaves_others_of_its_batch_as_they_are(
     assert sum(candidate.task == rows[0].id for candidate in found.values()) == 1 + PLAN.budget
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(
     work: Work, tasks: list[LabelTaskRow]
 ) -> None:

@@ -31,6 +31,7 @@ from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from sensors.failed_runs import failed_runs, post_failure
 from sensors.new_images import new_images
+from tests.conftest import on_postgres
 from tests.support import flexyface
 
 pytestmark = pytest.mark.slow(seconds=60)
@@ -102,6 +103,7 @@ def asked(request: dg.RunRequest | dg.SkipReason) -> dict[str, list[str]]:
     return {op: entry["config"]["batches"] for op, entry in request.run_config["ops"].items()}
 
 
+@on_postgres
 def test_missing_scores_in_twenty_scattered_partitions_are_one_run(table: Callable[..., Table]) -> None:
     at = table((100, 100), 0, FLEXY_BATCH_SIZE="5")
     assert set(asked(at.request())) == {"backfill_clip_embeddings", *(f"backfill_{name}" for name in METRIC_COLUMNS)}
@@ -205,6 +207,7 @@ def test_a_missing_image_root_starts_nothing_and_fails_nothing(table: Callable[.
         assert connection.scalar(sa.text("SELECT count(*) FROM image_scores")) == 0
 
 
+@on_postgres
 def test_an_image_that_is_gone_is_named_and_the_others_are_scored(table: Callable[..., Table], home: Path) -> None:
     at = table((20,), 0)
     (home / "pictures" / "000007.png").unlink()
@@ -234,6 +237,7 @@ def test_images_of_other_engines_are_left_out_and_counted(table: Callable[..., T
     )
 
 
+@on_postgres
 def test_a_scorer_that_cannot_be_loaded_stops_no_other(
     table: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:

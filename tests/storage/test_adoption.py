@@ -39,6 +39,7 @@ from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
+from tests.conftest import on_postgres
 from tests.support import flexyface as flexyface_tables
 from tests.support import forked
 
@@ -56,8 +57,6 @@ RESULTS = FLEXYFACE[1].replace(REFERENCE, "")
 RUN = UUID("4b7193fd-0000-4000-8000-000000000000")
 IMAGE = UUID("0a4ce1e1-0000-4000-8000-000000000000")
 BEGAN = datetime(2025, 3, 1, 12)
-
-on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
 
 
 def settings(**variables: object) -> Settings:

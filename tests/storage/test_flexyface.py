@@ -18,6 +18,7 @@ from flexy_assets.sweep.plan import SettingRange, Sweep
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
 from resources.settings import Settings
+from tests.conftest import on_postgres
 from tests.support import flexyface
 
 SWEEP = Sweep("mini_sdxl", ("a red disc",), SettingRange(4, 60), SettingRange(0.5, 12))
@@ -128,7 +129,7 @@ def test_a_column_that_needs_a_value_flexy_has_none_for_is_named_before_anything
     other.engine.dispose()
 
 
-@pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
+@on_postgres
 def test_a_value_that_the_table_refuses_in_silence_is_an_error(adopted: Database) -> None:
     with adopted.begin() as connection:
         connection.exec_driver_sql(
@@ -146,7 +147,7 @@ def test_a_value_that_the_table_refuses_in_silence_is_an_error(adopted: Database
     assert select(adopted, "SELECT count(*) AS n FROM image_scores") == [{"n": 0}]
 
 
-@pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
+@on_postgres
 def test_times_are_utc_whatever_zone_the_server_has(adopted: Database) -> None:
     with adopted.begin() as connection:
         connection.exec_driver_sql("ALTER ROLE CURRENT_USER SET timezone = 'Asia/Tokyo'")

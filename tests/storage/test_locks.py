@@ -36,13 +36,12 @@ from resources.metrics.sweep import METRICS
 from resources.models.entry import LocalModel
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
+from tests.conftest import on_postgres, on_sqlite
 from tests.support import forked
 
 Adder = Callable[..., list[UUID]]
 
 IMAGES = [UUID(int=number) for number in range(1, 401)]
-
-on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
 
 
 def url_of(database: Database) -> str:
@@ -233,7 +232,7 @@ def test_the_server_is_to_notice_a_machine_that_has_gone_within_two_minutes(data
         assert kept(held, "idle") + kept(held, "interval") * kept(held, "count") <= 120
 
 
-@pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
+@on_sqlite
 def test_on_sqlite_every_claim_is_granted(database: Database) -> None:
     with open_claims(database) as one, open_claims(database) as two:
         assert one.take("clip_score", IMAGES) == two.take("clip_score", IMAGES) == set(IMAGES)

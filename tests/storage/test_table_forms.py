@@ -23,13 +23,11 @@ from resources.database import Database
 from resources.errors import BadInputError
 from resources.images import ImageStore
 from resources.settings import Settings
-from tests.conftest import Flexy
+from tests.conftest import Flexy, on_postgres, on_sqlite
 from tests.support import flexyface
 
 Adder = Callable[..., list[UUID]]
 
-on_postgres = pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
-on_sqlite = pytest.mark.parametrize("empty_database", ["sqlite"], indirect=True)
 
 FLEXYFACE = """CREATE TABLE {} (
     id {} PRIMARY KEY, run_id {}, engine VARCHAR(50), steps INTEGER, guidance FLOAT, seed INTEGER,

@@ -78,14 +78,12 @@ def _share_engines() -> None:
 
 
 def _share_migrations() -> None:
-    """Read Dagster's eighty migrations once in a process, not twice for each Dagster run."""
+    """Read the migrations once in a process: Dagster reads its eighty twice for each Dagster run."""
     from_config = ScriptDirectory.from_config
     scripts: dict[str, ScriptDirectory] = {}
 
     def get_scripts(config: Config) -> ScriptDirectory:
         location = config.get_main_option("script_location") or ""
-        if "dagster" not in location:
-            return from_config(config)
         if location not in scripts:
             scripts[location] = from_config(config)
         return scripts[location]

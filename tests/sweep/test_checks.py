@@ -29,6 +29,7 @@ from resources.images import ImageStore, UnreadableImageError
 from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
 from resources.settings import Settings
+from tests.conftest import on_sqlite
 
 Adder = Callable[..., list[UUID]]
 SCORED = dict.fromkeys(METRIC_COLUMNS, 0.5)
@@ -134,6 +135,7 @@ def test_a_database_that_nobody_has_used_passes(empty_house: House) -> None:
     assert empty_house.failed() == {}
 
 
+@on_sqlite
 def test_a_check_asked_for_alone_runs_alone(house: House, sound: Adder) -> None:
     sound()
     for name in ("clip_scores:no_missing_scores", "generated_images:no_duplicates"):
@@ -164,6 +166,7 @@ def test_a_nan_is_out_of_range_where_the_database_can_hold_one_and_a_hole_where_
     assert set(found) == {"hps_v2_scores:in_range" if on_postgres else "hps_v2_scores:no_missing_scores"}
 
 
+@on_sqlite
 def test_bounds_belong_to_the_range(house: House, sound: Adder) -> None:
     for low in (METRICS[name].low for name in METRIC_COLUMNS):
         sound(1, **dict.fromkeys(METRIC_COLUMNS, max(low, -1.0)))
@@ -182,6 +185,7 @@ def test_a_hole_is_counted_and_healing_named(house: House, sound: Adder) -> None
     assert [found.metadata[name].value for name in ("missing", "failed", "attempts exhausted")] == [2, 0, 0]
 
 
+@on_sqlite
 def test_a_hole_that_was_given_up_is_told_apart_with_its_reason(house: House, sound: Adder) -> None:
     sound(3)
     given_up, tried, _ = sound(3, clip_score=None)
@@ -199,6 +203,7 @@ def test_a_hole_that_was_given_up_is_told_apart_with_its_reason(house: House, so
     assert [found.metadata[name].value for name in ("missing", "failed", "attempts exhausted")] == [3, 2, 1]
 
 
+@on_sqlite
 def test_where_all_holes_were_given_up_healing_is_not_advised(house: House, sound: Adder) -> None:
     (given_up,) = sound(1, clip_score=None)
     for _ in range(MAX_ATTEMPTS):
@@ -212,6 +217,7 @@ def test_where_all_holes_were_given_up_healing_is_not_advised(house: House, soun
     assert "flexy backfill" in house.the_failed("clip_scores:no_missing_scores", "WARN").description
 
 
+@on_sqlite
 def test_what_other_models_are_to_score_is_no_hole(house: House, sound: Adder) -> None:
     sound(3)
     sound(2, engine="realvis_xl", clip_score=None)
@@ -236,6 +242,7 @@ def test_a_metric_without_a_column_is_judged_by_what_is_recorded_of_it(database:
 FILES = "generated_images:files_as_recorded"
 
 
+@on_sqlite
 def test_a_file_that_is_gone_is_named(house: House, sound: Adder) -> None:
     sound(2)
     (lost,) = sound(1, image_path="4b7193fd_0000/000009.png")
@@ -246,6 +253,7 @@ def test_a_file_that_is_gone_is_named(house: House, sound: Adder) -> None:
         assert words in found.metadata["first rows"].value
 
 
+@on_sqlite
 def test_a_file_that_was_altered_is_told_by_its_hash_and_only_where_one_is_recorded(house: House, sound: Adder) -> None:
     other = "4b7193fd_0000/000001.png"
     ImageStore(str(house.home / "images")).write(other, Image.new("RGB", (8, 8), "blue"))
@@ -275,6 +283,7 @@ def test_a_path_that_leads_nowhere_it_may_is_an_offender(
     assert reason in house.the_failed(FILES, "ERROR").metadata["first rows"].value
 
 
+@on_sqlite
 def test_a_root_that_is_not_there_is_one_fault_and_not_one_a_file(house: House, sound: Adder) -> None:
     sound(3)
     house.environment.setenv("FLEXY_IMAGES", str(house.home / "elsewhere"))
@@ -284,6 +293,7 @@ def test_a_root_that_is_not_there_is_one_fault_and_not_one_a_file(house: House, 
     assert "first rows" not in found.metadata
 
 
+@on_sqlite
 def test_of_many_files_a_random_sample_is_looked_at_and_said_so(house: House, sound: Adder) -> None:
     from flexy_assets.sweep import checks
 
@@ -351,6 +361,7 @@ def test_rows_that_differ_in_any_setting_are_no_duplicates(house: House, sound: 
     assert house.checked(DUPLICATES)[DUPLICATES].passed
 
 
+@on_sqlite
 def test_rows_without_a_seed_are_no_duplicates(house: House, sound: Adder) -> None:
     sound(5, **SETTINGS | {"seed": None})
     assert house.failed() == {}
@@ -390,6 +401,7 @@ def test_a_run_whose_mean_moved_is_told_of_with_what_it_was_before(house: House)
     assert "| 120 |" in row
 
 
+@on_sqlite
 def test_a_run_that_drifted_is_forgotten_when_a_newer_one_is_as_ever(house: House) -> None:
     house.run(0, drawn(300, seed=1))
     house.run(1, drawn(40, 0.22, seed=2))
@@ -483,6 +495,7 @@ def test_sums_by_the_database_give_the_moments_that_numpy_gives(house: House) ->
 # In Dagster
 
 
+@on_sqlite
 def test_every_metric_has_its_checks_and_they_take_two_steps(house: House) -> None:
     defs = house.definitions()
     graph = defs.resolve_asset_graph()
@@ -493,6 +506,7 @@ def test_every_metric_has_its_checks_and_they_take_two_steps(house: House) -> No
     assert {node.name for node in results.nodes if node.name.endswith("_checks")} == {"image_checks", "score_checks"}
 
 
+@on_sqlite
 def test_checks_come_after_the_results(house: House, sound: Adder) -> None:
     sound(3, guidance=2.5, elapsed_ms=100)
     with dg.DagsterInstance.ephemeral() as instance:

@@ -1,11 +1,12 @@
-"""The demo and what it leaves: its advice against the world's rule, and Dagster's own UI in a real Chromium."""
+"""The demo and the README's examples: the advice against the world's rule, the notebooks, Dagster's UI in Chromium."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
@@ -29,8 +30,10 @@ from resources.http.file_server import file_server
 from resources.models import registry
 from resources.settings import Settings
 from tests.conftest import ROOT, free_port
+from tests.support import forked
 from tests.support.browser import Browser
 from tests.support.notebooks import drawn, executed
+from tests.test_readme import shell_blocks
 
 pytestmark = [pytest.mark.slow(seconds=180), pytest.mark.timeout(900)]
 
@@ -73,9 +76,7 @@ def ui(browser: Browser, drawn_figures: None, tmp_path_factory: pytest.TempPathF
         log = ended.enter_context((home / "log").open("wb"))
         command = ["dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
         # A session of its own: what the servers have started ends with them, whatever it is at.
-        servers = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-        )
+        servers = forked.Popen([sys.executable, "-m", *command], stdout=log, stderr=log, start_new_session=True)
         ended.callback(servers.wait, 30)
         ended.callback(os.killpg, servers.pid, signal.SIGKILL)
         # Their start, and the demo meanwhile, take a core each.
@@ -87,6 +88,22 @@ def ui(browser: Browser, drawn_figures: None, tmp_path_factory: pytest.TempPathF
             time.sleep(0.2)
         browser.resize(1600, 1000)
         yield UI(address, home)
+
+
+@pytest.fixture(scope="module")
+def examples(ui: UI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which the README's examples were run, with the demo's home."""
+    section = (ROOT / "README.md").read_text().partition("## Three examples")[2].partition("\n## ")[0]
+    lines = [shlex.split(line, comments=True) for block in shell_blocks(section) for line in block]
+    commands = [words[1:] for words in lines if words[0] == "flexy"]
+    assert len(commands) == 9
+    folder = tmp_path_factory.mktemp("examples")
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)
+        for arguments in commands:
+            result = CliRunner().invoke(main, arguments, prog_name="flexy")
+            assert result.exit_code == 0, f"flexy {shlex.join(arguments)}: {result.output}"
+    yield folder
 
 
 def flexy(*arguments: str) -> dict[str, Any]:
@@ -148,6 +165,26 @@ def test_its_advice_is_what_the_rule_of_the_world_says(ui: UI) -> None:
 def test_its_notebook_draws_what_the_tables_say(ui: UI) -> None:
     printed, figures = executed("sweep_analysis.ipynb")
     assert "120 images" in printed and "how many steps" in printed and len(figures) == 5 and all(map(drawn, figures))
+
+
+def test_the_readmes_examples_run_as_they_stand(ui: UI, examples: Path) -> None:
+    assert (examples / "mine.html").stat().st_size > 100_000
+    assert (ui.home / "assets" / "edit_report.html").exists()
+
+
+def test_the_notebook_of_edits_draws_what_the_example_compared(ui: UI, examples: Path) -> None:
+    printed, figures = executed("edit_comparison.ipynb")
+    assert "6 edits" in printed and len(figures) == 3 and all(map(drawn, figures))
+    assert printed.count("data:image/webp;base64,") == 4
+
+
+def test_the_notebook_of_faces_shows_what_the_example_selected(ui: UI, examples: Path) -> None:
+    printed, figures = executed("label_review.ipynb")
+    found = re.search(r"6 tasks, (\d) of them with a selected image", printed)
+    selected = int(found[1]) if found else 0
+    assert selected > 3 and re.search(rf"it rose in [{selected - 1}{selected}] of {selected}", printed)
+    assert "nothing was reviewed" in printed and len(figures) == 2
+    assert all(map(drawn, figures)) and printed.count("data:image/webp;base64,") >= selected
 
 
 def test_the_lineage_tells_what_is_made_from_what(ui: UI, browser: Browser, screenshots: Path) -> None:

@@ -1,9 +1,11 @@
-"""The README is short, shows pictures, and its examples run as they stand."""
+"""The README is short and shows pictures; its commands and those of the other pages exist.
+
+Its examples are run in test_demo.py.
+"""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,6 @@ def shell_blocks(text: str) -> list[list[str]]:
     """Return the commands of each block of shell code, without their comments."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     return [[line for line in block.splitlines() if line.strip()] for block in blocks]
-
-
-def example_commands() -> list[list[str]]:
-    """Return the arguments of every `flexy` command in the README's three examples, in order."""
-    section = README.partition("## Three examples")[2].partition("\n## ")[0]
-    lines = [shlex.split(line, comments=True) for block in shell_blocks(section) for line in block]
-    return [words[1:] for words in lines if words[0] == "flexy"]
 
 
 def test_the_readme_has_at_most_100_lines_and_two_small_pictures() -> None:
@@ -56,15 +51,3 @@ def test_every_command_in_the_pages_exists(flexy: Flexy) -> None:
                 for module in re.findall(r"python -m benchmarks\.(\w+)", line):
                     assert (ROOT / "benchmarks" / f"{module}.py").exists(), module
     assert len(known) > 15
-
-
-@pytest.mark.slow
-def test_the_examples_run_as_they_stand(flexy: Flexy, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(home)
-    commands = example_commands()
-    assert len(commands) == 9
-    for arguments in commands:
-        result = flexy(*arguments)
-        assert result.exit_code == 0, f"flexy {shlex.join(arguments)}: {result.output}"
-    assert (home / "mine.html").stat().st_size > 100_000
-    assert (home / "assets" / "edit_report.html").exists()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from tests.support import forked
 
 PLOTLY = "application/vnd.plotly.v1+json"
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -17,7 +22,9 @@ def executed(name: str) -> tuple[str, list[dict[str, Any]]]:
     notebook: Any = nbformat.read(NOTEBOOKS / name, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not kept in the repository"
     here = {"metadata": {"path": str(NOTEBOOKS)}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=here).execute()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", f"{forked.start_server()}/python")
+        NotebookClient(notebook, timeout=120, kernel_name="python3", resources=here).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     shown = [output["data"] for output in outputs if "data" in output]
     printed = [output["text"] for output in outputs if output.get("name") == "stdout"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import HiDreamImagePipeline
 
 from resources.engines.flux import FluxDevEngine, FluxEngine, KontextEditor
 from resources.engines.flux2 import Flux2Engine
@@ -36,6 +38,25 @@ LOADERS: dict[str, Any] = {
 
 Folders = Callable[[str], Path]
 Loaded = Callable[..., Any]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_resolution() -> Iterator[None]:
+    """Qwen's and HiDream's pipelines, which work at a megapixel whatever the size asked for, work at a sixteenth of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("edit", "edit_plus", "edit_inpaint"):
+            module: Any = import_module(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_{name}")
+            real = module.calculate_dimensions
+            patch.setattr(module, "calculate_dimensions", lambda area, ratio, real=real: real(area // 16, ratio))
+        make = HiDreamImagePipeline.__init__
+
+        @wraps(make)
+        def make_smaller(pipeline: Any, *arguments: Any, **options: Any) -> None:
+            make(pipeline, *arguments, **options)
+            pipeline.default_sample_size //= 4
+
+        patch.setattr(HiDreamImagePipeline, "__init__", make_smaller)
+        yield
 
 
 @pytest.fixture(scope="session")

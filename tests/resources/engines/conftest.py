@@ -42,7 +42,7 @@ Loaded = Callable[..., Any]
 
 @pytest.fixture(scope="session", autouse=True)
 def small_resolution() -> Iterator[None]:
-    """Qwen's and HiDream's pipelines, which work at a megapixel whatever the size asked for, work at a sixteenth of it."""
+    """Qwen's and HiDream's pipelines work at a sixteenth of a megapixel, not at one whatever the size asked for."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("edit", "edit_plus", "edit_inpaint"):
             module: Any = import_module(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_{name}")

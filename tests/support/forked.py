@@ -2,7 +2,7 @@
 
 What starts is a process of its own, with its own number, signals and descriptors; it has only been spared the imports.
 Variables that a library reads while it is imported are those of the test session, not of `env`; but the hub's library
-is imported again for those of its own (`HF_HOME`, say).
+is imported again for those of its own (`HF_HOME`, say), where it is imported after the start.
 What it starts by its own `sys.executable` or by multiprocessing (a code server, a run worker) is forked as well.
 
 `python -m tests.support.forked FOLDER` is the process that forks, one for a test session. It has one thread and
@@ -50,6 +50,7 @@ PRELOADED = (
     "resources.scorers.clip",
     "resources.scorers.hps",
     "resources.images",
+    *("resources.models.registry", "flexy_assets.cli.app", "flexy_assets.execution"),
     *("dagster", "dagster._daemon.cli", "dagster._cli.api", "dagster._grpc.server", "dagster_postgres", "psycopg2"),
     *(
         "dagster._daemon.daemon",
@@ -334,7 +335,7 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], new_ses
     os.environ.clear()
     os.environ.update(environment)
     if any(ours.get(name) != environment.get(name) for name in ours.keys() | environment if name.startswith("HF_")):
-        _forget("huggingface_hub", "transformers", "diffusers", "resources")
+        _forget("huggingface_hub")
     if Path(folder) != ROOT and Path(folder, "resources").is_dir():
         # A copy of the project.
         sys.path[:] = [folder, *(path for path in sys.path if path not in ("", str(ROOT)))]

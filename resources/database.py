@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError
 
 from resources.errors import BadInputError, FlexyError
@@ -59,7 +59,7 @@ class Database:
             else:
                 # Many small statements are sent in one message instead of waiting for an answer to each.
                 engine = create_engine(self.url, executemany_mode="values_plus_batch")
-                event.listen(engine, "connect", _set_time_zone)
+                event.listen(engine, "connect", _prepare_postgres)
                 event.listen(engine, "checkin", _note_use)
                 event.listen(engine, "checkout", _ping_idle_connection)
         except (NoSuchModuleError, ImportError, OSError, ValueError) as error:
@@ -69,17 +69,40 @@ class Database:
     @contextmanager
     def begin(self, reading: bool = False) -> Iterator[Connection]:
         """Yield a connection in one transaction; with `reading`, the block must not write, and waits for no writer."""
-        with self._named_errors(), self.engine.execution_options(reading=reading).begin() as connection:
-            self._reached = True
-            yield connection
+        with self._named_errors():
+            self._check_pooler()
+            with self.engine.execution_options(reading=reading).begin() as connection:
+                self._reached = True
+                yield connection
 
     @contextmanager
     def session(self) -> Iterator[Connection]:
         """Yield a new connection that commits each statement; it is closed at the end, and its locks are released."""
-        with self._named_errors(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.detach()
-            self._reached = True
-            yield connection
+        with self._named_errors():
+            self._check_pooler()
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.detach()
+                self._reached = True
+                yield connection
+
+    def _check_pooler(self) -> None:
+        """Raise `BadInputError` behind a pooler that gives each transaction another session, as PgBouncer can.
+
+        Locks and settings of a session would then be another client's. A session that is free between two statements
+        is taken by a second client.
+        """
+        if self._reached or self.url.get_backend_name() == "sqlite":
+            return
+        process = text("SELECT pg_backend_pid()")
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            if not connection.info["pooled"]:
+                return
+            first = connection.scalar(process)
+            with self.engine.connect() as other:
+                if other.scalar(process) != first and connection.scalar(process) == first:
+                    return
+        cause = "a pooler in transaction mode gives each transaction another session"
+        raise BadInputError(f"cannot use {self}: {cause}: name Postgres itself, or set its pool mode to session")
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -120,10 +143,14 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {setting}").close()
 
 
-def _set_time_zone(connection: Any, _record: Any) -> None:
-    """Times without a zone, as Flexy writes them, are UTC; FlexyFace's columns have one."""
+def _prepare_postgres(connection: Any, record: Any) -> None:
+    """Take times without a zone, as Flexy writes them, for UTC, because FlexyFace's columns have one.
+
+    Where the process that answers is not the one that greeted, a pooler lies between.
+    """
     with connection.cursor() as cursor:
-        cursor.execute("SET TIME ZONE 'UTC'")
+        cursor.execute("SET TIME ZONE 'UTC'; SELECT pg_backend_pid()")
+        record.info["pooled"] = cursor.fetchone()[0] != connection.info.backend_pid
     connection.commit()
 
 

@@ -164,12 +164,12 @@ class PostgresServer:
         return self.folder / "log"
 
     @property
-    def _whom(self) -> dict[str, Any]:
+    def whom(self) -> dict[str, Any]:
         """Postgres refuses to run as root."""
         return {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
 
     def create(self) -> None:
-        if self._whom:
+        if self.whom:
             shutil.chown(self.folder, "postgres", "postgres")
         secret = self.folder / "password"
         secret.write_text(self.password)
@@ -177,7 +177,7 @@ class PostgresServer:
         access = ["--auth-local=trust", "--auth-host=scram-sha-256", "--username=flexy", f"--pwfile={secret}"]
         command = [self.programs / "initdb", "--no-sync", "--encoding=UTF8", "--locale=C", *access]
         with self.log.open("ab") as log:
-            where = {"cwd": self.folder, "stdout": log, "stderr": log} | self._whom
+            where = {"cwd": self.folder, "stdout": log, "stderr": log} | self.whom
             made = subprocess.run([*command, "-D", self.folder / "data"], timeout=120, **where)
         assert made.returncode == 0, self.log.read_text()
 
@@ -190,7 +190,7 @@ class PostgresServer:
         ]
         command = [self.programs / "postgres", "-D", self.folder / "data", *options]
         with self.log.open("ab") as log:
-            where = {"cwd": self.folder, "stdout": log, "stderr": log} | self._whom
+            where = {"cwd": self.folder, "stdout": log, "stderr": log} | self.whom
             self._process = subprocess.Popen(command, **where)
         deadline = time.monotonic() + 60
         while not self._answers():

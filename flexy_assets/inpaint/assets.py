@@ -199,10 +199,11 @@ def inpaint_judgements(context: dg.AssetExecutionContext, config: InpaintConfig,
     with work.slot:
         judge = metrics.judge_candidates(work, rows, refine.candidates_with_swap(work, rows))
     candidates = refine.candidates_with_swap(work, rows)
+    judged = metrics.judged_candidates(work, rows, judge) if judge else set()
     for batch in context.partition_keys:
         ids = {row.id for row in _rows_of_batch(rows, batch)}
         finished = [candidate for candidate in candidates if candidate.task in ids and candidate.finished]
-        answered = [candidate.scores.get(metrics.JUDGE_METRICS[0]) is not None for candidate in finished]
+        answered = [candidate.id in judged for candidate in finished]
         counts = {"answered": sum(answered), "unanswered": len(answered) - sum(answered)}
         report_partition(context, batch, {"judge": judge or "none"} | counts)
 

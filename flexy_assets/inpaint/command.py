@@ -18,6 +18,7 @@ from flexy_assets.storage.labels import LabelTaskRow
 from flexy_assets.storage.migrate import migrate
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
+from resources.judges import make_judge
 from resources.label_studio.client import LabelStudioClient
 from resources.settings import Settings
 
@@ -68,8 +69,8 @@ def run_inpainting(
     settings = Settings.read()
     config = {asset.op.name: dict(options) for asset in LINEAGE[1:]}
     plan = assets.InpaintConfig(**options).plan(settings)
-    judged = settings.judge != "none"
-    potential = plan.judged if judged else plan.potential
+    judge = make_judge(settings)
+    potential = plan.judged if judge else plan.potential
     migrate(database)
     tasks = _select_tasks(database, task_ids)
     batches = sorted({task.batch for task in tasks if not task.error})
@@ -86,10 +87,11 @@ def run_inpainting(
     with database.begin(reading=True) as connection:
         winners = {image.task.id: image for image in labels.selected_images(connection, batches)}
         failures = labels.judgement_failures(connection, plan.run_id, potential.weights)
+        answered = judge and labels.is_judged(connection, plan.run_id, judge.fingerprint)
         errors_by_task = {task: f"no candidate could be scored: {error}" for task, _, error in failures}
         errors_by_task |= labels.swap_errors(connection, tasks)
     ids = {task.id for task in tasks}
-    unanswered = {candidate for task, candidate, _ in failures if task in ids} if judged else set()
+    unanswered = {candidate for task, candidate, _ in failures if task in ids} if judge else set()
     left = {
         task.name: task.error or errors_by_task.get(task.id) or "no candidate could be scored"
         for task in tasks
@@ -104,10 +106,13 @@ def run_inpainting(
     lines = [f"{format_count(len(selected), 'task')} with a selected image, {len(left)} unchanged"]
     lines += map(": ".join, left.items())
     lines += [f"{format_count(len(unanswered), 'candidate')} not judged: run again"] if unanswered else []
+    failed = [f"{format_count(len(unusable), 'task')} skipped: {'; '.join(unusable[:5])}"] if unusable else []
+    if unanswered and not answered:
+        failed.append(f"the judge answered for no candidate: {failures[-1][2]}: selections stay as they are")
     return {
         **{"tasks": len(tasks), "batches": batches, "selected": selected, "left": left},
         **{"unanswered": len(unanswered), "text": "\n".join(lines)},
-        "failed": f"{format_count(len(unusable), 'task')} skipped: {'; '.join(unusable[:5])}" if unusable else "",
+        "failed": "; ".join(failed),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from flexy_assets.edits.search.canvas import Canvas
 from flexy_assets.scoring.candidates import WorkBatch, score_candidates
@@ -95,12 +96,17 @@ def judge_candidates(work: Work, tasks: Sequence[EditTaskRow], candidates: Seque
     judge = make_judge(work.settings, work.slot)
     if judge is None:
         return None
-    batches = {task.batch for task in tasks}
-    with work.database.begin(reading=True) as connection:
-        judged = edits.candidates_scored_by(connection, batches, JUDGE_METRICS[0], judge.fingerprint)
+    judged = judged_candidates(work, tasks, judge.fingerprint)
     pending = [replace(each, scores={}) for each in candidates if each.finished and each.id not in judged]
     _score(work, tasks, pending, JUDGE_METRICS)
     return judge.fingerprint
+
+
+def judged_candidates(work: Work, tasks: Sequence[EditTaskRow], judge: str) -> set[UUID]:
+    """Return the candidates of the tasks' partitions that this judge, by its fingerprint, has scored."""
+    batches = {task.batch for task in tasks}
+    with work.database.begin(reading=True) as connection:
+        return edits.candidates_scored_by(connection, batches, JUDGE_METRICS[0], judge)
 
 
 def _score(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow], names: Sequence[str]) -> None:

@@ -129,23 +129,34 @@ def select_best(
 ) -> dict[Any, CandidateRow]:
     """Store and return each task's winner, with its potential; without any potential a task has no winner.
 
-    The potential is by the scores of `judge` (a fingerprint) if given, else by those of models.
+    The potential is by the scores of `judge` (a fingerprint) if given, else by those of models. A task that has a
+    winner keeps it until the judge has answered for all of its candidates: one that is away undoes nothing.
     """
     potential = plan.judged if judge else plan.potential
+    with work.database.begin(reading=True) as connection:
+        selected = edits.selections_of(connection, {task.batch for task in tasks})
+    answered = metrics.judged_candidates(work, tasks, judge) if judge else None
     by_task: dict[Any, list[CandidateRow]] = {}
     for candidate in candidates_with_swap(work, tasks):
         if candidate.finished:
             by_task.setdefault(candidate.task, []).append(candidate)
     winners = {}
     for task, candidates in by_task.items():
-        best = candidates[rank_candidates(potential, [candidate.scores for candidate in candidates])[0]]
-        value = potential.value(best.scores)
+        # Another judge's scores are not compared with this one's.
+        scored = [each for each in candidates if answered is None or each.id in answered]
+        values = {each.id: potential.value(each.scores) for each in scored}
+        kept = next((each for each in candidates if each.id == selected.get(task)), None)
+        order = rank_candidates(potential, [each.scores for each in scored])
+        best = scored[order[0]] if order and values[scored[order[0]].id] is not None else None
+        if kept and (best is None or len(scored) < len(candidates)):
+            winners[task] = kept
+            continue
+        if best is None:
+            continue
+        fingerprint = f"{potential} ({judge or 'measured'})"
+        outcome = ScoredImage(best.id, values[best.id])
         with work.database.begin() as connection:
-            if value is None:
-                edits.unselect_task(connection, task)
-                continue
             edits.select_candidate(connection, best)
-            fingerprint = f"{potential} ({judge or 'measured'})"
-            record_outcomes(connection, "potential", fingerprint, [ScoredImage.of(best.id, value)])
+            record_outcomes(connection, "potential", fingerprint, [outcome])
         winners[task] = best
     return winners

@@ -103,7 +103,7 @@ def _record_scores(work: Work, candidates: Sequence[CandidateRow], scores: Batch
         for metric, values in scores.values.items():
             pairs = zip(candidates, values, strict=True)
             outcomes = [_outcome(candidate, value) for candidate, value in pairs if value is not None]
-            record_outcomes(connection, metric, scores.fingerprint, outcomes)
+            record_outcomes(connection, metric, scores.fingerprint, outcomes, keep_values=True)
 
 
 def _pending(candidates: Sequence[CandidateRow], family: Sequence[Metric]) -> list[CandidateRow]:

@@ -171,16 +171,17 @@ def record_selections(connection: Connection, winners: Iterable[CandidateRow]) -
         connection.execute(update(edit_candidates).where(of_search).values(latents=None))
 
 
-def unselect_task(connection: Connection, task: UUID) -> None:
-    """Delete a task's selections."""
-    connection.execute(delete(edit_selections).where(edit_selections.c.task == task))
+def selections_of(connection: Connection, batches: Collection[str]) -> dict[UUID, UUID]:
+    """Return the selected candidate of each task of these partitions that has one."""
+    selected = select(edit_selections.c.task, edit_selections.c.candidate).join(edit_tasks)
+    return dict(connection.execute(selected.where(edit_tasks.c.batch.in_(batches))).tuples().all())
 
 
 def select_candidate(connection: Connection, winner: CandidateRow) -> None:
     """Make a candidate its task's only winner, of whichever method; an unchanged selection keeps its time."""
     selected = select(edit_selections.c.candidate).where(edit_selections.c.task == winner.task)
     if list(connection.scalars(selected)) != [winner.id]:
-        unselect_task(connection, winner.task)
+        connection.execute(delete(edit_selections).where(edit_selections.c.task == winner.task))
         record_selections(connection, [winner])
 
 

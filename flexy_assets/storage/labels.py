@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import polars as pl
-from sqlalchemy import ColumnElement, Connection, case, func, or_, select, text, true, update
+from sqlalchemy import ColumnElement, Connection, case, exists, func, or_, select, text, true, update
 
 from flexy_assets.storage import tables
 from flexy_assets.storage.sql import upsert, utc_now
@@ -292,7 +292,10 @@ def inpaint_scores(connection: Connection, candidates: Sequence[UUID]) -> dict[U
 
 
 def judgement_failures(connection: Connection, run: UUID, metrics: Collection[str]) -> list[tuple[UUID, UUID, str]]:
-    """Return task, candidate and error of this run's failed scores of these metrics, of unchanged tasks, in order."""
+    """Return task, candidate and error of this run's failed scores of these metrics, of unchanged tasks, in order.
+
+    Failed is also a score that another judge has given, and the last one asked has not.
+    """
     scores = tables.image_scores.c
     rows = (
         select(edit_tasks.c.label_task, scores.image_id, scores.error)
@@ -300,10 +303,19 @@ def judgement_failures(connection: Connection, run: UUID, metrics: Collection[st
         .join(label_tasks, label_tasks.c.id == edit_tasks.c.label_task)
         .join(tables.image_scores, scores.image_id == edit_candidates.c.id)
         .where(edit_tasks.c.run_id == run, edit_tasks.c.label_digest == label_tasks.c.digest)
-        .where(scores.metric.in_(metrics), scores.value.is_(None))
+        .where(scores.metric.in_(metrics), scores.error.is_not(None))
         .order_by(scores.scored_at)
     )
     return [(task, candidate, error) for task, candidate, error in connection.execute(rows)]
+
+
+def is_judged(connection: Connection, run: UUID, judge: str) -> bool:
+    """Return whether this judge, by its fingerprint, has scored a candidate of this run."""
+    scores = tables.image_scores.c
+    judged = select(scores.value).join_from(edit_tasks, edit_candidates, edit_candidates.c.task == edit_tasks.c.id)
+    judged = judged.join(tables.image_scores, scores.image_id == edit_candidates.c.id)
+    of_judge = edit_tasks.c.run_id == run, scores.scorer == judge, scores.value.is_not(None)
+    return bool(connection.scalar(select(exists(judged.where(*of_judge)))))
 
 
 def record_prediction(connection: Connection, sent: SentPrediction) -> None:

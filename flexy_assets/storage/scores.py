@@ -193,8 +193,13 @@ def record_scores(connection: Connection, metric: str, scorer: str, scores: Sequ
     return len(measured)
 
 
-def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Sequence[ScoredImage]) -> None:
-    """Write each outcome to `image_scores`; a failure counts as one more attempt."""
+def record_outcomes(
+    connection: Connection, metric: str, scorer: str, scores: Sequence[ScoredImage], keep_values: bool = False
+) -> None:
+    """Write each outcome to `image_scores`; a failure counts as one more attempt.
+
+    With `keep_values` a failure replaces no value, as of another judge.
+    """
     if not scores:
         return
     relation = _scores_relation(connection, scores)
@@ -205,7 +210,8 @@ def record_outcomes(connection: Connection, metric: str, scorer: str, scores: Se
     statement = upsert(connection, image_scores).from_select(["image_id", "value", "error", *fixed], rows)
     new, old = statement.excluded, image_scores.c
     # A value that was to be replaced and could not be stays, with what made it.
-    keeps = and_(old.rescore.is_not(None), new.value.is_(None))
+    kept = old.value.is_not(None) if keep_values else old.rescore.is_not(None)
+    keeps = and_(kept, new.value.is_(None))
     statement = statement.on_conflict_do_update(
         index_elements=["image_id", "metric"],
         set_={

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -19,7 +20,7 @@ from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits, labels
 from flexy_assets.storage.edits import CandidateRow
 from flexy_assets.storage.labels import LabelTaskRow, SwapRow
-from flexy_assets.storage.tables import image_scores
+from flexy_assets.storage.tables import edit_selections, image_scores
 from resources import masks
 from resources.database import Database
 from resources.images import ImageStore
@@ -27,7 +28,7 @@ from resources.mini.faces import write_face_example
 from resources.models.slot import ModelSlot
 from resources.settings import Settings
 from tests.conftest import on_sqlite
-from tests.support.servers import FaceJudgeServer, running
+from tests.support.servers import FaceJudgeServer, JudgeReply, running
 
 pytestmark = pytest.mark.slow(seconds=30)
 
@@ -165,8 +166,8 @@ def test_a_task_that_is_refined_alone_leaves_others_of_its_batch_as_they_are(
 
 
 @on_sqlite
-def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(
-    work: Work, tasks: list[LabelTaskRow]
+def test_each_judge_fills_its_columns_under_its_name_and_one_that_is_away_undoes_nothing(
+    work: Work, tasks: list[LabelTaskRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = InpaintPlan(SWAP_NAME, steps=1, guidance=1.0, budget=0)
     refine.swap_faces(work, tasks, lambda _: None)
@@ -174,9 +175,9 @@ def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(
     refine.refine_tasks(work, plan, rows, lambda _: None)
     made = refine.candidates_with_swap(work, rows)
 
-    def judged(judge: str, judge_server: FaceJudgeServer) -> dict[UUID, dict[str, tuple[float, str]]]:
+    def judged(judge: str, judge_server: FaceJudgeServer, **options: str) -> dict[UUID, dict[str, tuple[float, str]]]:
         """What the table has of each candidate once this judge was asked: value and who gave it, by metric."""
-        settings = work.settings.model_copy(update={"judge": judge, "judge_url": judge_server.url})
+        settings = work.settings.model_copy(update={"judge": judge, "judge_url": judge_server.url} | options)
         mark = metrics.judge_candidates(replace(work, settings=settings), rows, refine.candidates_with_swap(work, rows))
         refine.select_best(work, plan, rows, mark)
         found: dict[UUID, dict[str, tuple[float, str]]] = {}
@@ -203,3 +204,20 @@ def test_each_judge_fills_its_columns_under_its_name_and_is_not_asked_again(
             assert second[candidate.id]["judge_identity"] == (mean, "moondream@127.0.0.1")
             assert second[candidate.id]["potential"][1].endswith("(moondream@127.0.0.1)")
         assert judged("gemini", gemini) == first and gemini.calls == moondream.calls, "it remembers"
+        monkeypatch.setattr("time.sleep", lambda _: None)  # between two attempts
+        before = selections(work)
+        assert len(before) == len(made)
+        for reply in (
+            JudgeReply.json({"error": "forbidden"}, 403),
+            JudgeReply.json({"error": "out of order"}, 500),
+            JudgeReply("A fine face."),
+        ):
+            gemini.reply = lambda _, reply=reply: reply  # type: ignore[method-assign]
+            after = judged("gemini", gemini, judge_model=f"gemini-that-answers-{reply.status}")
+            assert after == first, "no value was replaced by a failure"
+            assert selections(work) == before
+
+
+def selections(work: Work) -> list[Any]:
+    with work.database.begin(reading=True) as connection:
+        return [tuple(row) for row in connection.execute(sa.select(edit_selections).order_by(edit_selections.c.task))]

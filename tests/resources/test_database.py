@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import subprocess
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 
 from resources.database import Database
 from resources.errors import BadInputError, FlexyError
+from tests.conftest import free_port
 
 if TYPE_CHECKING:
     from tests.conftest import PostgresServer
@@ -82,6 +87,37 @@ def test_a_postgres_that_has_no_such_database(postgres_server: PostgresServer) -
     message = complaint(postgres_server.url("nowhere"))
     assert '"nowhere" does not exist' in message
     assert postgres_server.password not in message
+
+
+@pytest.mark.parametrize("mode", ["transaction", "session"])
+def test_a_pooler_that_gives_each_transaction_another_session_is_refused(
+    postgres_server: PostgresServer, mode: str
+) -> None:
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
+    if program is None:
+        pytest.skip("no pgbouncer here")
+    port, folder = free_port(), postgres_server.folder
+    settings = folder / f"{mode}.ini"
+    settings.write_text(
+        f"[databases]\npostgres = host={folder} port={postgres_server.port} user=flexy\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+        f"pool_mode = {mode}\n"
+    )
+    settings.chmod(0o644)
+    command, whom = [program, "-q", str(settings)], postgres_server.whom
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **whom) as pooler:
+        database = Database(f"postgresql://flexy@127.0.0.1:{port}/postgres")
+        refusal = pytest.raises(BadInputError, match="a pooler in transaction mode gives")
+        try:
+            while pooler.poll() is None:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+            for connect in (database.begin, database.session):
+                with refusal if mode == "transaction" else nullcontext(), connect() as connection:
+                    assert connection.scalar(text("SELECT 1")) == 1
+        finally:
+            database.engine.dispose()
+            pooler.terminate()
 
 
 def test_a_sqlite_file_where_no_folder_can_be(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 import json
 import math
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
 from functools import wraps
@@ -65,7 +66,7 @@ def fail(message: str, status: int) -> NoReturn:
     """Print the message in one line on standard error and exit."""
     with suppress(OSError):  # the terminal may be closed
         # An error of a database or a library may have several lines.
-        click.echo(f"flexy: {' '.join(message.split())}", err=True)
+        click.echo(f"{click.style('flexy:', fg='red')} {' '.join(message.split())}", err=True)
     sys.exit(status)
 
 
@@ -122,10 +123,57 @@ def _signals_as_interrupts() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
+class NamesOption(click.Option):
+    """An option whose help ends with the names that it takes, which are looked up when the help is shown."""
+
+    def __init__(self, *arguments: Any, names: Callable[[], Iterable[str]], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.names, self.purpose = names, self.help
+
+    def get_help_record(self, context: click.Context) -> tuple[str, str] | None:
+        self.help = f"{self.purpose} {', '.join(self.names())}."
+        return super().get_help_record(context)
+
+
+def engine_names() -> list[str]:
+    """Return the engines of the registry."""
+    return _model_names("engine")
+
+
+def editor_names() -> list[str]:
+    """Return the editors of the registry."""
+    return _model_names("editor")
+
+
+def scheduler_names() -> list[str]:
+    """Return the schedulers that Stable Diffusion XL takes."""
+    from resources.models.schedulers import SCHEDULERS
+
+    return list(SCHEDULERS)
+
+
+def _model_names(kind: str) -> list[str]:
+    from resources.models.registry import MODELS
+
+    return [entry.name for entry in MODELS.values() if entry.kind == kind]
+
+
+def print_tables(tables: Mapping[str, Any]) -> str:
+    """Return the tables that have rows, each below its heading, as wide as the terminal."""
+    from flexy_assets.reporting.text_tables import format_text_table
+
+    sections = [
+        f"{click.style(name, bold=True)}\n{format_text_table(table)}" for name, table in tables.items() if table
+    ]
+    return "\n\n".join(sections)
+
+
 class OneLineGroup(click.Group):
     """A group that reports a usage error and an interruption in one line; click itself prints four."""
 
     def main(self, *arguments: Any, **options: Any) -> NoReturn:
+        if os.environ.get("NO_COLOR"):
+            options["color"] = False
         try:
             with _signals_as_interrupts():
                 sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))

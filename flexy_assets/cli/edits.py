@@ -5,24 +5,38 @@ from typing import Any
 
 import click
 
-from flexy_assets.cli.command import OutputPath, json_command
+from flexy_assets.cli.command import NamesOption, OutputPath, editor_names, json_command
 from flexy_assets.cli.session import Session
 from resources.errors import BadInputError
 
 
 @click.command()
-@click.option("--image", type=click.Path(path_type=Path), help="The image to edit.")
-@click.option("--prompt", default="", help="The instruction: what the edited image should show.")
-@click.option("--dataset", type=click.Path(path_type=Path), help='JSON lines: {"id", "image_path", "prompt"}.')
-@click.option("--out", type=OutputPath(folder=True), help="A folder for winners, candidates and the report.")
-@click.option("--editor", default="", help="The model that edits; the first of flexy models by default.")
-@click.option("--steps", type=int, default=0, help="Steps of a full denoise; the editor's own by default.")
-@click.option("--guidance", type=float, default=0.0, help="On the editor's scale; its own by default.")
+@click.option("--image", type=click.Path(path_type=Path), help="The image to edit; or give --dataset.")
+@click.option("--prompt", default="", help="The instruction to --image: what it should show.")
+@click.option(
+    "--dataset", type=click.Path(path_type=Path), help='JSON lines {"id", "image_path", "prompt"}, instead of --image.'
+)
+@click.option(
+    "--out", type=OutputPath(folder=True), help="A folder for winners, candidates and report; by default none."
+)
+@click.option(
+    "--editor", cls=NamesOption, names=editor_names, default="", help="Model that edits; by default the set's first of:"
+)
+@click.option("--steps", type=int, default=0, help="Steps of a full denoise; by default the editor's own.")
+@click.option("--guidance", type=float, default=0.0, help="On the editor's scale; by default its own.")
 @click.option(
     "--budget", "budgets", type=int, multiple=True, default=[8], show_default=True, help="Full denoises; repeatable."
 )
-@click.option("--ttflux", default="random", show_default=True, help="random or zero_order.")
-@click.option("--choose", default="rank", show_default=True, help="What EACPS selects by: rank or potential.")
+@click.option(
+    "--ttflux",
+    type=click.Choice(["random", "zero_order"]),
+    default="random",
+    show_default=True,
+    help="How it searches.",
+)
+@click.option(
+    "--choose", type=click.Choice(["rank", "potential"]), default="rank", show_default=True, help="EACPS selects by it."
+)
 @click.option("--reproduce", is_flag=True, help="EACPS as published: seeds by arithmetic, whole denoises, potential.")
 @click.option("--alpha", type=float, default=10, show_default=True, help="Weight of CONS in the potential.")
 @click.option("--beta", type=float, default=3, show_default=True, help="Weight of LPIPS in the potential.")
@@ -46,7 +60,12 @@ def compare(image: Path | None, dataset: Path | None, out: Path | None, **option
 @click.argument("candidates", type=click.Path(path_type=Path))
 @click.option("--alpha", default="10", show_default=True, help="Weight of CONS.")
 @click.option("--beta", default="3", show_default=True, help="Weight of LPIPS.")
-@click.option("--alternative", "alternatives", multiple=True, help="Other weights, as in alpha=5,beta=1; repeatable.")
+@click.option(
+    "--alternative",
+    "alternatives",
+    multiple=True,
+    help="Other weights, as alpha=5,beta=1; repeatable; by default none.",
+)
 @json_command
 def select(candidates: Path, **weights: Any) -> dict[str, Any]:
     """Select again among recorded candidates.

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from flexy_assets.cli.command import json_command
+from flexy_assets.cli.command import NamesOption, editor_names, json_command
 from flexy_assets.cli.session import Session
 
 
@@ -16,8 +16,10 @@ def inpaint() -> None:
 
 @inpaint.command("import")
 @click.argument("export", required=False, type=click.Path(path_type=Path))
-@click.option("--project", type=int, help="The number of a project on your Label Studio (LABEL_STUDIO_URL).")
-@click.option("--task-id", "task_ids", multiple=True, help="Only the task with this data.id; repeatable.")
+@click.option("--project", type=int, help="Number of a project at LABEL_STUDIO_URL, instead of EXPORT.")
+@click.option(
+    "--task-id", "task_ids", multiple=True, help="Only the task with this data.id; repeatable; by default all."
+)
 @click.option("--batch-size", type=int, default=50, show_default=True, help="Tasks in a partition.")
 @json_command
 def inpaint_import(export: Path | None, project: int | None, **options: Any) -> dict[str, Any]:
@@ -33,12 +35,26 @@ def inpaint_import(export: Path | None, project: int | None, **options: Any) -> 
 
 
 @inpaint.command("run")
-@click.option("--task-id", "task_ids", multiple=True, help="Only the task with this data.id; repeatable.")
-@click.option("--editor", default="", help="The model that refines faces after the swap (see flexy models).")
+@click.option(
+    "--task-id", "task_ids", multiple=True, help="Only the task with this data.id; repeatable; by default all."
+)
+@click.option(
+    "--editor",
+    cls=NamesOption,
+    names=editor_names,
+    default="",
+    help="Refines swapped faces; by default the set's own of:",
+)
 @click.option("--budget", type=int, default=4, show_default=True, help="Full denoises a task; 0 swaps only.")
-@click.option("--widen", type=float, default=0.0, help="Share of the mask's longer side to edit around the mask.")
-@click.option("--steps", type=int, default=0, help="Steps of a full denoise; the editor's own by default.")
-@click.option("--guidance", type=float, default=0.0, help="The editor's own by default.")
+@click.option(
+    "--widen",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of the mask's longer side to edit around the mask.",
+)
+@click.option("--steps", type=int, default=0, help="Steps of a full denoise; by default the editor's own.")
+@click.option("--guidance", type=float, default=0.0, help="By default the editor's own.")
 @click.option("--alpha", type=float, default=1.0, show_default=True, help="Weight of consistency.")
 @click.option("--beta", type=float, default=1.0, show_default=True, help="Weight of quality.")
 @click.option("--gamma", type=float, default=2.0, show_default=True, help="Weight of identity.")

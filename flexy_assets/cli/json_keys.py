@@ -14,6 +14,7 @@ _PLAN: Final = _SWEEP | {
 _COMPUTED: Final = {
     "scores_computed": "How many scores were computed now",
     "filled": "The same by metric",
+    "reason": "Why nothing was done, where nothing was",
 }
 _AGREEMENT: Final = (
     "By metric whose scores others made: `sampled`, `agreeing`, `mean_difference`, `spread`, `correlation`, `variant`"
@@ -32,7 +33,8 @@ _RUN: Final = _SWEEP | {
 JSON_KEYS: Final[dict[str, dict[str, str]]] = {
     "demo": _RUN,
     "sweep new": _PLAN,
-    "sweep extend": _PLAN | {"added": "How many images were added"},
+    "sweep extend": _PLAN
+    | {"added": "How many images were added", "reason": "Why nothing was done, where nothing was"},
     "sweep run": _RUN,
     "sweep weights": {
         "engine": "The engine as its rows name it",
@@ -53,6 +55,7 @@ JSON_KEYS: Final[dict[str, dict[str, str]]] = {
         "agreement": _AGREEMENT,
         "failures": "With `--failed`, a list: `image`, `run`, `engine`, `image_path`, `metric`, `attempts`, `given_up`,"
         " `error`, `tried_at`",
+        "reason": "Why the rest is empty, where there is no sweep",
     },
     "backfill": _COMPUTED | {"agreement": _AGREEMENT},
     "rescore": _COMPUTED

@@ -9,6 +9,7 @@ import click
 
 from flexy_assets.cli.command import echo_alias, json_command
 from flexy_assets.cli.session import Session
+from flexy_assets.reporting.formatting import format_count
 from resources.errors import BadInputError
 
 
@@ -134,7 +135,7 @@ def example(kind: str, folder: Path, tasks: int, seed: int) -> dict[str, Any]:
     file = (write_edit_example if kind == "edits" else write_face_example)(folder, tasks, seed)
     edits_usage = f"flexy compare --dataset {file} --out {folder / 'results'}"
     usage = edits_usage if kind == "edits" else f"flexy inpaint import {file} && flexy inpaint run"
-    return {"file": str(file), "tasks": tasks, "text": f"{tasks} tasks in {file}\nuse them: {usage}"}
+    return {"file": str(file), "tasks": tasks, "text": f"{format_count(tasks, 'task')} in {file}\nuse: {usage}"}
 
 
 @click.command()

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from flexy_assets.cli.command import OutputPath, json_command, parse_numbers
+from flexy_assets.cli.command import OutputPath, json_command, parse_numbers, print_tables
 from flexy_assets.cli.session import Session
+from flexy_assets.reporting.formatting import format_count
 from resources.errors import BadInputError
 from resources.metrics.sweep import METRICS
 
@@ -21,7 +22,6 @@ def status(failed: bool) -> dict[str, Any]:
 
     Scores are counted as scored, missing and failed, by metric, by sweep and by steps.
     """
-    from flexy_assets.reporting.text_tables import format_text_table
     from flexy_assets.storage import status
     from flexy_assets.sweep.status_tables import status_summary, status_tables
 
@@ -36,13 +36,12 @@ def status(failed: bool) -> dict[str, Any]:
         return counts | {"reason": reason, "text": reason}
     counts["agreement"] = session.agreement()
     tables = status_tables(counts) | ({"failures": counts["failures"]} if failed else {})
-    sections = [f"{name}\n{format_text_table(table)}" for name, table in tables.items() if table]
-    return counts | {"text": "\n\n".join([status_summary(counts), *sections])}
+    return counts | {"text": f"{status_summary(counts)}\n\n{print_tables(tables)}"}
 
 
 @click.command()
 @click.option(
-    "--beside", multiple=True, metavar="METRIC", help="Keep Flexy's scores beside this column instead; repeatable."
+    "--beside", multiple=True, metavar="METRIC", help="Keep Flexy's scores beside this column; repeatable; none."
 )
 @json_command
 def backfill(beside: tuple[str, ...]) -> dict[str, Any]:
@@ -80,17 +79,16 @@ def backfill(beside: tuple[str, ...]) -> dict[str, Any]:
     return answer
 
 
-@click.command()
+@click.command(
+    help="Compute the scores of a metric again.\n\nOf the named sweeps or of all. A score stays until its new one is"
+    f" measured. METRIC is one of {', '.join(METRICS)}."
+)
 @click.argument("metric")
 @click.argument("sweep_ids", metavar="[SWEEP]...", nargs=-1)
 @click.option("--failed", is_flag=True, help="Only scores that failed: try them again. Nothing is replaced.")
-@click.option("--replace", type=int, help="Number of scores to replace; without the right number nothing is done.")
+@click.option("--replace", type=int, help="Number of scores to replace; any other replaces none.")
 @json_command
 def rescore(metric: str, sweep_ids: tuple[str, ...], failed: bool, replace: int | None) -> dict[str, Any]:
-    """Compute the scores of a metric again.
-
-    Of the named sweeps or of all. A score stays until its new one is measured.
-    """
     from flexy_assets.execution import dagster_instance
     from flexy_assets.storage.adoption import adopt_rows
     from flexy_assets.storage.scores import request_rescore
@@ -105,7 +103,8 @@ def rescore(metric: str, sweep_ids: tuple[str, ...], failed: bool, replace: int 
         request = request_rescore(connection, METRICS[metric], sweeps, failed, session.settings, only_count=True)
     counts = {"replaces": request.replaced, "retries": request.retried}
     if request.replaced != (replace or 0):
-        text = f"would replace {request.replaced} scores of {metric} and retry {request.retried} failed ones"
+        replaced = format_count(request.replaced, "score")
+        text = f"would replace {replaced} of {metric} and retry {request.retried} that failed"
         if replace is not None:
             raise BadInputError(f"{text}, not {replace}: use --replace {request.replaced}")
         reason = f"{text}: use --replace {request.replaced}"
@@ -125,7 +124,7 @@ def _run_scoring_job(session: Session, instance: Any, job: str, config: Mapping[
     failed = failed or session.update_results(instance)
     each = ", ".join(f"{count} {name}" for name, count in computed.items() if count)
     total = sum(computed.values())
-    text = f"{total} scores computed" + (f": {each}" if each else "")
+    text = f"{format_count(total, 'score')} computed" + (f": {each}" if each else "")
     return {"scores_computed": total, "filled": computed, "text": text, "failed": "; ".join(failed)}
 
 
@@ -141,15 +140,24 @@ def export(sweep_ids: tuple[str, ...], out: Path) -> dict[str, Any]:
     from flexy_assets.storage.export import export_csv
 
     session = Session()
-    rows = export_csv(session.migrate(), out, [session.find_sweep(sweep_id).id for sweep_id in sweep_ids])
-    return {"file": str(out), "rows": rows, "text": f"{rows} rows in {out}"}
+    sweeps = [session.find_sweep(sweep_id).id for sweep_id in sweep_ids]
+    rows = export_csv(session.migrate(), out, sweeps, allow_empty=False)
+    return {"file": str(out), "rows": rows, "text": f"{format_count(rows, 'row')} in {out}"}
 
 
 @click.command()
 @click.argument("sweep_ids", metavar="[SWEEP]...", nargs=-1)
-@click.option("--engine", "engines", multiple=True, help="Only images of this engine; repeatable.")
-@click.option("--weight", "weights", multiple=True, metavar="METRIC=N", help="Weight of a metric in the overall score.")
-@click.option("--least-gain", "gains", multiple=True, metavar="METRIC=N", help="The least gain one more step is worth.")
+@click.option("--engine", "engines", multiple=True, help="Only images of this engine; repeatable; by default all.")
+@click.option(
+    "--weight", "weights", multiple=True, metavar="METRIC=N", help="Weight in the overall score; by default equal."
+)
+@click.option(
+    "--least-gain",
+    "gains",
+    multiple=True,
+    metavar="METRIC=N",
+    help="Least gain one more step is worth; by default .001 CLIP score, .02 SD.",
+)
 @click.option("--out", type=OutputPath(), required=True, help="The HTML file to write.")
 @json_command
 def report(
@@ -172,7 +180,9 @@ def report(
         scores = read_scores(connection, session.settings, sweeps)
         suspect = suspect_metrics(connection, session.settings)
     scores = analysis.select_images(scores, engines)
+    if scores.is_empty():
+        raise BadInputError("nothing to report on: no image is of these sweeps and engines: see flexy status")
     tables = analysis.AnalysisTables.of(scores, *preferences, suspect)
     build.write_sweep_report(out, scores, tables, session.store.read, partial(read_stored_vectors, database))
-    text = f"report on {len(scores):,} images in {out}"
+    text = f"report on {format_count(len(scores), 'image')} in {out}"
     return {"file": str(out), "images": len(scores), "engines": analysis.describe_advice(tables.spots), "text": text}

@@ -7,14 +7,23 @@ from uuid import UUID
 
 import click
 
-from flexy_assets.cli.command import echo_alias, json_command, parse_numbers
+from flexy_assets.cli.command import (
+    NamesOption,
+    echo_alias,
+    engine_names,
+    json_command,
+    parse_numbers,
+    scheduler_names,
+)
 from flexy_assets.cli.session import Session
+from flexy_assets.reporting.formatting import format_count
 from resources.errors import BadInputError, FlexyError
 from resources.metrics.sweep import METRICS
 
 if TYPE_CHECKING:
     from flexy_assets.sweep.generation import GenerationOutcome
 
+SAMPLINGS = ("uniform", "even", "paired")
 DEMO = {"images": 120, "steps": "4:40:4", "guidance": "0.5:12", "sampling": "even", "batch_size": 40}
 
 
@@ -35,18 +44,41 @@ def sweep() -> None:
 
 
 @sweep.command("new")
-@click.option("--engine", required=True, help="The model that makes the images.")
-@click.option("--images", type=int, help="Number of images the sweep is to have.")
+@click.option("--engine", cls=NamesOption, names=engine_names, required=True, help="The model that makes the images:")
+@click.option("--images", type=int, help="Number of images it is to have; or give --hours.")
 @click.option("--hours", type=float, help="Hours to make images in, instead of --images.")
 @click.option("--steps", default="", show_default="the engine's, or 4:60", help="LOW:HIGH, LOW:HIGH:STRIDE or 4,8,16.")
 @click.option("--guidance", default="", show_default="the engine's, or 0.5:12", help="The same, or values: 1.5,3,7.")
-@click.option("--prompts", type=click.Path(path_type=Path), help="A file of prompts: text, JSON, CSV, TSV.")
-@click.option("--negative-prompt", "negative_prompts", multiple=True, help="What not to show; several are compared.")
-@click.option("--negative-prompts", "negative_file", type=click.Path(path_type=Path), help="A file of them.")
-@click.option("--scheduler", "schedulers", default="", help="In place of the engine's: euler,ddim,dpmpp_2m,….")
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="File of prompts: text, JSON, CSV, TSV; by default the engine's own.",
+)
+@click.option(
+    "--negative-prompt",
+    "negative_prompts",
+    multiple=True,
+    help="What not to show; several are compared; by default nothing.",
+)
+@click.option(
+    "--negative-prompts", "negative_file", type=click.Path(path_type=Path), help="A file of them; by default none."
+)
+@click.option(
+    *("--scheduler", "schedulers"),
+    cls=NamesOption,
+    names=scheduler_names,
+    default="",
+    help="By default the engine's; or of:",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed plans the same images.")
-@click.option("--sampling", default="uniform", show_default=True, help="uniform, even or paired.")
-@click.option("--size", "sizes", default="", help="Pixels, as in 512 or 512,768x1024; the engine's own by default.")
+@click.option(
+    *("--sampling",),
+    type=click.Choice(SAMPLINGS),
+    default="uniform",
+    show_default=True,
+    help="How settings are spread.",
+)
+@click.option("--size", "sizes", default="", help="Pixels, as 512 or 512,768x1024; by default the engine's own.")
 @click.option("--batch-size", type=int, default=100, show_default=True, help="Images in a partition.")
 @json_command
 def sweep_new(
@@ -73,7 +105,9 @@ def sweep_new(
 @sweep.command("extend")
 @click.argument("sweep_id", metavar="SWEEP")
 @click.option("--images", type=int, default=40, show_default=True, help="How many more.")
-@click.option("--weight", "weights", multiple=True, metavar="METRIC=N", help="Weight of a metric in the overall score.")
+@click.option(
+    "--weight", "weights", multiple=True, metavar="METRIC=N", help="Weight in the overall score; by default equal."
+)
 @json_command
 def sweep_extend(sweep_id: str, images: int, weights: tuple[str, ...]) -> dict[str, Any]:
     """Plan more images around the best settings.
@@ -87,7 +121,8 @@ def sweep_extend(sweep_id: str, images: int, weights: tuple[str, ...]) -> dict[s
     numbers = parse_numbers("weight", weights)
     plan = _plan_sweep(session, {"extend": str(row.id), "images": images, "weights": numbers})
     added = plan["target"] - (row.target or 0)
-    text = f"{added} images added" if added else "images of its last extension are still to be made: none added"
+    counted = format_count(added, "image")
+    text = f"{counted} added" if added else "images of its last extension are still to be made: none added"
     return (
         plan
         | {"added": added}
@@ -130,7 +165,12 @@ def sweep_weights(engine: str, weights: str) -> dict[str, Any]:
     migrate(session.database)
     with session.database.begin() as connection:
         images = record_weights(connection, engine, weights)
-    return {"engine": engine, "weights": weights, "images": images, "text": f"{images} images of {engine}: {weights}"}
+    return {
+        "engine": engine,
+        "weights": weights,
+        "images": images,
+        "text": f"{format_count(images, 'image')} of {engine}: {weights}",
+    }
 
 
 def _read_negative_prompts(file: Path | None) -> tuple[Any, ...]:
@@ -141,7 +181,8 @@ def _read_negative_prompts(file: Path | None) -> tuple[Any, ...]:
 
 def _describe_next(plan: dict[str, Any]) -> str:
     return (
-        f"{plan['planned']} of {plan['target']} images to make, in {len(plan['batches'])} partitions\n"
+        f"{plan['planned']:,} of {format_count(plan['target'], 'image')} to make,"
+        f" in {format_count(len(plan['batches']), 'partition')}\n"
         f"make and score them: flexy sweep run {plan['run'][:8]}"
     )
 
@@ -204,8 +245,10 @@ def _summarize(session: Session, entry: dict[str, Any]) -> dict[str, Any]:
     from flexy_assets.storage import status
 
     text = (
-        f"sweep {entry['run'][:8]}: {entry['images_made']} images made, {entry['scores_computed']} scores computed"
-        f" now; {entry['images']} of {entry['target']} images done\nCSV     {entry['csv']}\nreport  {entry['report']}\n"
+        f"sweep {entry['run'][:8]}: {format_count(entry['images_made'], 'image')} made,"
+        f" {format_count(entry['scores_computed'], 'score')} computed now;"
+        f" {entry['images']:,} of {format_count(entry['target'], 'image')} done\n"
+        f"CSV     {entry['csv']}\nreport  {entry['report']}\n"
         "lineage and every partition: make ui"
     )
     if entry["image_failures"]:

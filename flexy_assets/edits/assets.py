@@ -84,6 +84,8 @@ class EditConfig(dg.Config):
         if not self.image or not self.prompt.strip():
             raise BadInputError("nothing to edit: give an image and an instruction, or an edit set of JSON lines")
         image = Path(self.image)
+        if not image.is_file():
+            raise BadInputError(f"no image {image}: name the file to edit")
         return image.parent, [EditTask(image.stem, image.name, self.prompt, 1)], []
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import polars as pl
 
 from flexy_assets.edits import assets, results
+from flexy_assets.edits.labels import format_denoises
 from flexy_assets.edits.plan import Comparison
+from flexy_assets.edits.report.summary import summarize_comparison
 from flexy_assets.edits.sources import PlannedComparison
 from flexy_assets.execution import contiguous_ranges, dagster_instance, run_assets
 from flexy_assets.reporting.formatting import format_count
+from flexy_assets.reporting.text_tables import format_text_table
 from flexy_assets.storage import edits
 from resources.database import Database
 from resources.files import check_output, write_atomically
@@ -51,30 +54,37 @@ def run_comparison(
     if out:
         write_results(out, scores, plan, ImageStore.from_settings(settings))
         _write(out / report.name, report.read_bytes())
-    failed = [f"{len(skipped)} lines skipped: {'; '.join(skipped[:5])}"] if skipped else []
+    failed = [f"{format_count(len(skipped), 'line')} skipped: {'; '.join(skipped[:5])}"] if skipped else []
     if errors := scores["error"].drop_nulls().to_list():
-        failed.append(f"{len(errors)} candidates failed: {errors[-1]}")
+        failed.append(f"{format_count(len(errors), 'candidate')} failed: {errors[-1]}")
+    verdict = summarize_comparison(scores, compared, results.winner_levels(scores), plan.steps)[0].striptags()
     winners = scores.filter("chosen").rename({"task_id": "id"}).select(WINNER_COLUMNS)
     return {
         **{"comparison": str(comparison_id), "tasks": scores["task_id"].n_unique(), "left_out": skipped},
         **{"denoising_steps_run": new_steps, "spent": results.denoising_cost(scores).to_dicts()},
         **{"winners": winners.to_dicts(), "metrics": compared.to_dicts(), "report": str(report)},
-        "text": format_comparison(scores, compared, new_steps, out / report.name if out else report),
+        "verdict": verdict,
+        "text": format_comparison(
+            scores, compared, new_steps, plan.steps, out / report.name if out else report, verdict
+        ),
         "failed": "; ".join(failed),
     }
 
 
 def write_results(out: Path, scores: pl.DataFrame, plan: Comparison, images: ImageStore) -> None:
-    """Write the winners' images, and the candidates of each method and budget as JSON lines for `flexy select`."""
+    """Write the winners' images, and the candidates of each method and budget as JSON lines for `flexy select`.
+
+    Budgets in the files' names are full denoises, as `--budget` has them.
+    """
     for folder in (out, winners := out / "winners"):
         check_output(folder, folder=True).mkdir(exist_ok=True)
     for (method, budget), rows in scores.group_by("method", "budget", maintain_order=True):
         lines = results.recorded_rows(rows, plan)
-        _write(out / f"{method}_{budget}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        _write(out / f"{method}_{budget // plan.steps}.jsonl", "".join(f"{line}\n" for line in lines).encode())
     positions = {task: position for position, task in enumerate(scores["task_id"].unique(maintain_order=True))}
     for row in scores.filter("chosen").to_dicts():
         # A task's id may contain any character, so files are named by its position.
-        name = f"{positions[row['task_id']]:04d}_{row['method']}_{row['budget']}.png"
+        name = f"{positions[row['task_id']]:04d}_{row['method']}_{row['budget'] // plan.steps}.png"
         images.read(row["image_path"]).save(content := io.BytesIO(), "PNG")
         _write(winners / name, content.getvalue())
 
@@ -83,19 +93,26 @@ def _write(path: Path, content: bytes) -> None:
     write_atomically(check_output(path), content)
 
 
-def format_comparison(scores: pl.DataFrame, compared: pl.DataFrame, new_steps: int, report: Path) -> str:
-    lines = [f"{format_count(scores['task_id'].n_unique(), 'task')}, {format_count(new_steps, 'new denoising step')}"]
-    lines += [
-        f"{row['method']:7} at {row['budget']} steps: {row['least_nfe']} to {row['most_nfe']} steps per task,"
-        f" {format_count(row['candidates'], 'candidate')}"
+def format_comparison(
+    scores: pl.DataFrame, compared: pl.DataFrame, new_steps: int, steps: int, report: Path, verdict: str
+) -> str:
+    """Return what was run, what it cost, each metric's result at equal budgets, and the verdict, for a person."""
+    spent = [
+        {"search": row["method"], "budget": format_denoises(row["budget"], steps)}
+        | {"steps a task": "–".join(map(str, dict.fromkeys((row["least_nfe"], row["most_nfe"]))))}
+        | {"candidates": row["candidates"], "seconds": row["seconds"]}
         for row in results.denoising_cost(scores).to_dicts()
     ]
-    for row in compared.filter(pl.col("budget") == pl.col("rival_budget")).to_dicts():
-        gain = "" if row["gain"] is None else f"{row['gain']:+.4f}"
-        if row["gain_low"] is not None:
-            gain += f" ({row['gain_low']:+.4f} to {row['gain_high']:+.4f})"
-        lines.append(
-            f"at {row['budget']} steps, {row['role']:9} {row['metric']:13} eacps won {row['wins']}, tied {row['ties']},"
-            f" lost {row['losses']}   {gain}"
-        )
-    return "\n".join([*lines, f"report  {report}"])
+    metrics = [
+        {"budget": format_denoises(row["budget"], steps), "metric": row["metric"], "role": row["role"]}
+        | {"eacps won": row["wins"], "tied": row["ties"], "lost": row["losses"], "gain (95 %)": _format_gain(row)}
+        for row in compared.filter(pl.col("budget") == pl.col("rival_budget")).to_dicts()
+    ]
+    counts = format_count(scores["task_id"].n_unique(), "task"), format_count(new_steps, "new denoising step")
+    tables = [format_text_table(table) for table in (spent, metrics) if table]
+    return "\n\n".join([", ".join(counts), *tables, f"report  {report}\n{verdict}"])
+
+
+def _format_gain(row: Mapping[str, Any]) -> str:
+    gain, low, high = (None if row[name] is None else f"{row[name]:+.3f}" for name in ("gain", "gain_low", "gain_high"))
+    return f"{gain} ({low} to {high})" if low else gain or ""

@@ -8,6 +8,7 @@ import polars as pl
 
 from flexy_assets.edits.recorded_candidates import read_recorded_candidates
 from flexy_assets.edits.search.selectors import Potential, edit_potential
+from flexy_assets.reporting.formatting import format_count
 from resources.errors import BadInputError
 
 WINNERS_SCHEMA: Final[dict[str, pl.DataType]] = {
@@ -64,16 +65,17 @@ def select_recorded(path: Path, alpha: str, beta: str, alternatives: Sequence[st
         )
     lines = [f"{'id':<24} {'seed':>12}  {'phase':<8} {'potential':>12}"]
     lines += [f"{key:<24} {seed:>12}  {phase:<8} {value:>12.6f}" for key, seed, phase, value in winners.iter_rows()]
-    lines += [f"{winners.height} winners of {candidates.height} candidates by {potential}"]
+    counts = format_count(winners.height, "winner"), format_count(candidates.height, "candidate")
+    lines += [f"{counts[0]} of {counts[1]} by {potential}"]
     other_changes = zip(other_potentials, changes, strict=True)
-    lines += [f"by {other}: {change['changed']} winners change" for other, change in other_changes]
+    lines += [f"by {other}: {format_count(change['changed'], 'winner')} changed" for other, change in other_changes]
     lines += [f"note: {note}" for note in notes]
     reasons = "; ".join(map(str, skipped[:3])) + ("; …" if len(skipped) > 3 else "")
     return {
         **{"winners": winners.to_dicts(), "alternatives": changes, "disagreements": disagreements.to_dicts()},
         **{"notes": notes, "left_out": [{"line": line.line, "reason": line.reason} for line in skipped]},
         "text": "\n".join(lines),
-        "failed": f"{path}: {len(skipped)} lines skipped: {reasons}" if skipped else None,
+        "failed": f"{path}: {format_count(len(skipped), 'line')} skipped: {reasons}" if skipped else None,
     }
 
 

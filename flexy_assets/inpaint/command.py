@@ -138,7 +138,11 @@ def push_to_label_studio(options: Mapping[str, Any], definitions: Definitions, d
         errors = [sent.error for sent in labels.sent_predictions(connection) if sent.error]
     file = settings.tables / "label_predictions.json"
     summary = ", ".join(f"{count} {name}" for name, count in counts.items()) if options["send"] else "nothing sent"
-    failed = f"{counts['unsent']} predictions could not be sent: {errors[-1]}" if counts["unsent"] and errors else ""
+    failed = (
+        f"{format_count(counts['unsent'], 'prediction')} could not be sent: {errors[-1]}"
+        if counts["unsent"] and errors
+        else ""
+    )
     return {**counts, "file": str(file), "text": f"{summary}\nfile  {file}", "failed": failed}
 
 

@@ -13,7 +13,7 @@ from flexy_assets.storage.makers import list_beside
 from flexy_assets.storage.scores import metric_value, score_value
 from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results
 from resources.database import Database
-from resources.errors import FlexyError
+from resources.errors import BadInputError, FlexyError
 from resources.files import describe_os_error, replacing
 
 CSV_COLUMNS = ("steps", "guidance", *METRIC_COLUMNS, "elapsed_ms", "seed")
@@ -21,18 +21,21 @@ CSV_COLUMNS = ("steps", "guidance", *METRIC_COLUMNS, "elapsed_ms", "seed")
 _UNBOUNDED = {"inf": "Infinity", "-inf": "-Infinity"}
 
 
-def export_csv(database: Database, path: Path, run_ids: Collection[UUID] = ()) -> int:
+def export_csv(database: Database, path: Path, run_ids: Collection[UUID] = (), *, allow_empty: bool = True) -> int:
     """Write the images that have all four scores, of these sweeps or of all, by steps and guidance; return how many.
 
     After FlexyFace's columns come those of Flexy's scores that are kept beside one.
     The file is written whole or not at all. On Postgres the server writes it, so that the rows and every digit are
-    those of its COPY. Raises `FlexyError` where it cannot be written.
+    those of its COPY. Raises `FlexyError` where it cannot be written, `BadInputError` where no
+    row is there and `allow_empty` is false.
     """
     try:
         with replacing(path) as temporary, temporary.open("wb") as file, database.begin(reading=True) as connection:
-            if connection.dialect.name == "postgresql":
-                return _copy_from_postgres(connection, file, _query(connection, run_ids))
-            return _write_rows(connection, file, _query(connection, run_ids))
+            is_postgres = connection.dialect.name == "postgresql"
+            rows = (_copy_from_postgres if is_postgres else _write_rows)(connection, file, _query(connection, run_ids))
+            if not rows and not allow_empty:
+                raise BadInputError("nothing to export: no image has every score: run flexy backfill, see flexy status")
+            return rows
     except OSError as error:
         raise FlexyError(f"cannot write {path}: {describe_os_error(error)}") from error
 

@@ -64,12 +64,14 @@ def last_failure(connection: Connection, run_id: UUID) -> str | None:
 def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
     """Return per sweep and engine, oldest first: images, target and, for each metric, scored, missing and failed.
 
+    `steps` and `guidance` are the lowest and the highest, `first` and `last` the times of its images; null without any.
     Failed are those whose last attempt ended in an error; missing are the rest without a value.
     """
     images = bench_run_results.c
     group, metric = (images.run_id, images.engine), image_scores.c.metric
     values = [func.count(score_value(name)) for name in METRICS]
-    by_run = select(*group, func.count(), *values).group_by(*group)
+    ends = [end(images[name]) for name in ("steps", "guidance", "created_at") for end in (func.min, func.max)]
+    by_run = select(*group, func.count(), *ends, *values).group_by(*group)
     grouped = connection.execute(by_run.order_by(func.min(images.created_at).nulls_last(), *group)).all()
 
     failures = connection.execute(
@@ -83,11 +85,15 @@ def status_by_sweep(connection: Connection) -> list[dict[str, Any]]:
     failed = {(run_id, engine, name): count for run_id, engine, name, count in failures}
     sweeps = {sweep.id: sweep for sweep in list_sweeps(connection)}
     begun = {run_id for run_id, *_ in grouped}
-    empty = [(sweep.id, sweep.engine, 0, *(0 for _ in METRICS)) for sweep in sweeps.values() if sweep.id not in begun]
+    nothing = (*(None for _ in ends), *(0 for _ in METRICS))
+    empty = [(sweep.id, sweep.engine, 0, *nothing) for sweep in sweeps.values() if sweep.id not in begun]
     table = []
-    for run_id, engine, count, *scored in [*grouped, *empty]:
+    for run_id, engine, count, *values_of_run in [*grouped, *empty]:
+        (*ranges, first, last), scored = values_of_run[: len(ends)], values_of_run[len(ends) :]
         target = sweeps[run_id].target if run_id in sweeps else None
         entry = {"run": str(run_id) if run_id else None, "engine": engine, "images": count, "target": target}
+        entry |= {"steps": ranges[:2], "guidance": ranges[2:]}
+        entry |= {"first": first and first.isoformat(), "last": last and last.isoformat()}
         for name, value in zip(METRICS, scored, strict=True):
             failures_of_metric = failed.get((run_id, engine, name), 0)
             missing = count - value - failures_of_metric

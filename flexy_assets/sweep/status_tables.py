@@ -5,20 +5,28 @@ from datetime import datetime
 from shlex import quote
 from typing import Any
 
+from flexy_assets.reporting.formatting import format_count
 from flexy_assets.reporting.text_tables import TableRows
 from resources.metrics.sweep import METRICS
 
 
 def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
     """Return the tables by heading."""
-    runs = [
-        {"run": (run["run"] or "none")[:8], "engine": run["engine"], "images": run["images"], "of": run["target"]}
-        | {name: _progress(run["images"], run[name]) for name in METRICS}
-        for run in counts["runs"]
+    keys = [{"sweep": (run["run"] or "none")[:8], "engine": run["engine"]} for run in counts["runs"]]
+    sweeps = [
+        key
+        | {"images": run["images"], "of": run["target"]}
+        | {name: _range(*run[name]) for name in ("steps", "guidance")}
+        | {"made": _range(*(run[name] and run[name][:10] for name in ("first", "last")), " to ")}
+        for key, run in zip(keys, counts["runs"], strict=True)
+    ]
+    progress = [
+        key | {name: _progress(run["images"], run[name]) for name in METRICS}
+        for key, run in zip(keys, counts["runs"], strict=True)
     ]
     newest = [
         {"at": row["created_at"] and f"{datetime.fromisoformat(row['created_at']):%Y-%m-%d %H:%M:%S}"}
-        | {name: row[name] for name in ("engine", "steps", "guidance", "seed", *METRICS, "image_path")}
+        | {name: row[name] for name in ("engine", "steps", "guidance", *METRICS, "image_path")}
         for row in counts["newest"]
     ]
     roots = [
@@ -34,8 +42,14 @@ def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
         for metric, each in counts.get("agreement", {}).items()
     ]
     tables: dict[str, TableRows] = {"scores": counts["metrics"]} | ({"existing scores": makers} if makers else {})
-    tables |= {"runs": runs, "by steps (means)": counts["steps"], "newest": newest}
+    tables |= {"sweeps": sweeps, "scores by sweep": progress, "by steps (means)": counts["steps"], "newest": newest}
     return tables | {"beside the columns": counts.get("beside", []), "image roots": roots}
+
+
+def _range(low: Any, high: Any, between: str = "–") -> str | None:
+    """Return both ends, or the one value there is."""
+    ends = [f"{end:g}" if isinstance(end, float) else str(end) for end in dict.fromkeys((low, high)) if end is not None]
+    return between.join(ends) or None
 
 
 def _progress(images: int, metric: Mapping[str, int]) -> str:
@@ -49,7 +63,7 @@ def status_summary(counts: Mapping[str, Any]) -> str:
     if not totals["images"]:
         return "no images yet"
     complete = f"{totals['complete']:,} of them with all {len(METRICS)} scores"
-    lines = [f"{totals['images']:,} images in {totals['runs']:,} runs, {complete}"]
+    lines = [f"{format_count(totals['images'], 'image')} in {format_count(totals['runs'], 'sweep')}, {complete}"]
     if counts["left_alone"]:
         others = ", ".join(f"{count:,} of {engine}" for engine, count in sorted(counts["left_alone"].items()))
         lines.append(f"left alone, because this set of models is not for their engines: {others}")

@@ -74,7 +74,7 @@ def commands_page() -> str:
         records = [each.get_help_record(context) for each in command.params if isinstance(each, click.Option)]
         lines += ["| option | purpose |", "|---|---|"]
         lines += [f"| `{_cell(option)}` | {_cell(help)} |" for option, help in filter(None, records)]
-        lines += ["", "Keys of `--json`:", "", "| key | value |", "|---|---|"]
+        lines += ["", "Keys of `--json`, and `error` where the command fails:", "", "| key | value |", "|---|---|"]
         lines += [f"| `{key}` | {_cell(meaning)} |" for key, meaning in JSON_KEYS[words].items()]
         lines += [""]
     return "\n".join(lines)

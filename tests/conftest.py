@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,11 +26,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flexy_assets.cli.app import main
+from flexy_assets.cli.json_keys import JSON_KEYS
 from flexy_assets.cli.session import Session
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import add_images, save_sweep
 from flexy_assets.storage.sql import utc_now
 from resources.database import Database
+from resources.metrics.sweep import METRICS
 from tests.support import forked, label_studio, shortcuts
 from tests.support.browser import Browser, program
 
@@ -119,6 +122,19 @@ def results() -> None:
     """What a test asks for that looks at the tables or the report a command leaves."""
 
 
+def check_json_keys(arguments: Sequence[str], document: dict[str, Any]) -> None:
+    """Hold what a command printed to the keys that the reference declares for it."""
+    words = (
+        " ".join(arguments)
+        .replace("labels ", "inpaint ", 1)
+        .replace("heal", "backfill", 1)
+        .replace("models --", "models list --")
+    )
+    declared = max((each for each in JSON_KEYS if f"{words} ".startswith(f"{each} ")), key=len)
+    allowed = {*JSON_KEYS[declared], *METRICS} if "METRIC" in JSON_KEYS[declared] else {*JSON_KEYS[declared]}
+    assert document.keys() <= allowed | {"error"}, f"flexy {declared}: keys without an entry in cli/json_keys.py"
+
+
 @pytest.fixture
 def flexy(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Flexy:
     """The command, run in this process, on a home of the test's own; without results, unless the test asks for them."""
@@ -129,7 +145,10 @@ def flexy(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRe
     monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))
 
     def flexy(*arguments: str) -> Result:
-        return CliRunner().invoke(main, arguments, prog_name="flexy")
+        result = CliRunner().invoke(main, arguments, prog_name="flexy")
+        if "--json" in arguments and result.stdout:
+            check_json_keys(arguments, json.loads(result.stdout))
+        return result
 
     return flexy
 

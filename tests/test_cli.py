@@ -202,7 +202,7 @@ def test_the_reference_page_of_variables_is_up_to_date() -> None:
         (["--seed", "-1"], "invalid seed -1"),
         (["--size", "100"], "invalid image side 100"),
         (["--batch-size", "0"], "invalid batch size 0"),
-        (["--sampling", "lucky"], "invalid sampling 'lucky'"),
+        (["--sampling", "lucky"], "'lucky' is not one of 'uniform', 'even', 'paired'"),
         (["--colour", "red"], "No such option '--colour'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -486,18 +486,24 @@ def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, 
     entry = {"run": plan["run"], "engine": "mini_sdxl", "images": 2, "target": 2} | dict.fromkeys(
         ("clip_score", "aesthetic_score", "aes_v2_score", "hps_v2_score"), all_scored
     )
+    ranges = ("steps", "guidance", "first", "last")
     run = process("sweep", "run", plan["run"][:8], "--json")
     assert (run.returncode, run.stderr) == (0, "")
     made = {"images_made": 2, "scores_computed": 8}
     files = {"csv": str(home / "assets" / "sweep.csv"), "report": str(home / "assets" / "sweep_report.html")}
-    assert json.loads(run.stdout) == entry | made | files | {"image_failures": []}
+    answer = json.loads(run.stdout)
+    assert answer == entry | {key: answer[key] for key in ranges} | made | files | {"image_failures": []}
+    assert answer["steps"] == [1, 1] and answer["first"] <= answer["last"]
 
     status = flexy("status", "--json")
     found = json.loads(status.stdout)
     tables = {"totals", "metrics", "runs", "steps", "newest", "left_alone", "beside", "image_roots", "agreement"}
     assert (set(found), found["unknown_weights"]) == (tables | {"unknown_weights"}, {})
     assert [(root["rows"], root["found"]) for root in found["image_roots"]] == [(2, 2), (0, 0)]
-    assert (found["totals"], found["runs"]) == ({"images": 2, "runs": 1, "complete": 2}, [entry])
+    assert (found["totals"], found["runs"]) == (
+        {"images": 2, "runs": 1, "complete": 2},
+        [entry | {key: answer[key] for key in ranges}],
+    )
 
     out = home / "out.csv"
     export = flexy("export", plan["run"], "--out", str(out), "--json")
@@ -537,8 +543,8 @@ def test_status_counts_scored_missing_and_failed_apart(flexy: Flexy) -> None:
     assert entry["clip_score"] == {"scored": 1, "missing": 1, "failed": 1}
     assert entry["hps_v2_score"] == {"scored": 0, "missing": 3, "failed": 0}
     shown = flexy("status").stdout
-    assert "3 images in 1 runs, 0 of them with all 4 scores" in shown
-    assert f"{run.hex[:8]}  mini_sdxl       3   5  1/3, 1 failed  0/3" in shown
+    assert "3 images in 1 sweep, 0 of them with all 4 scores" in shown
+    assert f"{run.hex[:8]}  mini_sdxl  1/3, 1 failed  0/3" in shown
     assert "clip_score            1        1       1" in shown
     (failure,) = json.loads(flexy("status", "--failed", "--json").stdout)["failures"]
     assert (failure["image"], failure["metric"], failure["error"]) == (str(ids[1]), "clip_score", "the file is gone")

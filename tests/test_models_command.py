@@ -40,7 +40,7 @@ def rows(result: Result) -> dict[str, dict[str, Any]]:
 
 def refused(result: Result) -> str:
     """The one line of bad input: thing, cause and remedy."""
-    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.exit_code == 2 and (not result.stdout or json.loads(result.stdout).keys() == {"error"}), result.output
     (line,) = result.stderr.splitlines()
     assert line.startswith("flexy: ") and line.count(": ") >= 2, line
     return line

@@ -22,6 +22,10 @@ _AGREEMENT: Final = (
 )
 _RUN: Final = _SWEEP | {
     "images": "How many images it has",
+    "steps": "The lowest and the highest of them",
+    "guidance": "The same of guidance",
+    "first": "When the first image was made, in UTC",
+    "last": "When the last one was",
     "METRIC": "By the metric's column: `scored`, `missing`, `failed`",
     "images_made": "How many images were made now",
     "scores_computed": "How many scores were computed now",

@@ -36,9 +36,9 @@ def format_text_table(table: TableRows, width: int | None = None) -> str:
     ]
     if sum(least) > room and len(names) > 2:
         fitting = max(2, sum(sum(least[:count]) + 2 * (count - 1) <= width for count in range(1, len(names))))
-        parts = names[:fitting], [names[0], *names[fitting:]]
+        halves = names[:fitting], [names[0], *names[fitting:]]
         return "\n\n".join(
-            format_text_table([{name: row[name] for name in part} for row in table], width) for part in parts
+            format_text_table([{name: row[name] for name in part} for row in table], width) for part in halves
         )
     headings = [max(size, smallest) for size, smallest in zip(whole, least, strict=True)]
     for bounds in (headings, least):

@@ -17,7 +17,7 @@ def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
         key
         | {"images": run["images"], "of": run["target"]}
         | {name: _range(*run[name]) for name in ("steps", "guidance")}
-        | {"made": _range(*(run[name] and run[name][:10] for name in ("first", "last")), " to ")}
+        | {"made": _range(run["first"] and run["first"][:10], run["last"] and run["last"][:10], " to ")}
         for key, run in zip(keys, counts["runs"], strict=True)
     ]
     progress = [

@@ -134,7 +134,7 @@ def test_each_alternative_says_how_many_winners_change(select: Select, tmp_path:
         assert change == {"alpha": alpha, "beta": beta, "changed": len(ids), "ids": ids}
     assert found[0]["changed"] > 0 == found[2]["changed"]
     shown = select(file, *asked)
-    assert shown.exit_code == 0 and f"by pf + 100·cons − 3·lpips: {found[0]['changed']} winners change" in shown.stdout
+    assert shown.exit_code == 0 and f"by pf + 100·cons − 3·lpips: {found[0]['changed']} winners changed" in shown.stdout
 
 
 def test_a_winner_of_the_same_seed_in_another_phase_is_another(select: Select, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_bad_line_is_named_and_the_rest_is_done(
     assert result.exit_code == 1
     assert "2 winners of 2 candidates" in result.stdout
     (complaint,) = result.stderr.splitlines()
-    assert complaint.startswith(f"flexy: {file}: 1 lines skipped: line 2: ") and reason in complaint
+    assert complaint.startswith(f"flexy: {file}: 1 line skipped: line 2: ") and reason in complaint
     found = answer(select(file, "--json"), status=1)
     assert [winner["id"] for winner in found["winners"]] == ["bear", "hat"]
     (left,) = found["left_out"]

@@ -1,6 +1,6 @@
 """`flexy status`, `backfill`, `rescore`, `export` and `report`: what the tables hold, and the scores they lack."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,18 @@ def status(failed: bool) -> dict[str, Any]:
         reason = "no sweeps yet: flexy demo, or flexy sweep new"
         return counts | {"reason": reason, "text": reason}
     counts["agreement"] = session.agreement()
-    tables = status_tables(counts) | ({"failures": counts["failures"]} if failed else {})
+    tables = status_tables(counts) | ({"failures": _failure_table(counts["failures"])} if failed else {})
     return counts | {"text": f"{status_summary(counts)}\n\n{print_tables(tables)}"}
+
+
+def _failure_table(failures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what a person looks for; the ids are in --json."""
+    return [
+        {"image": each["image_path"] or each["image"], "metric": each["metric"]}
+        | {"attempts": f"{each['attempts']}, given up" if each["given_up"] else str(each["attempts"])}
+        | {"error": each["error"]}
+        for each in failures
+    ]
 
 
 @click.command()

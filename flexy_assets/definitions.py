@@ -25,6 +25,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         asset_checks=dg.load_asset_checks_from_modules([checks]),
         jobs=[
             *(
+                jobs.sweep,
                 jobs.backfill_scores,
                 jobs.rescore_scores,
                 jobs.backfill_beside,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import dagster as dg
 
 from flexy_assets import names
@@ -61,6 +62,9 @@ def _keys_to_score(run: dg.DagsterRun, metric: str, keys: Sequence[str]) -> Sequ
     if run.job_name in (names.BACKFILL_JOB, names.DEPRECATED_BACKFILL_JOB):
         configured = ops.get(names.backfill_op(metric), {}).get("config", {}).get("batches")
         return keys if configured is None else configured
+    if run.job_name == names.SWEEP_JOB:
+        prefix = run.tags.get(names.SWEEP_TAG)
+        return [key for key in keys if key.rpartition("_")[0] == prefix]
     if dg.AssetKey(names.score_asset(metric)) not in (run.asset_selection or ()):
         return []
     start, end = run.tags.get(_RANGE_START_TAG), run.tags.get(_RANGE_END_TAG)
@@ -80,7 +84,7 @@ def run_assets(
 
     Raises what an asset raises, and KeyboardInterrupt when interrupted.
     """
-    tags = {PROCESS_TAG: process_tag()}
+    tags = _own_tags()
     if batches:
         tags |= {_RANGE_START_TAG: batches[0], _RANGE_END_TAG: batches[1]}
     ops = {name: {"config": dict(values)} for name, values in (config or {}).items()}
@@ -100,12 +104,18 @@ def run_job(
     result = definitions.resolve_job_def(name).execute_in_process(
         instance=instance,
         run_config=QUIET_LOGGING | dict(config or {}),
-        tags={PROCESS_TAG: process_tag()},
+        tags=_own_tags(),
         raise_on_error=False,
     )
     if result.dagster_run.status == dg.DagsterRunStatus.CANCELED:
         raise KeyboardInterrupt
     return result
+
+
+def _own_tags() -> dict[str, str]:
+    """Return the tags of a Dagster run in this process: the process and, where there is one, the command."""
+    command = click.get_current_context(silent=True)
+    return {PROCESS_TAG: process_tag()} | ({names.COMMAND_TAG: command.command_path} if command else {})
 
 
 def step_failures(result: dg.ExecuteInProcessResult) -> list[str]:

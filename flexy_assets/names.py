@@ -6,6 +6,14 @@ BACKFILL_JOB = "backfill_scores"  # the job that computes missing scores
 
 DEPRECATED_BACKFILL_JOB = "heal_scores"  # the name that job had before; it works for one release
 
+SWEEP_JOB = "sweep"  # the job that plans a sweep, makes its images and scores them
+
+SWEEP_TAG = "flexy/sweep"  # of a Dagster run: the beginning of the id of the sweep that it makes or plans
+
+ENGINE_TAG = "flexy/engine"
+
+COMMAND_TAG = "flexy/command"  # of a Dagster run that a command started: the command
+
 EMBEDDINGS_ASSET = "clip_embeddings"
 
 

@@ -9,11 +9,12 @@ from sensors.fresh_results import fresh_results
 from sensors.label_studio import new_labels
 from sensors.new_images import new_images
 from sensors.nightly_backfill import nightly_backfill
+from sensors.planned_sweeps import planned_sweeps
 
 
 def sensors(settings: Settings) -> list[dg.SensorDefinition]:
     """Return all sensors."""
-    return [new_images(settings), new_labels(settings), dead_runs, failed_runs, fresh_results]
+    return [new_images(settings), new_labels(settings), dead_runs, failed_runs, fresh_results, planned_sweeps]
 
 
 def schedules(settings: Settings) -> list[dg.ScheduleDefinition]:

@@ -7,7 +7,7 @@ from flexy_assets.sweep import jobs
 
 @dg.run_status_sensor(
     run_status=dg.DagsterRunStatus.SUCCESS,
-    monitored_jobs=[jobs.backfill_scores, jobs.rescore_scores, jobs.backfill_beside, jobs.heal_scores],
+    monitored_jobs=[jobs.sweep, jobs.backfill_scores, jobs.rescore_scores, jobs.backfill_beside, jobs.heal_scores],
     request_job=jobs.results,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,

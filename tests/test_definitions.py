@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -167,3 +169,29 @@ def test_no_asset_is_kept_by_pickling(defs: dg.Definitions) -> None:
             made = (defs.resources or {})[asset.get_io_manager_key_for_asset_key(key)]
             manager = made(dg.build_init_resource_context())
             assert isinstance(manager, ParquetTables), f"{key.to_user_string()} is kept by {type(manager).__name__}"
+
+
+def config_fields(defs: dg.Definitions) -> dict[str, Any]:
+    """The fields of every launchpad, by op or asset and name."""
+    found = {}
+    for job in defs.get_repository_def().get_all_jobs():
+        for node in job.all_node_defs:
+            schema = node.config_schema.as_field() if isinstance(node, dg.OpDefinition) and node.config_schema else None
+            for name, field in getattr(schema and schema.config_type, "fields", {}).items():
+                found[f"{node.name}.{name}"] = field
+    return found
+
+
+def test_every_field_of_a_launchpad_has_a_description_a_default_and_a_range(defs: dg.Definitions) -> None:
+    fields = config_fields(defs)
+    assert len(fields) > 100
+    required = {"score_beside.metrics", "rescore.metric", "trial.prompt", "inpaint.tasks"}
+    assert {name for name, field in fields.items() if field.is_required} <= required
+    assert [name for name, field in fields.items() if not (field.description or "").endswith(".")] == []
+    numbers = {name: field for name, field in fields.items() if "Int" in repr_of(field) or "Float" in repr_of(field)}
+    assert "sweep_plan.images" in numbers and "edit_tasks.alpha" in numbers
+    assert [name for name, field in numbers.items() if not re.search(r"\d|any finite", field.description)] == []
+
+
+def repr_of(field: Any) -> str:
+    return " ".join(str(inner) for inner in (field.config_type.key, field.config_type.kind))

@@ -25,6 +25,7 @@ from click.testing import CliRunner
 from benchmarks.truth import rule_scores
 from flexy_assets.cli.app import main
 from flexy_assets.storage.runs import list_sweeps
+from flexy_assets.storage.tables import METRIC_COLUMNS
 from resources.database import Database
 from resources.http.file_server import file_server
 from resources.models import registry
@@ -225,7 +226,9 @@ def test_the_report_is_one_click_away(ui: UI, browser: Browser, screenshots: Pat
     assert browser.evaluate("document.title") == "Sweep report"
 
 
-def test_a_sweep_is_started_from_the_launchpad(ui: UI, browser: Browser, screenshots: Path) -> None:
+def test_a_sweep_that_is_planned_by_clicks_is_made_scored_and_reported(
+    ui: UI, browser: Browser, screenshots: Path
+) -> None:
     before = ui.runs()
     browser.open(f"{ui.address}/assets/sweep_plan")
     browser.until(shows("images to generate"))
@@ -247,3 +250,11 @@ def test_a_sweep_is_started_from_the_launchpad(ui: UI, browser: Browser, screens
     assert ui.runs()[new] == 5
     browser.open(f"{ui.address}/assets/sweep_plan")
     browser.until(shows(new))
+    # Without another click: its images, their scores and the report.
+    deadline = time.monotonic() + 180
+    report = ui.home / "assets" / "sweep_report.html"
+    while new[:8] not in report.read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline, flexy("status")
+        time.sleep(1)
+    (made,) = (run for run in flexy("status")["runs"] if run["run"] == new)
+    assert made["images"] == 5 and all(made[metric]["scored"] == 5 for metric in METRIC_COLUMNS)

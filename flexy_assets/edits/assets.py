@@ -7,11 +7,12 @@ from uuid import UUID
 
 import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from flexy_assets.edits import comparison, metrics, plots, results, sources
 from flexy_assets.edits.plan import METHODS, Comparison
 from flexy_assets.edits.report import build
-from flexy_assets.edits.search.eacps import EacpsParameters, plan_from_config
+from flexy_assets.edits.search.eacps import parameter, plan_from_config
 from flexy_assets.edits.search.runner import SearchRunner
 from flexy_assets.edits.tasks import EditTask, read_tasks
 from flexy_assets.partitions import edit_batches, report_partition
@@ -35,39 +36,45 @@ _BATCHED["pool"] = "gpu"
 
 
 class EditConfig(dg.Config):
-    """A comparison of EACPS and TTFLUX on an edit set, or on one image; equal settings give the same comparison.
+    """A comparison of EACPS and TTFLUX on an edit set, or on one image; equal settings give the same comparison."""
 
-    `tasks` is a file of JSON lines ({"id", "image_path", "prompt"}); without it, `image` is edited by the instruction
-    `prompt`. `budgets` are in full denoises of `steps`, each searched by both methods; TTFLUX is `random` or
-    `zero_order`. EACPS selects (`choose`) by the mean `rank` in PF, CONS, LPIPS and layout, or by the `potential`
-    pf + alpha·cons − beta·lpips; the other fields say how it spends its budget (`EacpsParameters`). With `reproduce`
-    it is EACPS as published.
-    """
-
-    tasks: str = ""
-    image: str = ""
-    prompt: str = ""
-    editor: str = ""
-    steps: int = 0
-    guidance: float = 0.0
-    negative_prompt: str | None = None
-    budgets: list[int] = [8]
-    seed: int = 0
-    ttflux: str = "random"
-    choose: str = "rank"
-    reproduce: bool = False
-    alpha: float = 10.0
-    beta: float = 3.0
-    scouts: int = EacpsParameters.scouts
-    local_share: float = EacpsParameters.local_share
-    preview: float = EacpsParameters.preview
-    keep: float = EacpsParameters.keep
-    m_global: int = EacpsParameters.m_global
-    k_local: int = EacpsParameters.k_local
-    cross: float = EacpsParameters.cross
-    t: float = EacpsParameters.t
-    strength: float = EacpsParameters.strength
-    batch_size: int = 50
+    tasks: str = Field(
+        default="",
+        description='The edit set, a file of JSON lines ({"id", "image_path", "prompt"}); by default one `image`.',
+    )
+    image: str = Field(default="", description="The image to edit by `prompt`, where there is no edit set.")
+    prompt: str = Field(default="", description="The instruction for `image`.")
+    editor: str = Field(default="", description="The editor (see flexy models); by default the first of the model set.")
+    steps: int = Field(default=0, description="Denoising steps of a full denoise, 1 to 1000; 0 is the editor's own.")
+    guidance: float = Field(
+        default=0.0, description="How closely edits follow the instruction, above 0; 0 is the editor's own."
+    )
+    negative_prompt: str | None = Field(default=None, description="What no edit should show; by default nothing.")
+    budgets: list[int] = Field(
+        default=[8], description="In full denoises, 1 to 1000 each: both methods search each task with each of them."
+    )
+    seed: int = Field(default=0, description="0 or more: the same seed and settings are the same comparison.")
+    ttflux: str = Field(default="random", description="How TTFLUX searches: random or zero_order.")
+    choose: str = Field(
+        default="rank",
+        description="What EACPS selects by: rank (the mean rank in PF, CONS, LPIPS and layout) or potential"
+        " (pf + alpha·cons − beta·lpips).",
+    )
+    reproduce: bool = Field(
+        default=False, description="EACPS as published: full denoises, seeds by arithmetic, the potential."
+    )
+    alpha: float = Field(default=10.0, description="The weight of CONS in the potential, any finite number.")
+    beta: float = Field(default=3.0, description="The weight of LPIPS in the potential, any finite number.")
+    scouts: int = parameter("scouts")
+    local_share: float = parameter("local_share")
+    preview: float = parameter("preview")
+    keep: float = parameter("keep")
+    m_global: int = parameter("m_global")
+    k_local: int = parameter("k_local")
+    cross: float = parameter("cross")
+    t: float = parameter("t")
+    strength: float = parameter("strength")
+    batch_size: int = Field(default=50, description="Tasks of a partition, 1 to 1000.")
 
     def plan(self, settings: Settings, tasks: str) -> Comparison:
         """Return the plan. Raises `BadInputError` that names the invalid setting."""
@@ -180,9 +187,9 @@ def edit_selections(context: dg.AssetExecutionContext, work: dg.ResourceParam[Wo
 
 
 class EditScoresConfig(dg.Config):
-    """The comparison by its id or the beginning of it; the newest by default."""
+    """Which comparison."""
 
-    comparison: str = ""
+    comparison: str = Field(default="", description="The beginning of its id, by default the newest.")
 
 
 _SCORES = columns.column_schema_metadata(results.EDIT_SCORES_SCHEMA, name="The candidate's name within its search")

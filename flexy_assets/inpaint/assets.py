@@ -8,8 +8,9 @@ from typing import Any
 
 import dagster as dg
 import polars as pl
+from pydantic import Field
 
-from flexy_assets.edits.search.eacps import EacpsParameters, plan_from_config
+from flexy_assets.edits.search.eacps import parameter, plan_from_config
 from flexy_assets.inpaint import import_tasks, metrics, push_predictions, refine, review
 from flexy_assets.inpaint.import_tasks import TaskImporter, TaskSource
 from flexy_assets.inpaint.plan import SWAP_NAME, InpaintPlan
@@ -38,15 +39,16 @@ MAX_SHEET_TASKS, MAX_IMPORT_SHEET_TASKS = 6, 24  # on the contact sheets of a pa
 
 
 class LabelConfig(dg.Config):
-    """The tasks to import: of an `export` (a file), or of a `project` on the server (FLEXY_LABEL_STUDIO_PROJECT).
+    """The tasks to import, of an export or of a project."""
 
-    `task_ids` are the tasks' names (data.id), all by default. A partition has `batch_size` tasks.
-    """
-
-    export: str = ""
-    project: int | None = None
-    task_ids: list[str] = []
-    batch_size: int = 50
+    export: str = Field(default="", description="A file that Label Studio exported (JSON); by default the project.")
+    project: int | None = Field(
+        default=None,
+        description="The number of a project on the Label Studio server, 1 or more; by default that of"
+        " FLEXY_LABEL_STUDIO_PROJECT.",
+    )
+    task_ids: list[str] = Field(default=[], description="The names of the tasks (data.id), by default all.")
+    batch_size: int = Field(default=50, description="Tasks of a partition, 1 to 1000.")
 
     def check(self, settings: Settings) -> None:
         """Raises `BadInputError` unless there is exactly one source, and if its server is not configured."""
@@ -95,31 +97,37 @@ def label_tasks(context: dg.AssetExecutionContext, config: LabelConfig, work: dg
 
 
 class InpaintConfig(dg.Config):
-    """How swapped faces are refined inside their masks. Equal settings give the same run: give all steps the same.
+    """How swapped faces are refined inside their masks. Equal settings give the same run: give all steps the same."""
 
-    `budget` is in full denoises of `steps`; 0 only swaps. `widen` lets the editor change the surroundings of the mask
-    too, by that share of its longer side. Candidates are selected by alpha·consistency + beta·quality +
-    gamma·identity; the other fields say how EACPS spends its budget (`EacpsParameters`).
-    """
-
-    editor: str = ""
-    steps: int = 0
-    guidance: float = 0.0
-    prompt: str = InpaintPlan.prompt
-    negative_prompt: str | None = None
-    budget: int = InpaintPlan.budget
-    widen: float = InpaintPlan.widen
-    seed: int = 0
-    alpha: float = InpaintPlan.alpha
-    beta: float = InpaintPlan.beta
-    gamma: float = InpaintPlan.gamma
-    scouts: int = EacpsParameters.scouts
-    local_share: float = EacpsParameters.local_share
-    m_global: int = EacpsParameters.m_global
-    k_local: int = EacpsParameters.k_local
-    cross: float = EacpsParameters.cross
-    t: float = EacpsParameters.t
-    strength: float = EacpsParameters.strength
+    editor: str = Field(default="", description="The editor (see flexy models), by default the first that edits faces.")
+    steps: int = Field(default=0, description="Denoising steps of a full denoise, 1 to 1000; 0 is the editor's own.")
+    guidance: float = Field(
+        default=0.0, description="How closely it follows the instruction, above 0; 0 is the editor's own."
+    )
+    prompt: str = Field(default=InpaintPlan.prompt, description="The instruction for tasks without their own.")
+    negative_prompt: str | None = Field(default=None, description="What no face should show; by default nothing.")
+    budget: int = Field(default=InpaintPlan.budget, description="In full denoises of `steps`, 0 (only swaps) to 1000.")
+    widen: float = Field(
+        default=InpaintPlan.widen,
+        description="How far around the mask the editor may change the image, 0 to 1 of the mask's longer side.",
+    )
+    seed: int = Field(default=0, description="0 or more: the same seed and settings are the same run.")
+    alpha: float = Field(
+        default=InpaintPlan.alpha, description="The weight of consistency in the selection, any finite number."
+    )
+    beta: float = Field(
+        default=InpaintPlan.beta, description="The weight of quality in the selection, any finite number."
+    )
+    gamma: float = Field(
+        default=InpaintPlan.gamma, description="The weight of identity in the selection, any finite number."
+    )
+    scouts: int = parameter("scouts")
+    local_share: float = parameter("local_share")
+    m_global: int = parameter("m_global")
+    k_local: int = parameter("k_local")
+    cross: float = parameter("cross")
+    t: float = parameter("t")
+    strength: float = parameter("strength")
 
     def plan(self, settings: Settings) -> InpaintPlan:
         """Return the plan. Raises `BadInputError` that names the invalid setting."""
@@ -235,10 +243,10 @@ def inpaint_selections(context: dg.AssetExecutionContext, config: InpaintConfig,
 
 
 class PredictionConfig(dg.Config):
-    """The `model_version` of the predictions (`flexy/<editor>` by default); without `send` only the file is written."""
+    """What predictions are called, and whether they are sent."""
 
-    model_version: str = ""
-    send: bool = True
+    model_version: str = Field(default="", description="The predictions' model version, by default flexy/EDITOR.")
+    send: bool = Field(default=True, description="Send them to Label Studio; else only the file is written.")
 
 
 @dg.asset(kinds={"json"}, deps=[inpaint_selections], **_BATCHED)

@@ -1,6 +1,7 @@
 """The job that inpaints single tasks; the assets cover whole partitions."""
 
 import dagster as dg
+from pydantic import Field
 
 from flexy_assets.inpaint import metrics, refine
 from flexy_assets.inpaint.assets import InpaintConfig
@@ -11,9 +12,9 @@ from flexy_assets.storage.migrate import migrate
 
 
 class InpaintTasksConfig(InpaintConfig):
-    """The tasks to inpaint, by their names (data.id), and the settings."""
+    """The tasks to inpaint, and the settings."""
 
-    tasks: list[str]
+    tasks: list[str] = Field(description="The names of the tasks (data.id).")
 
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))

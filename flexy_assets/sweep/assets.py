@@ -1,6 +1,7 @@
 """The sweep's assets: each queries the tables, calls a module of this folder and records the result."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from uuid import UUID
 
 import dagster as dg
 import polars as pl
+from pydantic import Field
 
 from flexy_assets import names
 from flexy_assets.partitions import SEED_BATCHES, report_partition, seed_batches
@@ -55,6 +57,7 @@ from resources.images import ImageStore
 from resources.metrics import Metric
 from resources.metrics.sweep import METRICS
 from resources.models import registry
+from resources.models.schedulers import SCHEDULERS
 from resources.prompts import Prompt, check_prompt, read_prompts
 from resources.settings import Settings
 
@@ -73,38 +76,69 @@ MAX_HOURS = 10_000
 
 
 class SweepConfig(dg.Config):
-    """A new sweep, or more images for one: the same settings name the same sweep.
+    """A new sweep, or more images for one: the same settings name the same sweep. Empty and 0 are the engine's own."""
 
-    `steps` and `guidance` are "LOW:HIGH", "LOW:HIGH:STRIDE" or a list, "4,8,16", in quotes: YAML reads 4:40 as a number
-    to the base 60. By default they are the engine's ranges, else 4:60 and 0.5:12; without guidance there is none.
-    `schedulers` ("euler,ddim") and `sizes` ("512,768x1024") are such lists too, `negative_prompts` is one with "" for
-    none: each combination of them is used as often as the others. Prompts come from the list, the file (text, JSON,
-    JSON lines, CSV or TSV) or, without either, the engine's own. With `hours` above 0 the sweep has as many images as
-    the engine makes in that time, by its images so far, and not `images`.
-
-    With `extend`, the beginning of a sweep's id, that sweep gets `images` more at the settings that tell most about the
-    best of its overall score with these `weights`, by the scores that it has; the other fields are then its own. While
-    images of such an extension are still to be made, no more are added.
-    """
-
-    engine: str = ""
-    images: int = 120
-    hours: float = 0
-    steps: str = ""
-    guidance: str = ""
-    prompts: list[str] = []
-    prompts_file: str = ""
-    negative_prompt: str | None = None
-    negative_prompts: list[str] = []
-    schedulers: str = ""
-    sizes: str = ""
-    seed: int = 0
-    sampling: str = "uniform"
-    width: int = 0
-    height: int = 0
-    batch_size: int = 100
-    extend: str = ""
-    weights: dict[str, float] = {}
+    engine: str = Field(
+        default="",
+        description="The engine, by default the first of the model set: "
+        + ", ".join(name for name, entry in registry.MODELS.items() if entry.kind == "engine")
+        + ".",
+    )
+    images: int = Field(default=120, description=f"How many images the sweep is to have, 1 to {MAX_IMAGES:,}.")
+    hours: float = Field(
+        default=0,
+        description="As many images as the engine makes in this time, by its images so far, and not `images`:"
+        f" above 0 to {MAX_HOURS:,}; 0 is off.",
+    )
+    steps: str = Field(
+        default="",
+        description='Denoising steps, 1 to 1000, in quotes, as YAML reads 4:40 as a number: "LOW:HIGH",'
+        ' "LOW:HIGH:STRIDE" or a list, "4,8,16". By default the engine\'s range, else 4:60.',
+    )
+    guidance: str = Field(
+        default="",
+        description="How closely images follow the prompt, 0 to 100, written as steps are. By default the engine's"
+        " range, else 0.5:12; none for an engine without guidance.",
+    )
+    prompts: list[str] = Field(default=[], description="What images should show; by default those of `prompts_file`.")
+    prompts_file: str = Field(
+        default="",
+        description="A file of prompts: text, JSON, JSON lines, CSV or TSV. By default the engine's own prompts.",
+    )
+    negative_prompt: str | None = Field(default=None, description="What no image should show; by default nothing.")
+    negative_prompts: list[str] = Field(
+        default=[],
+        description='Several to compare, each used equally often, "" for none; by default `negative_prompt` alone.',
+    )
+    schedulers: str = Field(
+        default="",
+        description=f'One or several of {", ".join(SCHEDULERS)}, each used equally often ("euler,ddim").'
+        " By default the engine's own.",
+    )
+    sizes: str = Field(
+        default="",
+        description='One or several, each used equally often ("512,768x1024"). By default `width` and `height`.',
+    )
+    seed: int = Field(default=0, description="0 or more: the same seed and settings are the same sweep.")
+    sampling: str = Field(
+        default="uniform",
+        description="How settings are drawn: uniform (independent), even (low discrepancy), or paired (the same prompt"
+        " and seed at several settings).",
+    )
+    width: int = Field(default=0, description="In pixels, a multiple of 8 from 8 to 8192; 0 is the engine's own.")
+    height: int = Field(default=0, description="In pixels, a multiple of 8 from 8 to 8192; 0 is the engine's own.")
+    batch_size: int = Field(default=100, description="Images of a partition, 1 to 10000.")
+    extend: str = Field(
+        default="",
+        description="The beginning of a sweep's id: it gets `images` more where they tell most about its best settings,"
+        " and its other settings stay. While some of them are still to be made, no more are added. By default a new"
+        " sweep is planned.",
+    )
+    weights: dict[str, float] = Field(
+        default={},
+        description="With `extend`, the metrics' weights in the overall score, 0 or more"
+        ' ({"clip_score": 2}). By default equal, shared by metrics that repeat each other.',
+    )
 
     def sweep(self, settings: Settings) -> Sweep:
         """Return the validated settings. Raises `BadInputError` naming an invalid one."""
@@ -182,12 +216,18 @@ def plan_images(database: Database, config: SweepConfig, settings: Settings) -> 
     return sweep, max(images, target)
 
 
-@dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=column_schema_metadata(PLAN_SCHEMA))
-def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
-    """One row an image that is not generated yet: engine, prompt, steps, guidance, seed, batch.
+@dataclass(frozen=True)
+class PlannedSweep:
+    """A sweep in the tables: its partitions, the plan of the images still to be made, and what is said of it."""
 
-    Materializing it plans a sweep, or extends one, and adds its partitions.
-    """
+    sweep: Sweep
+    batches: list[str]
+    to_generate: pl.DataFrame
+    metadata: dict[str, Any]
+
+
+def plan_sweep(work: Work, instance: dg.DagsterInstance, config: SweepConfig) -> PlannedSweep:
+    """Plan a sweep, or extend one, and add its partitions. Raises `BadInputError` that names an invalid setting."""
     migrate(work.database)
     sweep, target = plan_images(work.database, config, work.settings)
     with work.database.begin() as connection:
@@ -195,27 +235,42 @@ def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.
         save_sweep(connection, sweep.run_id, sweep.engine, target, sweep.to_json())
     plan = sweep.rows(0, target)
     batches = plan["batch"].unique(maintain_order=True).to_list()
-    context.instance.add_dynamic_partitions(SEED_BATCHES, batches)
-    plan_to_generate = generation.images_to_generate(work.database, plan)
-    work.results["sweep_plan"] = sweep
+    instance.add_dynamic_partitions(SEED_BATCHES, batches)
+    to_generate = generation.images_to_generate(work.database, plan)
     ignored = ", ".join(sorted(registry.MODELS[sweep.engine].ignored_settings))
-    context.add_output_metadata(
-        {
-            "sweep": str(sweep.run_id),
-            "engine": sweep.engine,
-            "target": target,
-            "settings the engine ignores": ignored or "nothing",
-            "images to generate": len(plan_to_generate),
-            "batches": dg.MetadataValue.md(", ".join(batches[:50])),
-        }
-    )
-    return plan_to_generate
+    metadata: dict[str, Any] = {
+        "sweep": str(sweep.run_id),
+        "engine": sweep.engine,
+        "target": target,
+        "settings the engine ignores": ignored or "nothing",
+        "images to generate": len(to_generate),
+        "batches": dg.MetadataValue.md(", ".join(batches[:50])),
+    }
+    return PlannedSweep(sweep, batches, to_generate, metadata)
+
+
+@dg.asset(group_name="sweep", kinds={"polars", "parquet"}, metadata=column_schema_metadata(PLAN_SCHEMA))
+def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.ResourceParam[Work]) -> pl.DataFrame:
+    """One row an image that is not generated yet: engine, prompt, steps, guidance, seed, batch.
+
+    Materializing it plans a sweep, or extends one, and adds its partitions; the sensor `planned_sweeps` then has its
+    images made and scored.
+    """
+    planned = plan_sweep(work, context.instance, config)
+    work.results["sweep_plan"] = planned.sweep
+    context.add_output_metadata(planned.metadata)
+    return planned.to_generate
 
 
 @dg.asset(group_name="sweep", kinds={"diffusers", "table"}, deps=[sweep_plan], **_BATCHED)
 def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
     """Image files and their rows in `bench_run_results`; existing ones are not generated again."""
-    plans = {batch: _find_plan(work.database, batch) for batch in context.partition_keys}
+    generate_partitions(work, context.partition_keys, partial(report_partition, context))
+
+
+def generate_partitions(work: Work, batches: Sequence[str], report: Report) -> None:
+    """Make the images of the partitions that do not exist."""
+    plans = {batch: _find_plan(work.database, batch) for batch in batches}
     plans_to_generate = {batch: generation.images_to_generate(work.database, plan) for batch, plan in plans.items()}
     with work.slot, progress_bar("images generated", sum(map(len, plans_to_generate.values()))) as bar:
         for batch, plan in plans_to_generate.items():
@@ -226,7 +281,7 @@ def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[W
                 made_on = generation.describe_provenance(model, work.slot)
                 outcome = generation.generate_images(work.database, work.store, engine, plan, bar.update, made_on)
             work.record_partition("generated_images", batch, outcome)
-            report_partition(context, batch, _images_metadata(work.database, work.store, batch, outcome))
+            report(batch, _images_metadata(work.database, work.store, batch, outcome))
 
 
 def _find_plan(database: Database, batch: str) -> pl.DataFrame:
@@ -383,14 +438,18 @@ def sweep_csv(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -
 
 
 class AnalysisConfig(dg.Config):
-    """The weights of the metrics, and the smallest worthwhile gain of one more step.
+    """The weights of the metrics, and the smallest worthwhile gain of one more step."""
 
-    `weights` are the metrics' weights in the overall score, by name (`{"clip_score": 2, "hps_v2_score": 1}`); without
-    any, all count equally. `least_gain` is what one more step must gain, by metric in its own unit.
-    """
-
-    weights: dict[str, float] = {}
-    least_gain: dict[str, float] = {}
+    weights: dict[str, float] = Field(
+        default={},
+        description='The metrics\' weights in the overall score, 0 or more ({"clip_score": 2, "hps_v2_score": 1}).'
+        " By default equal, shared by metrics that repeat each other.",
+    )
+    least_gain: dict[str, float] = Field(
+        default={},
+        description="What one more step must gain, by metric and in its unit, above 0. By default"
+        " its smallest worthwhile one.",
+    )
 
 
 @dg.asset(

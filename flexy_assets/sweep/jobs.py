@@ -37,22 +37,24 @@ from resources.settings import Settings
 
 
 class BackfillConfig(dg.Config):
-    """The partitions to backfill; by default all with missing scores when the step starts."""
+    """What to backfill."""
 
-    batches: list[str] | None = None
+    batches: list[str] | None = Field(
+        default=None, description="The partitions, by default all with missing scores when the step starts."
+    )
 
 
 class RescoreConfig(dg.Config):
-    """The scores to compute again, of all sweeps or of some (their ids).
+    """The scores to compute again."""
 
-    With `failed` only those that failed, which replaces nothing. Otherwise `replaces` must be the number of scores
-    that will be replaced, or nothing is done.
-    """
-
-    metric: str
-    runs: list[str] = []
-    failed: bool = False
-    replaces: int = 0
+    metric: str = Field(description=f"One of {', '.join(METRICS)}.")
+    runs: list[str] = Field(default=[], description="The ids of the sweeps, by default all.")
+    failed: bool = Field(default=False, description="Only those that failed, which replaces nothing.")
+    replaces: int = Field(
+        default=0,
+        description="Without `failed`: the number of scores that will be replaced, 0 or more; with another one nothing"
+        " is done.",
+    )
 
 
 def _report(context: dg.OpExecutionContext, key: dg.AssetKey, batch: str, metadata: Mapping[str, Any]) -> None:
@@ -168,10 +170,50 @@ def rescore_scores() -> None:
     rescore()
 
 
+@dg.op(pool="gpu", out=dg.Out(dg.Nothing))
+def make_sweep(context: dg.OpExecutionContext, config: assets.SweepConfig, work: dg.ResourceParam[Work]) -> None:
+    """Plan a sweep unless it is planned, make the images that it lacks, and compute their missing scores."""
+    planned = assets.plan_sweep(work, context.instance, config)
+    sweep = planned.sweep
+    tags = {names.SWEEP_TAG: names.partition_prefix(sweep.run_id), names.ENGINE_TAG: sweep.engine}
+    context.instance.add_run_tags(context.run_id, tags)
+    assets.generate_partitions(work, planned.batches, partial(_report, context, assets.generated_images.key))
+    errors = _score_all(context, work, planned.batches)
+    if errors:
+        raise FlexyError("; ".join(errors))
+
+
+def _score_all(context: dg.OpExecutionContext, work: Work, batches: list[str]) -> list[str]:
+    """Compute all missing scores of the partitions; return why some could not be, each reason once."""
+    errors = []
+    for step in (partial(_embed, metrics=_EMBEDDING_METRICS), *(partial(_score, metric=m) for m in METRICS.values())):
+        try:
+            step(context, work, batches=batches)
+        except FlexyError as error:
+            errors.append(str(error))
+    return list(dict.fromkeys(errors))
+
+
+def sweep_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the run config of the job `sweep` for the fields of a `SweepConfig`."""
+    return {"ops": {make_sweep.name: {"config": dict(settings)}}}
+
+
+@dg.job(
+    name=names.SWEEP_JOB,
+    # The launchpad starts with the whole form.
+    config=sweep_config(assets.SweepConfig().model_dump()),
+    description="Plan a sweep, make its images and compute their scores; tables and report follow. What exists is not"
+    " made again.",
+)
+def sweep() -> None:
+    make_sweep()
+
+
 class BesideConfig(dg.Config):
     """The metrics whose column stays as it is, while Flexy's own scores are kept beside it."""
 
-    metrics: list[str]
+    metrics: list[str] = Field(description=f"Some of {', '.join(METRIC_COLUMNS)}.")
 
 
 def check_columns(metrics: Sequence[str]) -> None:
@@ -197,17 +239,22 @@ def backfill_beside() -> None:
     score_beside()
 
 
+_PIXELS = "In pixels, a multiple of 8 from 8 to 8192; by default the engine's own"
+
+
 class TrialConfig(dg.Config):
     """One image at settings of your choice; defaults are the engine's own."""
 
     prompt: str = Field(description="What the image should show.")
     engine: str = Field(default="", description="The model (see flexy models); by default the first of the model set.")
-    negative_prompt: str | None = Field(default=None, description="What it should not show.")
-    steps: int | None = Field(default=None, description="Denoising steps, 1 to 1000.")
-    guidance: float | None = Field(default=None, description="How closely it follows the prompt, 0 to 100.")
+    negative_prompt: str | None = Field(default=None, description="What it should not show; by default nothing.")
+    steps: int | None = Field(default=None, description="Denoising steps, 1 to 1000; by default the engine's own.")
+    guidance: float | None = Field(
+        default=None, description="How closely it follows the prompt, 0 to 100; by default the engine's own."
+    )
     seed: int = Field(default=0, description="0 to 2147483647: the same seed and settings are the same image.")
-    width: int | None = Field(default=None, description="In pixels.")
-    height: int | None = Field(default=None, description="In pixels.")
+    width: int | None = Field(default=None, description=f"{_PIXELS}.")
+    height: int | None = Field(default=None, description=f"{_PIXELS}.")
 
     def trial(self, settings: Settings) -> Trial:
         """Return the validated settings. Raises `BadInputError` naming an invalid one."""
@@ -225,12 +272,7 @@ def trial(context: dg.OpExecutionContext, config: TrialConfig, work: dg.Resource
         _generate_trial(context, work, trial_settings)
     # The scores of a sweep's image are left to its sweep.
     if existing_id in (None, trial_settings.image_id):
-        scoring_steps = [partial(_score, metric=metric) for metric in METRICS.values()]
-        for step in (partial(_embed, metrics=_EMBEDDING_METRICS), *scoring_steps):
-            try:
-                step(context, work, batches=[trial_settings.batch])
-            except FlexyError as error:
-                errors.append(str(error))
+        errors = _score_all(context, work, [trial_settings.batch])
     with work.database.begin(reading=True) as connection:
         (card,) = gallery.cards_of_images(connection, work.settings, [existing_id or trial_settings.image_id])
         last_trials, _ = gallery.card_page(connection, work.settings, run_id=trial_settings.run_id, size=8)
@@ -238,7 +280,7 @@ def trial(context: dg.OpExecutionContext, config: TrialConfig, work: dg.Resource
     key = assets.generated_images.key
     context.log_event(dg.AssetObservation(key, partition=card["batch"], metadata=metadata))
     if errors:
-        raise FlexyError("; ".join(dict.fromkeys(errors)))
+        raise FlexyError("; ".join(errors))
 
 
 def _generate_trial(context: dg.OpExecutionContext, work: Work, trial: Trial) -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+from pydantic import Field
 
 from flexy_assets.edits.search.protocol import (
     Observations,
@@ -66,6 +68,25 @@ class EacpsParameters:
         for name, (valid, allowed) in bounds.items():
             if not valid:
                 raise BadInputError(f"invalid {name} {getattr(self, name)} for EACPS: must be {allowed}")
+
+
+PARAMETER_DESCRIPTIONS: Final = {
+    "scouts": "Denoises for new seeds before the local stage gets any, 1 or more.",
+    "local_share": "The local stage's share of the budget after the scouts, 0 to below 1.",
+    "preview": "The share of a new candidate's steps after which it is previewed, above 0 to below 1.",
+    "keep": "The share of the previewed candidates that are continued, above 0 to 1; 1 previews none.",
+    "m_global": "How many of the best the local stage varies at a time, 1 or more.",
+    "k_local": "Variants of each before the best are determined again, 1 or more.",
+    "cross": "The share of another parent in a variant, 0 to 0.5.",
+    "t": "How close a variant's noise is to its parents', 0 (independent) to below 1.",
+    "strength": "The share of the steps that a variant runs from its parent's image, above 0 to 1 (from noise alone).",
+}
+"""What a launchpad says of each of `EacpsParameters`."""
+
+
+def parameter(name: str) -> Any:
+    """Return the field of a config that is one of `EacpsParameters`."""
+    return Field(default=getattr(EacpsParameters, name), description=PARAMETER_DESCRIPTIONS[name])
 
 
 def plan_from_config(kind: type[Plan], config: object, **settings: Any) -> Plan:

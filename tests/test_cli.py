@@ -30,7 +30,10 @@ from flexy_assets.cli.configuration import configuration_page
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import add_images, save_sweep
 from flexy_assets.storage.scores import ScoredImage, record_scores
+from flexy_assets.sweep.plan import SAMPLINGS
 from resources.database import Database
+from resources.models import registry
+from resources.models.schedulers import SCHEDULERS
 from resources.settings import Settings
 from tests.conftest import Flexy
 from tests.support import forked
@@ -90,6 +93,22 @@ def test_the_first_line_of_every_help_says_what_the_command_does_in_45_character
         assert not rest or rest[0] == "", f"the first line of {words} runs on"
         for option in command.params:
             assert not isinstance(option, click.Option) or option.help, f"{words} {option.name}"
+
+
+def test_every_option_says_its_default_or_what_it_is_given_for() -> None:
+    for words, command in commands(main):
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.is_flag and not option.required:
+                _, purpose = option.get_help_record(click.Context(command)) or ("", "")
+                assert re.search(r"default|or give|instead|instruction to --image|none\.$", purpose), (
+                    f"{words} {purpose}"
+                )
+
+
+def test_choices_are_those_of_the_registry_and_the_plan() -> None:
+    shown = " ".join(CliRunner().invoke(main, ["sweep", "new", "--help"]).output.split())
+    engines = [entry.name for entry in registry.MODELS.values() if entry.kind == "engine"]
+    assert ", ".join(engines) in shown and ", ".join(SCHEDULERS) in shown and "|".join(SAMPLINGS) in shown
 
 
 def test_no_help_line_is_cut() -> None:

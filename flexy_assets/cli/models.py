@@ -12,6 +12,9 @@ from flexy_assets.cli.session import Session
 from flexy_assets.reporting.formatting import format_count
 from resources.errors import BadInputError
 
+WIDE = 110
+"""Columns from which a terminal shows each model in one line."""
+
 
 @click.group(invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
@@ -43,7 +46,7 @@ def models_list() -> dict[str, Any]:
 
 
 def _model_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows for a person, memory in GB too; licences and repositories are cut to the terminal's width."""
+    """Return the rows for a person, memory in GB too; licences and repositories are cut to a wide terminal's width."""
     table = [
         {name: row[name] for name in ("name", "kind", "set", "state")}
         | {"GB": round(row["gigabytes"], 1 if row["gigabytes"] >= 1 else 2), "memory": row["memory"]}
@@ -51,9 +54,12 @@ def _model_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         | {"licence": row["licence"] or "", "repository@revision": _origin(row)}
         for row in rows
     ]
+    columns = shutil.get_terminal_size((80, 24)).columns
+    if columns < WIDE:
+        return table
     widths = {name: max(len(name), *(len(str(row[name])) for row in table)) for name in table[0]}
     *fixed, licence, origin = widths
-    left = max(shutil.get_terminal_size((120, 0)).columns, 100) - sum(widths[name] + 2 for name in fixed) - 2
+    left = columns - sum(widths[name] + 2 for name in fixed) - 2
     widths[licence] = min(widths[licence], left * 2 // 5)
     widths[origin] = min(widths[origin], left - widths[licence])
     # The end of a repository's name, with its revision, says most.

@@ -104,7 +104,8 @@ def format_comparison(
         for row in results.denoising_cost(scores).to_dicts()
     ]
     metrics = [
-        {"budget": format_denoises(row["budget"], steps), "metric": row["metric"], "role": row["role"]}
+        ({"budget": format_denoises(row["budget"], steps)} if scores["budget"].n_unique() > 1 else {})
+        | {"metric": row["metric"], "role": row["role"]}
         | {"eacps won": row["wins"], "tied": row["ties"], "lost": row["losses"], "gain (95 %)": _format_gain(row)}
         for row in compared.filter(pl.col("budget") == pl.col("rival_budget")).to_dicts()
     ]

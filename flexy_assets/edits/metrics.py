@@ -72,7 +72,9 @@ def _score(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[Candid
     finished = {(c.task, c.method, c.budget, c.name): c for c in candidates if c.finished}
     metrics = [metric for metric in METRICS.values() if metric.role == role]
     make_batch = partial(EditBatch, work, tasks=tasks, finished=finished)
-    score_candidates(candidates, metrics, make_batch, record_time=role == "selecting")
+    # A search has a bar of its own.
+    progress = "" if role == "selecting" else f"{role} scores"
+    score_candidates(candidates, metrics, make_batch, role == "selecting", progress)
 
 
 def _read_images(work: Work, rows: Sequence[ImageRow], prepare: Callable[[Any], Any]) -> dict[UUID, Any]:

@@ -98,7 +98,7 @@ def judge_candidates(work: Work, tasks: Sequence[EditTaskRow], candidates: Seque
         return None
     judged = judged_candidates(work, tasks, judge.fingerprint)
     pending = [replace(each, scores={}) for each in candidates if each.finished and each.id not in judged]
-    _score(work, tasks, pending, JUDGE_METRICS)
+    _score(work, tasks, pending, JUDGE_METRICS, "judged")
     return judge.fingerprint
 
 
@@ -109,5 +109,12 @@ def judged_candidates(work: Work, tasks: Sequence[EditTaskRow], judge: str) -> s
         return edits.candidates_scored_by(connection, batches, JUDGE_METRICS[0], judge)
 
 
-def _score(work: Work, tasks: Sequence[EditTaskRow], candidates: Sequence[CandidateRow], names: Sequence[str]) -> None:
-    score_candidates(candidates, [METRICS[name] for name in names], lambda chunk: FaceBatch(work, chunk, tasks))
+def _score(
+    work: Work,
+    tasks: Sequence[EditTaskRow],
+    candidates: Sequence[CandidateRow],
+    names: Sequence[str],
+    progress: str = "",
+) -> None:
+    metrics = [METRICS[name] for name in names]
+    score_candidates(candidates, metrics, lambda chunk: FaceBatch(work, chunk, tasks), progress=progress)

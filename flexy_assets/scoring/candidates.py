@@ -7,6 +7,7 @@ from functools import cached_property
 from pkgutil import resolve_name
 from typing import Any
 
+from flexy_assets.reporting.progress import progress_bar
 from flexy_assets.scoring.missing_scores import CHUNK_IMAGES
 from flexy_assets.scoring.work import Work
 from flexy_assets.storage import edits
@@ -72,11 +73,12 @@ def score_candidates(
     metrics: Iterable[Metric],
     make_batch: Callable[[Sequence[CandidateRow]], WorkBatch],
     record_time: bool = False,
+    progress: str = "",
 ) -> None:
     """Compute the missing scores of these metrics; an error is recorded as the outcome.
 
     Metrics with the same scorer are computed together, for candidates without an outcome of the first one. With
-    `record_time` the duration is recorded as part of the cost of the candidates.
+    `record_time` the duration is recorded as part of the candidates' cost; `progress` names a bar in the terminal.
     """
     by_scorer: dict[str, list[Metric]] = {}
     for metric in metrics:
@@ -84,18 +86,21 @@ def score_candidates(
             by_scorer.setdefault(metric.scorer, []).append(metric)
     for scorer, family in by_scorer.items():
         compute: Callable[[WorkBatch], list[BatchScores]] = resolve_name(scorer)
-        for chunk in split_chunks(_pending(candidates, family), 1 if family[0].by_judge else CHUNK_IMAGES):
-            started = time.perf_counter()
-            batch = make_batch(chunk)
-            scores = compute(batch)
-            if not scores:
-                break
-            for of_scorer in scores:
-                _record_scores(batch.work, chunk, of_scorer)
-            if record_time:
-                milliseconds = 1000 * (time.perf_counter() - started) / len(chunk)
-                with batch.work.database.begin() as connection:
-                    edits.record_scoring_time(connection, [candidate.id for candidate in chunk], milliseconds)
+        pending = _pending(candidates, family)
+        with progress_bar(progress, len(pending) if progress else 0) as bar:
+            for chunk in split_chunks(pending, 1 if family[0].by_judge else CHUNK_IMAGES):
+                started = time.perf_counter()
+                batch = make_batch(chunk)
+                scores = compute(batch)
+                if not scores:
+                    break
+                for of_scorer in scores:
+                    _record_scores(batch.work, chunk, of_scorer)
+                if record_time:
+                    milliseconds = 1000 * (time.perf_counter() - started) / len(chunk)
+                    with batch.work.database.begin() as connection:
+                        edits.record_scoring_time(connection, [candidate.id for candidate in chunk], milliseconds)
+                bar.update(len(chunk))
 
 
 def _record_scores(work: Work, candidates: Sequence[CandidateRow], scores: BatchScores) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -16,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from resources.errors import BadInputError, FlexyError
-from resources.files import describe_os_error, open_regular, resolve_inside, write_atomically
+from resources.files import describe_os_error, file_sha256, open_regular, resolve_inside, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,6 +56,10 @@ _OTHER_FORMATS = {
 
 class UnreadableImageError(FlexyError):
     """An image that is missing, broken, too large, or outside the root."""
+
+
+class LostImageError(UnreadableImageError):
+    """An image whose file is not there, or not the one recorded."""
 
 
 class ImageStore:
@@ -139,6 +143,13 @@ class ImageStore:
         except Exception as error:
             raise self._root_error(error) from error
 
+    def list_files(self) -> Iterator[str]:
+        """Yield the paths of all files below a root that is a folder, through no link; none of a URL's."""
+        if not self._remote:
+            for folder, _, names in os.walk(self.root):
+                for name in names:
+                    yield Path(folder, name).relative_to(self.root).as_posix()
+
     def check(self) -> None:
         """Raise `BadInputError` where a root does not exist, because all of its images would look missing."""
         for prefix, store in self.other_roots:
@@ -203,9 +214,9 @@ class ImageStore:
             if len(content) > MAX_FILE_BYTES:
                 raise OSError(errno.EFBIG, f"it has over {MAX_FILE_BYTES / 1e9:.1f} GB")
         except OSError as error:
-            raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
+            raise _describe_unreadable(located, error) from error
         if sha256 and hashlib.sha256(content).hexdigest() != sha256:
-            raise UnreadableImageError(f"image {located} is not the one recorded: its SHA-256 differs")
+            raise LostImageError(f"image {located} is not the one recorded: its SHA-256 differs")
         return content
 
     def _decode(self, path: str, sha256: str | None, convert: Callable[[Image], Image] | None = None) -> Image:
@@ -235,14 +246,16 @@ class ImageStore:
         """Raise `UnreadableImageError` where the file at `path` is missing or, with `sha256`, not as recorded."""
         store, located = self._find(path)
         try:
-            with (
-                store._remote[0].open(located) if store._remote else open_regular(Path(located), MAX_FILE_BYTES) as file
-            ):
-                digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 else None
+            if store._remote:
+                with store._remote[0].open(located) as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest() if sha256 else None
+            else:
+                open_regular(Path(located), MAX_FILE_BYTES).close()
+                digest = file_sha256(Path(located)) if sha256 else None
         except OSError as error:
-            raise UnreadableImageError(f"cannot read image {located}: {error.strerror or error}") from error
+            raise _describe_unreadable(located, error) from error
         if sha256 and digest != sha256:
-            raise UnreadableImageError(f"image {located} is not the one recorded: its SHA-256 differs")
+            raise LostImageError(f"image {located} is not the one recorded: its SHA-256 differs")
 
     def read_for(self, reader: str, readers: Collection[str], path: str, sha256: str | None = None) -> Image:
         """Return the image for one of several `readers`; it is decoded, as by `read`, for the first of them only.
@@ -270,9 +283,23 @@ class ImageStore:
         """Return the images at (path, sha256) pairs, decoded in parallel; an error in place of an unreadable one."""
         return _map_in_threads(self.read, files)
 
+    def find_lost(self, files: Sequence[tuple[str, str | None]]) -> list[LostImageError | None]:
+        """Return an error in place of each (path, sha256) whose file is missing or not as recorded.
+
+        Below a URL, where reading costs a download, only whether it is there is looked at.
+        """
+        remote = self._remote is not None
+        errors = self.verify_many([(path, None if remote else sha256) for path, sha256 in files])
+        return [error if isinstance(error, LostImageError) else None for error in errors]
+
     def verify_many(self, files: Sequence[tuple[str, str | None]]) -> list[UnreadableImageError | None]:
         """Verify (path, sha256) pairs in parallel; return an error in place of a file that is not as recorded."""
         return _map_in_threads(self.verify, files)
+
+
+def _describe_unreadable(located: str, error: OSError) -> UnreadableImageError:
+    kind = LostImageError if isinstance(error, FileNotFoundError | NotADirectoryError) else UnreadableImageError
+    return kind(f"cannot read image {located}: {error.strerror or error}")
 
 
 def _describe_format(content: bytes) -> str:

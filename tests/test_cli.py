@@ -446,6 +446,39 @@ def test_damaged_and_missing_weights_are_named_and_completed_work_is_kept(
     assert entry["images"] == 2
 
 
+@pytest.mark.slow(seconds=30)
+def test_twenty_lost_pictures_are_made_again_bit_for_bit_and_gone_ones_are_pruned(flexy: Flexy, home: Path) -> None:
+    new = ["sweep", "new", "--engine", "mini_sdxl", "--images", "24", "--steps", "1:3", "--batch-size", "12", "--json"]
+    run = planned(flexy(*new))
+    assert flexy("sweep", "run", run).exit_code == 0
+    pictures = sorted((home / "images").rglob("*.png"))
+    before = {path: path.read_bytes() for path in pictures}
+    for number, path in enumerate(pictures[:20]):
+        if number % 3 == 0:
+            path.unlink()
+        elif number % 3 == 1:
+            path.write_bytes(before[pictures[23]])
+        else:
+            os.truncate(path, len(before[path]) // 2)
+    # An adopted image has no plan.
+    with Database(Settings.read().database_url).begin() as connection:
+        add_images(connection, [{"id": uuid4(), "engine": "mini_sdxl", "image_path": "theirs.png", "batch": "theirs"}])
+    lost = json.loads(flexy("status", "--json").stdout)["lost"]
+    assert (lost["of"], lost["checked"], len(lost["images"]), sum(each["plan"] for each in lost["images"])) == (
+        *(25, 25, 21, 20),
+    )
+    remedy = f"flexy sweep run {run[:8]} makes 20 again; 1 without a plan: restore it"
+    assert f"missing or not as recorded: 21 (checked: all); {remedy}" in flexy("status").stdout
+    result = flexy("sweep", "run", run)
+    figures = "20 images made (20 of them lost before, bit for bit), 0 scores computed now; 24 of 24 images there"
+    assert figures in result.stdout, result.output
+    assert {path: path.read_bytes() for path in pictures} == before
+
+    assert "would remove the rows of 1 image of 25" in json.loads(flexy("sweep", "prune", "--json").stdout)["reason"]
+    assert flexy("sweep", "prune", "--yes").stdout == "1 row removed\n"
+    assert "nothing is removed" in flexy("sweep", "prune", "--yes").stdout
+
+
 @pytest.fixture
 def disk(home: Path) -> Iterator[Callable[[str], None]]:
     """A file system of its own below the image root; called with a size, it is given that size."""
@@ -510,14 +543,17 @@ def test_json_is_one_document_and_nothing_else_on_standard_output(flexy: Flexy, 
     assert (run.returncode, run.stderr) == (0, "")
     made = {"images_made": 2, "scores_computed": 8}
     files = {"csv": str(home / "assets" / "sweep.csv"), "report": str(home / "assets" / "sweep_report.html")}
+    counts = {"images_restored": 0, "images_replaced": 0, "images_missing": 0}
     answer = json.loads(run.stdout)
-    assert answer == entry | {key: answer[key] for key in ranges} | made | files | {"image_failures": []}
+    expected = entry | {key: answer[key] for key in ranges} | made | files | counts | {"image_failures": []}
+    assert answer == expected
     assert answer["steps"] == [1, 1] and answer["first"] <= answer["last"]
 
     status = flexy("status", "--json")
     found = json.loads(status.stdout)
     tables = {"totals", "metrics", "runs", "steps", "newest", "left_alone", "beside", "image_roots", "agreement"}
-    assert (set(found), found["unknown_weights"]) == (tables | {"unknown_weights"}, {})
+    assert (set(found), found["unknown_weights"]) == (tables | {"unknown_weights", "lost"}, {})
+    assert found["lost"] == {"of": 2, "checked": 2, "images": []}
     assert [(root["rows"], root["found"]) for root in found["image_roots"]] == [(2, 2), (0, 0)]
     assert (found["totals"], found["runs"]) == (
         {"images": 2, "runs": 1, "complete": 2},

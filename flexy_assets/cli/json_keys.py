@@ -28,6 +28,9 @@ _RUN: Final = _SWEEP | {
     "last": "When the last one was",
     "METRIC": "By the metric's column: `scored`, `missing`, `failed`",
     "images_made": "How many images were made now",
+    "images_restored": "How many of them are lost ones again, bit for bit",
+    "images_replaced": "How many of them differ from the lost ones",
+    "images_missing": "How many have no row, or a file that is missing or not as recorded",
     "scores_computed": "How many scores were computed now",
     "csv": "Path of the table",
     "report": "Path of the report",
@@ -40,6 +43,12 @@ JSON_KEYS: Final[dict[str, dict[str, str]]] = {
     "sweep extend": _PLAN
     | {"added": "How many images were added", "reason": "Why nothing was done, where nothing was"},
     "sweep run": _RUN,
+    "sweep prune": {
+        "lost": "How many images are missing or not as recorded",
+        "removed": "How many rows were removed",
+        "images": "A list of those without a plan: `image`, `run`, `image_path`, `reason`, `plan`",
+        "reason": "Why nothing was removed, where nothing was",
+    },
     "sweep weights": {
         "engine": "The engine as its rows name it",
         "weights": "What was recorded",
@@ -56,6 +65,8 @@ JSON_KEYS: Final[dict[str, dict[str, str]]] = {
         "unknown_weights": "Images by engine of which nobody recorded the weights",
         "beside": "A list: `metric`, `scored`: scores kept beside a column",
         "image_roots": "A list: `prefix`, `folder`, `rows`, `sampled`, `found`, `example`",
+        "lost": "`of`, `checked`, and `images`, a list of those missing or not as recorded: `image`, `run`,"
+        " `image_path`, `reason`, `plan` (whether they can be made again)",
         "agreement": _AGREEMENT,
         "failures": "With `--failed`, a list: `image`, `run`, `engine`, `image_path`, `metric`, `attempts`, `given_up`,"
         " `error`, `tried_at`",

@@ -29,6 +29,7 @@ def status(failed: bool) -> dict[str, Any]:
     with session.migrate().begin(reading=True) as connection:
         counts = status.read_status(connection, session.settings)
         counts["image_roots"] = status.count_image_roots(connection, session.store)
+        counts["lost"] = status.find_lost_images(connection, session.store)
         if failed:
             counts["failures"] = status.failed_scores(connection)
     if not counts["runs"]:

@@ -1,5 +1,6 @@
 """`flexy demo` and `flexy sweep`: plan a sweep, make and score its images."""
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,39 @@ def sweep_weights(engine: str, weights: str) -> dict[str, Any]:
     }
 
 
+@sweep.command("prune")
+@click.argument("sweep_ids", metavar="[SWEEP]...", nargs=-1)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_command
+def sweep_prune(sweep_ids: tuple[str, ...], yes: bool) -> dict[str, Any]:
+    """Remove rows whose picture is gone.
+
+    Of the named sweeps or of all: the rows, with scores, of images whose file is missing or not the one recorded and
+    that have no plan to be made from again.
+    """
+    from flexy_assets.storage import runs, status
+
+    session = Session()
+    database = session.migrate()
+    session.store.check()
+    with database.begin(reading=True) as connection:
+        lost = status.find_lost_images(connection, session.store, sys.maxsize)
+    sweeps = {str(session.find_sweep(sweep_id).id) for sweep_id in sweep_ids}
+    gone = [image for image in lost["images"] if not image["plan"] and (not sweeps or image["run"] in sweeps)]
+    answer: dict[str, Any] = {"lost": len(lost["images"]), "removed": 0, "images": gone}
+    if not gone:
+        reason = f"no image of {lost['of']:,} is gone without a plan: nothing is removed"
+        return answer | {"reason": reason, "text": reason}
+    if len(lost["images"]) == lost["of"]:
+        raise BadInputError(f"no image of {lost['of']:,} is there: check that {session.store} holds the images")
+    question = f"remove the rows of {format_count(len(gone), 'image')} of {lost['of']:,}, with all scores"
+    if not yes and not (sys.stdin.isatty() and click.confirm(f"{gone[0]['reason']}\n{question}?", err=True)):
+        return answer | {"reason": f"would {question}: use --yes", "text": f"would {question}: use --yes"}
+    with database.begin() as connection:
+        answer["removed"] = runs.delete_images(connection, [UUID(image["image"]) for image in gone])
+    return answer | {"text": f"{format_count(answer['removed'], 'row')} removed"}
+
+
 def _read_negative_prompts(file: Path | None) -> tuple[Any, ...]:
     from resources.prompts import read_prompts
 
@@ -211,7 +245,7 @@ def _find_plan(session: Session, sweep_id: str) -> dict[str, Any]:
     if not row.plan:
         raise BadInputError(f"cannot run sweep {sweep_id!r}: it has no plan: plan one with flexy sweep new")
     plan = Sweep.from_json(row.plan).rows(0, row.target or 0)
-    planned = len(generation.images_to_generate(session.database, plan))
+    planned = len(generation.images_to_generate(session.database, session.store, plan))
     batches = plan["batch"].unique(maintain_order=True).to_list()
     return {"run": str(row.id), "engine": row.engine, "target": row.target, "planned": planned, "batches": batches}
 
@@ -235,7 +269,9 @@ def _run_sweep(session: Session, plan: dict[str, Any]) -> dict[str, Any]:
         entry = next(e for e in status.status_by_sweep(connection) if e["run"] == plan["run"])
     images: Collection[GenerationOutcome] = session.work.results.get("generated_images", {}).values()
     tables, scores_computed = session.settings.tables, sum(session.scores_computed().values())
-    entry |= {"images_made": sum(outcome.made for outcome in images), "scores_computed": scores_computed}
+    for kind in ("made", "restored", "replaced"):
+        entry[f"images_{kind}"] = sum(getattr(outcome, kind) for outcome in images)
+    entry |= {"images_missing": _find_plan(session, plan["run"])["planned"], "scores_computed": scores_computed}
     entry |= {"csv": str(tables / "sweep.csv"), "report": str(tables / "sweep_report.html")}
     return entry | {"image_failures": [outcome.failed[-1] for outcome in images if outcome.failed]}
 
@@ -244,15 +280,18 @@ def _summarize(session: Session, entry: dict[str, Any]) -> dict[str, Any]:
     """Return the counts of a sweep that was run, with the text for a person and what is still missing."""
     from flexy_assets.storage import status
 
+    there = entry["target"] - entry["images_missing"]
+    lost = f" ({entry['images_restored']:,} of them lost before, bit for bit)" if entry["images_restored"] else ""
+    lost += f" ({entry['images_replaced']:,} of them unlike the lost ones)" if entry["images_replaced"] else ""
     text = (
-        f"sweep {entry['run'][:8]}: {format_count(entry['images_made'], 'image')} made,"
+        f"sweep {entry['run'][:8]}: {format_count(entry['images_made'], 'image')} made{lost},"
         f" {format_count(entry['scores_computed'], 'score')} computed now;"
-        f" {entry['images']:,} of {format_count(entry['target'], 'image')} done\n"
+        f" {there:,} of {format_count(entry['target'], 'image')} there\n"
         f"CSV     {entry['csv']}\nreport  {entry['report']}\n"
         "lineage and every partition: make ui"
     )
     if entry["image_failures"]:
-        missing_images = entry["target"] - entry["images"]
+        missing_images = entry["images_missing"]
         failed = f"{missing_images} image{'s' * (missing_images > 1)} could not be made: {entry['image_failures'][-1]}"
         return entry | {"text": text, "failed": f"{failed}: run again"}
     missing = {metric: entry[metric]["missing"] + entry[metric]["failed"] for metric in METRICS}

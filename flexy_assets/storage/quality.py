@@ -1,6 +1,6 @@
 """Missing scores, scores out of range, recorded files and duplicates, all counted by the database."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Double, Row, case, cast, func, not_, select
 
 from flexy_assets.storage.runs import in_model_set, prompt_column
 from flexy_assets.storage.scores import MAX_ATTEMPTS, metric_value
-from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_scores, lacks_any_score
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, image_scores, lacks_any_score, metadata
 from resources.metrics import Metric
 from resources.settings import Settings
 
@@ -80,10 +80,20 @@ def missing_scores_of(connection: Connection, metric: str, models: str) -> Missi
 
 
 def recorded_files(connection: Connection, limit: int) -> tuple[int, Sequence[Row[Any]]]:
-    """Return the number of images, and id, image_path and image_sha256 of at most `limit`, drawn at random."""
-    columns = _images.id, _images.image_path, _images.image_sha256
+    """Return the number of images, and id, run_id, image_path, image_sha256 of at most `limit`, drawn at random."""
+    columns = _images.id, _images.run_id, _images.image_path, _images.image_sha256
     count = connection.scalar(select(func.count()).select_from(bench_run_results)) or 0
     return count, connection.execute(select(*columns).order_by(func.random()).limit(limit)).all()
+
+
+def recorded_paths(connection: Connection) -> Iterator[str]:
+    """Yield every path of an image file that a row of any table holds."""
+    for table in metadata.sorted_tables:
+        for column in table.columns:
+            if column.name == "path" and table.name == "edit_candidates":
+                continue  # a number of steps
+            if column.name == "path" or column.name.endswith("_path"):
+                yield from connection.scalars(select(column).where(column.is_not(None)))
 
 
 _SETTINGS = ("steps", "guidance", "scheduler", "seed", "width", "height")

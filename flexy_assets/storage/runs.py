@@ -7,11 +7,11 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy import ColumnElement, Connection, Text, Uuid, func, select, update
+from sqlalchemy import ColumnElement, Connection, Text, Uuid, delete, func, select, update
 
 from flexy_assets.storage.flexyface import RESULTS, RUNS, describe_run, fit_row
 from flexy_assets.storage.sql import upsert, utc_now
-from flexy_assets.storage.tables import bench_run_results, bench_runs
+from flexy_assets.storage.tables import METRIC_COLUMNS, bench_run_results, bench_runs, image_embeddings, image_scores
 from resources.chunks import split_chunks
 from resources.errors import BadInputError
 from resources.settings import Settings
@@ -69,6 +69,39 @@ def find_existing_images(connection: Connection, image_ids: Collection[UUID]) ->
     ids = bench_run_results.c.id
     chunks = split_chunks(list(image_ids), 500)
     return {each for chunk in chunks for each in connection.scalars(select(ids).where(ids.in_(chunk)))}
+
+
+def recorded_files_of(connection: Connection, image_ids: Collection[UUID]) -> dict[UUID, tuple[str, str | None]]:
+    """Return path and SHA-256 of those of `image_ids` that have a row."""
+    images, found = bench_run_results.c, {}
+    for chunk in split_chunks(list(image_ids), 500):
+        rows = select(images.id, images.image_path, images.image_sha256).where(images.id.in_(chunk))
+        found.update({image_id: (path or "", sha256) for image_id, path, sha256 in connection.execute(rows)})
+    return found
+
+
+def replace_image(connection: Connection, row: Mapping[str, Any]) -> None:
+    """Record what an image that was made again is now, and on what, and delete the scores of the lost one."""
+    delete_measurements(connection, [row["id"]])
+    values = {name: value for name, value in row.items() if name not in ("id", "run_id", "image_path")}
+    values |= dict.fromkeys(METRIC_COLUMNS) | {"metrics_status": "pending", "metrics_updated_at": utc_now()}
+    connection.execute(update(RESULTS).where(RESULTS.c.id == row["id"]).values(fit_row(connection, RESULTS, values)))
+
+
+def delete_measurements(connection: Connection, image_ids: Collection[UUID], only_failed: bool = False) -> None:
+    """Delete scores, failures and embeddings of images; with `only_failed` the failures alone: they are tried again."""
+    for chunk in split_chunks(list(image_ids), 500):
+        scores = delete(image_scores).where(image_scores.c.image_id.in_(chunk))
+        connection.execute(scores.where(image_scores.c.value.is_(None)) if only_failed else scores)
+        if not only_failed:
+            connection.execute(delete(image_embeddings).where(image_embeddings.c.image_id.in_(chunk)))
+
+
+def delete_images(connection: Connection, image_ids: Collection[UUID]) -> int:
+    """Delete rows with all that was measured of them; return how many there were."""
+    delete_measurements(connection, image_ids)
+    rows = (delete(RESULTS).where(RESULTS.c.id.in_(chunk)) for chunk in split_chunks(list(image_ids), 500))
+    return sum(connection.execute(statement).rowcount for statement in rows)
 
 
 def record_weights(connection: Connection, engine: str, weights: str) -> int:

@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Integer, and_, case, exists, func, or_, select
 
 from flexy_assets.storage.makers import list_beside
-from flexy_assets.storage.quality import missing_scores_of
+from flexy_assets.storage.quality import missing_scores_of, recorded_files
 from flexy_assets.storage.runs import in_model_set, list_sweeps
 from flexy_assets.storage.scores import EMBEDDING_METRIC, MAX_ATTEMPTS, score_value
 from flexy_assets.storage.tables import bench_run_results, image_embeddings, image_scores, lacks_any_score, unsettled
@@ -18,6 +18,9 @@ from resources.settings import Settings
 STEPS_PER_BUCKET = 8
 SAMPLED_FILES = 64
 """Files of each root that are looked for on disk."""
+
+MAX_FILES = 2_000
+"""Files read at most to find lost ones."""
 
 _FAILED = and_(image_scores.c.error.is_not(None), image_scores.c.attempts > 0)
 
@@ -232,6 +235,24 @@ def count_image_roots(connection: Connection, store: ImageStore) -> list[dict[st
             entry | {"sampled": len(paths), "found": len(paths) - len(lost), "example": lost[0] if lost else None}
         )
     return table
+
+
+def find_lost_images(connection: Connection, store: ImageStore, limit: int = MAX_FILES) -> dict[str, Any]:
+    """Return the lost among at most `limit` images, drawn at random: of, checked, and for each image what to do.
+
+    An image is lost whose file is missing or not as recorded; nothing is looked for without an image root. Each has
+    image, run, image_path, reason, and whether its sweep has a `plan` to make it from again.
+    """
+    count, rows = recorded_files(connection, limit) if _is_usable(store) else (0, [])
+    errors = store.find_lost([(row.image_path or "", row.image_sha256) for row in rows])
+    planned = {sweep.id for sweep in list_sweeps(connection) if sweep.plan}
+    images = [
+        {"image": str(row.id), "run": str(row.run_id) if row.run_id else None, "image_path": row.image_path}
+        | {"reason": str(error), "plan": row.run_id in planned}
+        for row, error in zip(rows, errors, strict=True)
+        if error
+    ]
+    return {"of": count, "checked": len(rows), "images": sorted(images, key=lambda image: image["image_path"])}
 
 
 def _is_usable(images: ImageStore) -> bool:

@@ -236,7 +236,7 @@ def plan_sweep(work: Work, instance: dg.DagsterInstance, config: SweepConfig) ->
     plan = sweep.rows(0, target)
     batches = plan["batch"].unique(maintain_order=True).to_list()
     instance.add_dynamic_partitions(SEED_BATCHES, batches)
-    to_generate = generation.images_to_generate(work.database, plan)
+    to_generate = generation.images_to_generate(work.database, work.store, plan)
     ignored = ", ".join(sorted(registry.MODELS[sweep.engine].ignored_settings))
     metadata: dict[str, Any] = {
         "sweep": str(sweep.run_id),
@@ -264,14 +264,19 @@ def sweep_plan(context: dg.AssetExecutionContext, config: SweepConfig, work: dg.
 
 @dg.asset(group_name="sweep", kinds={"diffusers", "table"}, deps=[sweep_plan], **_BATCHED)
 def generated_images(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]) -> None:
-    """Image files and their rows in `bench_run_results`; existing ones are not generated again."""
+    """Image files and their rows in `bench_run_results`; existing ones are not generated again.
+
+    One whose file is missing or not as recorded is made again from its plan.
+    """
     generate_partitions(work, context.partition_keys, partial(report_partition, context))
 
 
 def generate_partitions(work: Work, batches: Sequence[str], report: Report) -> None:
-    """Make the images of the partitions that do not exist."""
+    """Make the images of the partitions that do not exist or are lost."""
     plans = {batch: _find_plan(work.database, batch) for batch in batches}
-    plans_to_generate = {batch: generation.images_to_generate(work.database, plan) for batch, plan in plans.items()}
+    plans_to_generate = {
+        batch: generation.images_to_generate(work.database, work.store, plan) for batch, plan in plans.items()
+    }
     with work.slot, progress_bar("images generated", sum(map(len, plans_to_generate.values()))) as bar:
         for batch, plan in plans_to_generate.items():
             outcome = GenerationOutcome()
@@ -303,6 +308,8 @@ def _images_metadata(database: Database, images: ImageStore, batch: str, outcome
     read = images.read_many([(path, None) for path in sample["image_path"]])
     readable = [image for image in read if not isinstance(image, Exception)]
     metadata: dict[str, Any] = {"images": len(rows), "images generated": outcome.made}
+    if outcome.restored or outcome.replaced:
+        metadata |= {"lost images made again": outcome.restored, "lost images replaced": outcome.replaced}
     if outcome.failed:
         metadata |= {"images failed": len(outcome.failed), "last error": outcome.failed[-1]}
     for setting in ("steps", "guidance"):
@@ -423,6 +430,7 @@ def sweep_scores(context: dg.AssetExecutionContext, work: dg.ResourceParam[Work]
         scores = read_scores(connection, work.settings)
         counts = status.read_status(connection, work.settings)
         counts["image_roots"] = status.count_image_roots(connection, work.store)
+        counts["lost"] = status.find_lost_images(connection, work.store)
     tables = status_tables(counts)
     shown = {name: dg.MetadataValue.md(format_markdown_table(table)) for name, table in tables.items()}
     context.add_output_metadata({"summary": status_summary(counts)} | shown)

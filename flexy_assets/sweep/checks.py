@@ -65,8 +65,25 @@ def files_as_recorded(database: Database, images: ImageStore, settings: Settings
     if not changed:
         return CheckOutcome(None, metadata)
     error = f"{len(changed):,} files are missing or changed (checked: {checked})"
-    remedy = f"restore them below {images}, or delete their rows"
+    remedy = f"run their partitions of generated_images or flexy sweep run, or restore them below {images}"
     return CheckOutcome(f"{error}: {remedy}", metadata | {"first rows": _table(changed[:SHOWN_ROWS])})
+
+
+def no_unnamed_files(database: Database, images: ImageStore, settings: Settings) -> CheckOutcome:
+    """Every file below the image root is named by a row: no row is lost, and no killed run's file is left."""
+    files = set(images.list_files())
+    count, prefixes = len(files), images.own_prefixes()
+    if files:
+        with database.begin(reading=True) as connection:
+            for path in quality.recorded_paths(connection):
+                prefix = next((each for each in prefixes if path.startswith(f"{each}/")), None)
+                files.discard(path[len(prefix) + 1 :] if prefix else path)
+    metadata: dict[str, Any] = {"files": count, "unnamed": len(files)}
+    if not files:
+        return CheckOutcome(None, metadata)
+    metadata["first files"] = _table({"path": path} for path in sorted(files)[:SHOWN_ROWS])
+    error = f"{len(files):,} of {count:,} files below {images} are named by no row, for example {min(files)}"
+    return CheckOutcome(f"{error}: run their sweeps, which makes the rows of planned ones, or remove them", metadata)
 
 
 def no_duplicates(database: Database, images: ImageStore, settings: Settings) -> CheckOutcome:
@@ -187,7 +204,7 @@ def known_maker(scores: MetricScores) -> CheckOutcome:
 Checks = Mapping[Callable[..., CheckOutcome], dg.AssetCheckSeverity]
 """Checks and how severe a failure of each is."""
 
-IMAGE_CHECKS: Checks = {files_as_recorded: ERROR, no_duplicates: WARN}
+IMAGE_CHECKS: Checks = {files_as_recorded: ERROR, no_unnamed_files: WARN, no_duplicates: WARN}
 SCORE_CHECKS: Checks = {known_maker: ERROR, in_range: ERROR, no_missing_scores: WARN, no_drift: WARN}
 
 

@@ -10,7 +10,7 @@ from weakref import WeakSet
 import polars as pl
 
 from flexy_assets.storage.flexyface import record_run_status
-from flexy_assets.storage.runs import add_images, find_existing_images
+from flexy_assets.storage.runs import add_images, delete_measurements, recorded_files_of, replace_image
 from resources.database import Database
 from resources.engines import Engine, ImageRequest
 from resources.errors import FlexyError
@@ -25,11 +25,18 @@ _warm_engines: WeakSet[Any] = WeakSet()
 """Engines that have made a call: their first is several times as long as the next."""
 
 
-def images_to_generate(database: Database, plan: pl.DataFrame) -> pl.DataFrame:
-    """Return the plan's rows without an image."""
+def images_to_generate(database: Database, store: ImageStore, plan: pl.DataFrame) -> pl.DataFrame:
+    """Return the plan's rows without an image, and those whose file is missing or not as recorded.
+
+    Raises `BadInputError` where there are images and no image root: all of them would look lost.
+    """
     with database.begin(reading=True) as connection:
-        existing = find_existing_images(connection, [UUID(image_id) for image_id in plan["image_id"]])
-    return plan.filter(~pl.col("image_id").is_in([str(image_id) for image_id in existing]))
+        files = recorded_files_of(connection, [UUID(image_id) for image_id in plan["image_id"]])
+    if files:
+        store.check()
+    errors = store.find_lost(list(files.values()))
+    intact = [str(image_id) for image_id, error in zip(files, errors, strict=True) if error is None]
+    return plan.filter(~pl.col("image_id").is_in(intact))
 
 
 def chunk_plan(plan: pl.DataFrame, size: int) -> Iterator[list[dict[str, Any]]]:
@@ -42,10 +49,15 @@ def chunk_plan(plan: pl.DataFrame, size: int) -> Iterator[list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class GenerationOutcome:
-    """What one pass made of a batch; `failed` are the reasons of the images that could not be made."""
+    """What one pass made of a batch; `failed` are the reasons of the images that could not be made.
+
+    `restored` of the `made` are the lost images again, bit for bit; `replaced` differ from them.
+    """
 
     made: int = 0
     failed: tuple[str, ...] = ()
+    restored: int = 0
+    replaced: int = 0
 
 
 def describe_provenance(model: LocalModel, slot: ModelSlot) -> dict[str, Any]:
@@ -64,14 +76,16 @@ def generate_images(
     """Make the images of `plan`: file first, then row, so that a row never lacks its file.
 
     A kill costs at most the chunk under way; its files are written over when it is made again. An image that
-    alone is too much for the memory fails alone and has no row, so that the next run tries it again. `on_progress`
-    hears how many images each chunk added; `provenance` are columns of every row. The first call of an engine is made
-    twice, with few steps the first time, so that no row holds a time that is not the image's. Raises `FlexyError`
-    where a file cannot be written.
+    alone is too much for the memory fails alone and has no row, so that the next run tries it again. A lost image that
+    is made again, bit for bit, keeps its row and scores; one that differs, as on another GPU, is recorded as what it is
+    now, and its scores are missing. `on_progress` hears how many images each chunk added; `provenance` are columns of
+    every row. The first call of an engine is made twice, with few steps the first time, so that no row holds a time
+    that is not the image's. Raises `FlexyError` where a file cannot be written.
     """
     for batch in plan["batch"].unique():
         store.discard_unfinished(batch)
     made, failed = 0, []
+    restored = replaced = 0
     halving = HalvingBatches(engine.batch_size)
 
     def timed(requests: Sequence[ImageRequest]) -> list[tuple[Any, dict[str, Any]]]:
@@ -101,9 +115,15 @@ def generate_images(
                 | dict(provenance or {})
             )
         with database.begin() as connection:
+            lost = recorded_files_of(connection, [row["id"] for row in written])
             add_images(connection, written)
+            same = [row["id"] for row in written if lost.get(row["id"], ("", ""))[1] == row["image_sha256"]]
+            delete_measurements(connection, same, only_failed=True)
+            for row in written:
+                if row["id"] in lost and row["id"] not in same:
+                    replace_image(connection, row)
             for run_id in {row["run_id"] for row in written}:
                 record_run_status(connection, run_id)
-        made += len(written)
+        made, restored, replaced = made + len(written), restored + len(same), replaced + len(lost) - len(same)
         on_progress(len(written))
-    return GenerationOutcome(made, tuple(failed))
+    return GenerationOutcome(made, tuple(failed), restored, replaced)

@@ -1,5 +1,6 @@
 """The state of all sweeps as tables and in a sentence, from what `storage.status.read_status` counts."""
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from shlex import quote
@@ -8,6 +9,8 @@ from typing import Any
 from flexy_assets.reporting.formatting import format_count
 from flexy_assets.reporting.text_tables import TableRows
 from resources.metrics.sweep import METRICS
+
+SHOWN_LOST = 20
 
 
 def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
@@ -41,7 +44,12 @@ def status_tables(counts: Mapping[str, Any]) -> dict[str, TableRows]:
         | {name.replace("_", " "): each[name] for name in ("sampled", "agreeing", "mean_difference", "correlation")}
         for metric, each in counts.get("agreement", {}).items()
     ]
-    tables: dict[str, TableRows] = {"scores": counts["metrics"]} | ({"existing scores": makers} if makers else {})
+    lost = [
+        {"run": (image["run"] or "none")[:8], "reason": image["reason"]}
+        for image in counts.get("lost", {"images": ()})["images"][:SHOWN_LOST]
+    ]
+    tables: dict[str, TableRows] = {"lost images": lost} if lost else {}
+    tables |= {"scores": counts["metrics"]} | ({"existing scores": makers} if makers else {})
     tables |= {"sweeps": sweeps, "scores by sweep": progress, "by steps (means)": counts["steps"], "newest": newest}
     return tables | {"beside the columns": counts.get("beside", []), "image roots": roots}
 
@@ -70,6 +78,8 @@ def status_summary(counts: Mapping[str, Any]) -> str:
     for engine, count in counts.get("unknown_weights", {}).items():
         remedy = f"name them with flexy sweep weights {quote(engine)} NAME"
         lines.append(f"images of {engine} ({count:,}) were made by unknown weights: {remedy}")
+    if lines_of_lost := _describe_lost(counts.get("lost")):
+        lines.append(lines_of_lost)
     for root in counts.get("image_roots", ()):
         if root["rows"] and not root["folder"]:
             lines.append(
@@ -77,3 +87,17 @@ def status_summary(counts: Mapping[str, Any]) -> str:
                 " give their folder in FLEXY_IMAGES or FLEXY_IMAGE_ROOTS"
             )
     return "\n".join(lines)
+
+
+def _describe_lost(lost: Mapping[str, Any] | None) -> str:
+    """Return how many images are lost and what to do; empty where none is."""
+    if not lost or not lost["images"]:
+        return ""
+    checked = "all" if lost["checked"] == lost["of"] else f"a random {lost['checked']:,} of {lost['of']:,}"
+    text = f"images whose file is missing or not as recorded: {len(lost['images']):,} (checked: {checked})"
+    for sweep, count in Counter(image["run"] for image in lost["images"] if image["plan"]).items():
+        text += f"; flexy sweep run {sweep[:8]} makes {count:,} again"
+    if unplanned := sum(not image["plan"] for image in lost["images"]):
+        them, rows = ("it", "its row") if unplanned == 1 else ("them", "their rows")
+        text += f"; {unplanned:,} without a plan: restore {them}, or remove {rows} with flexy sweep prune"
+    return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -34,7 +35,7 @@ from tests.conftest import on_sqlite
 Adder = Callable[..., list[UUID]]
 SCORED = dict.fromkeys(METRIC_COLUMNS, 0.5)
 OF_SCORES = ("known_maker", "in_range", "no_missing_scores", "no_drift")
-OF_IMAGES = ("generated_images:files_as_recorded", "generated_images:no_duplicates")
+OF_IMAGES = tuple(f"generated_images:{check}" for check in ("files_as_recorded", "no_unnamed_files", "no_duplicates"))
 ALL = {*OF_IMAGES, *(f"{metric}s:{check}" for metric in METRICS for check in OF_SCORES)}
 PATH = "4b7193fd_0000/000000.png"
 
@@ -132,6 +133,7 @@ def test_sound_rows_pass_every_check(house: House, sound: Adder) -> None:
 
 
 def test_a_database_that_nobody_has_used_passes(empty_house: House) -> None:
+    shutil.rmtree(empty_house.home / "images")
     assert empty_house.failed() == {}
 
 
@@ -248,9 +250,21 @@ def test_a_file_that_is_gone_is_named(house: House, sound: Adder) -> None:
     (lost,) = sound(1, image_path="4b7193fd_0000/000009.png")
     found = house.the_failed(FILES, "ERROR")
     assert "1 files are missing or changed" in found.description
-    assert "restore them" in found.description
+    assert "flexy sweep run, or restore them" in found.description
     for words in (str(lost), "4b7193fd_0000/000009.png", "No such file"):
         assert words in found.metadata["first rows"].value
+
+
+@on_sqlite
+def test_a_file_that_no_row_names_is_found(house: House, sound: Adder) -> None:
+    images = ImageStore(str(house.home / "images"))
+    sound(1)
+    sound(1, image_path=f"{images.own_prefixes()[0]}/full.png", image_sha256=None)
+    for path in ("full.png", "faces/extra.png"):
+        images.write(path, Image.new("RGB", (8, 8)))
+    found = house.the_failed("generated_images:no_unnamed_files", "WARN")
+    assert "1 of 3 files below" in found.description
+    assert "for example faces/extra.png" in found.description
 
 
 @on_sqlite
@@ -259,6 +273,7 @@ def test_a_file_that_was_altered_is_told_by_its_hash_and_only_where_one_is_recor
     ImageStore(str(house.home / "images")).write(other, Image.new("RGB", (8, 8), "blue"))
     (altered,) = sound(1, image_path=other)
     sound(1, image_path=other, image_sha256=None)
+    sound(1, image_sha256=None)
     found = house.the_failed(FILES, "ERROR")
     assert found.metadata["missing or changed"].value == 1
     assert found.metadata["with a recorded hash"].value == 1

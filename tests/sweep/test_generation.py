@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +22,8 @@ from sqlalchemy import select
 from flexy_assets.cli.app import main
 from flexy_assets.storage.migrate import migrate
 from flexy_assets.storage.runs import save_sweep
-from flexy_assets.storage.tables import bench_run_results
+from flexy_assets.storage.scores import ScoredImage, record_scores
+from flexy_assets.storage.tables import bench_run_results, image_scores
 from flexy_assets.sweep.generation import (
     GenerationOutcome,
     chunk_plan,
@@ -31,6 +34,7 @@ from flexy_assets.sweep.generation import (
 from flexy_assets.sweep.plan import SettingRange, Sweep
 from resources.database import Database
 from resources.engines import ImageRequest
+from resources.errors import BadInputError
 from resources.images import ImageStore
 from resources.metrics.sweep import METRICS
 from resources.models import registry
@@ -58,6 +62,13 @@ class Painter:
         if self.slow_start and len(self.made) == 1:
             time.sleep(0.2)
         return [drawn(request.seed, request.width, request.height) for request in requests]
+
+
+class Repainter(Painter):
+    """Draws other pictures than the painter, as another GPU may."""
+
+    def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        return [image.rotate(180).convert("L").convert("RGB") for image in super().generate(requests)]
 
 
 def drawn(seed: int, width: int, height: int) -> Image.Image:
@@ -92,7 +103,7 @@ def rows(database: Database) -> dict[str, dict[str, Any]]:
 def made(database: Database, store: ImageStore, engine: Painter, plan: pl.DataFrame) -> GenerationOutcome:
     """One pass over what the plan lacks; the bar hears of every image made."""
     progress: list[int] = []
-    outcome = generate_images(database, store, engine, images_to_generate(database, plan), progress.append)
+    outcome = generate_images(database, store, engine, images_to_generate(database, store, plan), progress.append)
     assert sum(progress) == outcome.made
     return outcome
 
@@ -130,7 +141,39 @@ def test_an_image_that_alone_is_too_much_fails_alone_and_is_tried_again_by_itsel
     assert made(database, store, engine, plan) == GenerationOutcome(1)
     assert [[request.prompt for request in call] for call in engine.made] == [["a giant"]] * 2
     assert {path: row for path, row in rows(database).items() if path != giant["image_path"]} == there
-    assert images_to_generate(database, plan).is_empty()
+    assert images_to_generate(database, store, plan).is_empty()
+
+
+def test_what_is_lost_is_made_again_and_what_differs_is_scored_anew(database: Database, store: ImageStore) -> None:
+    plan = planned(database, SWEEP, 6)
+    made(database, store, Painter(giants=True), plan)
+    paths, before = plan["image_path"].to_list(), rows(database)
+    ids = [before[path]["id"] for path in paths]
+    with database.begin() as connection:
+        record_scores(connection, "clip_score", "scorer", [ScoredImage(ids[0], 0.25), ScoredImage(ids[3], 0.5)])
+        record_scores(connection, "hps_v2_score", "scorer", [ScoredImage(ids[0], None, "the file is gone")])
+    before = rows(database)
+    files = [Path(store.root, path) for path in paths]
+    files[0].unlink()
+    files[1].write_bytes(files[2].read_bytes())
+    os.truncate(files[3], 40)
+    assert images_to_generate(database, store, plan)["image_path"].to_list() == [paths[0], paths[1], paths[3]]
+    assert made(database, store, Painter(giants=True), plan) == GenerationOutcome(3, restored=3)
+    assert rows(database) == before
+    with database.begin(reading=True) as connection:
+        assert connection.scalars(select(image_scores.c.error).where(image_scores.c.error.is_not(None))).all() == []
+
+    files[3].unlink()
+    outcome = generate_images(database, store, Repainter(giants=True), plan.slice(3, 1), lambda _: None)
+    assert outcome == GenerationOutcome(1, replaced=1)
+    after = rows(database)
+    row = after.pop(paths[3])
+    assert row["clip_score"] is None and row["image_sha256"] != before.pop(paths[3])["image_sha256"]
+    assert after == before and images_to_generate(database, store, plan).is_empty()
+
+    shutil.rmtree(store.root)
+    with pytest.raises(BadInputError, match=r"the image root .* does not exist"):
+        images_to_generate(database, store, plan)
 
 
 def test_no_guidance_reaches_the_engine_as_none_and_stays_null(database: Database, store: ImageStore) -> None:

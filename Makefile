@@ -25,13 +25,15 @@ endif
 demo: $(VENV)/.installed
 	$(BIN)/flexy demo
 
-# The file server does not get the Ctrl-C, so the shell ends it.
+# The file server does not get the Ctrl-C, so the shell ends it. Dagster would print two lines a tick, and that `dg dev`,
+# of a package that nothing else here needs, has superseded this command.
 ui up: $(VENV)/.installed
 	@mkdir -p $(FLEXY_DAGSTER_STORAGE) $(FLEXY_HOME)/assets
-	@echo "Dagster: http://$(HOST):$(PORT)   report, CSV and tables: http://$(HOST):$(FILES_PORT)"
+	@echo "in a few seconds: Dagster http://$(HOST):$(PORT)   report, CSV and tables http://$(HOST):$(FILES_PORT)"
 	@$(BIN)/python -m resources.http.file_server $(FLEXY_HOME)/assets --host $(HOST) --port $(FILES_PORT) & \
 		files=$$!; trap "kill $$files" EXIT; trap : INT; \
-		$(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT)
+		PYTHONWARNINGS='ignore:Function ' \
+		$(BIN)/dagster dev --workspace workspace.yaml --host $(HOST) --port $(PORT) --log-level warning
 
 # `up` is `ui` with Dagster's bookkeeping in Postgres: see docs/operations.md.
 up: export DAGSTER_HOME := $(CURDIR)/deploy/postgres

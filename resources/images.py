@@ -20,6 +20,7 @@ from resources.files import describe_os_error, file_sha256, open_regular, resolv
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
     from resources.settings import Settings
 
@@ -221,23 +222,22 @@ class ImageStore:
 
     def _decode(self, path: str, sha256: str | None, convert: Callable[[Image], Image] | None = None) -> Image:
         """Return the first frame of an image, rotated as EXIF says and converted."""
-        from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+        from PIL import ImageOps, UnidentifiedImageError
 
-        PngImagePlugin.MAX_TEXT_CHUNK = MAX_CHUNK_BYTES
         content, (_, located) = self.content(path, sha256), self._find(path)
         file_format = ""
         try:
-            file = Image.open(io.BytesIO(content))
+            file = open_image(content)
             file_format = f" ({file.format})"
             if file.width * file.height > MAX_PIXELS:
                 raise UnreadableImageError(f"claims {file.width}×{file.height} pixels: make it smaller")
-            image: Image.Image = ImageOps.exif_transpose(file)
+            image: Image = ImageOps.exif_transpose(file)
             image.load()
             return convert(image) if convert else image
         except UnreadableImageError as error:
             raise UnreadableImageError(f"image {located} {error}") from None
         except UnidentifiedImageError:
-            raise UnreadableImageError(f"cannot decode image {located}: it is {_describe_format(content)}") from None
+            raise UnreadableImageError(f"cannot decode image {located}: it is {describe_format(content)}") from None
         # Pillow's decoders raise almost any exception on a broken file.
         except Exception as error:
             raise UnreadableImageError(f"cannot decode image {located}{file_format}: {error}") from error
@@ -302,7 +302,15 @@ def _describe_unreadable(located: str, error: OSError) -> UnreadableImageError:
     return kind(f"cannot read image {located}: {error.strerror or error}")
 
 
-def _describe_format(content: bytes) -> str:
+def open_image(content: bytes, formats: tuple[str, ...] | None = None) -> ImageFile:
+    """Return an image file that is not decoded yet; texts and colour profiles are read up to `MAX_CHUNK_BYTES`."""
+    from PIL import Image, PngImagePlugin
+
+    PngImagePlugin.MAX_TEXT_CHUNK = MAX_CHUNK_BYTES
+    return Image.open(io.BytesIO(content), formats=formats)
+
+
+def describe_format(content: bytes) -> str:
     """Return what a file is that no decoder knows."""
     start = content[:64].lstrip().lower()
     if start[4:8] == b"ftyp":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
-import io
 import os
 import re
 import socket
@@ -41,7 +40,7 @@ from resources.http.public_addresses import (
     resolve_host,
     url_origin,
 )
-from resources.images import MAX_PIXELS, ImageStore
+from resources.images import MAX_PIXELS, ImageStore, describe_format, open_image
 
 if TYPE_CHECKING:
     from resources.label_studio.client import LabelStudioClient
@@ -278,14 +277,14 @@ def _is_upload(path: str, base: str) -> bool:
 
 def decode_image(content: bytes, name: str) -> DownloadedImage:
     """Return `content` as an image that decodes. Raises `DownloadError` naming `name` where it does not."""
-    from PIL import Image
+    from PIL import UnidentifiedImageError
 
     if not content:
         raise DownloadError(f"{name} is empty: use the URL of an image")
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body)", content[:200], re.IGNORECASE):
         raise DownloadError(f"{name} is HTML, not an image: use the URL of the image itself")
     try:
-        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as file:
+        with open_image(content, IMAGE_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise DownloadError(f"{name} claims {file.width}×{file.height} pixels: make it smaller")
             file.load()
@@ -295,9 +294,9 @@ def decode_image(content: bytes, name: str) -> DownloadedImage:
         raise
     # Pillow's decoders raise almost any exception on a broken file.
     except Exception as error:
-        raise DownloadError(
-            f"{name} cannot be decoded ({type(error).__name__}): use one of {', '.join(IMAGE_FORMATS)}"
-        ) from None
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"it is {describe_format(content)}" if unknown else type(error).__name__
+        raise DownloadError(f"{name} cannot be decoded ({reason}): use one of {', '.join(IMAGE_FORMATS)}") from None
     return DownloadedImage(content, hashlib.sha256(content).hexdigest(), kind, width, height)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from resources.errors import BadInputError
+from resources.files import open_regular
 from resources.json_lines import BadLineError, identifier_field, integer_field, parse_json, text_field
 from resources.prompts import MAX_PROMPT
 
@@ -116,7 +117,8 @@ def read_export_file(path: Path) -> tuple[list[LabelTask], list[TaskProblem]]:
     try:
         if path.stat().st_size > MAX_EXPORT_BYTES:
             raise BadInputError(f"{path} is larger than {MAX_EXPORT_BYTES} bytes: export fewer tasks at a time")
-        content = path.read_bytes()
+        with open_regular(path, MAX_EXPORT_BYTES) as file:
+            content = file.read()
     except OSError as error:
         raise BadInputError(f"cannot read {path}: {error.strerror}: name a Label Studio export") from None
     try:

@@ -143,6 +143,8 @@ def flexy(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRe
     # Set, so that what the command itself sets by default is undone with them.
     monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
     monkeypatch.setenv("FLEXY_DAGSTER_STORAGE", str(home / "dagster"))
+    # So wide that no table is broken.
+    monkeypatch.setenv("COLUMNS", "250")
 
     def flexy(*arguments: str) -> Result:
         result = CliRunner().invoke(main, arguments, prog_name="flexy")

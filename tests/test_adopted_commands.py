@@ -70,7 +70,7 @@ def test_backfill_computes_what_is_missing_and_replaces_nothing(
     found = answer(flexy, "status")
     assert found["totals"] == {"images": IMAGES, "runs": 2, "complete": IMAGES}
     shown = flexy("status").stdout
-    for heading in ("scores", "runs", "by steps (means)", "newest"):
+    for heading in ("scores", "sweeps", "by steps (means)", "newest"):
         assert f"\n{heading}\n" in shown
     with adopted.begin(reading=True) as connection:
         prompts = set(connection.scalars(sa.text("SELECT prompt FROM bench_run_results")))
@@ -103,6 +103,7 @@ def test_rescore_replaces_exactly_the_confirmed_number(flexy: Flexy, adopted: Da
         connection.exec_driver_sql(f"UPDATE bench_run_results SET clip_score = clip_score + 0.1 WHERE {theirs}")
     old = column(adopted, "hps_v2_score") | column(adopted, "clip_score")
     asked = answer(flexy, "rescore", "clip_score")
+    assert f"use --replace {IMAGES}" in asked.pop("reason")
     assert asked == {"replaces": IMAGES, "retries": 0, "scores_computed": 0}
     assert f"would replace {IMAGES} scores of clip_score" in flexy("rescore", "clip_score").stdout
     wrong = flexy("rescore", "clip_score", "--replace", str(IMAGES - 1))

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Flexy
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GENERATED = ("commands.md", "assets.md", "columns.md")
@@ -36,18 +34,3 @@ def test_the_readme_has_at_most_100_lines_and_two_small_pictures() -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert link.startswith("https://") or (page.parent / link).exists() or Path(link).name in GENERATED, link
-
-
-def test_every_command_in_the_pages_exists(flexy: Flexy) -> None:
-    known = {"activate"}
-    for page in PAGES:
-        for block in shell_blocks(page.read_text(encoding="utf-8")):
-            for line in block:
-                words = re.match(r"flexy ((?:sweep|inpaint|models) )?([a-z]+)", line)
-                if words and words[0] not in known:
-                    known.add(words[0])
-                    result = flexy(*words[0].split()[1:], "--help")
-                    assert result.exit_code == 0, f"{page.name}: {words[0]}: {result.output}"
-                for module in re.findall(r"python -m benchmarks\.(\w+)", line):
-                    assert (ROOT / "benchmarks" / f"{module}.py").exists(), module
-    assert len(known) > 15

@@ -26,7 +26,7 @@ def format_text_table(table: TableRows, width: int | None = None) -> str:
     room = width - 2 * (len(names) - 1)
     # A number, and the words of the first column, by which a row is found, stay in one line.
     whole = [max(len(row[index]) for row in cells) for index in range(len(names))]
-    whole_words = max(len(word) for row in cells for word in row[0].split() or [""])
+    whole_words = max(len(word) for row in cells for word in re.split("[ /]", row[0]))
     least = [
         max(
             *map(len, re.findall("[^ _]+_?", name)),

@@ -263,15 +263,16 @@ class TrialConfig(dg.Config):
 
 @dg.op(pool="gpu", out=dg.Out(dg.Nothing))
 def trial(context: dg.OpExecutionContext, config: TrialConfig, work: dg.ResourceParam[Work]) -> None:
-    """Generate one image unless it exists, compute its missing scores, and show it with the last trials."""
+    """Generate one image unless it is there, compute its missing scores, and show it with the last trials."""
     trial_settings, errors = config.trial(work.settings), []
     migrate(work.database)
     with work.database.begin(reading=True) as connection:
         existing_id = gallery.find_same_settings(connection, work.settings, trial_settings.to_json())
-    if existing_id is None:
+    # A sweep's image is left to its sweep, and so are its scores.
+    is_own = existing_id in (None, trial_settings.image_id)
+    if is_own and len(generation.images_to_generate(work.database, work.store, trial_settings.row())):
         _generate_trial(context, work, trial_settings)
-    # The scores of a sweep's image are left to its sweep.
-    if existing_id in (None, trial_settings.image_id):
+    if is_own:
         errors = _score_all(context, work, [trial_settings.batch])
     with work.database.begin(reading=True) as connection:
         (card,) = gallery.cards_of_images(connection, work.settings, [existing_id or trial_settings.image_id])

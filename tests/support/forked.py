@@ -348,6 +348,7 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], new_ses
     status = 0
     try:
         if kind == "-m":
+            sys.modules.pop(what, None)  # runpy would warn of a module that is imported
             sys.argv = [what, *others]
             runpy.run_module(what, run_name="__main__", alter_sys=True)
         else:

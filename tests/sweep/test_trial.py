@@ -185,6 +185,15 @@ def test_what_was_made_before_is_not_made_again_whoever_made_it(house: House, fi
     assert house.rows() == there
 
 
+def test_a_lost_trial_is_made_again(house: House, first: dg.ExecuteInProcessResult) -> None:
+    there = house.rows()
+    file = Path(Settings.read().images, there[0]["image_path"])
+    picture = file.read_bytes()
+    file.unlink()
+    assert house.run(prompt="a red circle", seed=7, steps=2).success
+    assert (house.rows(), file.read_bytes()) == (there, picture)
+
+
 def test_nothing_of_the_trials_run_is_still_to_be_made(house: House, first: dg.ExecuteInProcessResult) -> None:
     from flexy_assets.sweep.assets import generated_images
 

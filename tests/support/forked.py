@@ -350,6 +350,8 @@ def _run(arguments: list[str], folder: str, environment: dict[str, str], new_ses
         if kind == "-m":
             sys.modules.pop(what, None)  # runpy would warn of a module that is imported
             sys.argv = [what, *others]
+            # What was imported before the fork is run again as the program, without runpy's warning.
+            sys.modules.pop(what, None)
             runpy.run_module(what, run_name="__main__", alter_sys=True)
         else:
             sys.argv = [kind, *others]

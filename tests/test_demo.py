@@ -36,7 +36,7 @@ from tests.support.browser import Browser
 from tests.support.notebooks import drawn, executed
 from tests.test_readme import shell_blocks
 
-pytestmark = [pytest.mark.slow(seconds=180), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow(seconds=300), pytest.mark.timeout(900)]
 
 GROUPS = ("sweep", "scores", "results", "edits", "labels")
 STILL = "document.getAnimations().every(each => !(each instanceof CSSTransition))"
@@ -89,6 +89,8 @@ def ui(browser: Browser, drawn_figures: None, tmp_path_factory: pytest.TempPathF
             time.sleep(0.2)
         browser.resize(1600, 1000)
         yield UI(address, home)
+        # Its page would go on asking servers that have ended.
+        browser.open("about:blank")
 
 
 @pytest.fixture(scope="module")

@@ -165,9 +165,7 @@ class ImageStore:
         A file that has these bytes already is left alone. Otherwise they are on disk (temporary file, fsync, rename)
         before this returns. Raises `FlexyError` where they cannot be written, for example on a full disk.
         """
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG", compress_level=4)
-        return self.keep(path, buffer.getvalue())
+        return self.keep(path, encode_png(image))
 
     def keep(self, path: str, content: bytes) -> str:
         """Write an image file unchanged; otherwise as `write`."""
@@ -300,6 +298,13 @@ class ImageStore:
 def _describe_unreadable(located: str, error: OSError) -> UnreadableImageError:
     kind = LostImageError if isinstance(error, FileNotFoundError | NotADirectoryError) else UnreadableImageError
     return kind(f"cannot read image {located}: {error.strerror or error}")
+
+
+def encode_png(image: Image) -> bytes:
+    """Return the file that `ImageStore.write` writes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
 
 
 def open_image(content: bytes, formats: tuple[str, ...] | None = None) -> ImageFile:

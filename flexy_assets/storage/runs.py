@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -77,6 +78,15 @@ def recorded_files_of(connection: Connection, image_ids: Collection[UUID]) -> di
     for chunk in split_chunks(list(image_ids), 500):
         rows = select(images.id, images.image_path, images.image_sha256).where(images.id.in_(chunk))
         found.update({image_id: (path or "", sha256) for image_id, path, sha256 in connection.execute(rows)})
+    return found
+
+
+def calls_of(connection: Connection, image_ids: Collection[UUID]) -> dict[UUID, tuple[datetime | None, int | None]]:
+    """Return when each image's chunk was recorded, and how many images the call had that made it."""
+    images, found = bench_run_results.c, {}
+    for chunk in split_chunks(list(image_ids), 500):
+        rows = select(images.id, images.created_at, images.images_in_call).where(images.id.in_(chunk))
+        found.update({image_id: (created_at, size) for image_id, created_at, size in connection.execute(rows)})
     return found
 
 

@@ -284,7 +284,9 @@ def generate_partitions(work: Work, batches: Sequence[str], report: Report) -> N
                 model = registry.find_engine(plan["engine"][0], work.settings)
                 engine = work.slot.get(model)
                 made_on = generation.describe_provenance(model, work.slot)
-                outcome = generation.generate_images(work.database, work.store, engine, plan, bar.update, made_on)
+                outcome = generation.generate_images(
+                    work.database, work.store, engine, plan, bar.update, made_on, plans[batch]
+                )
             work.record_partition("generated_images", batch, outcome)
             report(batch, _images_metadata(work.database, work.store, batch, outcome))
 

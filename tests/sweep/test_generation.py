@@ -71,6 +71,14 @@ class Repainter(Painter):
         return [image.rotate(180).convert("L").convert("RGB") for image in super().generate(requests)]
 
 
+class Neighbour(Painter):
+    """Draws pictures that depend on the first of the call, as last bits may."""
+
+    def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        first, *_ = super().generate(requests)
+        return [Image.blend(drawn(r.seed, r.width, r.height), first, 0.3) for r in requests]
+
+
 def drawn(seed: int, width: int, height: int) -> Image.Image:
     return Image.new("RGB", (width, height), f"hsl({seed % 360}, 70%, 50%)")
 
@@ -174,6 +182,23 @@ def test_what_is_lost_is_made_again_and_what_differs_is_scored_anew(database: Da
     shutil.rmtree(store.root)
     with pytest.raises(BadInputError, match=r"the image root .* does not exist"):
         images_to_generate(database, store, plan)
+
+
+def test_a_lost_image_that_depends_on_its_call_is_made_among_the_same_images(
+    database: Database, store: ImageStore
+) -> None:
+    plan = planned(database, SWEEP, 10)
+    made(database, store, Neighbour(giants=True), plan)
+    before = rows(database)
+    for path in plan["image_path"][3], plan["image_path"][9]:
+        Path(store.root, path).unlink()
+    lost = images_to_generate(database, store, plan)
+    engine = Neighbour(giants=True)
+    assert generate_images(database, store, engine, lost, lambda _: None, None, plan) == GenerationOutcome(
+        2, restored=2
+    )
+    assert [len(call) for call in engine.made] == [2, 2, 8, 2], "the warm-up, the two alone, and their calls"
+    assert rows(database) == before and images_to_generate(database, store, plan).is_empty()
 
 
 def test_no_guidance_reaches_the_engine_as_none_and_stays_null(database: Database, store: ImageStore) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import version
 from math import inf
 from pathlib import Path
@@ -379,7 +380,9 @@ def test_out_is_a_regular_file_or_refused_and_nothing_is_replaced(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("in_dagster", [False, True])
-def test_every_signal_to_end_is_one_line(number: int, in_dagster: bool) -> None:
+def test_every_signal_to_end_is_one_line(number: int, in_dagster: bool, request: pytest.FixtureRequest) -> None:
+    # Under nohup a closed terminal is to be survived.
+    request.addfinalizer(partial(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_DFL)))
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
     @click.command()

@@ -209,7 +209,8 @@ def gallery_app(gallery: GalleryServer) -> Starlette:
         if isinstance(error, HTTPException):
             status, text = error.status_code, error.detail
         elif isinstance(error, FlexyError):
-            status, text = _STATUSES.get(type(error), 500), str(error)
+            status = next((status for kind, status in _STATUSES.items() if isinstance(error, kind)), 500)
+            text = str(error)
         else:
             status, text = 500, f"the gallery failed: {type(error).__name__}: {error}"
         return JSONResponse({"error": " ".join(text.split())}, status_code=status)

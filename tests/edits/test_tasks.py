@@ -84,7 +84,7 @@ def test_tasks_are_read_as_written(folder: Path) -> None:
         (line(image_path={"a": 1}), "image_path is not text"),
         (line(image_path="missing.png"), "No such file"),
         (line(image_path="x" * 900), "too long"),
-        (line(image_path="more"), "Is a directory"),
+        (line(image_path="more"), "it is a folder"),
         (line(image_path="broken.png"), "cannot decode image"),
         (line(image_path="link.png"), "leads outside"),
         (line(image_path="../outside.png"), "leads outside"),

@@ -282,7 +282,7 @@ def test_a_file_that_is_no_export_is_named(tmp_path: Path, content: bytes, reaso
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path, reason in ((tmp_path / "none.json", "No such file"), (tmp_path, "Is a directory")):
+    for path, reason in ((tmp_path / "none.json", "No such file"), (tmp_path, "it is a folder")):
         with pytest.raises(BadInputError) as caught:
             read_export_file(path)
         assert str(path) in str(caught.value) and reason in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +87,8 @@ def test_a_table_in_another_schema_is_named_and_nothing_is_made_elsewhere(
     assert message.endswith("FLEXY_DATABASE_URL: …?options=-csearch_path%3Dbench")
     monkeypatch.setenv("FLEXY_DATABASE_URL", empty_database.url.render_as_string(hide_password=False))
     result = flexy("status", "--json")
-    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"flexy: {message}\n")
+    assert (result.exit_code, result.stderr) == (2, f"flexy: {message}\n")
+    assert json.loads(result.stdout) == {"error": message}
     meant = with_options(empty_database, "-csearch_path=bench")
     assert adopt_rows(meant, Settings.read({})) == 1
     meant.engine.dispose()

@@ -34,7 +34,7 @@ OTHER = replace(REQUEST, noise=EditNoise(2))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_resolution() -> Iterator[None]:
+def small_kontext() -> Iterator[None]:
     """Kontext works at a sixteenth of its megapixel."""
     with pytest.MonkeyPatch.context() as patch:
         original = KontextEditor.pipeline_arguments

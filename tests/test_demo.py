@@ -24,6 +24,7 @@ from click.testing import CliRunner
 
 from benchmarks.truth import rule_scores
 from flexy_assets.cli.app import main
+from flexy_assets.execution import dagster_instance
 from flexy_assets.storage.runs import list_sweeps
 from flexy_assets.storage.tables import METRIC_COLUMNS
 from resources.database import Database
@@ -74,6 +75,9 @@ def ui(browser: Browser, drawn_figures: None, tmp_path_factory: pytest.TempPathF
             "FLEXY_DAGSTER_STORAGE": home / "dagster",
         }.items():
             environment.setenv(name, str(value))
+        # Dagster's own tables: two processes that make them at once leave them with two versions.
+        with dagster_instance(Settings.read()):
+            pass
         log = ended.enter_context((home / "log").open("wb"))
         command = ["dagster", "dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
         # A session of its own: what the servers have started ends with them, whatever it is at.

@@ -1,4 +1,4 @@
-"""Sweeps that somebody plans in the UI."""
+"""Makes and scores the sweeps that are planned in the UI."""
 
 from typing import Any
 

@@ -212,7 +212,7 @@ def test_each_judge_fills_its_columns_under_its_name_and_one_that_is_away_undoes
             JudgeReply.json({"error": "out of order"}, 500),
             JudgeReply("A fine face."),
         ):
-            gemini.reply = lambda _, reply=reply: reply  # type: ignore[method-assign]
+            monkeypatch.setattr(gemini, "reply", lambda _, reply=reply: reply)
             after = judged("gemini", gemini, judge_model=f"gemini-that-answers-{reply.status}")
             assert after == first, "no value was replaced by a failure"
             assert selections(work) == before
